@@ -1,0 +1,64 @@
+"""Numerical primitives that estimators and objectives share: total functions with finite gradients everywhere."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+# exp(20) = 4.9e8 keeps products with advantages and squared terms finite in float32.
+MAX_LOG_RATIO = 20.0
+
+
+def masked(value, mask):
+    """`value` where `mask` is positive and 0 elsewhere; what stands elsewhere, NaN included, has no influence."""
+    return jnp.where(mask > 0, value, 0.0)
+
+
+def safe_divide(numerator, denominator):
+    """`numerator / denominator`, and 0 where the denominator is 0; gradients are finite in both cases."""
+    nonzero = denominator != 0
+    return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1.0), 0.0)
+
+
+def without_infinities(logp):
+    """`logp` with infinite entries replaced by 0: a token that the policy cannot produce carries no loss or gradient."""
+    return jnp.where(jnp.isinf(logp), 0.0, logp)
+
+
+def log_ratio(logp, other_logp):
+    """`logp - other_logp` in nats, kept within +-20.
+
+    Equal infinities give 0, one infinity gives the bound of its sign; beyond the bounds the gradient is 0. NaN stays
+    NaN, so that a broken network is seen.
+    """
+    known = jnp.isfinite(logp) & jnp.isfinite(other_logp)
+    difference = jnp.where(known, logp, 0.0) - jnp.where(known, other_logp, 0.0)
+    bounded = jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    infinite = jnp.sign(jnp.nan_to_num(logp) - jnp.nan_to_num(other_logp)) * MAX_LOG_RATIO
+    broken = jnp.isnan(logp) | jnp.isnan(other_logp)
+    return jnp.where(known, bounded, jnp.where(broken, jnp.nan, infinite))
+
+
+def kl_estimate(logp, reference_logp, kind: str):
+    """Single-sample estimate of KL(policy || reference), in nats, from a token that the policy sampled.
+
+    With x = reference_logp - logp: "k1" is -x (unbiased, of either sign), "k2" is x^2 / 2 (its gradient is that of the
+    KL), "k3" is exp(x) - 1 - x (unbiased, never negative).
+
+    Args:
+      logp: log-probabilities of the policy, nats, any shape.
+      reference_logp: log-probabilities of the reference, nats, same shape.
+      kind: "k1", "k2" or "k3".
+
+    Raises:
+      ValueError: an unknown kind.
+
+    Source: J. Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html
+    """
+    x = log_ratio(reference_logp, logp)
+    if kind == "k1":
+        return -x
+    if kind == "k2":
+        return 0.5 * jnp.square(x)
+    if kind == "k3":
+        return jnp.expm1(x) - x
+    raise ValueError(f"kind of KL estimate is {kind!r}; it must be 'k1', 'k2' or 'k3'")

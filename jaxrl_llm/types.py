@@ -1,0 +1,219 @@
+"""The three records that flow: `Rollouts`, `Batch` and `Scores`.
+
+Position `t` always describes token `t`: `logp[b, t] = log p(tokens[b, t] | tokens[b, :t])`, and the first token of a
+sequence has log-probability 0. The records are frozen pytrees of arrays. Building one checks every shape; transforms
+of JAX, which rebuild records from leaves of other ranks, are not checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array | np.ndarray
+# Shapes in the annotations below: N rollouts of T tokens with K reward components; B packed rows of T tokens.
+FloatNT = IntNT = FloatBT = IntBT = Array
+
+
+def record(cls):
+    """Frozen dataclass, registered as a pytree whose unflattening skips the checks of the constructor.
+
+    `flax.struct.dataclass` runs `__post_init__` on every unflattening, where leaves may be tracers of another rank,
+    shardings or sentinels; shape checks there would break `vmap` and `tree.map`.
+    """
+    cls = dataclasses.dataclass(frozen=True, eq=False, kw_only=True)(cls)
+    names = tuple(f.name for f in dataclasses.fields(cls))
+
+    def flatten_with_keys(node):
+        return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names], None
+
+    def flatten(node):
+        return [getattr(node, name) for name in names], None
+
+    def unflatten(_, leaves):
+        node = object.__new__(cls)
+        for name, leaf in zip(names, leaves, strict=True):
+            object.__setattr__(node, name, leaf)
+        return node
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    cls.replace = dataclasses.replace
+    return cls
+
+
+def _fill(node, name: str, value) -> None:
+    if getattr(node, name) is None:
+        object.__setattr__(node, name, value() if callable(value) else value)
+
+
+def _check(node, names, shape) -> None:
+    for name in names:
+        value = getattr(node, name)
+        if value is None:
+            continue
+        try:
+            chex.assert_shape(value, shape)
+        except AssertionError as error:
+            found = getattr(value, "shape", type(value).__name__)
+            message = f"{type(node).__name__}.{name} has shape {found}; it must be {shape}"
+            raise ValueError(message) from error
+
+
+def _check_extras(node, *shapes) -> None:
+    for name, value in node.extras.items():
+        if not any(tuple(value.shape[: len(shape)]) == shape for shape in shapes):
+            place = f"{type(node).__name__}.extras[{name!r}]"
+            raise ValueError(f"{place} has shape {value.shape}; it must begin with one of {shapes}")
+
+
+def _numpy_for(tokens):
+    return np if isinstance(tokens, np.ndarray) else jnp
+
+
+@record
+class Rollouts:
+    """Sampled sequences, one a row: N rows of T tokens.
+
+    Only `tokens`, `length`, `mask` and `rewards` must be given; the rest is filled with the plain case.
+
+    Attributes:
+      tokens: int [N, T], prompt and completion.
+      length: int [N], tokens of the row that are real.
+      mask: float [N, T], 1 where the token is an action of the policy that trains.
+      rewards: float [N, K], named components kept apart until an estimator combines them; NaN marks a missing value.
+      group: int [N], rows that answer the same prompt share a number in [0, N); groups may differ in size.
+      prompt_id: int [N], number of the prompt in its data set.
+      token_rewards: float [N, T] or None, rewards that belong to a token.
+      behavior_logp: float [N, T] or None, log-probability (nats) of each token under the policy that sampled it.
+      turn: int [N, T], number of the turn that the token belongs to.
+      source: int [N], who wrote the row (0 = the policy).
+      version: int [N, T], training step of the parameters that sampled the token.
+      valid: float [N], 1 where the row takes part in training.
+      advantage: float [N, T].
+      weight: float [N, T], share of the token in the loss.
+      extras: arrays that methods add, of shape [N, ...].
+    """
+
+    tokens: IntNT
+    length: Array
+    mask: FloatNT
+    rewards: Array
+    group: Array | None = None
+    prompt_id: Array | None = None
+    token_rewards: FloatNT | None = None
+    behavior_logp: FloatNT | None = None
+    turn: IntNT | None = None
+    source: Array | None = None
+    version: IntNT | None = None
+    valid: Array | None = None
+    advantage: FloatNT | None = None
+    weight: FloatNT | None = None
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        _check_rank(self, self.tokens)
+        rows, width = self.tokens.shape
+        xp = _numpy_for(self.tokens)
+        _fill(self, "group", lambda: xp.arange(rows, dtype=np.int32))
+        _fill(self, "prompt_id", self.group)
+        for name in ("turn", "version"):
+            _fill(self, name, lambda: xp.zeros((rows, width), np.int32))
+        _fill(self, "source", lambda: xp.zeros((rows,), np.int32))
+        _fill(self, "valid", lambda: xp.ones((rows,), np.float32))
+        for name in ("advantage", "weight"):
+            _fill(self, name, lambda: xp.zeros((rows, width), np.float32))
+        per_token = ("mask", "token_rewards", "behavior_logp", "turn", "version", "advantage", "weight")
+        _check(self, per_token, (rows, width))
+        _check(self, ("length", "group", "prompt_id", "source", "valid"), (rows,))
+        _check(self, ("rewards",), (rows, None))
+        _check_extras(self, (rows,))
+
+
+@record
+class Batch:
+    """Packed rows of tokens with everything per token: B rows of T tokens.
+
+    Only `tokens` and `mask` must be given; the rest is filled with the plain case of one sequence a row.
+
+    Attributes:
+      tokens: int [B, T].
+      mask: float [B, T], 1 where the token is an action of the policy that trains.
+      positions: int [B, T], place of the token in its own sequence.
+      segment: int [B, T], number of the sequence within the row, from 1; 0 is padding.
+      rollout: int [B, T], number of the sequence within the step.
+      group: int [B, T], number of the prompt within the step.
+      advantage: float [B, T].
+      weight: float [B, T], share of the token in the loss; an additive loss is `sum(weight * token_loss)`. By default
+        each masked token has the share 1 / (number of masked tokens).
+      behavior_logp: float [B, T] or None, log-probability (nats) under the policy that sampled the token.
+      reference_logp: float [B, T] or None, log-probability (nats) under the reference policy.
+      returns: float [B, T] or None, targets of the critic.
+      extras: arrays that methods add, of shape [B, T, ...].
+      step: int [], training step.
+      coefficients: scalars from schedules and controllers, traced, so that a change never recompiles.
+    """
+
+    tokens: IntBT
+    mask: FloatBT
+    positions: IntBT | None = None
+    segment: IntBT | None = None
+    rollout: IntBT | None = None
+    group: IntBT | None = None
+    advantage: FloatBT | None = None
+    weight: FloatBT | None = None
+    behavior_logp: FloatBT | None = None
+    reference_logp: FloatBT | None = None
+    returns: FloatBT | None = None
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict)
+    step: Array | int = 0
+    coefficients: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        _check_rank(self, self.tokens)
+        shape = self.tokens.shape
+        _check(self, ("mask",), shape)
+        xp = _numpy_for(self.tokens)
+        _fill(self, "positions", lambda: xp.broadcast_to(xp.arange(shape[1], dtype=np.int32), shape))
+        _fill(self, "segment", lambda: xp.ones(shape, np.int32))
+        _fill(self, "rollout", lambda: xp.broadcast_to(xp.arange(shape[0], dtype=np.int32)[:, None], shape))
+        _fill(self, "group", self.rollout)
+        _fill(self, "advantage", lambda: xp.zeros(shape, np.float32))
+        _fill(self, "weight", lambda: self.mask / xp.maximum(self.mask.sum(), 1))
+        names = ("positions", "segment", "rollout", "group", "advantage", "weight")
+        _check(self, names + ("behavior_logp", "reference_logp", "returns"), shape)
+        _check_extras(self, shape)
+
+
+@record
+class Scores:
+    """What a policy says about a `Batch`; statistics beyond `logp` are None unless somebody needs them.
+
+    Attributes:
+      logp: float [B, T], log-probability (nats) of each token given those before it in its sequence.
+      entropy: float [B, T], entropy (nats) of the distribution that the token was drawn from.
+      mean_logp: float [B, T], mean over the vocabulary of the log-probabilities (nats).
+      value: float [B, T], the critic's estimate of the return from the state before the token.
+      hidden: float [B, T, D], last hidden states, of the state before the token.
+    """
+
+    logp: FloatBT
+    entropy: FloatBT | None = None
+    mean_logp: FloatBT | None = None
+    value: FloatBT | None = None
+    hidden: Array | None = None
+
+    def __post_init__(self):
+        _check_rank(self, self.logp, "logp")
+        _check(self, ("entropy", "mean_logp", "value"), self.logp.shape)
+        _check(self, ("hidden",), (*self.logp.shape, None))
+
+
+def _check_rank(node, value, name: str = "tokens") -> None:
+    if len(getattr(value, "shape", ())) != 2:
+        found = getattr(value, "shape", value)
+        raise ValueError(f"{type(node).__name__}.{name} must have two axes, rows and tokens; got {found}")
