@@ -1,0 +1,125 @@
+"""Built-in task: worked arithmetic, small enough for a tiny model that starts from nothing."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from jaxrl_llm.data.sources import Example, Source
+
+ARITHMETIC_ALPHABET = "0123456789+-*=;#"
+ANSWER_MARKER = "#"
+SPLITS = ("train", "test")
+HELD_OUT_SHARE = 10  # one problem in ten is held out
+
+
+def arithmetic_source(
+    size: int,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    digits: tuple[int, int] = (1, 2),
+    operations: str = "+",
+    direct: float = 0.0,
+) -> Source:
+    """Problems such as "37+45=", worked column by column: "7+5=12;3+4+1=8#82".
+
+    Example `index` is a pure function of the arguments and `index`. Which split a problem belongs to is a hash of the
+    problem itself (of both orders of its operands alike), so that the splits are disjoint whatever the seeds.
+
+    Args:
+      size: number of examples; problems may repeat.
+      seed: seed of the problems.
+      split: "train", or "test" for the tenth of all problems that "train" never shows.
+      digits: fewest and most digits of an operand; each operand draws its own number of digits.
+      operations: some of "+-*"; a difference is never negative.
+      direct: share of the examples whose completion gives the result without the working, "#82". A model that learns
+        from both has a choice that a reward can decide: it is more often right when it shows its work.
+
+    Returns:
+      Examples with "prompt", "completion" (the working, then "#" and the result) and "answer" (the result).
+    """
+    fewest, most = digits
+    if not 1 <= fewest <= most <= 9:
+        raise ValueError(f"digits is {digits}; give the fewest and the most digits, both from 1 to 9")
+    if not operations or set(operations) - set("+-*"):
+        raise ValueError(f"operations is {operations!r}; give some of '+-*'")
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
+
+    if not 0 <= direct <= 1:
+        raise ValueError(f"direct is {direct}; give a share from 0 to 1")
+
+    def fetch(index: int) -> Example:
+        random = np.random.Philox(key=np.array([seed % 2**64, index], np.uint64))
+        while True:
+            problem = _draw(random, fewest, most, operations)
+            if _is_held_out(*problem) == (split == "test"):
+                return _example(*problem, works=random.random_raw() >= direct * 2**64)
+
+    return Source(f"arithmetic {split}", size, fetch)
+
+
+def worked_solution(left: int, operation: str, right: int) -> str:
+    """The working of `left operation right`, steps separated by ";", then "#" and the result."""
+    if operation == "*":
+        steps, result = _product_steps(left, right), left * right
+    else:
+        sign = 1 if operation == "+" else -1
+        steps, result = _column_steps(left, right, sign), left + sign * right
+    return ";".join(steps) + f"{ANSWER_MARKER}{result}"
+
+
+def _example(left: int, operation: str, right: int, works: bool) -> Example:
+    working, _, result = worked_solution(left, operation, right).partition(ANSWER_MARKER)
+    completion = f"{working if works else ''}{ANSWER_MARKER}{result}"
+    return {"prompt": f"{left}{operation}{right}=", "completion": completion, "answer": result}
+
+
+def _draw(random: np.random.Philox, fewest: int, most: int, operations: str) -> tuple[int, str, int]:
+    # Raw words: NumPy keeps them the same in every version, unlike what its distributions make of them.
+    words = [int(word) for word in random.random_raw(5)]
+    operation = operations[words[0] % len(operations)]
+    left, right = (_number(words[i], words[i + 1], fewest, most) for i in (1, 3))
+    if operation == "-":
+        left, right = max(left, right), min(left, right)
+    return left, operation, right
+
+
+def _number(length_word: int, value_word: int, fewest: int, most: int) -> int:
+    length = fewest + length_word % (most - fewest + 1)
+    lowest = 0 if length == 1 else 10 ** (length - 1)
+    return lowest + value_word % (10**length - lowest)
+
+
+def _is_held_out(left: int, operation: str, right: int) -> bool:
+    problem = f"{min(left, right)}{operation}{max(left, right)}"
+    return zlib.crc32(problem.encode()) % HELD_OUT_SHARE == 0
+
+
+def _column_steps(left: int, right: int, sign: int) -> list[str]:
+    """One step a column from the units on: "7+5=12", "3+4+1=8"; a borrowed ten shows in the digit: "17-8=9"."""
+    steps, carry = [], 0
+    while left or right or carry or not steps:
+        top, bottom = left % 10, right % 10
+        if sign < 0 and top - bottom - carry < 0:
+            top += 10
+        total = top + sign * (bottom + carry)
+        carried = f"{'+' if sign > 0 else '-'}1" if carry else ""
+        steps.append(f"{top}{'+' if sign > 0 else '-'}{bottom}{carried}={total}")
+        carry = int(total >= 10) if sign > 0 else int(top >= 10)
+        left, right = left // 10, right // 10
+    return steps
+
+
+def _product_steps(left: int, right: int) -> list[str]:
+    """A product for each digit of `right`, then their running sum."""
+    places = [int(digit) * 10**place for place, digit in enumerate(reversed(str(right)))]
+    steps, total = [], 0
+    for place in places:
+        steps.append(f"{left}*{place}={left * place}")
+        if len(steps) > 1:
+            steps.append(f"{total}+{left * place}={total + left * place}")
+        total += left * place
+    return steps

@@ -1,0 +1,130 @@
+"""Rollouts into packed rows: after this, everything is per token."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxrl_llm.types import Batch, Rollouts
+
+# Fields of a rollout row that keep their name and meaning in a batch.
+_COPIED = ("tokens", "mask", "advantage", "weight", "behavior_logp")
+
+
+def first_fit(lengths, width: int) -> list[list[int]]:
+    """Places sequences into rows of `width` tokens: each, longest first, goes to the first row with room.
+
+    Args:
+      lengths: tokens of each sequence.
+      width: tokens of a row.
+
+    Returns:
+      For each row the sequence numbers in it, in rising order; rows are ordered by their first sequence. Sequences of
+      length 0 are placed nowhere.
+
+    Raises:
+      ValueError: a sequence longer than `width`.
+    """
+    lengths = np.asarray(lengths)
+    if len(lengths) and lengths.max() > width:
+        worst = int(lengths.argmax())
+        raise ValueError(f"sequence {worst} has {lengths[worst]} tokens; a packed row has {width}: raise the width of rows")
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for number in np.argsort(-lengths, kind="stable"):
+        if lengths[number] == 0:
+            continue
+        place = next((row for row, left in enumerate(room) if left >= lengths[number]), None)
+        if place is None:
+            rows.append([])
+            room.append(width)
+            place = len(rows) - 1
+        rows[place].append(int(number))
+        room[place] -= int(lengths[number])
+    return sorted(sorted(row) for row in rows)
+
+
+def pack(
+    rollouts: Rollouts,
+    width: int,
+    *,
+    keep: np.ndarray | None = None,
+    rows: int | None = None,
+    multiple: int = 1,
+    step: int = 0,
+    coefficients=None,
+) -> Batch:
+    """Lays rollouts into rows of fixed width; group numbers travel with the tokens.
+
+    Args:
+      rollouts: host arrays (NumPy) of N rows.
+      width: tokens of a packed row.
+      keep: bool [N], rows to lay down; all by default. `has_weight` tells which can change a loss.
+      rows: number of packed rows; by default as few as first-fit needs, rounded up by `round_up` so that few shapes
+        are ever compiled.
+      multiple: the number of rows is rounded up to a multiple of it, for micro-batches and meshes.
+      step: training step of the batch.
+      coefficients: scalars for the objective.
+
+    Returns:
+      A batch of NumPy arrays.
+
+    Raises:
+      ValueError: a rollout longer than `width`, or more rows needed than `rows`.
+    """
+    lengths = np.asarray(rollouts.length) if keep is None else np.where(keep, rollouts.length, 0)
+    layout = first_fit(lengths, width)
+    count = round_up(len(layout)) if rows is None else rows
+    count += -count % multiple
+    if len(layout) > count:
+        raise ValueError(f"rows is {rows}; the rollouts need {len(layout)} packed rows of {width} tokens")
+    fields = _per_token(rollouts)
+    packed = {name: np.zeros((count, width, *value.shape[2:]), value.dtype) for name, value in fields.items()}
+    positions, segment = np.zeros((2, count, width), np.int32)
+    for row, members in enumerate(layout):
+        start = 0
+        for number, member in enumerate(members, start=1):
+            span = slice(start, start + int(lengths[member]))
+            for name, value in fields.items():
+                packed[name][row, span] = value[member, : lengths[member]]
+            positions[row, span] = np.arange(lengths[member])
+            segment[row, span] = number
+            start = span.stop
+    own = {field.name for field in dataclasses.fields(Batch)}
+    extras = {name: packed.pop(name) for name in list(packed) if name not in own}
+    return Batch(
+        **packed, positions=positions, segment=segment, extras=extras, step=np.int32(step), coefficients=coefficients or {}
+    )
+
+
+def unpack(values: np.ndarray, batch: Batch, rows: int, width: int) -> np.ndarray:
+    """Per-token values [B, W, ...] of a packed batch back in the rollouts' places, [rows, width, ...]; 0 elsewhere."""
+    values, real = np.asarray(values), np.asarray(batch.segment) > 0
+    result = np.zeros((rows, width, *values.shape[2:]), values.dtype)
+    result[np.asarray(batch.rollout)[real], np.asarray(batch.positions)[real]] = values[real]
+    return result
+
+
+def has_weight(rollouts: Rollouts) -> np.ndarray:
+    """Rows [N] with a share in the loss; the others cannot change it."""
+    return np.abs(np.asarray(rollouts.weight)).sum(axis=1) > 0
+
+
+def round_up(count: int) -> int:
+    """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20...: four sizes an octave, at most a quarter too many."""
+    unit = 1 << max((max(count, 1) - 1).bit_length() - 3, 0)
+    return -(-max(count, 1) // unit) * unit
+
+
+def _per_token(rollouts: Rollouts) -> dict[str, np.ndarray]:
+    """All arrays that go into the batch, broadcast to [N, T, ...]."""
+    shape = rollouts.tokens.shape
+    fields = {name: np.asarray(value) for name in _COPIED if (value := getattr(rollouts, name)) is not None}
+    fields["rollout"] = np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None], shape)
+    fields["group"] = np.broadcast_to(np.asarray(rollouts.group)[:, None], shape)
+    for name, value in rollouts.extras.items():
+        value = np.asarray(value)
+        per_token = value.shape[:2] == shape
+        fields[name] = value if per_token else np.broadcast_to(np.expand_dims(value, 1), (*shape, *value.shape[1:]))
+    return fields

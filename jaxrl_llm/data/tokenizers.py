@@ -1,0 +1,144 @@
+"""Tokenizers as frozen, picklable values: bytes, small alphabets, SentencePiece models and Hugging Face directories."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterable
+
+from jaxrl_llm.data import tokenizer_files
+
+CHARACTERS_PREFIX = "characters:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+      encode_text: `(text, add_special_tokens) -> ids`.
+      decode_ids: `(ids, skip_special_tokens) -> text`.
+      vocab_size: ids lie in [0, vocab_size).
+      eos_id: the token that ends a completion, or None.
+      bos_id: the token that begins a text, or None.
+      pad_id: a value to fill arrays with; it may equal `eos_id`, so a mask must never be derived from it.
+      stop_ids: tokens that end a generation, `eos_id` first.
+      chat_template: jinja source, or None.
+      special_tokens: pairs such as ("bos_token", "<s>"), the names that chat templates use.
+      open_ids: tokens after which the text of those before may still change: bytes of characters that have no token of
+        their own, and what decoding leaves out between them. Empty where bytes need no such care.
+    """
+
+    encode_text: Callable[[str, bool], list[int]]
+    decode_ids: Callable[[list[int], bool], str]
+    vocab_size: int
+    eos_id: int | None = None
+    bos_id: int | None = None
+    pad_id: int = 0
+    stop_ids: tuple[int, ...] = ()
+    chat_template: str | None = None
+    special_tokens: tuple[tuple[str, str], ...] = ()
+    open_ids: frozenset[int] = frozenset()
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of `text`; with `add_special_tokens`, those that the tokenizer puts round a text of its own."""
+        return self.encode_text(text, add_special_tokens)
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary become nothing."""
+        known = [int(i) for i in ids if 0 <= i < self.vocab_size]
+        return self.decode_ids(known, skip_special_tokens)
+
+
+def load_tokenizer(path_or_name: str | pathlib.Path) -> Tokenizer:
+    """Loads a tokenizer.
+
+    Args:
+      path_or_name: "bytes"; "characters:" followed by an alphabet; a SentencePiece `.model` file; a `tokenizer.json`;
+        or a directory that holds one of these files, as a Hugging Face checkpoint does.
+
+    Raises:
+      ValueError: nothing can be loaded from there; the message says what was found and what to do.
+    """
+    name = str(path_or_name)
+    if name == "bytes":
+        return byte_tokenizer()
+    if name.startswith(CHARACTERS_PREFIX):
+        return character_tokenizer(name.removeprefix(CHARACTERS_PREFIX))
+    path = pathlib.Path(path_or_name)
+    candidates = [path] if path.is_file() else [path / "tokenizer.json", path / "tokenizer.model"]
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
+        raise ValueError(_nothing_found(path))
+    if file.suffix == ".json":
+        return Tokenizer(**tokenizer_files.huggingface_fields(file))
+    return Tokenizer(**tokenizer_files.sentencepiece_fields(file))
+
+
+def byte_tokenizer() -> Tokenizer:
+    """UTF-8 bytes as ids 0 to 255, then beginning of text (256), end of text (257) and padding (258)."""
+    return Tokenizer(
+        encode_text=_encode_bytes,
+        decode_ids=_decode_bytes,
+        vocab_size=259,
+        bos_id=256,
+        eos_id=257,
+        pad_id=258,
+        stop_ids=(257,),
+        special_tokens=(("bos_token", "<bos>"), ("eos_token", "<eos>"), ("pad_token", "<pad>")),
+    )
+
+
+def character_tokenizer(alphabet: str) -> Tokenizer:
+    """One id for each character of `alphabet` in its order, then end of text and padding.
+
+    Raises:
+      ValueError: `alphabet` is empty or names a character twice.
+    """
+    repeated = sorted({c for c in alphabet if alphabet.count(c) > 1})
+    if repeated or not alphabet:
+        fault = f"names {repeated[0]!r} twice" if repeated else "is empty"
+        raise ValueError(f"alphabet {alphabet!r} {fault}; give each character once")
+    size = len(alphabet)
+    return Tokenizer(
+        encode_text=functools.partial(_encode_characters, alphabet),
+        decode_ids=functools.partial(_decode_characters, alphabet),
+        vocab_size=size + 2,
+        eos_id=size,
+        pad_id=size + 1,
+        stop_ids=(size,),
+        special_tokens=(("eos_token", "<eos>"), ("pad_token", "<pad>")),
+    )
+
+
+def _encode_bytes(text: str, add_special_tokens: bool) -> list[int]:
+    return [256] * add_special_tokens + list(text.encode("utf-8"))
+
+
+def _decode_bytes(ids: list[int], skip_special_tokens: bool) -> str:
+    specials = {} if skip_special_tokens else {256: b"<bos>", 257: b"<eos>", 258: b"<pad>"}
+    return b"".join(bytes([i]) if i < 256 else specials.get(i, b"") for i in ids).decode("utf-8", errors="replace")
+
+
+def _encode_characters(alphabet: str, text: str, add_special_tokens: bool) -> list[int]:
+    unknown = next((c for c in text if c not in alphabet), None)
+    if unknown is not None:
+        raise ValueError(f"character {unknown!r} of {text!r} is not in the alphabet {alphabet!r}; add it to the alphabet")
+    return [alphabet.index(c) for c in text]
+
+
+def _decode_characters(alphabet: str, ids: list[int], skip_special_tokens: bool) -> str:
+    specials = ("", "") if skip_special_tokens else ("<eos>", "<pad>")
+    return "".join((*alphabet, *specials)[i] for i in ids)
+
+
+def _nothing_found(path: pathlib.Path) -> str:
+    wanted = "'bytes', 'characters:...', a .model file, a tokenizer.json, or a directory with one of them"
+    if not path.exists():
+        return f"tokenizer {str(path)!r}: there is no such file; give {wanted}"
+    found = sorted(entry.name for entry in path.iterdir())[:8]
+    return (
+        f"tokenizer {str(path)!r}: the directory has neither tokenizer.json nor tokenizer.model (it has {found}); "
+        "write a tokenizer.json with `transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)`"
+    )

@@ -1,0 +1,29 @@
+"""Rewards: plain callables `reward(prompts, completions, **columns) -> list[float | None]`, and the pool that runs them.
+
+None of this imports JAX: the worker processes of the pool import it too.
+"""
+
+from jaxrl_llm.rewards.answers import arithmetic, exact_match, final_number, gsm8k, marked_answer
+from jaxrl_llm.rewards.maths import maths
+from jaxrl_llm.rewards.pool import RewardFailure, RewardPool
+from jaxrl_llm.rewards.reasoning_gym import reasoning_gym_score
+from jaxrl_llm.rewards.shaping import format_reward, length_cosine, length_soft_penalty
+
+# Rewards that a configuration can name without a module.
+NAMED = {reward.__name__: reward for reward in (arithmetic, exact_match, gsm8k, maths, reasoning_gym_score)}
+
+__all__ = [
+    "NAMED",
+    "RewardFailure",
+    "RewardPool",
+    "arithmetic",
+    "exact_match",
+    "final_number",
+    "format_reward",
+    "gsm8k",
+    "length_cosine",
+    "length_soft_penalty",
+    "marked_answer",
+    "maths",
+    "reasoning_gym_score",
+]

@@ -1,0 +1,41 @@
+"""Mathematical equivalence with a time limit that holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxrl_llm.rewards.pool import RewardPool
+
+ROW_SECONDS = 10.0
+
+
+def maths(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns) -> list[float | None]:
+    """Whether the final expression of the completion is mathematically equal to `answer`, by math-verify.
+
+    The final expression is the last `\\boxed{...}`, else what math-verify takes for it (LaTeX, then plain numbers).
+    Computer algebra may hang on adversarial input, so that every row is evaluated in a worker process that is killed
+    after 10 seconds. A `RewardPool` uses its own workers; a call by hand starts one, which takes about a second.
+
+    Args:
+      prompts: not looked at.
+      completions: texts.
+      answer: expressions, bare ("1/2", "\\frac12", "(1, 2]") or within "$...$" or `\\boxed{}`.
+
+    Returns:
+      1.0 or 0.0; None where the row took too long or `answer` is no expression.
+    """
+    with RewardPool(1, row_seconds=ROW_SECONDS) as pool:
+        deadline = ROW_SECONDS * max(1, len(completions))
+        values, _ = pool.score({"maths": maths}, prompts, completions, {"answer": answer}, deadline)
+    return [None if math.isnan(value) else float(value) for value in values[:, 0]]
+
+
+def _unguarded() -> Callable[..., list[float]]:
+    from jaxrl_llm.rewards.equivalence import equivalent
+
+    return equivalent
+
+
+maths.unguarded = _unguarded

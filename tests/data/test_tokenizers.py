@@ -1,0 +1,226 @@
+"""Tokenizers: round trips, agreement with the libraries that own the formats, special tokens, pickling."""
+
+import io
+import json
+import pickle
+
+import pytest
+import sentencepiece
+import tokenizers
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxrl_llm import data
+
+TEXTS = [
+    "the cat sat on the mat",
+    "a café, 12 + 30 = 42",
+    "naïve 日本語 text",
+    "emoji 🙂 and tabs\tand\nlines",
+    "<think>so</think> 42",
+] * 4
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def write_huggingface(directory, **config):
+    """A byte-level BPE tokenizer in the style of Qwen, trained on `TEXTS`."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    options = {"initial_alphabet": tokenizers.pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIALS, **options)
+    inner.train_from_iterator(TEXTS, trainer)
+    inner.add_tokens(["<think>", "</think>"])
+    inner.enable_truncation(3)
+    inner.enable_padding(length=9)
+    inner.save(str(directory / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", **config}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def write_fallback(directory):
+    """A BPE tokenizer with byte fallback and a beginning token, in the style of Llama 2."""
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    vocabulary |= {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    vocabulary |= {letter: 259 + i for i, letter in enumerate("▁abcdefghijklmnopqrstuvwxyz")}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    inner.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    steps = [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    inner.decoder = tokenizers.decoders.Sequence([*steps, tokenizers.decoders.Strip(" ", 1, 0)])
+    inner.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    inner.add_special_tokens(["<unk>", "<s>", "</s>"])
+    inner.save(str(directory / "tokenizer.json"))
+    config = {"bos_token": {"content": "<s>"}, "eos_token": {"content": "</s>"}}
+    (directory / "special_tokens_map.json").write_text(json.dumps(config))
+    return directory
+
+
+def write_sentencepiece(directory):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=330, model_type="bpe", byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (directory / "tokenizer.model").write_bytes(model.getvalue())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def every_tokenizer(tmp_path_factory):
+    writers = {"bpe": write_huggingface, "fallback": write_fallback, "sentencepiece": write_sentencepiece}
+    loaded = {name: data.load_tokenizer(write(tmp_path_factory.mktemp(name))) for name, write in writers.items()}
+    return {"bytes": data.load_tokenizer("bytes"), **loaded}
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("ab 🙂é日\ufffd"), max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(text=TEXT)
+def test_round_trip(every_tokenizer, text):
+    for name in ("bytes", "bpe"):
+        assert every_tokenizer[name].decode(every_tokenizer[name].encode(text)) == text
+
+
+@settings(deadline=None, max_examples=60)
+@given(text=st.text("ab é日🙂", max_size=12))
+def test_round_trip_of_tokenizers_that_normalize(every_tokenizer, text):
+    for name in ("fallback", "sentencepiece"):
+        tokenizer = every_tokenizer[name]
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(text=st.text(data.ARITHMETIC_ALPHABET))
+def test_characters_round_trip(text):
+    tokenizer = data.character_tokenizer(data.ARITHMETIC_ALPHABET)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode([*ids, tokenizer.eos_id, tokenizer.pad_id]) == text
+    assert tokenizer.vocab_size == len(data.ARITHMETIC_ALPHABET) + 2
+    assert tokenizer.encode(text, add_special_tokens=True) == ids
+
+
+def test_characters_by_name_and_their_errors():
+    assert data.load_tokenizer("characters:ab").encode("ba") == [1, 0]
+    assert data.load_tokenizer("characters:ab").decode([0, 2, 3], skip_special_tokens=False) == "a<eos><pad>"
+    with pytest.raises(ValueError, match="'c'.*not in the alphabet 'ab'"):
+        data.character_tokenizer("ab").encode("abc")
+    with pytest.raises(ValueError, match="twice"):
+        data.character_tokenizer("aba")
+    with pytest.raises(ValueError, match="is empty"):
+        data.character_tokenizer("")
+
+
+def test_bytes():
+    tokenizer = data.load_tokenizer("bytes")
+    assert tokenizer.encode("é") == [0xC3, 0xA9]
+    assert tokenizer.encode("a", add_special_tokens=True) == [256, 97]
+    assert tokenizer.decode([256, 97, 257, 258]) == "a"
+    assert tokenizer.decode([256, 97, 257], skip_special_tokens=False) == "<bos>a<eos>"
+    assert tokenizer.decode([0xC3, 97]) == "\ufffda"
+    assert tokenizer.stop_ids == (257,) and tokenizer.vocab_size == 259
+
+
+def test_pickled_tokenizers_are_the_same(every_tokenizer):
+    for tokenizer in (*every_tokenizer.values(), data.character_tokenizer("sat he")):
+        again = pickle.loads(pickle.dumps(tokenizer))
+        assert again.encode("the sat") == tokenizer.encode("the sat")
+        assert again.stop_ids == tokenizer.stop_ids
+
+
+@pytest.mark.parametrize("style", ["bpe", "fallback"])
+def test_agrees_with_transformers(tmp_path, style):
+    directory = {"bpe": write_huggingface, "fallback": write_fallback}[style](tmp_path)
+    ours = data.load_tokenizer(directory)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
+    for text in [*TEXTS[:5], "", "<|im_start|>user\nhi<|im_end|>\n"]:
+        ids = theirs(text, add_special_tokens=False, truncation=False, padding=False)["input_ids"]
+        assert ours.encode(text) == ids
+        assert ours.encode(text, add_special_tokens=True) == theirs(text, truncation=False, padding=False)["input_ids"]
+        assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+    theirs.chat_template = "{{ messages }}"
+    theirs.save_pretrained(tmp_path / "saved")
+    saved = data.load_tokenizer(tmp_path / "saved")
+    assert saved.chat_template == "{{ messages }}" and saved.encode(TEXTS[1]) == ours.encode(TEXTS[1])
+
+
+def test_special_tokens_of_a_checkpoint(tmp_path):
+    directory = write_huggingface(tmp_path, chat_template="from the configuration", bos_token=None)
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    tokenizer = data.load_tokenizer(directory)
+    assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.stop_ids) == (2, None, 0, (2, 0))
+    assert tokenizer.chat_template == "from the configuration"
+    assert dict(tokenizer.special_tokens) == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    assert tokenizer.decode([*tokenizer.encode("a<think>"), 2]) == "a<think>"
+    (directory / "chat_template.jinja").write_text("from its own file")
+    assert data.load_tokenizer(directory / "tokenizer.json").chat_template == "from its own file"
+
+
+def test_named_chat_templates_and_defaults_without_special_tokens(tmp_path):
+    templates = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
+    directory = write_huggingface(tmp_path, chat_template=templates, eos_token=None, pad_token=None)
+    tokenizer = data.load_tokenizer(directory)
+    assert tokenizer.chat_template == "yes"
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.stop_ids) == (None, 0, ())
+    (directory / "config.json").write_text(json.dumps({"eos_token_id": 1}))
+    assert data.load_tokenizer(directory).stop_ids == (1,)
+
+
+def test_sentencepiece_agrees_with_its_library(tmp_path):
+    directory = write_sentencepiece(tmp_path)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    tokenizer = data.load_tokenizer(directory / "tokenizer.model")
+    for text in TEXTS[:5]:
+        assert tokenizer.encode(text) == processor.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == processor.decode(processor.encode(text))
+    assert tokenizer.encode("cat", add_special_tokens=True)[0] == tokenizer.bos_id == processor.bos_id()
+    assert tokenizer.decode([1, *tokenizer.encode("cat"), 2], skip_special_tokens=False) == "<s>cat</s>"
+    assert tokenizer.stop_ids == (processor.eos_id(),)
+
+
+def test_ids_outside_the_vocabulary_decode_to_nothing(every_tokenizer):
+    for tokenizer in every_tokenizer.values():
+        assert tokenizer.decode([tokenizer.vocab_size + 5, -1, *tokenizer.encode("a")]) == "a"
+
+
+def test_errors_say_what_was_found(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        data.load_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"neither tokenizer.json.*vocab.json.*save_pretrained"):
+        data.load_tokenizer(tmp_path)
+    write_huggingface(tmp_path, eos_token="<stop>")
+    with pytest.raises(ValueError, match="eos_token '<stop>' is not in the vocabulary"):
+        data.load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds a list"):
+        data.load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        data.load_tokenizer(tmp_path)
+
+
+@settings(deadline=None, max_examples=80)
+@given(text=TEXT, cuts=st.lists(st.integers(0, 30)), noise=st.lists(st.integers(0, 300), max_size=6))
+def test_streamed_text_is_the_decoded_text(every_tokenizer, text, cuts, noise):
+    for tokenizer in every_tokenizer.values():
+        ids = tokenizer.encode(text) + noise
+        bounds = [0, *sorted(cut for cut in cuts if cut < len(ids)), len(ids)]
+        state, pieces = data.DecoderState(), []
+        for begin, end in zip(bounds, bounds[1:], strict=False):
+            piece, state = data.decode_step(tokenizer, ids[begin:end], state, last=end == len(ids) and begin == bounds[-2])
+            pieces.append(piece)
+        assert "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_stream_never_splits_a_character(every_tokenizer):
+    for tokenizer in every_tokenizer.values():
+        state, pieces = data.DecoderState(), []
+        for token in tokenizer.encode("a🙂b"):
+            piece, state = data.decode_step(tokenizer, [token], state)
+            pieces.append(piece)
+        assert "".join(pieces) == "a🙂b"
+        assert len(pieces) >= 3 and not any("\ufffd" in piece for piece in pieces)
