@@ -21,7 +21,7 @@ def arithmetic_source(
     split: str = "train",
     digits: tuple[int, int] = (1, 2),
     operations: str = "+",
-    direct: float = 0.0,
+    careless: float = 0.0,
 ) -> Source:
     """Problems such as "37+45=", worked column by column: "7+5=12;3+4+1=8#82".
 
@@ -34,8 +34,8 @@ def arithmetic_source(
       split: "train", or "test" for the tenth of all problems that "train" never shows.
       digits: fewest and most digits of an operand; each operand draws its own number of digits.
       operations: some of "+-*"; a difference is never negative.
-      direct: share of the examples whose completion gives the result without the working, "#82". A model that learns
-        from both has a choice that a reward can decide: it is more often right when it shows its work.
+      careless: share of the examples whose completion forgets every carry or borrow ("7+5=12;3+4=7#72"), while
+        "answer" stays right. A model that imitates such demonstrations has something to learn from a verifier.
 
     Returns:
       Examples with "prompt", "completion" (the working, then "#" and the result) and "answer" (the result).
@@ -48,32 +48,35 @@ def arithmetic_source(
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
 
-    if not 0 <= direct <= 1:
-        raise ValueError(f"direct is {direct}; give a share from 0 to 1")
+    if not 0 <= careless <= 1:
+        raise ValueError(f"careless is {careless}; give a share from 0 to 1")
 
     def fetch(index: int) -> Example:
         random = np.random.Philox(key=np.array([seed % 2**64, index], np.uint64))
         while True:
             problem = _draw(random, fewest, most, operations)
             if _is_held_out(*problem) == (split == "test"):
-                return _example(*problem, works=random.random_raw() >= direct * 2**64)
+                return _example(*problem, careful=random.random_raw() >= careless * 2**64)
 
     return Source(f"arithmetic {split}", size, fetch)
 
 
-def worked_solution(left: int, operation: str, right: int) -> str:
-    """The working of `left operation right`, steps separated by ";", then "#" and the result."""
+def worked_solution(left: int, operation: str, right: int, *, carries: bool = True) -> str:
+    """The working of `left operation right`, steps separated by ";", then "#" and the result.
+
+    Without `carries` it is that of somebody who forgets them, and its result may be wrong; products have none to forget.
+    """
     if operation == "*":
         steps, result = _product_steps(left, right), left * right
     else:
-        sign = 1 if operation == "+" else -1
-        steps, result = _column_steps(left, right, sign), left + sign * right
+        steps, result = _column_steps(left, right, 1 if operation == "+" else -1, carries)
     return ";".join(steps) + f"{ANSWER_MARKER}{result}"
 
 
-def _example(left: int, operation: str, right: int, works: bool) -> Example:
-    working, _, result = worked_solution(left, operation, right).partition(ANSWER_MARKER)
-    completion = f"{working if works else ''}{ANSWER_MARKER}{result}"
+def _example(left: int, operation: str, right: int, careful: bool) -> Example:
+    solution = worked_solution(left, operation, right)
+    result = solution.split(ANSWER_MARKER)[-1]
+    completion = solution if careful else worked_solution(left, operation, right, carries=False)
     return {"prompt": f"{left}{operation}{right}=", "completion": completion, "answer": result}
 
 
@@ -98,9 +101,12 @@ def _is_held_out(left: int, operation: str, right: int) -> bool:
     return zlib.crc32(problem.encode()) % HELD_OUT_SHARE == 0
 
 
-def _column_steps(left: int, right: int, sign: int) -> list[str]:
-    """One step a column from the units on: "7+5=12", "3+4+1=8"; a borrowed ten shows in the digit: "17-8=9"."""
-    steps, carry = [], 0
+def _column_steps(left: int, right: int, sign: int, carries: bool) -> tuple[list[str], int]:
+    """One step a column from the units on, and the result that they lead to.
+
+    A sum that reaches ten carries into the next step: "7+5=12", "3+4+1=8"; a borrowed ten shows in the digit: "17-8=9".
+    """
+    steps, carry, result, place = [], 0, 0, 1
     while left or right or carry or not steps:
         top, bottom = left % 10, right % 10
         if sign < 0 and top - bottom - carry < 0:
@@ -108,9 +114,10 @@ def _column_steps(left: int, right: int, sign: int) -> list[str]:
         total = top + sign * (bottom + carry)
         carried = f"{'+' if sign > 0 else '-'}1" if carry else ""
         steps.append(f"{top}{'+' if sign > 0 else '-'}{bottom}{carried}={total}")
-        carry = int(total >= 10) if sign > 0 else int(top >= 10)
+        carry = carries * (int(total >= 10) if sign > 0 else int(top >= 10))
+        result, place = result + total % 10 * place, place * 10
         left, right = left // 10, right // 10
-    return steps
+    return steps, result
 
 
 def _product_steps(left: int, right: int) -> list[str]:

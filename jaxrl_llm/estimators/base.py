@@ -1,0 +1,93 @@
+"""The estimator: a pair `(init, update)` in the manner of optax, and its combinator `chain`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxrl_llm.compose import bind, declared
+from jaxrl_llm.types import Rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """A transformation of rollouts with explicit state.
+
+    Attributes:
+      init: `init() -> state`, a pytree of arrays.
+      update: `update(rollouts, state, key) -> (rollouts, state)`, pure and jittable; it sees the whole step.
+      parts: the functions it is made of, for printing and for what they need.
+    """
+
+    init: Callable[[], Any]
+    update: Callable[[Rollouts, Any, jax.Array], tuple[Rollouts, Any]]
+    parts: tuple[Any, ...] = ()
+
+    @property
+    def annotations(self) -> frozenset[str]:
+        """Arrays in `rollouts.extras` that must be there before `update`, such as "reference_logp"."""
+        return declared(self.parts, "annotations")
+
+    def __repr__(self) -> str:
+        inner = ", ".join(repr(part) for part in self.parts)
+        return inner if len(self.parts) == 1 else f"chain({inner})"
+
+
+def stateless(function=None, *, annotations=()):
+    """Decorator: a pure function `f(rollouts, **options) -> rollouts` becomes a factory of estimators."""
+    if function is None:
+        return functools.partial(stateless, annotations=annotations)
+
+    @functools.wraps(function)
+    def factory(**options) -> Estimator:
+        bound = bind(function, options, annotations=annotations)
+        return Estimator(init=tuple, update=_Stateless(bound), parts=(bound,))
+
+    factory.function = function
+    return factory
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stateless:
+    """Hashable `update` of a stateless estimator, so that equal estimators share one compiled program."""
+
+    function: Callable[[Rollouts], Rollouts]
+
+    def __call__(self, rollouts, state, key):
+        del key
+        return self.function(rollouts), state
+
+
+@dataclasses.dataclass(frozen=True)
+class _ChainInit:
+    estimators: tuple[Estimator, ...]
+
+    def __call__(self):
+        return tuple(estimator.init() for estimator in self.estimators)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ChainUpdate:
+    estimators: tuple[Estimator, ...]
+
+    def __call__(self, rollouts, state, key):
+        states = []
+        for number, (estimator, inner) in enumerate(zip(self.estimators, state, strict=True)):
+            rollouts, inner = estimator.update(rollouts, inner, jax.random.fold_in(key, number))
+            states.append(inner)
+        return rollouts, tuple(states)
+
+
+def chain(*estimators: Estimator) -> Estimator:
+    """Applies estimators in order; the state is the tuple of their states.
+
+    Example:
+      >>> chain(group_advantage(scale="std"), token_mean())
+      chain(group_advantage(), token_mean())
+    """
+    parts = tuple(part for estimator in estimators for part in estimator.parts)
+    return Estimator(_ChainInit(estimators), _ChainUpdate(estimators), parts)

@@ -1,0 +1,82 @@
+"""The objective: a frozen, hashable sum of per-token terms."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jaxrl_llm.compose import Composable, declared
+from jaxrl_llm.numerics import masked
+from jaxrl_llm.types import Batch, Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """`objective(scores, batch) -> (loss, metrics)`, with loss = sum over tokens of weight * sum of terms.
+
+    A term is a composable `term(scores, batch) -> (token_loss [B, T], metrics)`. The loss is additive over rows, as
+    weights are fixed before any split.
+
+    Attributes:
+      terms: what is added up.
+      coupled: whether a token's loss depends on other rows; False for sums of terms.
+    """
+
+    terms: tuple[Composable, ...]
+    coupled: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics beyond `logp` that the scorer must return."""
+        return declared(self.terms, "needs")
+
+    @property
+    def annotations(self) -> frozenset[str]:
+        """Arrays that the batch must carry: its own optional fields or keys of its `extras`."""
+        return declared(self.terms, "annotations")
+
+    def __call__(self, scores: Scores, batch: Batch):
+        self._check(scores, batch)
+        loss, metrics = jnp.float32(0.0), {}
+        for term in self.terms:
+            token_loss, term_metrics = term(scores, batch)
+            value = weighted_sum(token_loss, batch)
+            loss += value
+            metrics[f"loss/{term.function.__name__}"] = value
+            metrics.update(term_metrics)
+        return loss, metrics
+
+    def _check(self, scores: Scores, batch: Batch) -> None:
+        for name in sorted(self.needs):
+            if getattr(scores, name) is None:
+                raise ValueError(f"{self!r} needs scores.{name}, which is None; ask the scorer for it")
+        for name in sorted(self.annotations):
+            value = getattr(batch, name) if hasattr(batch, name) else batch.extras.get(name)
+            if value is None:
+                place = f"batch.{name}" if hasattr(batch, name) else f"batch.extras[{name!r}]"
+                raise ValueError(f"{self!r} needs {place}, which is missing; fill it before the update")
+
+    def __repr__(self) -> str:
+        return f"objective({', '.join(map(repr, self.terms))})"
+
+
+def objective(*terms: Composable) -> Objective:
+    """Sum of per-token terms, such as `objective(policy(trust=clip()), kl(coefficient=0.04))`."""
+    return Objective(tuple(terms))
+
+
+def weighted_sum(per_token, batch: Batch):
+    """`sum(weight * per_token)` over the actions of the batch; what stands at other tokens has no influence."""
+    weight = masked(batch.weight, batch.mask)
+    return jnp.sum(weight * masked(per_token, jnp.abs(weight)))
+
+
+def coefficient_value(coefficient: float | str, batch: Batch):
+    """A number as it is, or the scalar of that name in `batch.coefficients`."""
+    if not isinstance(coefficient, str):
+        return coefficient
+    if coefficient not in batch.coefficients:
+        known = sorted(batch.coefficients)
+        raise ValueError(f"batch.coefficients has no {coefficient!r}; it has {known}: fill it from a schedule or give a number")
+    return batch.coefficients[coefficient]

@@ -1,0 +1,71 @@
+"""The policy-gradient term: a ratio and a trust region."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.numerics import kl_estimate, masked, without_infinities
+from jaxrl_llm.objectives.base import weighted_sum
+from jaxrl_llm.objectives.ratios import token_ratio
+from jaxrl_llm.objectives.trust import clip
+from jaxrl_llm.types import Batch, Scores
+
+TOKEN_RATIO, CLIP = token_ratio(), clip()
+
+
+@composable
+def policy(scores: Scores, batch: Batch, *, ratio: Composable | None = TOKEN_RATIO, trust: Composable = CLIP):
+    """Token loss of a policy-gradient method and its diagnostics.
+
+    On policy the value of a group-relative surrogate is 0 whatever the policy learns, so its parts from actions with
+    positive and with negative advantage are reported apart.
+
+    Args:
+      ratio: log importance ratio; None for methods that use none.
+      trust: token loss from the log-ratio.
+
+    Returns:
+      token_loss [B, T] and metrics (see the functions below).
+    """
+    log_ratio = jnp.zeros_like(scores.logp) if ratio is None else ratio(scores, batch)
+    known = scores.replace(logp=without_infinities(masked(scores.logp, batch.mask)))
+    token_loss = trust(log_ratio, known, batch)
+    metrics = surrogate_parts(token_loss, batch)
+    if ratio is not None:
+        metrics |= ratio_statistics(log_ratio, batch)
+    if trust.function is clip.function:
+        bounds = dict(trust.options)
+        metrics |= clip_fractions(log_ratio, batch, bounds["low"], bounds["high"])
+    return token_loss, metrics
+
+
+def surrogate_parts(token_loss, batch: Batch) -> dict[str, jnp.ndarray]:
+    """Weighted sums of the surrogate, to be maximised, over actions with positive and with negative advantage."""
+    positive, negative = batch.advantage > 0, batch.advantage < 0
+    return {
+        "surrogate/positive_advantage": -weighted_sum(jnp.where(positive, token_loss, 0.0), batch),
+        "surrogate/negative_advantage": -weighted_sum(jnp.where(negative, token_loss, 0.0), batch),
+    }
+
+
+def ratio_statistics(log_ratio, batch: Batch) -> dict[str, jnp.ndarray]:
+    """Mean and largest importance ratio of the actions, and the KL divergence (nats) that it tells of."""
+    actions = batch.mask * (batch.weight != 0)
+    count = jnp.maximum(actions.sum(), 1.0)
+    return {
+        "ratio/mean": masked(jnp.exp(log_ratio), actions).sum() / count,
+        "ratio/max": jnp.exp(jnp.where(actions > 0, log_ratio, -jnp.inf).max(initial=-jnp.inf)),
+        "behavior_kl": masked(kl_estimate(jnp.zeros_like(log_ratio), log_ratio, "k3"), actions).sum() / count,
+    }
+
+
+def clip_fractions(log_ratio, batch: Batch, low: float, high: float) -> dict[str, jnp.ndarray]:
+    """Shares of the actions whose gradient a clip at 1 - low or 1 + high removes."""
+    actions = batch.mask * (batch.weight != 0)
+    count = jnp.maximum(actions.sum(), 1.0)
+    ratio = jnp.exp(log_ratio)
+    return {
+        "clip_fraction/low": masked((ratio < 1.0 - low) & (batch.advantage < 0), actions).sum() / count,
+        "clip_fraction/high": masked((ratio > 1.0 + high) & (batch.advantage > 0), actions).sum() / count,
+    }

@@ -1,0 +1,206 @@
+"""Every estimator against its oracle, on random, ragged and degenerate rollouts."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from oracles import advantages as oracle
+from oracles.cases import modest, rollout_cases
+
+from jaxrl_llm import estimators
+from jaxrl_llm.types import Rollouts
+
+WEIGHTS = (None, (0.5, -2.0))
+
+
+def build(case) -> Rollouts:
+    return Rollouts(
+        tokens=case.tokens,
+        length=case.length,
+        mask=case.mask,
+        rewards=case.rewards,
+        group=case.group,
+        valid=case.valid,
+        token_rewards=case.token_rewards,
+        behavior_logp=case.behavior_logp,
+        advantage=case.advantage,
+        extras={"reference_logp": case.reference_logp, "behavior_value": case.behavior_value},
+    )
+
+
+@functools.cache
+def program(estimator):
+    return jax.jit(lambda rollouts: estimator.update(rollouts, estimator.init(), jax.random.key(0))[0])
+
+
+def run(estimator, case) -> Rollouts:
+    return jax.tree.map(np.asarray, program(estimator)(build(case)))
+
+
+def close(actual, expected, rtol=2e-5, atol=2e-6):
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=rtol, atol=atol)
+
+
+def close_at_actions(actual, expected, case, **tolerances):
+    close(np.where(case.mask > 0, actual, 0), np.where(case.mask > 0, expected, 0), **tolerances)
+
+
+def check_outside(rollouts, case):
+    """Tokens that are not actions carry nothing, and nothing that a loss reads is NaN."""
+    assert not rollouts.advantage[case.mask == 0].any()
+    assert np.isfinite(rollouts.advantage).all()
+
+
+def scores_of(case, reward_weights=None):
+    return oracle.row_scores(case.rewards, case.valid, case.mask, case.token_rewards, reward_weights)
+
+
+def token_rewards_of(case, reward_weights=None):
+    rewards, present = oracle.rewards_per_token(case.rewards, case.valid, case.mask, case.token_rewards, reward_weights)
+    return rewards * present[:, None], present
+
+
+@pytest.mark.parametrize("reward_weights", WEIGHTS)
+@modest
+@given(case=rollout_cases())
+def test_row_scores(reward_weights, case):
+    score, present = estimators.row_scores(build(case), reward_weights)
+    expected, expected_present = scores_of(case, reward_weights)
+    close(score, expected)
+    close(present, expected_present)
+
+
+@pytest.mark.parametrize("reward_weights", WEIGHTS)
+@modest
+@given(case=rollout_cases())
+def test_rewards_per_token(reward_weights, case):
+    rewards, present = estimators.rewards_per_token(build(case), reward_weights)
+    expected, expected_present = token_rewards_of(case, reward_weights)
+    close(rewards, expected)
+    close(present, expected_present)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out", "none"])
+@pytest.mark.parametrize(("scale", "options"), [
+    ("std", {}), ("std", {"degrees_of_freedom": 1, "epsilon": 1e-4}), ("batch_std", {}),
+    ("batch_std", {"degrees_of_freedom": 1, "reward_weights": (0.5, -2.0)}), ("none", {}),
+])  # fmt: skip
+@modest
+@given(case=rollout_cases())
+def test_group_advantage(baseline, scale, options, case):
+    found = run(estimators.group_advantage(baseline=baseline, scale=scale, **options), case)
+    options = dict(options)
+    score, present = scores_of(case, options.pop("reward_weights", None))
+    advantage, valid = oracle.group_advantage(score, present, case.mask, case.group, baseline=baseline, scale=scale, **options)
+    close(found.advantage, advantage)
+    close(found.valid, valid)
+    check_outside(found, case)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@modest
+@given(case=rollout_cases())
+def test_group_advantage_is_exactly_zero_without_signal(baseline, case):
+    found = run(estimators.group_advantage(baseline=baseline), case)
+    score, present = scores_of(case)
+    for number in set(case.group):
+        own = score[(case.group == number) & (present > 0)]
+        if len(set(own)) <= 1:
+            assert not found.advantage[case.group == number].any()
+
+
+@pytest.mark.parametrize("reward_weights", WEIGHTS)
+@modest
+@given(case=rollout_cases())
+def test_drop_uniform_groups(reward_weights, case):
+    found = run(estimators.drop_uniform_groups(reward_weights=reward_weights), case)
+    close(found.valid, oracle.drop_uniform_groups(*scores_of(case, reward_weights), case.valid, case.group))
+
+
+@pytest.mark.parametrize("options", [{}, {"discount": 0.9}, {"discount": 0.5, "reward_weights": (0.5, -2.0)}])
+@modest
+@given(case=rollout_cases())
+def test_reward_to_go(options, case):
+    found = run(estimators.reward_to_go(**options), case)
+    rewards, present = token_rewards_of(case, options.get("reward_weights"))
+    close(found.advantage, oracle.reward_to_go(rewards, case.mask, discount=options.get("discount", 1.0)))
+    close(found.valid, case.valid * present)
+    check_outside(found, case)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"discount": 0.9, "trace_decay": 0.5}, {"trace_decay": 1.0, "reward_weights": (2.0, 0.5)}]
+)
+@modest
+@given(case=rollout_cases())
+def test_gae(options, case):
+    found = run(estimators.gae(**options), case)
+    options = dict(options)
+    rewards, present = token_rewards_of(case, options.pop("reward_weights", None))
+    advantage, returns = oracle.gae(rewards, case.behavior_value, case.mask, **options)
+    close(found.advantage, advantage)
+    close_at_actions(found.extras["returns"], returns, case)
+    close(found.valid, case.valid * present)
+    check_outside(found, case)
+    assert np.isfinite(found.extras["returns"]).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"shift_mean": False}, {"degrees_of_freedom": 0, "epsilon": 1e-4}])
+@modest
+@given(case=rollout_cases())
+def test_whiten(options, case):
+    found = run(estimators.whiten(**options), case)
+    close(found.advantage, oracle.whiten(case.advantage, case.valid, case.mask, **options), atol=1e-5)
+    check_outside(found, case)
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_whitening_equal_advantages_gives_exactly_zero_or_the_mean(shift_mean):
+    mask = np.ones((1, 7), np.float32)
+    for advantage in (0.1, 100.1, -3.3):
+        rollouts = Rollouts(
+            tokens=np.zeros((1, 7), np.int32), length=np.full(1, 7), mask=mask, rewards=np.ones((1, 1), np.float32),
+            advantage=mask * np.float32(advantage),
+        )  # fmt: skip
+        found = estimators.whiten(shift_mean=shift_mean).update(rollouts, (), jax.random.key(0))[0].advantage
+        np.testing.assert_allclose(found, 0.0 if shift_mean else advantage, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+@modest
+@given(case=rollout_cases())
+def test_kl_in_reward(kind, case):
+    found = run(estimators.kl_in_reward(coefficient=0.3, kind=kind), case)
+    expected = oracle.kl_in_reward(
+        case.token_rewards, case.behavior_logp, case.reference_logp, case.mask, coefficient=0.3, kind=kind
+    )
+    close_at_actions(found.token_rewards, expected, case, rtol=5e-5)
+
+
+@pytest.mark.parametrize("options", [
+    {"max_length": 8, "buffer": 4}, {"max_length": 4, "buffer": 2, "penalty": 0.5}, {"max_length": 3, "buffer": 3},
+    {"max_length": 5, "buffer": 1},
+])  # fmt: skip
+@modest
+@given(case=rollout_cases())
+def test_overlong_penalty(options, case):
+    found = run(estimators.overlong_penalty(**options), case)
+    close_at_actions(found.token_rewards, oracle.overlong_penalty(case.token_rewards, case.mask, **options), case)
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("token_mean", {}), ("sequence_mean", {}), ("sequence_mean_token_sum", {}), ("constant", {"length": 10}),
+])  # fmt: skip
+@modest
+@given(case=rollout_cases())
+def test_weightings(name, options, case):
+    found = run(getattr(estimators, name)(**options), case)
+    close(found.weight, getattr(oracle, name)(case.valid, case.mask, **options), atol=1e-8)
+
+
+def test_every_public_estimator_has_an_oracle():
+    structure = {"Estimator", "chain", "stateless"}
+    missing = [name for name in set(estimators.__all__) - structure if not hasattr(oracle, name)]
+    assert not missing

@@ -1,0 +1,207 @@
+"""From rewards to advantages and weights, by plain loops in float64.
+
+Each function takes and gives NumPy arrays: N rows, T tokens, K reward components. `mask[n, t] > 0` marks an action.
+"""
+
+import math
+
+import numpy as np
+
+
+def row_scores(rewards, valid, mask, token_rewards=None, reward_weights=None):
+    """score_n = sum_k w_k r_nk + sum_t m_nt rho_nt; missing (NaN) components count 0, rows without any are absent."""
+    rows, components = rewards.shape
+    score, present = np.zeros(rows), np.zeros(rows)
+    for n in range(rows):
+        seen = 0
+        for k in range(components):
+            if not math.isnan(rewards[n, k]):
+                seen += 1
+                score[n] += (1.0 if reward_weights is None else reward_weights[k]) * float(rewards[n, k])
+        if token_rewards is not None:
+            for t in range(mask.shape[1]):
+                if mask[n, t] > 0:
+                    score[n] += float(token_rewards[n, t])
+        present[n] = 1.0 if seen > 0 and valid[n] > 0 else 0.0
+    return score, present
+
+
+def rewards_per_token(rewards, valid, mask, token_rewards=None, reward_weights=None):
+    """r_nt = rho_nt at each action, and the weighted sum of components on top at the last action."""
+    score, present = row_scores(rewards, valid, mask, None, reward_weights)
+    result = np.zeros(mask.shape)
+    for n in range(len(mask)):
+        actions = [t for t in range(mask.shape[1]) if mask[n, t] > 0]
+        for t in actions:
+            result[n, t] = 0.0 if token_rewards is None else float(token_rewards[n, t])
+        if actions:
+            result[n, actions[-1]] += score[n]
+    return result, present
+
+
+def mean_and_deviation(values, degrees_of_freedom):
+    """Mean and sqrt(sum (x - mean)^2 / (n - ddof)); the deviation of too few values is 0."""
+    if not values:
+        return 0.0, 0.0
+    mean = 0.0
+    for value in values:
+        mean += value / len(values)
+    if len(values) <= degrees_of_freedom:
+        return mean, 0.0
+    squares = 0.0
+    for value in values:
+        squares += (value - mean) ** 2
+    return mean, math.sqrt(squares / (len(values) - degrees_of_freedom))
+
+
+def group_advantage(score, present, mask, group, *, baseline="mean", scale="std", degrees_of_freedom=0, epsilon=1e-6):
+    """A_n = (R_n - b_n) / (s_n + epsilon), given to each action; absent rows get 0 and lose their validity.
+
+    GRPO (https://arxiv.org/abs/2402.03300), section 4.1.2: b = mean, s = std of the group. RLOO
+    (https://arxiv.org/abs/2402.14740), equation 9: b_i = mean over j != i, s = 1. Dr. GRPO
+    (https://arxiv.org/abs/2503.20783): b = mean, s = 1. In groups of one and where all scores are equal, R - b = 0.
+    """
+    advantage = np.zeros(mask.shape)
+    everything = [score[n] for n in range(len(score)) if present[n] > 0]
+    for n in range(len(score)):
+        if present[n] == 0:
+            continue
+        own = [score[m] for m in range(len(score)) if present[m] > 0 and group[m] == group[n]]
+        others = [score[m] for m in range(len(score)) if present[m] > 0 and group[m] == group[n] and m != n]
+        signal = min(own) != max(own)
+        if baseline == "none":
+            difference = score[n]
+        elif not signal:
+            difference = 0.0
+        elif baseline == "mean":
+            difference = score[n] - sum(own) / len(own)
+        else:
+            difference = score[n] - sum(others) / len(others)
+        if scale == "none":
+            denominator = 1.0
+        else:
+            values = own if scale == "std" else everything
+            deviation = mean_and_deviation(values, degrees_of_freedom)[1] if min(values) != max(values) else 0.0
+            denominator = deviation + epsilon
+        for t in range(mask.shape[1]):
+            if mask[n, t] > 0:
+                advantage[n, t] = difference / denominator
+    return advantage, present.copy()
+
+
+def drop_uniform_groups(score, present, valid, group):
+    """DAPO (https://arxiv.org/abs/2503.14476), equation 11: only groups whose scores differ stay."""
+    result = np.zeros(len(valid))
+    for n in range(len(valid)):
+        own = [score[m] for m in range(len(score)) if present[m] > 0 and group[m] == group[n]]
+        result[n] = valid[n] if present[n] > 0 and min(own) != max(own) else 0.0
+    return result
+
+
+def reward_to_go(token_reward, mask, *, discount=1.0):
+    """G_i = sum_{j >= i} discount^(j - i) r_j, where i and j number the actions of a row."""
+    result = np.zeros(mask.shape)
+    for n in range(len(mask)):
+        actions = [t for t in range(mask.shape[1]) if mask[n, t] > 0]
+        for i in range(len(actions)):
+            for j in range(i, len(actions)):
+                result[n, actions[i]] += discount ** (j - i) * token_reward[n, actions[j]]
+    return result
+
+
+def gae(token_reward, value, mask, *, discount=1.0, trace_decay=0.95):
+    """https://arxiv.org/abs/1506.02438, equation 16: A_i = sum_l (gamma lambda)^l delta_{i+l}, over actions only.
+
+    delta_i = r_i + gamma V_{i+1} - V_i with V = 0 after the last action. Returns A and the targets A + V.
+    """
+    advantage, returns = np.zeros(mask.shape), np.zeros(mask.shape)
+    for n in range(len(mask)):
+        actions = [t for t in range(mask.shape[1]) if mask[n, t] > 0]
+        for i in range(len(actions)):
+            for j in range(i, len(actions)):
+                following = float(value[n, actions[j + 1]]) if j + 1 < len(actions) else 0.0
+                delta = token_reward[n, actions[j]] + discount * following - float(value[n, actions[j]])
+                advantage[n, actions[i]] += (discount * trace_decay) ** (j - i) * delta
+            returns[n, actions[i]] = advantage[n, actions[i]] + float(value[n, actions[i]])
+    return advantage, returns
+
+
+def whiten(advantage, valid, mask, *, shift_mean=True, degrees_of_freedom=1, epsilon=1e-8):
+    """(A - mean) / sqrt(variance + epsilon) over all actions of valid rows; the mean comes back unless `shift_mean`."""
+    places = [(n, t) for n in range(len(mask)) for t in range(mask.shape[1]) if mask[n, t] > 0 and valid[n] > 0]
+    values = [float(advantage[place]) for place in places]
+    mean, deviation = mean_and_deviation(values, degrees_of_freedom)
+    result = np.zeros(mask.shape)
+    for place, value in zip(places, values, strict=True):
+        difference = value - mean if min(values) != max(values) else 0.0
+        result[place] = difference / math.sqrt(deviation**2 + epsilon) + (0.0 if shift_mean else mean)
+    return result
+
+
+def kl_estimate(logp, other, kind):
+    """http://joschu.net/blog/kl-approx.html with r = other / policy: k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r."""
+    log_r = other - logp
+    return {"k1": -log_r, "k2": log_r**2 / 2.0, "k3": math.exp(log_r) - 1.0 - log_r}[kind]
+
+
+def kl_in_reward(token_rewards, behavior_logp, reference_logp, mask, *, coefficient=0.05, kind="k1"):
+    """r_t - beta KL_t at each action, https://arxiv.org/abs/1909.08593, equation 2 token by token."""
+    result = np.zeros(mask.shape)
+    for n in range(len(mask)):
+        for t in range(mask.shape[1]):
+            if mask[n, t] > 0:
+                given = 0.0 if token_rewards is None else float(token_rewards[n, t])
+                estimate = kl_estimate(float(behavior_logp[n, t]), float(reference_logp[n, t]), kind)
+                result[n, t] = given - coefficient * estimate
+    return result
+
+
+def overlong_penalty(token_rewards, mask, *, max_length, buffer, penalty=1.0):
+    """DAPO (https://arxiv.org/abs/2503.14476), equation 13, at the last action of each row."""
+    result = np.zeros(mask.shape)
+    for n in range(len(mask)):
+        actions = [t for t in range(mask.shape[1]) if mask[n, t] > 0]
+        for t in actions:
+            result[n, t] = 0.0 if token_rewards is None else float(token_rewards[n, t])
+        length = len(actions)
+        if length <= max_length - buffer:
+            change = 0.0
+        elif length <= max_length:
+            change = ((max_length - buffer) - length) / buffer
+        else:
+            change = -1.0
+        if actions:
+            result[n, actions[-1]] += penalty * change
+    return result
+
+
+def token_mean(valid, mask):
+    """1 / sum_n |o_n| for each action: DAPO, equation 8."""
+    total = sum(1 for n in range(len(mask)) for t in range(mask.shape[1]) if mask[n, t] > 0 and valid[n] > 0)
+    return _shares(valid, mask, lambda actions, rows: 1.0 / total)
+
+
+def sequence_mean(valid, mask):
+    """1 / G 1 / |o_n|: GRPO, equation 3."""
+    return _shares(valid, mask, lambda actions, rows: 1.0 / rows / actions)
+
+
+def sequence_mean_token_sum(valid, mask):
+    """1 / G: RLOO, equation 9."""
+    return _shares(valid, mask, lambda actions, rows: 1.0 / rows)
+
+
+def constant(valid, mask, *, length):
+    """1 / (G L) with a fixed L: Dr. GRPO, appendix."""
+    return _shares(valid, mask, lambda actions, rows: 1.0 / (rows * length))
+
+
+def _shares(valid, mask, share):
+    rows = sum(1 for n in range(len(mask)) if valid[n] > 0)
+    weight = np.zeros(mask.shape)
+    for n in range(len(mask)):
+        actions = [t for t in range(mask.shape[1]) if mask[n, t] > 0]
+        for t in actions:
+            if valid[n] > 0:
+                weight[n, t] = share(len(actions), rows)
+    return weight
