@@ -1,0 +1,33 @@
+"""The mesh of devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh of all devices with the axes `AXES`.
+
+    Args:
+      data: groups of devices that hold copies of the parameters and see different rows.
+      fsdp: devices that share out parameters, optimizer state and rows (https://arxiv.org/abs/2304.11277).
+      tensor: devices that share out heads, the MLP's width and the vocabulary (https://arxiv.org/abs/1909.08053).
+      devices: in place of `jax.devices()`; those of a topology, for instance, to compile ahead of time.
+
+    Raises:
+      ValueError: the product of the three sizes is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = (data, fsdp, tensor)
+    if min(sizes) < 1 or math.prod(sizes) != len(devices):
+        raise ValueError(
+            f"data={data}, fsdp={fsdp} and tensor={tensor} make a mesh of {math.prod(sizes)} devices, but there are "
+            f"{len(devices)}; choose positive sizes whose product is {len(devices)}"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

@@ -1,0 +1,79 @@
+"""Which mesh axes split what: one table of rules for parameters and activations, and what follows from it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxrl_llm.networks import Network, logical_axes
+from jaxrl_llm.networks.axes import partition_spec
+
+# Name of an axis -> mesh axes that split it; other names are never split. "embed" is the width of the residual stream in
+# parameters; in activations it is "activation_embed", since there fsdp splits the rows.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+)
+
+
+def parameter_shardings(network: Network, mesh: Mesh, rules=RULES) -> Any:
+    """Sharding of each parameter: a tree like `params`, with `NamedSharding` as leaves.
+
+    An axis that its mesh axis does not divide is not split: two key heads on `tensor=4` are on all four devices.
+
+    Raises:
+      ValueError: nothing is known of the network's parameters, see `networks.logical_axes`.
+    """
+    names = logical_axes(network)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))  # The key too: the mesh may be another machine's.
+    return jax.tree.map(lambda leaf, axes: NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh, rules)), shapes, names)
+
+
+def shard_params(params: Any, network: Network, mesh: Mesh, rules=RULES) -> Any:
+    """Parameters laid out on the mesh by `parameter_shardings`; with several hosts, all must give the same ones."""
+    return jax.device_put(params, parameter_shardings(network, mesh, rules))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays whose first axis counts rows: split over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def shard_rows(batch: Any, mesh: Mesh) -> Any:
+    """A record or another tree of arrays with its rows split over the mesh, and its scalars on every device.
+
+    With several hosts, all must give the same rows; each keeps those of its devices.
+
+    Raises:
+      ValueError: data * fsdp does not divide the rows.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+
+    def put(path, leaf):
+        shape = jnp.shape(leaf)
+        if shape and shape[0] % parts:
+            raise ValueError(
+                f"batch{jax.tree_util.keystr(path)} has {shape[0]} rows, which data={mesh.shape['data']} times "
+                f"fsdp={mesh.shape['fsdp']} do not divide; pad the rows to a multiple of {parts}"
+            )
+        return jax.device_put(leaf, batch_sharding(mesh) if shape else NamedSharding(mesh, PartitionSpec()))
+
+    return jax.tree_util.tree_map_with_path(put, batch)
+
+
+@contextlib.contextmanager
+def sharded(mesh: Mesh, rules=RULES) -> Iterator[Mesh]:
+    """Within it, what is traced splits its activations over the mesh: sampling, scoring and updates alike."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        yield mesh

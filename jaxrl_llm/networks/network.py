@@ -1,0 +1,136 @@
+"""`Network`: a language model as functions of its parameters, whatever it was written with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.networks.axes import constrain
+from jaxrl_llm.networks.config import DecoderConfig
+from jaxrl_llm.networks.decoder import Cache, Decoder
+from jaxrl_llm.networks.families import check_family
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Functions of parameters; compared and hashed without the parameters.
+
+    A network without parameters (`without_params`) is a static argument of `jax.jit`; one with them is a convenient pair.
+    Shapes: B rows of T tokens, vocabulary V, width D. `positions` int [B, T] default to 0, 1, 2...; `segments` int
+    [B, T] to 1: 0 is padding, and a token sees the tokens of its own segment up to itself.
+
+    Attributes:
+      apply: `(params, tokens, positions=None, segments=None, cache=None) -> logits` [B, T, V] float32, or
+        `(logits, cache)` where a cache is given.
+      config: what the network was made from, where it was made here.
+      init: `(key) -> params`, a nested dict of arrays.
+      hidden: as `apply`, but gives the last hidden states [B, T, D].
+      unembed: `(params, hidden) -> logits`: [..., D] -> [..., V] float32.
+      unembedding: `(params) -> matrix` [V, D], with `logits == hidden @ matrix.T` accumulated in float32.
+      init_cache: `(batch, length, dtype=None) -> Cache` of empty slots. With a cache, the T tokens given are written to
+        the slots from `cache.index` on, and a query sees the filled slots whose position is at most its own; slots of
+        padding (segment 0) are never seen. Writing beyond the last slot is the caller's fault and is not noticed.
+      value: `(params, hidden) -> values`: [B, T, D] -> [B, T] float32; None without a value head.
+      params: the parameters, or None.
+    """
+
+    apply: Callable[..., Any]
+    config: Any = None
+    init: Callable[..., Params] | None = None
+    hidden: Callable[..., Any] | None = None
+    unembed: Callable[..., Any] | None = None
+    unembedding: Callable[..., Any] | None = None
+    init_cache: Callable[..., Cache] | None = None
+    value: Callable[..., Any] | None = None
+    params: Params = dataclasses.field(default=None, compare=False, repr=False)
+
+    def with_params(self, params: Params) -> Network:
+        return dataclasses.replace(self, params=params)
+
+    def without_params(self) -> Network:
+        """The same functions without parameters: a static argument of `jax.jit` that keeps no arrays alive."""
+        return dataclasses.replace(self, params=None)
+
+
+def from_apply(apply_fn: Callable[..., Any], params: Params = None) -> Network:
+    """Network of any function `(params, tokens, positions=None, segments=None) -> logits` [B, T, V].
+
+    It has no `hidden`, so that scoring builds its logits whole, and no cache, so that sampling runs the whole text again
+    for every token: slow, and only for causal functions. It must honour `segments` where rows are packed.
+    """
+    return Network(apply=apply_fn, params=params)
+
+
+@functools.cache
+def decoder(config: DecoderConfig) -> Network:
+    """Decoder transformer without parameters; equal configurations give the same network.
+
+    Raises:
+      ValueError: the configuration does not fit the family that it names.
+    """
+    check_family(config)
+    module = Decoder(config)
+
+    def bound(method: str):
+        return lambda params, *args, **kwargs: module.apply({"params": params}, *args, method=method, **kwargs)
+
+    hidden, unembed = bound("hidden"), bound("unembed")
+
+    def apply(params, tokens, positions=None, segments=None, cache=None):
+        if cache is None:
+            return unembed(params, hidden(params, tokens, positions, segments))
+        states, cache = hidden(params, tokens, positions, segments, cache)
+        return unembed(params, states), cache
+
+    return Network(
+        apply=apply,
+        config=config,
+        init=jax.jit(lambda key: _each_box(lambda box: box.value, _boxed_params(config, key))),
+        hidden=hidden,
+        unembed=unembed,
+        unembedding=bound("unembedding"),
+        init_cache=functools.partial(_init_cache, config),
+        value=bound("value") if config.value_head else None,
+    )
+
+
+def _boxed_params(config: DecoderConfig, key: jax.Array) -> Params:
+    return Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
+
+
+def _each_box(function: Callable[[Any], Any], boxed: Params) -> Params:
+    """Applies `function` to the boxes in which Linen keeps a parameter with the names of its axes."""
+    return jax.tree.map(function, boxed, is_leaf=lambda node: isinstance(node, nn.LogicallyPartitioned))
+
+
+def _init_cache(config: DecoderConfig, batch: int, length: int, dtype=None) -> Cache:
+    sizes = {"layers": config.num_layers, "batch": batch, "kv_heads": config.num_kv_heads}
+    sizes |= {"head_dim": config.head_dim, "length": length}
+
+    def empty(*axes: str):
+        return constrain(jnp.zeros([sizes[axis] for axis in axes], dtype or config.dtype), *axes)
+
+    keys = empty("layers", "batch", "kv_heads", "head_dim", "length")
+    values = empty("layers", "batch", "kv_heads", "length", "head_dim")
+    positions = constrain(jnp.full((batch, length), -1, jnp.int32), "batch", "length")
+    return Cache(keys, values, positions, index=jnp.zeros((), jnp.int32))
+
+
+def logical_axes(network: Network) -> Params:
+    """Names of the logical axes of each parameter: a tree like `params`, with tuples of names as leaves.
+
+    Raises:
+      ValueError: the network was not made by `decoder`, so that nothing is known of its parameters.
+    """
+    if not isinstance(network.config, DecoderConfig):
+        raise ValueError(f"network.config={network.config!r} has no logical axes; give partition rules by parameter path")
+    boxed = jax.eval_shape(lambda: _boxed_params(network.config, jax.random.key(0)))
+    return _each_box(lambda box: box.names, boxed)

@@ -1,0 +1,103 @@
+"""Compiles the update and the sampler for a slice of 16 TPU v5e chips, without one; prints a JSON object.
+
+A program of its own, as libtpu can be loaded once in a process. Batches of 64 sequences of 1024 tokens; Qwen3-0.6B.
+"""
+
+import functools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxrl_llm import methods
+from jaxrl_llm.distributed import batch_sharding, make_mesh, parameter_shardings, sharded
+from jaxrl_llm.networks import DecoderConfig, decoder
+from jaxrl_llm.sampling.decode import decode
+from jaxrl_llm.sampling.records import make_sampling
+from jaxrl_llm.training import TrainState, make_update
+from jaxrl_llm.types import Batch
+
+CONFIG = DecoderConfig(
+    vocab_size=151936,
+    hidden_size=1024,
+    intermediate_size=3072,
+    num_layers=28,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=128,
+    qk_norm=True,
+    tie_embeddings=True,
+    rope_theta=1e6,
+    dtype="bfloat16",
+    remat="full",
+    attention="splash",
+)
+NETWORK = decoder(CONFIG)
+ROWS, TOKENS, PROMPTS = 64, 1024, 8
+
+
+def new_params():
+    return NETWORK.init(jax.random.key(0))
+
+
+def placed(tree, shardings):
+    """Shapes of arrays that lie on the mesh; one sharding serves a whole tree."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=at), tree, shardings)
+
+
+def compiled_update(mesh):
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    by_parameter = parameter_shardings(NETWORK, mesh)
+    state = jax.eval_shape(lambda: TrainState.create(new_params(), optimizer))
+    like_params = functools.partial(optax.tree_map_params, optimizer, lambda _, sharding: sharding)
+    shardings = jax.tree.map(lambda _: everywhere, state).replace(
+        params=by_parameter,
+        opt_state=like_params(state.opt_state, by_parameter, transform_non_params=lambda _: everywhere),
+    )
+    integers, floats = (np.zeros((ROWS, TOKENS), dtype) for dtype in ("int32", "float32"))
+    batch = Batch(tokens=integers, mask=floats, behavior_logp=floats, reference_logp=floats).replace(step=None)
+    update = make_update(NETWORK, methods.get("grpo").objective, optimizer, micro_batches=4)
+    donating = jax.jit(update, donate_argnums=0)
+    inputs = placed(state, shardings), placed(batch, batch_sharding(mesh))
+    with sharded(mesh):
+        return donating.lower(*inputs).compile()
+
+
+def compiled_sampler(mesh):
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    columns = TOKENS // 2
+    params = placed(jax.eval_shape(new_params), parameter_shardings(NETWORK, mesh))
+    prompts, lengths = np.zeros((PROMPTS, TOKENS - columns), np.int32), np.ones(PROMPTS, np.int32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), ROWS))
+    sampling = jax.eval_shape(lambda: make_sampling(ROWS, CONFIG.vocab_size, max_new_tokens=columns))
+    inputs = placed((prompts, lengths, keys, sampling), everywhere)
+    with sharded(mesh):
+        return decode.lower(NETWORK, params, *inputs, max_new_tokens=columns).compile()
+
+
+def figures(compiled) -> dict[str, float]:
+    """Sizes per chip in GB."""
+    memory = compiled.memory_analysis()
+    fields = ("argument", "output", "alias", "temp")
+    sizes = {name: getattr(memory, f"{name}_size_in_bytes") / 1e9 for name in fields}
+    return sizes | {"total": sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]}
+
+
+def main(topology: str):
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    mesh = make_mesh(data=2, fsdp=4, tensor=2, devices=devices)
+    found = {"update": figures(compiled_update(mesh)), "sampler": figures(compiled_sampler(mesh))}
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(new_params)))
+    print(json.dumps(found | {"parameters": parameters}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,145 @@
+"""Meshes of eight virtual devices: shards lie where they should, and no result depends on the mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxrl_llm import methods
+from jaxrl_llm.distributed import AXES, batch_sharding, make_mesh, parameter_shardings, shard_params, shard_rows, sharded
+from jaxrl_llm.networks import DecoderConfig, decoder, from_apply
+from jaxrl_llm.sampling import generate
+from jaxrl_llm.scoring import make_scorer
+from jaxrl_llm.training import TrainState, make_update
+from jaxrl_llm.training.update import make_gradient
+from jaxrl_llm.types import Batch
+
+CONFIG = DecoderConfig(
+    vocab_size=48, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, qk_norm=True
+)
+NETWORK = decoder(CONFIG)
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4)]  # The last one has more tensor shards than key heads.
+OBJECTIVE = methods.get("grpo").objective
+
+
+@pytest.fixture(scope="module")
+def params():
+    # Larger than fresh ones, so that ratios are clipped and every parameter matters.
+    return jax.tree.map(lambda leaf: 2 * leaf, NETWORK.init(jax.random.key(0)))
+
+
+def packed_batch(rows=8, length=12):
+    """Rows of two sequences and padding, with advantages and old log-probabilities."""
+    random = np.random.default_rng(0)
+    draw = functools.partial(random.normal, size=(rows, length))
+    column = np.arange(length)
+    segment = np.where(column < random.integers(2, 6, (rows, 1)), 1, 2) * (column < random.integers(7, 13, (rows, 1)))
+    first = np.diff(segment, axis=1, prepend=0) != 0
+    positions = column - np.maximum.accumulate(np.where(first, column, 0), axis=1)
+    return Batch(
+        tokens=random.integers(0, CONFIG.vocab_size, (rows, length)).astype(np.int32),
+        mask=((segment > 0) & ~first).astype(np.float32),
+        segment=segment.astype(np.int32),
+        positions=positions.astype(np.int32),
+        advantage=draw().astype(np.float32),
+        behavior_logp=(draw() - 5).astype(np.float32),
+        reference_logp=(draw() - 5).astype(np.float32),
+        coefficients={"anything": np.float32(0.5)},
+    )
+
+
+@functools.cache
+def loss_and_gradient(micro_batches=1):
+    gradient = make_gradient(make_scorer(NETWORK), OBJECTIVE, micro_batches)
+
+    def compute(params, batch):
+        scores, gradients = gradient(params, batch)
+        return OBJECTIVE(scores, batch)[0], gradients
+
+    return jax.jit(compute)
+
+
+@pytest.mark.parametrize(("sizes", "micro_batches"), [*((sizes, 1) for sizes in MESHES), ((2, 2, 2), 2)])
+def test_loss_and_gradient_do_not_depend_on_the_mesh(params, sizes, micro_batches):
+    mesh, batch = make_mesh(*sizes), packed_batch()
+    loss, gradients = loss_and_gradient()(params, batch)
+    with sharded(mesh):
+        inputs = shard_params(params, NETWORK, mesh), shard_rows(batch, mesh)
+        found_loss, found = loss_and_gradient(micro_batches)(*inputs)
+    np.testing.assert_allclose(found_loss, loss, rtol=1e-5, atol=1e-6)
+    largest = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+    assert largest > 1e-2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest), found, gradients)
+
+
+def test_parameters_optimizer_and_rows_are_really_split(params):
+    mesh, optimizer = make_mesh(2, 2, 2), optax.adam(1e-3)
+    split = shard_params(params, NETWORK, mesh)
+    batch = shard_rows(packed_batch(), mesh)
+
+    def shard(leaf):
+        return leaf.addressable_shards[0].data.shape
+
+    assert shard(split["embedding"]) == (24, 8)
+    assert shard(split["layers"]["attention"]["query"]["kernel"]) == (2, 8, 2, 4)
+    assert shard(split["layers"]["attention"]["output"]["kernel"]) == (2, 2, 4, 8)
+    assert shard(split["layers"]["mlp"]["up"]["kernel"]) == (2, 8, 12)
+    assert shard(batch.tokens) == (2, 12) and shard(batch.coefficients["anything"]) == ()
+    assert batch.tokens.sharding.is_equivalent_to(batch_sharding(mesh), 2)
+    with sharded(mesh):
+        state = TrainState.create(split, optimizer)
+        updated, metrics = jax.jit(make_update(NETWORK, OBJECTIVE, optimizer))(state, batch)
+    assert metrics["skipped"] == 0
+    for tree in (state.opt_state[0].mu, updated.params, updated.opt_state[0].mu):
+        assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), tree, split))
+
+
+@pytest.mark.parametrize("sizes", [MESHES[0], MESHES[1], MESHES[3]])
+def test_samples_do_not_depend_on_the_mesh(params, sizes):
+    """Three prompts, which no mesh divides, and 24 rows."""
+    options = {"max_new_tokens": 6, "num_samples": 8, "seed": 3}
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    expected = generate(NETWORK, params, prompts, **options)
+    mesh = make_mesh(*sizes)
+    with sharded(mesh):
+        found = generate(NETWORK, shard_params(params, NETWORK, mesh), prompts, **options)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.logp, expected.logp, atol=1e-5)
+
+
+def test_what_a_mesh_axis_does_not_divide_is_copied():
+    mesh = make_mesh(1, 2, 4)
+    attention = parameter_shardings(NETWORK, mesh)["layers"]["attention"]
+    assert attention["query"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor", None)
+    assert attention["key"]["kernel"].spec == PartitionSpec(None, "fsdp", None, None)
+
+
+def test_rules_may_be_replaced():
+    shardings = parameter_shardings(NETWORK, make_mesh(1, 8, 1), rules=[("mlp", "fsdp")])
+    assert shardings["layers"]["mlp"]["up"]["kernel"].spec == PartitionSpec(None, None, "fsdp")
+    assert shardings["embedding"].is_fully_replicated
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 3), (-2, -2, 2)])
+def test_a_mesh_takes_all_devices(sizes):
+    with pytest.raises(ValueError, match=r"there are 8; choose positive sizes whose product is 8"):
+        make_mesh(*sizes)
+
+
+def test_a_mesh_of_given_devices():
+    mesh = make_mesh(tensor=2, devices=jax.devices()[:2])
+    assert mesh.axis_names == AXES and dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 2}
+
+
+def test_rows_must_divide():
+    with pytest.raises(ValueError, match=r"batch.tokens has 6 rows, which data=2 times fsdp=2 do not divide; pad .* of 4"):
+        shard_rows(packed_batch(rows=6), make_mesh(2, 2, 2))
+
+
+def test_parameters_of_unknown_networks_have_no_shardings():
+    with pytest.raises(ValueError, match="has no logical axes"):
+        parameter_shardings(from_apply(lambda params, tokens: tokens), make_mesh(8))

@@ -1,0 +1,34 @@
+"""What a TPU slice would run compiles for it and fits, found out without one. Wants libtpu, which needs no TPU for this."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import jaxrl_llm
+
+TOPOLOGIES = ["v5e:4x4"] if importlib.util.find_spec("libtpu") else []
+MEMORY = 16.0  # GB of a v5e chip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_update_and_sampler_compile_for_a_slice_and_fit(topology):
+    program = pathlib.Path(__file__).with_name("compile_for_tpu.py")
+    package = str(pathlib.Path(jaxrl_llm.__file__).parents[1])
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    # Without the last one, libtpu looks for the metadata server of Google Cloud.
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": package, "TPU_SKIP_MDS_QUERY": "1"}
+    done = subprocess.run([sys.executable, program, topology], env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(figures, indent=1))
+    assert figures["update"]["total"] < MEMORY and figures["sampler"]["total"] < MEMORY
+    # Parameters and both moments of Adam are split over fsdp=4 and tensor=2, and given up to their successors.
+    share = 3 * 4 * figures["parameters"] / 8 / 1e9
+    assert share < figures["update"]["argument"] < 1.05 * share
+    assert figures["update"]["alias"] > 0.99 * share
