@@ -1,0 +1,281 @@
+"""Sampling from lists of token ids: checks, buckets of shapes, stop strings, streaming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_llm.sampling.cacheless import Cacheless
+from jaxrl_llm.sampling.decode import State, advance, decode, finished, start
+from jaxrl_llm.sampling.records import RUNNING, STOP, Samples, Sampling, make_sampling, row_keys
+
+# Prompts are padded to powers of two from here on.
+_SMALLEST_BUCKET = 16
+# Columns are rounded up to powers of two below this, and to multiples of it above.
+_COLUMNS_MULTIPLE = 64
+# Tokens between two looks for stop strings.
+_STOP_STRING_CHUNK = 16
+
+
+class Request(NamedTuple):
+    """Arguments of `decode`: all but `columns` and the network are arrays."""
+
+    network: Any
+    params: Any
+    prompts: np.ndarray
+    lengths: np.ndarray
+    keys: jax.Array
+    sampling: Sampling
+    columns: int
+
+
+def generate(
+    network,
+    params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    stop_ids: Sequence[int] = (),
+    seed: int = 0,
+    step: int = 0,
+    uids: Sequence[int] | None = None,
+    stop_strings: Sequence[str] = (),
+    detokenize: Callable[[Sequence[int]], str] | None = None,
+    buckets: Sequence[int] | None = None,
+    logit_mask=None,
+) -> Samples:
+    """Samples completions of prompts of different lengths.
+
+    A row is a function of (parameters, prompt, seed, step, uid) and the options, whatever else is sampled with it. A program
+    is compiled per number of prompts, per bucket of prompt lengths and per rounded `max_new_tokens`; nothing else compiles.
+
+    Args:
+      network: a `Network`, or anything with `apply(params, tokens) -> logits` [N, T, V] of a causal model, which is then
+        run anew on the whole text for each token.
+      params: its parameters.
+      prompts: token ids of P prompts, none empty.
+      max_new_tokens: most tokens of a completion.
+      num_samples: completions of each prompt, which is prefilled once for them.
+      temperature: 0 is greedy.
+      top_k: keeps the best tokens; None keeps all, as in the two below.
+      top_p: keeps the fewest tokens, best first, that together have this probability.
+      min_p: keeps tokens of at least this share of the best token's probability.
+      stop_ids: tokens that end a completion, of which they stay a part.
+      seed: seed of the run.
+      step: training step, folded into the noise.
+      uids: number of each of the P * num_samples samples, folded into the noise; by default the number of the row.
+      stop_strings: texts that end a completion with the token that completes one of them.
+      detokenize: token ids to text, for `stop_strings`.
+      buckets: prompt widths to choose from; by default powers of two.
+      logit_mask: bool [V] or [P, V], False where a token may not be sampled.
+
+    Returns:
+      `Samples` of NumPy arrays [P * num_samples, max_new_tokens], in the order of the prompts, the samples of a prompt
+      together.
+
+    Raises:
+      ValueError: an argument out of its range; the message names it and the mend.
+    """
+    request = _request(
+        network,
+        params,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        num_samples=num_samples,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        stop_ids=stop_ids,
+        seed=seed,
+        step=step,
+        uids=uids,
+        buckets=buckets,
+        logit_mask=logit_mask,
+    )
+    _check_stop_strings(stop_strings, detokenize)
+    if stop_strings:
+        *_, state = _states(request, _STOP_STRING_CHUNK, stop_strings, detokenize)
+        samples = finished(state)
+    else:
+        *arguments, columns = request
+        samples = decode(*arguments, max_new_tokens=columns)
+    return jax.tree.map(lambda x: x[:, :max_new_tokens] if x.ndim == 2 else x, jax.device_get(samples))
+
+
+def stream(
+    network,
+    params,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    chunk: int = 8,
+    stop_strings: Sequence[str] = (),
+    detokenize: Callable[[Sequence[int]], str] | None = None,
+    **options,
+) -> Iterator[list[int]]:
+    """Yields the tokens that `generate` samples for one prompt, as they come: one, then `chunk` at a time.
+
+    Args:
+      network: as in `generate`, like all that is not named here.
+      params: its parameters.
+      prompt: token ids.
+      max_new_tokens: most tokens.
+      chunk: tokens between two yields.
+      stop_strings: as in `generate`.
+      detokenize: as in `generate`.
+      **options: `temperature`, `top_k`, `top_p`, `min_p`, `stop_ids`, `seed`, `step`, `uids`, `buckets`, `logit_mask`.
+
+    Raises:
+      ValueError: an argument out of its range; the message names it and the mend.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    _check_stop_strings(stop_strings, detokenize)
+    request = _request(network, params, [prompt], max_new_tokens=max_new_tokens, num_samples=1, **options)
+    return _stream(_states(request, chunk, stop_strings, detokenize))
+
+
+def _stream(states: Iterator[State]) -> Iterator[list[int]]:
+    told = 0
+    for state in states:
+        tokens = np.asarray(state.tokens)[0, : int(state.length[0])].tolist()
+        yield tokens[told:]
+        told = len(tokens)
+
+
+def _states(request: Request, chunk: int, stop_strings, detokenize) -> Iterator[State]:
+    """States of a decoding after one token and then after every `chunk`; each is void once the next is asked for."""
+    network, params, prompts, lengths, keys, sampling, columns = request
+    state = start(network, params, prompts, lengths, keys, sampling, max_new_tokens=columns)
+    seen = np.zeros(keys.shape[0], np.int32)
+    while True:
+        if stop_strings:
+            state = _cut(state, seen, stop_strings, detokenize)
+            seen = np.asarray(state.length)
+        yield state
+        if not (np.asarray(state.finish_reason) == RUNNING).any():
+            return
+        state = advance(network, params, state, sampling, chunk)
+
+
+def _cut(state: State, seen: np.ndarray, stop_strings, detokenize) -> State:
+    """Ends the rows in which a stop string was completed after the first `seen` tokens."""
+    tokens = np.asarray(state.tokens)
+    length, reason = np.array(state.length), np.array(state.finish_reason)
+    for row in np.flatnonzero(length > seen):
+        end = _end_of_stop_string(tokens[row, : length[row]].tolist(), seen[row], stop_strings, detokenize)
+        if end is not None:
+            length[row], reason[row] = end, STOP
+    return state.replace(length=jnp.asarray(length), finish_reason=jnp.asarray(reason))
+
+
+def _end_of_stop_string(tokens: list[int], seen: int, stop_strings, detokenize) -> int | None:
+    """Fewest tokens, more than `seen`, whose text holds a stop string; None if all of them do not."""
+
+    def stops(count):
+        text = detokenize(tokens[:count])
+        return any(stop in text for stop in stop_strings)
+
+    if not stops(len(tokens)):
+        return None
+    return next(count for count in range(seen + 1, len(tokens) + 1) if stops(count))
+
+
+def _request(
+    network,
+    params,
+    prompts,
+    *,
+    max_new_tokens,
+    num_samples,
+    seed=0,
+    step=0,
+    uids=None,
+    buckets=None,
+    logit_mask=None,
+    **options,
+) -> Request:
+    """Checks and pads the arguments of `generate`; `options` are those of `make_sampling`."""
+    network, vocab_size = _prepared(network, params)
+    for name, number, least in (("num_samples", num_samples, 1), ("seed", seed, 0), ("step", step, 0)):
+        if not least <= number < 2**32:
+            raise ValueError(f"{name} is {number}; it must be from {least} to 2**32 - 1")
+    prompts = [np.asarray(prompt) for prompt in prompts]
+    _check_prompts(prompts, vocab_size)
+    lengths = np.asarray([prompt.size for prompt in prompts], np.int32)
+    width = _bucket(int(lengths.max()), buckets)
+    padded = np.stack([np.pad(prompt, (0, width - prompt.size)) for prompt in prompts]).astype(np.int32)
+    rows = len(prompts) * num_samples
+    if np.ndim(logit_mask) == 2:
+        logit_mask = np.repeat(logit_mask, num_samples, axis=0)
+    sampling = make_sampling(rows, vocab_size, max_new_tokens=max_new_tokens, logit_mask=logit_mask, **options)
+    keys = row_keys(seed, step, _checked_uids(uids, rows))
+    return Request(network, params, padded, lengths, keys, sampling, _columns(max_new_tokens))
+
+
+def _prepared(network, params) -> tuple[Any, int]:
+    """The network as `decode` wants it, and the size of its vocabulary."""
+    if getattr(network, "init_cache", None) is None:
+        logits = jax.eval_shape(network.apply, params, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+        return Cacheless(network.apply), logits.shape[-1]
+    # A program that was compiled for a network with its parameters would keep them alive.
+    return network.without_params(), network.config.vocab_size
+
+
+def _check_prompts(prompts: list[np.ndarray], vocab_size: int) -> None:
+    if not prompts:
+        raise ValueError("prompts is empty; give at least one list of token ids")
+    for row, prompt in enumerate(prompts):
+        if prompt.ndim != 1 or not prompt.size:
+            raise ValueError(f"prompts[{row}] has shape {prompt.shape}; give a list of at least one token id")
+        if not np.issubdtype(prompt.dtype, np.integer):
+            raise ValueError(f"prompts[{row}] holds {prompt.dtype} numbers; give token ids as integers")
+        if prompt.min() < 0 or prompt.max() >= vocab_size:
+            wrong = prompt[(prompt < 0) | (prompt >= vocab_size)][0]
+            raise ValueError(f"prompts[{row}] holds {wrong}; token ids go from 0 to {vocab_size - 1} here")
+
+
+def _checked_uids(uids, rows: int) -> np.ndarray:
+    uids = np.arange(rows) if uids is None else np.asarray(uids)
+    if uids.shape != (rows,):
+        raise ValueError(f"uids has shape {uids.shape}; give one number for each of the {rows} samples")
+    if len(np.unique(uids)) < rows or uids.min() < 0 or uids.max() >= 2**32:
+        raise ValueError(f"uids={uids.tolist()} must be different numbers from 0 to 2**32 - 1, or samples would coincide")
+    return uids
+
+
+def _check_stop_strings(stop_strings, detokenize) -> None:
+    if isinstance(stop_strings, str) or not all(stop_strings):
+        raise ValueError(f"stop_strings is {stop_strings!r}; give a list of texts that are not empty")
+    if stop_strings and detokenize is None:
+        raise ValueError(f"stop_strings={list(stop_strings)} needs detokenize; give a function from token ids to text")
+
+
+def _bucket(longest: int, buckets: Sequence[int] | None) -> int:
+    if buckets is None:
+        return max(_SMALLEST_BUCKET, _power_of_two(longest))
+    fitting = [bucket for bucket in buckets if bucket >= longest]
+    if not fitting:
+        raise ValueError(f"buckets={sorted(buckets)} has none for {longest} tokens; add a larger one or shorten the prompt")
+    return min(fitting)
+
+
+def _columns(max_new_tokens: int) -> int:
+    if max_new_tokens < _COLUMNS_MULTIPLE:
+        return _power_of_two(max_new_tokens)
+    return -(-max_new_tokens // _COLUMNS_MULTIPLE) * _COLUMNS_MULTIPLE
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()
