@@ -1,0 +1,204 @@
+"""The methods: each a few lines that read like its paper."""
+
+from __future__ import annotations
+
+from jaxrl_llm.estimators import (
+    chain,
+    constant,
+    drop_uniform_groups,
+    gae,
+    group_advantage,
+    kl_in_reward,
+    overlong_penalty,
+    reward_to_go,
+    sequence_mean,
+    sequence_mean_token_sum,
+    token_mean,
+    whiten,
+)
+from jaxrl_llm.methods.base import method, reject_inert
+from jaxrl_llm.objectives import (
+    cispo as cispo_bound,
+)
+from jaxrl_llm.objectives import (
+    clip,
+    entropy_bonus,
+    kl,
+    negative_log_likelihood,
+    objective,
+    policy,
+    score_function,
+    sequence_ratio,
+    value_loss,
+)
+from jaxrl_llm.rollouts import dynamic_sampling, grouped
+
+
+def _kl_loss(coefficient: float, kind: str | None) -> tuple:
+    """The KL term of a loss; nothing, and no reference model, where the coefficient is 0."""
+    reject_inert(coefficient == 0 and kind is not None, "kl_kind", kind, "kl_coefficient is 0")
+    return (kl(coefficient=coefficient, kind=kind or "k3"),) if coefficient else ()
+
+
+def _kl_reward(coefficient: float, kind: str | None) -> tuple:
+    reject_inert(coefficient == 0 and kind is not None, "kl_kind", kind, "kl_coefficient is 0")
+    return (kl_in_reward(coefficient=coefficient, kind=kind or "k1"),) if coefficient else ()
+
+
+@method(paper="Simple statistical gradient-following algorithms (Williams, 1992)", url="https://doi.org/10.1007/BF00992696")
+def reinforce(*, samples: int = 1, kl_coefficient: float = 0.0, kl_kind: str | None = None):
+    """Score-function gradient of the reward-to-go, without a baseline."""
+    return (
+        grouped(samples=samples),
+        chain(*_kl_reward(kl_coefficient, kl_kind), reward_to_go(), sequence_mean_token_sum()),
+        objective(policy(ratio=None, trust=score_function())),
+    )
+
+
+@method(paper="Back to Basics: Revisiting REINFORCE Style Optimization (Ahmadian et al., 2024)", url="https://arxiv.org/abs/2402.14740")
+def rloo(*, samples: int = 4, kl_coefficient: float = 0.05, kl_kind: str | None = None):
+    """REINFORCE on whole sequences with the mean reward of the other samples as baseline."""
+    return (
+        grouped(samples=samples),
+        chain(
+            *_kl_reward(kl_coefficient, kl_kind),
+            group_advantage(baseline="leave_one_out", scale="none"),
+            sequence_mean_token_sum(),
+        ),
+        objective(policy(ratio=None, trust=score_function())),
+    )
+
+
+@method(paper="Proximal Policy Optimization Algorithms (Schulman et al., 2017)", url="https://arxiv.org/abs/1707.06347")
+def ppo(
+    *,
+    samples: int = 1,
+    discount: float = 1.0,
+    trace_decay: float = 0.95,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    clip_dual: float | None = None,
+    value_coefficient: float = 0.5,
+    value_clip: float | None = 0.2,
+    value_huber: float | None = None,
+    entropy_coefficient: float = 0.0,
+    kl_coefficient: float = 0.05,
+    kl_kind: str | None = None,
+):
+    """Clipped surrogate with a learned critic, generalised advantage estimation and a KL penalty in the reward."""
+    if value_coefficient <= 0:
+        raise ValueError(f"value_coefficient is {value_coefficient}; a critic that never learns gives no baseline: take 'grpo'")
+    bonus = (entropy_bonus(coefficient=entropy_coefficient),) if entropy_coefficient else ()
+    return (
+        grouped(samples=samples),
+        chain(
+            *_kl_reward(kl_coefficient, kl_kind),
+            gae(discount=discount, trace_decay=trace_decay),
+            whiten(),
+            token_mean(),
+        ),
+        objective(
+            policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)),
+            value_loss(coefficient=value_coefficient, clip=value_clip, huber=value_huber),
+            *bonus,
+        ),
+    )
+
+
+@method(paper="DeepSeekMath (Shao et al., 2024)", url="https://arxiv.org/abs/2402.03300")
+def grpo(
+    *,
+    samples: int = 8,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coefficient: float = 0.04,
+    kl_kind: str | None = None,
+    scale: str = "std",
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+):
+    """Clipped surrogate with rewards standardised within each group of answers, and a KL penalty in the loss."""
+    deviation = {"degrees_of_freedom": degrees_of_freedom, "epsilon": epsilon}
+    chosen = {name: value for name, value in deviation.items() if value is not None}
+    for name, value in chosen.items():
+        reject_inert(scale == "none", name, value, "scale is 'none'")
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(scale=scale, **chosen), sequence_mean()),
+        objective(policy(trust=clip(low=clip_low, high=clip_high)), *_kl_loss(kl_coefficient, kl_kind)),
+    )
+
+
+@method(paper="Understanding R1-Zero-Like Training (Liu et al., 2025)", url="https://arxiv.org/abs/2503.20783")
+def dr_grpo(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, max_length: int = 3000):
+    """GRPO without division by the deviation and by the length, which bias it to hard questions and long answers."""
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(scale="none"), constant(length=max_length)),
+        objective(policy(trust=clip(low=clip_low, high=clip_high))),
+    )
+
+
+@method(paper="DAPO: An Open-Source LLM Reinforcement Learning System at Scale (Yu et al., 2025)", url="https://arxiv.org/abs/2503.14476")
+def dapo(
+    *,
+    samples: int = 16,
+    max_rounds: int = 8,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    max_length: int = 20480,
+    overlong_buffer: int | None = None,
+    overlong_size: float = 1.0,
+):
+    """GRPO with a higher upper clip, token mean, dynamic sampling of informative groups and a soft overlong penalty."""
+    reject_inert(overlong_size == 0 and overlong_buffer is not None, "overlong_buffer", overlong_buffer, "overlong_size is 0")
+    buffer = max(max_length // 5, 1) if overlong_buffer is None else overlong_buffer
+    penalty = (overlong_penalty(max_length=max_length, buffer=buffer, penalty=overlong_size),) if overlong_size else ()
+    return (
+        dynamic_sampling(samples=samples, max_rounds=max_rounds),
+        chain(drop_uniform_groups(), *penalty, group_advantage(), token_mean()),
+        objective(policy(trust=clip(low=clip_low, high=clip_high))),
+    )
+
+
+@method(paper="Group Sequence Policy Optimization (Zheng et al., 2025)", url="https://arxiv.org/abs/2507.18071")
+def gspo(*, samples: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4):
+    """GRPO with one length-normalised importance ratio for each sequence, clipped as a whole."""
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), sequence_mean()),
+        objective(policy(ratio=sequence_ratio(), trust=clip(low=clip_low, high=clip_high))),
+    )
+
+
+@method(paper="MiniMax-M1 (Chen et al., 2025)", url="https://arxiv.org/abs/2506.13585")
+def cispo(*, samples: int = 8, clip_low: float | None = None, clip_high: float = 4.0):
+    """REINFORCE with group advantages and a clipped, detached importance weight: no token loses its gradient."""
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), token_mean()),
+        objective(policy(trust=cispo_bound(low=clip_low, high=clip_high))),
+    )
+
+
+@method(paper="REINFORCE++ (Hu et al., 2025)", url="https://arxiv.org/abs/2501.03262")
+def reinforce_plus_plus(
+    *,
+    samples: int = 1,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coefficient: float = 0.01,
+    kl_kind: str | None = None,
+):
+    """Clipped surrogate on rewards-to-go with a token KL penalty, standardised over the whole batch; no critic."""
+    return (
+        grouped(samples=samples),
+        chain(*_kl_reward(kl_coefficient, kl_kind), reward_to_go(), whiten(), token_mean()),
+        objective(policy(trust=clip(low=clip_low, high=clip_high))),
+    )
+
+
+@method(paper="Training language models to follow instructions (Ouyang et al., 2022)", url="https://arxiv.org/abs/2203.02155")
+def sft():
+    """Negative log-likelihood of given completions, each token alike."""
+    return None, chain(token_mean()), objective(negative_log_likelihood())

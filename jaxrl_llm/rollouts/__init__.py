@@ -1,0 +1,16 @@
+"""Strategies that turn prompts into scored rollouts."""
+
+from jaxrl_llm.rollouts.collect import Collection, collect, prompt_text
+from jaxrl_llm.rollouts.records import concatenate, make_rollouts, select_rows
+from jaxrl_llm.rollouts.strategies import dynamic_sampling, grouped
+
+__all__ = [
+    "Collection",
+    "collect",
+    "concatenate",
+    "dynamic_sampling",
+    "grouped",
+    "make_rollouts",
+    "prompt_text",
+    "select_rows",
+]
