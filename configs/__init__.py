@@ -1,0 +1,1 @@
+"""Configurations of runs; each file has a `get_config()`."""

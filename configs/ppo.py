@@ -1,0 +1,12 @@
+"""PPO with a critic on the task of the quickstart: the same beginning, another method."""
+
+from configs.quickstart import get_config as quickstart
+
+
+def get_config():
+    config = quickstart()
+    config.method.name = "ppo"
+    config.method.options.clear()
+    config.method.options.update(samples=8, kl_coefficient=0.0)
+    config.critic.learning_rate_factor = 2.0
+    return config

@@ -1,0 +1,187 @@
+"""The verbs: train, evaluate, sample, convert, methods."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import logging
+import pathlib
+import sys
+from typing import Any
+
+import jaxrl_llm
+
+CONFIGS = pathlib.Path(jaxrl_llm.__file__).parent.parent / "configs"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb; returns the exit status. User errors are one line on stderr and status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    foreign = [argument for argument in rest if not (hasattr(options, "config") and argument.startswith("--config."))]
+    if foreign:
+        parser.error(f"unknown argument {foreign[0]!r}; see `jaxrl-llm {options.verb} --help`")
+    try:
+        return options.run(options, rest)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"jaxrl-llm {options.verb}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jaxrl-llm", description=jaxrl_llm.__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    overrides = "Change any key of the configuration with --config.section.key=value."
+
+    train = verbs.add_parser("train", help="train, or resume, the run in a folder", description=overrides)
+    _add_config(train)
+    train.add_argument("--workdir", help="folder of the run (default: runs/NAME of the configuration)")
+    train.set_defaults(run=_train)
+
+    evaluate = verbs.add_parser("evaluate", help="avg@k, pass@k and maj@k of a policy", description=overrides)
+    evaluate.add_argument("policy", help="workdir of a run, Hugging Face directory, or converted folder")
+    _add_config(evaluate)
+    evaluate.add_argument("--output", type=pathlib.Path, help="JSONL file for the completions")
+    evaluate.set_defaults(run=_evaluate)
+
+    sample = verbs.add_parser("sample", help="stream a completion, or chat")
+    sample.add_argument("policy", help="workdir of a run, Hugging Face directory, or converted folder")
+    sample.add_argument("prompt", nargs="?", help="text to continue; without it, an interactive session")
+    sample.add_argument("--chat", action="store_true", help="prompts are messages to a chat model")
+    sample.add_argument("--system", default="", help="system message of a chat")
+    sample.add_argument("--max-new-tokens", type=int, default=256)
+    sample.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    sample.add_argument("--top-k", type=int)
+    sample.add_argument("--top-p", type=float)
+    sample.add_argument("--min-p", type=float)
+    sample.add_argument("--seed", type=int, default=0)
+    sample.set_defaults(run=_sample)
+
+    convert = verbs.add_parser("convert", help="Hugging Face directory to Orbax, or a run's policy to Hugging Face")
+    convert.add_argument("source", help="workdir of a run, Hugging Face directory, or converted folder")
+    convert.add_argument("target", help="folder to write; it must not exist")
+    convert.add_argument("--to", required=True, choices=("huggingface", "orbax"))
+    convert.add_argument("--dtype", default="float32", help="of parameters read from a Hugging Face directory")
+    convert.set_defaults(run=_convert)
+
+    methods = verbs.add_parser("methods", help="the catalogue of methods")
+    methods.add_argument("--show", metavar="NAME", help="one method: its paper, options and composition")
+    methods.set_defaults(run=_methods)
+    return parser
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--config", default=str(CONFIGS / "quickstart.py"), help="configuration file (default: quickstart)")
+
+
+def load_config(path: str, overrides: list[str]):
+    """Configuration of a file, changed by `--config.section.key=value` arguments.
+
+    Raises:
+      ValueError: no such file, an unknown key, or a value of another type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from jaxrl_llm.training.config import FREE_SECTIONS, free_section
+
+    if not pathlib.Path(path).is_file():
+        known = ", ".join(sorted(str(file) for file in CONFIGS.glob("*.py")))
+        raise ValueError(f"--config={path}: there is no such file; there are {known}")
+    free = [argument for argument in overrides if argument.startswith(tuple(f"--config.{name}." for name in FREE_SECTIONS))]
+    typed = [argument for argument in overrides if argument not in free]
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", path, flag_values=values, sys_argv=["", *typed])
+        values(["", *typed])
+    except (AttributeError, KeyError) as error:
+        reason = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("'\"").split())
+        raise ValueError(f"unknown key among {typed}: {reason}; jaxrl_llm/training/config.py has all keys") from error
+    except (flags.Error, TypeError) as error:
+        raise ValueError(str(error)) from error
+    config = values.config
+    for argument in free:
+        path, value = _split_override(argument)
+        section = next(name for name in FREE_SECTIONS if path.startswith(f"{name}."))
+        free_section(config, section)[path.removeprefix(f"{section}.")] = value
+    return config
+
+
+def _split_override(argument: str) -> tuple[str, Any]:
+    path, equals, text = argument.removeprefix("--config.").partition("=")
+    if not equals:
+        raise ValueError(f"{argument} has no value; write {argument}=VALUE")
+    try:
+        return path, ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return path, text
+
+
+def _train(options, overrides: list[str]) -> int:
+    from jaxrl_llm.training.loop import Stopped, train
+
+    config = load_config(options.config, overrides)
+    workdir = options.workdir or str(pathlib.Path("runs") / pathlib.Path(options.config).stem)
+    try:
+        summary = train(config, workdir)
+    except Stopped as stopped:
+        print(stopped)
+        return 0
+    _print_summary(summary)
+    return 0
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    def percent(value):
+        return "not measured" if value is None else f"{100 * value:.1f}%"
+
+    print(
+        f"\nHeld-out accuracy {percent(summary['accuracy_before'])} before, {percent(summary['accuracy_after'])} after "
+        f"{summary['method']} ({summary['steps']} steps, {summary['wall_seconds']:.0f} s).\n"
+        f"The run lies in {summary['workdir']}; the same command resumes it.\n"
+        f"Sample from it: jaxrl-llm sample {summary['workdir']}"
+    )
+
+
+def _evaluate(options, overrides: list[str]) -> int:
+    from jaxrl_llm.training.evaluate import evaluate_policy
+    from jaxrl_llm.training.metrics import write_table
+
+    measured, records = evaluate_policy(options.policy, load_config(options.config, overrides))
+    if options.output:
+        write_table(options.output, records)
+    print(json.dumps(measured, indent=2))
+    return 0
+
+
+def _sample(options, _) -> int:
+    from jaxrl_llm.training.chat import converse
+
+    sampling = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")}
+    converse(options.policy, options.prompt, chat=options.chat, system=options.system, sampling=sampling)
+    return 0
+
+
+def _convert(options, _) -> int:
+    from jaxrl_llm.training.policies import convert
+
+    convert(options.source, options.target, to=options.to, dtype=options.dtype)
+    print(f"wrote {options.target}")
+    return 0
+
+
+def _methods(options, _) -> int:
+    from jaxrl_llm import methods
+
+    if options.show is None:
+        for entry in methods.table():
+            print(f"{entry['name']:20} {entry['summary']}")
+        return 0
+    methods.get(options.show)  # an unknown name is an error that lists the known ones
+    entry = next(entry for entry in methods.table() if entry["name"] == options.show)
+    chosen = ", ".join(f"{name}={value!r}" for name, value in entry["options"].items())
+    print(f"{entry['name']}: {entry['summary']}\n{entry['paper']}, {entry['url']}\n")
+    print(f"{entry['composition']}\noptions   = {chosen or 'none'}\nneeds     = {', '.join(entry['needs']) or 'nothing'}")
+    return 0

@@ -1,0 +1,57 @@
+"""Text from a policy as it is sampled: one completion, or a conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from jaxrl_llm.data import DecoderState, Tokenizer, decode_step, encode_prompt
+from jaxrl_llm.networks import Network
+from jaxrl_llm.sampling import stream
+from jaxrl_llm.training.policies import load_policy
+
+
+def converse(directory: str, prompt: str | None, *, chat: bool, system: str, sampling: dict[str, Any]) -> None:
+    """Streams completions to the console: of `prompt`, or of what is typed until the end of input.
+
+    Args:
+      directory: of the policy.
+      prompt: text; None for an interactive session.
+      chat: whether texts are messages of a conversation that goes on.
+      system: first message of a conversation; "" for none.
+      sampling: keyword arguments of `sampling.stream`; the seed rises by one with each answer.
+    """
+    network, tokenizer = load_policy(directory)
+    console = Console(highlight=False, markup=False)
+    opening = [{"role": "system", "content": system}] if system else []
+    messages, seed = opening, sampling["seed"]
+    while True:
+        text = prompt if prompt is not None else _ask(console)
+        if text is None:
+            return
+        messages = [*messages, {"role": "user", "content": text}]
+        answer = _answer(console, network, tokenizer, messages if chat else text, sampling | {"seed": seed})
+        messages = [*messages, {"role": "assistant", "content": answer}]
+        seed += 1
+        if prompt is not None:
+            return
+
+
+def _ask(console: Console) -> str | None:
+    try:
+        return console.input("> ")
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _answer(console: Console, network: Network, tokenizer: Tokenizer, prompt, sampling: dict[str, Any]) -> str:
+    ids = encode_prompt(tokenizer, prompt)
+    pieces, state = [], DecoderState()
+    for new_ids in stream(network.without_params(), network.params, ids, stop_ids=tokenizer.stop_ids, **sampling):
+        piece, state = decode_step(tokenizer, new_ids, state)
+        console.print(piece, end="", soft_wrap=True)
+        pieces.append(piece)
+    piece, _ = decode_step(tokenizer, [], state, last=True)
+    console.print(piece, soft_wrap=True)
+    return "".join([*pieces, piece])

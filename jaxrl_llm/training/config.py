@@ -1,0 +1,211 @@
+"""The configuration of a run: every key with its default, and the checks across keys.
+
+A file under `configs/` calls `default_config()` and changes what it wants. The result is locked: a key that does not
+exist here cannot be set, neither in a file nor by `--config.a.b=c`.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+from ml_collections import ConfigDict, config_dict
+
+from jaxrl_llm import methods
+
+# Their keys are the options of what is named beside them, which knows its own options and refuses others.
+FREE_SECTIONS = ("method.options", "task.options", "task.test_options")
+
+
+def default_config() -> ConfigDict:
+    """All keys with their defaults; lengths are in tokens."""
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "network": _network(),
+            # A directory, a tokenizer file, "bytes" or "characters:..."; "" takes the checkpoint's directory.
+            "tokenizer": "",
+            "task": _task(),
+            "sft": _sft(),
+            "method": {"name": "grpo", "options": {}},
+            "rl": _rl(),
+            "critic": {"learning_rate_factor": 1.0},
+            "rewards": _rewards(),
+            "evaluation": _evaluation(),
+            "checkpoint": {"every": 50, "keep": 2, "best_metric": ""},
+            "log": {"completions_every": 1, "tensorboard": True, "live": True},
+            # Devices along each axis; one of them may be -1 for all that are left.
+            "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+        }
+    )
+    config.lock()
+    for section in FREE_SECTIONS:
+        free_section(config, section).unlock()
+    return config
+
+
+def free_section(config: ConfigDict, path: str) -> ConfigDict:
+    """The section at a dotted path, such as "method.options"."""
+    return functools.reduce(operator.getitem, path.split("."), config)
+
+
+def _network() -> dict:
+    return {
+        # A Hugging Face checkpoint directory; "" makes a network of the sizes below from scratch.
+        "directory": "",
+        # Of the computation, and of the parameters that are trained.
+        "dtype": "float32",
+        "param_dtype": "float32",
+        "remat": "none",
+        "family": "qwen3",
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 32,
+    }
+
+
+def _task() -> dict:
+    return {
+        # "arithmetic", "jsonl", "tfds" or "reasoning_gym".
+        "source": "arithmetic",
+        "options": {},
+        # Where the held-out examples come from: options that replace those above.
+        "test_options": {},
+        # A text here turns prompts into chat messages, with the suffix behind the question.
+        "chat": False,
+        "system": "",
+        "suffix": "",
+        "max_prompt_tokens": 512,
+        "drop_long": False,
+    }
+
+
+def _optimizer(learning_rate: float) -> dict:
+    return {
+        "learning_rate": learning_rate,
+        "warmup_steps": 0,
+        # "constant", "linear" or "cosine", down to 0 at the last step.
+        "decay": "constant",
+        "weight_decay": 0.0,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "clip_norm": 1.0,
+    }
+
+
+def _sft() -> dict:
+    return {
+        "steps": 0,
+        "batch": 64,
+        # Distinct examples that are shown; 0 for all of the source.
+        "examples": 0,
+        "row_tokens": 1024,
+        "micro_batches": 1,
+        "optimizer": _optimizer(1e-3),
+    }
+
+
+def _rl() -> dict:
+    return {
+        "steps": 100,
+        "prompts": 16,
+        # Passes over the rollouts of a step, and parts of each pass, one update each.
+        "epochs": 1,
+        "minibatches": 1,
+        "micro_batches": 1,
+        "row_tokens": 0,
+        "max_new_tokens": 256,
+        "temperature": 1.0,
+        "top_k": config_dict.placeholder(int),
+        "top_p": config_dict.placeholder(float),
+        "min_p": config_dict.placeholder(float),
+        "stop_strings": (),
+        # Largest difference in nats between the sampler's and the learner's log-probabilities before it is reported.
+        "max_logp_gap": 1e-4,
+        "optimizer": _optimizer(1e-6),
+    }
+
+
+def _rewards() -> dict:
+    return {
+        # Names of `jaxrl_llm.rewards`, or "package.module:function".
+        "names": ("exact_match",),
+        # One factor each; empty for 1.
+        "weights": (),
+        "workers": 1,
+        "deadline_seconds": 30.0,
+    }
+
+
+def _evaluation() -> dict:
+    return {
+        # Steps of the RL phase between evaluations; 0 for only before and after.
+        "every": 0,
+        "prompts": 256,
+        "batch": 256,
+        "samples": 1,
+        "temperature": 0.0,
+        "reward": "",
+    }
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks what no single key can tell.
+
+    Raises:
+      ValueError: an impossible value or combination; the message names the keys and the mend.
+    """
+    _check_positive(config)
+    if config.method.name == "sft":
+        raise ValueError("config.method.name is 'sft', which samples nothing; set config.sft.steps and config.rl.steps=0")
+    method_options(config)
+    if config.evaluation.temperature == 0 and config.evaluation.samples > 1:
+        raise ValueError(
+            f"config.evaluation.samples is {config.evaluation.samples} at temperature 0, where all samples are equal; "
+            "raise config.evaluation.temperature or set config.evaluation.samples=1"
+        )
+    if config.rl.steps and config.rl.temperature <= 0:
+        raise ValueError(f"config.rl.temperature is {config.rl.temperature}; learning needs samples: set it above 0")
+    weights, names = config.rewards.weights, config.rewards.names
+    if weights and len(weights) != len(names):
+        raise ValueError(f"config.rewards.weights has {len(weights)} entries for {len(names)} names; give one for each")
+    needed = config.task.max_prompt_tokens + config.rl.max_new_tokens
+    if config.rl.row_tokens and config.rl.row_tokens < needed:
+        raise ValueError(
+            f"config.rl.row_tokens is {config.rl.row_tokens}; the longest rollout has {needed} tokens "
+            "(task.max_prompt_tokens + rl.max_new_tokens): raise it, or 0 for just that"
+        )
+    if config.sft.steps + config.rl.steps < 1:
+        raise ValueError("config.sft.steps and config.rl.steps are both 0; there is nothing to train")
+
+
+_AT_LEAST_ONE = (
+    "sft.batch", "sft.row_tokens", "sft.micro_batches", "rl.prompts", "rl.epochs", "rl.minibatches", "rl.micro_batches",
+    "rl.max_new_tokens", "task.max_prompt_tokens", "evaluation.prompts", "evaluation.batch", "evaluation.samples",
+    "checkpoint.every", "checkpoint.keep", "rewards.workers",
+)  # fmt: skip
+_AT_LEAST_ZERO = ("sft.steps", "sft.examples", "rl.steps", "rl.row_tokens", "evaluation.every", "log.completions_every")
+
+
+def _check_positive(config: ConfigDict) -> None:
+    for names, least in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
+        for name in names:
+            section, key = name.split(".")
+            if config[section][key] < least:
+                raise ValueError(f"config.{name} is {config[section][key]}; it must be at least {least}")
+
+
+def method_options(config: ConfigDict) -> dict:
+    """Options of the method; where it has a `max_length` that is not set, the longest completion of the run.
+
+    Raises:
+      ValueError: the method does not exist, or does not have an option.
+    """
+    options = dict(config.method.options.items())
+    if "max_length" in methods.options_of(methods.get(config.method.name).name):
+        options.setdefault("max_length", config.rl.max_new_tokens)
+    methods.get(config.method.name, **options)
+    return options

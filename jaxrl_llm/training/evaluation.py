@@ -1,0 +1,132 @@
+"""Held-out quality: avg@k, pass@k and maj@k with confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+CORRECT = 1.0  # a completion is correct when its reward reaches this
+
+
+def average_at_k(correct: np.ndarray) -> tuple[float, float]:
+    """Mean over P prompts of the share of k samples that are correct, and the half width of its 95% interval.
+
+    Args:
+      correct: bool [P, k].
+
+    Source: standard errors clustered by prompt, https://arxiv.org/abs/2411.00640
+    """
+    return mean_and_error(correct.mean(axis=1))
+
+
+def pass_at_k(correct: np.ndarray, k: int) -> tuple[float, float]:
+    """Unbiased estimate of the probability that at least one of `k` samples is correct, and its half width.
+
+    With c of n samples correct, 1 - C(n - c, k) / C(n, k).
+
+    Args:
+      correct: bool [P, n].
+      k: from 1 to n.
+
+    Raises:
+      ValueError: k is not in that range.
+
+    Source: https://arxiv.org/abs/2107.03374
+    """
+    samples = correct.shape[1]
+    if not 1 <= k <= samples:
+        raise ValueError(f"k is {k}; with {samples} samples of each prompt it must be from 1 to {samples}")
+    wrong = samples - correct.sum(axis=1)
+    return mean_and_error(np.array([1.0 - math.comb(int(w), k) / math.comb(samples, k) for w in wrong]))
+
+
+def majority_at_k(correct: np.ndarray, answers: Sequence[Sequence[Any]]) -> tuple[float, float]:
+    """Share of prompts whose most frequent answer is correct, and its half width.
+
+    A tie goes to the answer that came first; answers of None have no vote.
+
+    Args:
+      correct: bool [P, k].
+      answers: P lists of k hashable answers.
+
+    Source: self-consistency, https://arxiv.org/abs/2203.11171
+    """
+    right = []
+    for row, given in zip(correct, answers, strict=True):
+        votes = Counter(answer for answer in given if answer is not None)
+        winner = votes.most_common(1)[0][0] if votes else None
+        right.append(float(winner is not None and row[list(given).index(winner)]))
+    return mean_and_error(np.array(right))
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean of independent values [P] and 1.96 standard errors of it (0 for a single value)."""
+    error = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return float(values.mean()), float(error)
+
+
+def summarise(
+    rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: Sequence[Any] | None = None
+) -> dict[str, float]:
+    """All measures of an evaluation.
+
+    Args:
+      rewards: [P * k], the k samples of a prompt together; NaN counts as wrong.
+      lengths: tokens of each completion, [P * k].
+      samples: k.
+      answers: final answers, for the majority vote; None leaves it out.
+
+    Returns:
+      Values by metric name, see `metrics.DEFINITIONS`; pass@k for the powers of two up to k.
+    """
+    correct = (np.nan_to_num(rewards, nan=-np.inf) >= CORRECT).reshape(-1, samples)
+    results = {"accuracy": average_at_k(correct)}
+    if samples > 1:
+        for k in (2**power for power in range(1, samples.bit_length())):
+            results[f"pass@{k}"] = pass_at_k(correct, k)
+        if answers is not None:
+            grouped = [answers[start : start + samples] for start in range(0, len(answers), samples)]
+            results[f"maj@{samples}"] = majority_at_k(correct, grouped)
+    measured = {}
+    for name, (value, error) in results.items():
+        measured |= {f"evaluation/{name}": value, f"evaluation/{name}_error": error}
+    return measured | {
+        "evaluation/length": float(np.mean(lengths)),
+        "evaluation/missing": float(np.isnan(rewards).mean()),
+    }
+
+
+def evaluate(
+    collect: Callable[..., Any],
+    examples: Sequence[dict[str, Any]],
+    *,
+    samples: int,
+    batch: int,
+    final_answer: Callable[[str], Any] | None = None,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Samples, scores and summarises.
+
+    Args:
+      collect: `(examples, prompt_ids, samples, first_uid) -> Collection` whose first reward decides what is correct.
+      examples: held-out prompts.
+      samples: k of each prompt.
+      batch: prompts sampled at a time.
+      final_answer: completion to answer, for the majority vote.
+
+    Returns:
+      Measures and one record for each completion.
+    """
+    records = []
+    for start in range(0, len(examples), batch):
+        part = [examples[index] for index in range(start, min(start + batch, len(examples)))]
+        # A last part of another size would compile another program: it is filled up, and the filling dropped.
+        filled = part + [part[0]] * (min(batch, len(examples)) - len(part))
+        found = collect(filled, range(start, start + len(filled)), samples, start * samples)
+        records += found.records[: len(part) * samples]
+    rewards = np.array([np.nan if record["rewards"][0] is None else record["rewards"][0] for record in records])
+    answers = None if final_answer is None else [final_answer(record["completion"]) for record in records]
+    return summarise(rewards, np.array([record["length"] for record in records]), samples, answers), records

@@ -1,0 +1,103 @@
+"""What is measured: one definition each, and the files of a run that hold the measurements.
+
+`metrics.jsonl` holds one object a step and nothing that depends on the clock, so that it is the same, byte for byte,
+whether or not the run was interrupted. `timing.jsonl` holds the clock.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+DEFINITIONS = {
+    "step": "steps done, of both phases together, this one included",
+    "phase": "`sft` or `rl`",
+    "loss": "value of the objective; on policy, a group-relative loss is 0 whatever is learned: see `surrogate/*`",
+    "loss/*": "weighted sum over actions of one term of the objective",
+    "gradient_norm": "global norm of the gradient before clipping",
+    "skipped": "share of the step's updates that were skipped because loss or gradient was not finite",
+    "logp_gap": "largest |learner's - sampler's| log-probability (nats) of an action, at the first update after sampling",
+    "surrogate/positive_advantage": "weighted sum of the surrogate over actions with positive advantage, to be raised",
+    "surrogate/negative_advantage": "the same over actions with negative advantage",
+    "ratio/mean": "mean importance ratio of the actions",
+    "ratio/max": "largest importance ratio of an action",
+    "behavior_kl": "mean over actions of the k3 estimate of KL(sampler || policy), nats",
+    "reference_kl": "weighted mean over actions of the KL estimate of the loss between policy and reference, nats",
+    "clip_fraction/low": "share of actions whose gradient the lower clip removes",
+    "clip_fraction/high": "share of actions whose gradient the upper clip removes",
+    "entropy": "mean over actions of -log-probability of the sampled token (nats): unbiased for the policy's entropy",
+    "reward": "mean over rows of the weighted sum of reward components, missing ones counted as 0",
+    "reward/*": "mean of one component over the rows that have it",
+    "reward_missing": "share of reward values that are missing (exception, time-out or None)",
+    "reward_std": "mean over groups of the population standard deviation of the total reward",
+    "uniform_groups": "share of groups whose rows all have the same total reward, and so teach nothing",
+    "length/mean": "mean tokens of a completion, the stop token included",
+    "length/max": "most tokens of a completion",
+    "truncated": "share of completions cut by `max_new_tokens`",
+    "tokens": "tokens that the step trained on",
+    "dynamic_sampling/rounds": "rounds of sampling that the step took",
+    "dynamic_sampling/kept": "share of the sampled groups that were kept",
+    "evaluation/accuracy": "mean over held-out prompts of the share of its samples that are correct (avg@k)",
+    "evaluation/accuracy_error": "half width of its 95% confidence interval, from the spread over prompts",
+    "evaluation/pass@*": "unbiased probability that one of k samples is correct, mean over prompts",
+    "evaluation/pass@*_error": "half width of its 95% confidence interval",
+    "evaluation/maj@*": "share of prompts whose most frequent answer among k samples is correct",
+    "evaluation/maj@*_error": "half width of its 95% confidence interval",
+    "evaluation/length": "mean tokens of a held-out completion",
+    "evaluation/missing": "share of held-out rewards that are missing; they count as wrong",
+}
+
+
+def defined(name: str) -> bool:
+    """Whether `DEFINITIONS` has `name`, a `*` in it standing for any text."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in DEFINITIONS)
+
+
+def definitions_table() -> str:
+    """The definitions as a Markdown table."""
+    rows = [f"| `{name}` | {text} |" for name, text in DEFINITIONS.items()]
+    return "\n".join(["| metric | definition |", "|---|---|", *rows]) + "\n"
+
+
+def append_jsonl(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Adds one line; numbers that are not finite become null, which is what JSON has for them."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n")
+
+
+def _finite(value):
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Records of whole lines; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def keep_until(path: pathlib.Path, step: int) -> None:
+    """Removes the records after `step`, which the resumed run will write again; the file is replaced at once."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    write_atomically(path, (line + "\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def write_atomically(path: pathlib.Path, parts: Iterable[str]) -> None:
+    """Writes a text file aside and renames it, so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text("".join(parts), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_table(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes records as JSONL, whole or not at all."""
+    write_atomically(path, (json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -1,0 +1,127 @@
+"""A policy from wherever it lies: a run's folder, a Hugging Face directory, or a converted one; and conversion."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from jaxrl_llm import networks
+from jaxrl_llm.data import Tokenizer, load_tokenizer
+from jaxrl_llm.training import build, checkpoint, metrics
+
+# Files of a tokenizer that travel with converted parameters.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+
+
+def load_policy(directory: str | pathlib.Path, *, dtype: str = "float32") -> tuple[networks.Network, Tokenizer]:
+    """Network with parameters, and tokenizer, from one of three kinds of folder.
+
+    Args:
+      directory: the workdir of a run (its latest checkpoint), a Hugging Face checkpoint directory, or what
+        `convert_to_orbax` wrote.
+      dtype: of Hugging Face parameters.
+
+    Raises:
+      ValueError: the folder is none of these.
+    """
+    directory = pathlib.Path(directory).absolute()
+    kind = folder_kind(directory)
+    if kind == "run":
+        return _load_run(directory)
+    if kind == "orbax":
+        return _load_orbax(directory), load_tokenizer(directory)
+    return networks.load_huggingface(directory, dtype=dtype), load_tokenizer(directory)
+
+
+def folder_kind(directory: pathlib.Path) -> str:
+    """ "run", "orbax" or "huggingface".
+
+    Raises:
+      ValueError: none of these; the message says what each would hold.
+    """
+    if (directory / "checkpoints").is_dir() and (directory / "config.json").is_file():
+        return "run"
+    if (directory / "network.json").is_file():
+        return "orbax"
+    if (directory / "config.json").is_file():
+        return "huggingface"
+    raise ValueError(
+        f"{directory} is neither the workdir of a run (checkpoints/ and config.json), nor a Hugging Face directory "
+        "(config.json and *.safetensors), nor a converted one (network.json): check the path"
+    )
+
+
+def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
+    config = ConfigDict(json.loads((directory / "config.json").read_text()))
+    tokenizer = build.build_tokenizer(config)
+    network = build.network_structure(config, tokenizer)
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    stored = checkpoint.parameter_names(directory / "checkpoints")
+    path = ("params", "policy") if "policy" in stored else ("params",)
+    return network.with_params(checkpoint.restore_params(directory / "checkpoints", like, path=path)), tokenizer
+
+
+def _load_orbax(directory: pathlib.Path) -> networks.Network:
+    fields = json.loads((directory / "network.json").read_text())
+    scaling = fields["rope_scaling"]
+    fields |= {"eos_ids": tuple(fields["eos_ids"]), "rope_scaling": None if scaling is None else dict(scaling)}
+    network = networks.decoder(networks.DecoderConfig(**fields))
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    with ocp.StandardCheckpointer() as checkpointer:
+        return network.with_params(checkpointer.restore(directory / "params", like))
+
+
+def convert_to_orbax(network: networks.Network, directory: str | pathlib.Path) -> None:
+    """Writes `params/` (Orbax) and `network.json` (the architecture) into `directory`."""
+    directory = pathlib.Path(directory).absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / "params", network.params)
+    metrics.write_atomically(directory / "network.json", [json.dumps(dataclasses.asdict(network.config), indent=2) + "\n"])
+
+
+def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, dtype: str = "float32") -> None:
+    """Writes the policy in `source` to `target` in the other format, its tokenizer files included.
+
+    Args:
+      source: any folder that `load_policy` reads.
+      target: a folder that does not exist yet.
+      to: "huggingface" or "orbax".
+      dtype: of parameters read from a Hugging Face directory.
+
+    Raises:
+      ValueError: the target exists, or an unknown format.
+    """
+    source, target = pathlib.Path(source).absolute(), pathlib.Path(target).absolute()
+    if target.exists():
+        raise ValueError(f"{target} exists already; give a folder that does not, so that nothing is lost")
+    writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax}
+    if to not in writers:
+        raise ValueError(f"to is {to!r}; it must be one of {sorted(writers)}")
+    network, _ = load_policy(source, dtype=dtype)
+    writers[to](network, target)
+    for file in tokenizer_files(source):
+        shutil.copy2(file, target / file.name)
+
+
+def _write_huggingface(network: networks.Network, target: pathlib.Path) -> None:
+    networks.save_huggingface(network, network.params, target)
+
+
+def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
+    """Tokenizer files that belong to the policy in `source`; a run keeps them where its configuration says."""
+    folder = source
+    if folder_kind(source) == "run":
+        config = json.loads((source / "config.json").read_text())
+        folder = pathlib.Path(config["tokenizer"] or config["network"]["directory"])
+        folder = folder if folder.is_dir() else folder.parent
+    return [file for file in map(functools.partial(pathlib.Path, folder), TOKENIZER_FILES) if file.is_file()]

@@ -1,0 +1,86 @@
+"""What a run shows while it runs: a live panel on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+SHOWN = (
+    "loss", "reward", "evaluation/accuracy", "entropy", "reference_kl", "behavior_kl", "length/mean", "truncated",
+    "uniform_groups", "surrogate/positive_advantage", "surrogate/negative_advantage", "gradient_norm", "logp_gap",
+    "tokens_per_second",
+)  # fmt: skip
+SECONDS_BETWEEN_LINES = 5.0
+
+Show = Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None]
+
+
+@contextlib.contextmanager
+def live_report(title: str, done: int, total: int, *, enabled: bool = True) -> Iterator[Show]:
+    """Context with `show(metrics, records)`, to be called after each step.
+
+    Args:
+      title: name of the phase.
+      done: steps done before.
+      total: steps of the phase.
+      enabled: False shows nothing.
+    """
+    console = Console(quiet=not enabled)
+    if console.is_terminal and enabled:
+        with _live_panel(console, title, done, total) as show:
+            yield show
+    else:
+        yield _plain_lines(console, title, done, total)
+
+
+@contextlib.contextmanager
+def _live_panel(console: Console, title: str, done: int, total: int) -> Iterator[Show]:
+    progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    task = progress.add_task(title, completed=done, total=total)
+    seen: dict[str, Any] = {}
+    with Live(console=console, refresh_per_second=4) as live:
+
+        def show(metrics, records):
+            seen.update(metrics)
+            progress.advance(task)
+            live.update(Group(progress, _metrics_table(seen), *(_sample_panel(record) for record in records[:2])))
+
+        yield show
+
+
+def _plain_lines(console: Console, title: str, done: int, total: int) -> Show:
+    steps, last = done, float("-inf")
+
+    def show(metrics, records):
+        nonlocal steps, last
+        steps += 1
+        if steps in (done + 1, total) or time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            values = "  ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if metrics.get(name) is not None)
+            console.print(Text(f"{title} {steps}/{total}  {values}"), soft_wrap=True)
+
+    return show
+
+
+def _metrics_table(metrics: Mapping[str, Any]) -> Table:
+    names = [name for name in SHOWN if metrics.get(name) is not None]
+    table = Table.grid(padding=(0, 2))
+    for start in range(0, len(names), 3):
+        cells = [f"[dim]{name}[/] {metrics[name]:.4g}" for name in names[start : start + 3]]
+        table.add_row(*cells)
+    return table
+
+
+def _sample_panel(record: Mapping[str, Any]) -> Panel:
+    text = Text(f"{record['prompt'][-200:]}", style="dim")
+    text.append(record["completion"][-400:], style="default")
+    return Panel(text, title=f"reward {record['rewards']}", title_align="left")

@@ -1,0 +1,160 @@
+"""What stays the same during a run: everything that the configuration names, opened once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxrl_llm import distributed, methods, rewards, rollouts
+from jaxrl_llm.data import Cursor, Tokenizer, next_indices
+from jaxrl_llm.networks import Network
+from jaxrl_llm.training import build, metrics
+from jaxrl_llm.training.config import check_config, method_options
+from jaxrl_llm.types import Batch
+
+# Evaluation samples must not repeat the noise of training samples.
+EVALUATION_SEED_OFFSET = 1_000_003
+# Keys that a resumed run may change without becoming another run.
+_CHANGEABLE = ("log.", "checkpoint.", "rl.steps", "rewards.workers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The fixed parts of a run.
+
+    Attributes:
+      config: checked configuration.
+      workdir: folder of all files of the run.
+      tokenizer: of prompts and completions.
+      network: of the policy, with its first parameters.
+      source: examples to train on.
+      test_source: held-out examples.
+      method: of the RL phase.
+      pool: of reward workers.
+      mesh: of devices; None for one device.
+      rewards: functions by name.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    tokenizer: Tokenizer
+    network: Network
+    source: Sequence[dict[str, Any]]
+    test_source: Sequence[dict[str, Any]]
+    method: methods.Method
+    pool: rewards.RewardPool
+    rewards: dict[str, Callable]
+    mesh: jax.sharding.Mesh | None = None
+
+    def place(self, batch: Batch) -> Batch:
+        """The batch with its rows split over the mesh, where there is one."""
+        return batch if self.mesh is None else distributed.shard_rows(batch, self.mesh)
+
+    def row_multiple(self, micro_batches: int) -> int:
+        """Number that the rows of a batch must be a multiple of."""
+        shards = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return micro_batches * shards
+
+    def draw(self, cursor: Cursor, count: int) -> tuple[list[dict[str, Any]], list[int], Cursor]:
+        """The next `count` examples of the source, their numbers, and the cursor after them."""
+        indices, cursor = next_indices(len(self.source), cursor, count, self.config.seed)
+        return [self.source[int(index)] for index in indices], [int(index) for index in indices], cursor
+
+    def scorer(self, names: Sequence[str]) -> Callable[..., np.ndarray]:
+        """`(prompts, completions, columns) -> rewards [N, K]` of the rewards with these names; failures are logged."""
+        chosen = {name: self.rewards[name] for name in names}
+
+        def score(prompts, completions, columns) -> np.ndarray:
+            deadline = self.config.rewards.deadline_seconds
+            values, failures = self.pool.score(chosen, prompts, completions, columns, deadline)
+            for failure in failures:
+                metrics.append_jsonl(self.workdir / "reward_failures.jsonl", failure._asdict())
+            return values
+
+        return score
+
+    def collector(self, params, step: int) -> Callable[..., rollouts.Collection]:
+        """`(examples, prompt_ids, samples, first_uid) -> Collection` under `params`, for training."""
+        score = self.scorer(self.config.rewards.names)
+        sampling = build.training_sampling(self.config, self.tokenizer)
+        return self._collector(params, score, sampling, self.config.seed, step)
+
+    def evaluation_collector(self, params, step: int) -> Callable[..., rollouts.Collection]:
+        """The same for held-out prompts: scored by the evaluation's reward alone."""
+        score = self.scorer((self.config.evaluation.reward or self.config.rewards.names[0],))
+        sampling = build.evaluation_sampling(self.config, self.tokenizer)
+        return self._collector(params, score, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step)
+
+    def _collector(self, params, score, sampling, seed: int, step: int):
+        def collect(examples, prompt_ids, samples, first_uid):
+            return rollouts.collect(
+                self.network.without_params(),
+                params,
+                self.tokenizer,
+                score,
+                examples,
+                prompt_ids,
+                num_samples=samples,
+                sampling=sampling,
+                max_prompt_tokens=self.config.task.max_prompt_tokens,
+                seed=seed,
+                step=step,
+                first_uid=first_uid,
+            )
+
+        return collect
+
+
+@contextlib.contextmanager
+def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
+    """Checks the configuration, opens what it names and writes it to `workdir/config.json`.
+
+    Raises:
+      ValueError: an impossible configuration, or one that differs from that of the run in `workdir`.
+    """
+    check_config(config)
+    workdir = pathlib.Path(workdir).absolute()
+    _keep_config(config, workdir)
+    tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
+    scope = contextlib.nullcontext() if mesh is None else distributed.sharded(mesh)
+    with rewards.RewardPool(config.rewards.workers) as pool, scope:
+        yield Run(
+            config=config,
+            workdir=workdir,
+            tokenizer=tokenizer,
+            network=build.build_network(config, tokenizer, mesh),
+            mesh=mesh,
+            source=build.build_source(config, tokenizer),
+            test_source=build.build_source(config, tokenizer, test=True),
+            method=methods.get(config.method.name, **method_options(config)),
+            pool=pool,
+            rewards=build.build_rewards(config),
+        )
+
+
+def _keep_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    path = workdir / "config.json"
+    ours = _flat(json.loads(json.dumps(config.to_dict())))
+    theirs = _flat(json.loads(path.read_text())) if path.exists() else ours
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name) and not name.startswith(_CHANGEABLE):
+            raise ValueError(
+                f"config.{name} is {ours.get(name)!r}, but the run in {workdir} was made with {theirs.get(name)!r}; "
+                "give the same configuration to resume it, or another --workdir"
+            )
+    metrics.write_atomically(path, [json.dumps(config.to_dict(), indent=2) + "\n"])
+
+
+def _flat(tree, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    prefix = prefix and f"{prefix}."
+    return {key: leaf for name, value in tree.items() for key, leaf in _flat(value, prefix + name).items()}

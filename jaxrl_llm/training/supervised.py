@@ -1,0 +1,73 @@
+"""One step of the supervised phase: worked examples into a batch, one update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jaxrl_llm import methods
+from jaxrl_llm.data import Cursor, Tokenizer, encode_example, next_indices, pack
+from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.run import Run
+from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.training.update import make_update
+from jaxrl_llm.types import Rollouts
+
+
+def initial_state(run: Run) -> TrainState:
+    """State before the first supervised update."""
+    return TrainState.create(run.network.params, _optimizer(run), key=jax.random.key(run.config.seed))
+
+
+def _optimizer(run: Run):
+    return build_optimizer(run.config.sft.optimizer, run.config.sft.steps)
+
+
+def make_supervised_step(run: Run) -> Callable:
+    """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`."""
+    settings, method = run.config.sft, methods.get("sft")
+    update = jax.jit(
+        make_update(
+            run.network.without_params(), method.objective, _optimizer(run), micro_batches=settings.micro_batches
+        ),
+        donate_argnums=0,
+    )
+    estimate = jax.jit(method.estimator.update)
+    size = settings.examples or len(run.source)
+    if size > len(run.source):
+        raise ValueError(f"config.sft.examples is {size}; the source has only {len(run.source)}")
+
+    def step(state: TrainState, cursor: Cursor, number: int):
+        indices, cursor = next_indices(size, cursor, settings.batch, run.config.seed)
+        examples = [run.source[int(index)] for index in indices]
+        rollouts = demonstrations(run.tokenizer, examples, settings.row_tokens)
+        rollouts, _ = estimate(rollouts, method.estimator.init(), state.key)
+        multiple = run.row_multiple(settings.micro_batches)
+        batch = pack(jax.device_get(rollouts), settings.row_tokens, multiple=multiple, step=number)
+        state, metrics = update(state, run.place(batch))
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        return state, cursor, metrics | {"tokens": float(np.sum(rollouts.length))}, []
+
+    return step
+
+
+def demonstrations(tokenizer: Tokenizer, examples, width: int) -> Rollouts:
+    """One row for each example: its prompt, and its completion as actions.
+
+    Raises:
+      ValueError: an example without "completion", or longer than `width` tokens.
+    """
+    rows = len(examples)
+    tokens, mask, length = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.float32), np.zeros(rows, np.int32)
+    for row, example in enumerate(examples):
+        if "completion" not in example:
+            raise ValueError(f"an example has no 'completion' to learn from, only {sorted(example)}; map a column to it")
+        prompt, completion = encode_example(tokenizer, example)
+        length[row] = len(prompt) + len(completion)
+        if length[row] > width:
+            raise ValueError(f"an example has {length[row]} tokens, more than config.sft.row_tokens = {width}; raise it")
+        tokens[row, : length[row]] = prompt + completion
+        mask[row, len(prompt) : length[row]] = 1.0
+    return Rollouts(tokens=tokens, mask=mask, length=length, rewards=np.zeros((rows, 1), np.float32))

@@ -1,0 +1,141 @@
+"""One update for every method: score, differentiate the objective with respect to the scores, pull back.
+
+The network is differentiated one micro-batch at a time; the objective sees either the micro-batch (additive losses) or
+the whole batch (coupled ones). As weights are fixed before any split, loss and gradient do not depend on the number of
+micro-batches, on the packing or on the mesh, beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm.scoring import Scorer, make_scorer
+from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.types import Batch, Scores
+
+Metrics = dict[str, jax.Array]
+Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_update(
+    apply_fn,
+    objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
+    temperature: float = 1.0,
+    scorer: Scorer | None = None,
+) -> Update:
+    """Builds `update(state, batch) -> (state, metrics)`, a pure function to jit, shard or call in a loop of one's own.
+
+    An update whose loss or gradient is not finite leaves parameters and optimizer as they are and counts in
+    `state.skipped`.
+
+    Args:
+      apply_fn: a `Network`, or any `apply(params, tokens, positions, segments) -> logits [B, T, V]`.
+      objective: `objective(scores, batch) -> (loss, metrics)` with attributes `needs` and `coupled`.
+      optimizer: any optax transform, gradient clipping included.
+      micro_batches: number of parts that the rows are scored in; rows are padded to a multiple.
+      temperature: of the policy that is trained; the one that it was sampled at.
+      scorer: replaces the scorer made from `apply_fn`, for instance by `scoring.actor_critic_scorer`.
+
+    Returns:
+      The update; its metrics are float32 scalars: "loss", "gradient_norm", "skipped", "logp_gap" (largest
+      difference in nats between policy and sampler) and those of the objective, all of the whole batch.
+
+    Raises:
+      ValueError: `micro_batches` below 1, or statistics that the scorer cannot give.
+    """
+    if micro_batches < 1:
+        raise ValueError(f"micro_batches is {micro_batches}; it must be at least 1")
+    score = scorer or make_scorer(apply_fn, getattr(objective, "needs", ()), temperature=temperature)
+    gradient = make_gradient(score, objective, micro_batches)
+
+    def update(state: TrainState, batch: Batch):
+        scores, gradients = gradient(state.params, batch)
+        loss, metrics = objective(scores, batch)
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=_select(finite, params, state.params),
+            opt_state=_select(finite, opt_state, state.opt_state),
+            skipped=state.skipped + jnp.where(finite, 0, 1),
+        )
+        metrics = {"loss": loss, "gradient_norm": norm, "skipped": jnp.where(finite, 0.0, 1.0), **metrics}
+        if batch.behavior_logp is not None:
+            metrics["logp_gap"] = _largest_gap(scores, batch)
+        return new_state, jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), metrics)
+
+    return update
+
+
+def make_gradient(score: Scorer, objective, micro_batches: int = 1) -> Callable[[Any, Batch], tuple[Scores, Any]]:
+    """Builds `gradient(params, batch) -> (scores of the whole batch, gradient of the objective)`.
+
+    An additive objective costs one forward and one backward pass of each micro-batch, a coupled one another forward.
+    """
+
+    def loss_gradient(scores: Scores, batch: Batch) -> Scores:
+        return jax.grad(lambda scores: objective(scores, batch)[0])(scores)
+
+    def pull_back(params, batch: Batch, cotangent: Scores | None):
+        scores, pull = jax.vjp(lambda params: score(params, batch), params)
+        return scores, pull(loss_gradient(scores, batch) if cotangent is None else cotangent)[0]
+
+    def gradient(params, batch: Batch):
+        if micro_batches == 1:
+            return pull_back(params, batch, None)
+        shared = {"step": batch.step, "coefficients": batch.coefficients}
+        parts = split_rows(batch.replace(step=None, coefficients={}), micro_batches)
+        cotangents = None
+        if getattr(objective, "coupled", False):
+            scores = jax.lax.map(lambda part: score(params, part.replace(**shared)), parts)
+            cotangents = split_rows(loss_gradient(merge_rows(scores, batch), batch), micro_batches)
+
+        def add_part(total, inputs):
+            part, cotangent = inputs
+            scores, part_gradient = pull_back(params, part.replace(**shared), cotangent)
+            return jax.tree.map(jnp.add, total, part_gradient), scores
+
+        # Sums of many small gradients lose their low bits in bfloat16.
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
+        total, scores = jax.lax.scan(add_part, zeros, (parts, cotangents))
+        return merge_rows(scores, batch), jax.tree.map(lambda value, leaf: value.astype(leaf.dtype), total, params)
+
+    return gradient
+
+
+def split_rows(tree, parts: int):
+    """Splits the rows of a record into [parts, rows / parts, ...]; missing rows are padding (all zero).
+
+    Part m takes rows m, m + parts, ...: rows that a mesh keeps together stay spread over all its devices.
+    """
+
+    def split(value):
+        padded = jnp.pad(value, [(0, -value.shape[0] % parts)] + [(0, 0)] * (value.ndim - 1))
+        return jnp.swapaxes(padded.reshape(-1, parts, *value.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, tree)
+
+
+def merge_rows(tree, batch: Batch):
+    """Undoes `split_rows`: [parts, rows / parts, ...] back to the rows of `batch`."""
+    rows = batch.tokens.shape[0]
+    return jax.tree.map(lambda value: jnp.swapaxes(value, 0, 1).reshape(-1, *value.shape[2:])[:rows], tree)
+
+
+def _largest_gap(scores: Scores, batch: Batch):
+    gap = jnp.abs(jnp.where(batch.mask > 0, scores.logp - batch.behavior_logp, 0.0))
+    return jax.lax.stop_gradient(gap).max()
+
+
+def _select(condition, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -1,0 +1,119 @@
+"""G1: a run that is killed at any moment and resumed equals the uninterrupted run bit for bit."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+# The moment of each kill: what has begun, for which time in its process, and seconds after it began.
+KILLS = (("save", 1, 0.001), ("sample", 2, 0.01), ("update", 5, 0.002), ("save", 2, 0.02), ("sample", 3, 0.2))
+
+
+def start(workdir, cache, *arguments):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)]),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "",
+    }
+    command = [sys.executable, str(HERE / "crash_runner.py"), str(workdir), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def final_arrays(workdir):
+    handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(workdir / "checkpoints", item_handlers=handlers) as manager:
+        step = manager.latest_step()
+        arguments = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(), progress=ocp.args.JsonRestore())
+        restored = manager.restore(step, args=arguments)
+    return step, jax.tree.map(np.asarray, restored["arrays"]), restored["progress"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, cache):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    code, output = finish(start(workdir, cache))
+    assert code == 0, output
+    return workdir
+
+
+def assert_same_run(one, other):
+    step, arrays, progress = final_arrays(one)
+    other_step, other_arrays, other_progress = final_arrays(other)
+    assert step == other_step and progress == other_progress
+    assert jax.tree.structure(arrays) == jax.tree.structure(other_arrays)
+    for (path, mine), theirs in zip(jax.tree.leaves_with_path(arrays), jax.tree.leaves(other_arrays), strict=True):
+        np.testing.assert_array_equal(mine, theirs, err_msg=jax.tree_util.keystr(path))
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    mine, theirs = ({file.name: file.read_bytes() for file in (run / "completions").iterdir()} for run in (one, other))
+    assert mine == theirs
+
+
+def test_killed_five_times_equals_uninterrupted(tmp_path, cache, uninterrupted):
+    for kill in KILLS:
+        code, output = finish(start(tmp_path, cache, *kill))
+        assert code == -signal.SIGKILL, f"{kill} was not reached: {output}"
+    code, output = finish(start(tmp_path, cache))
+    assert code == 0, output
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_learning_happened(uninterrupted):
+    """The comparison above would say nothing if parameters stood still."""
+    _, arrays, progress = final_arrays(uninterrupted)
+    assert progress["phase"] == "rl" and progress["phase_step"] == 7 and arrays["skipped"] == 0
+    reference = ocp.StandardCheckpointer().restore(uninterrupted / "reference")
+    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(arrays["params"]), jax.tree.leaves(reference), strict=True)]
+    assert min(moved) > 0
+
+
+def test_sigterm_saves_and_resumes_exactly(tmp_path, cache, uninterrupted):
+    process = start(tmp_path, cache)
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        pass
+    process.send_signal(signal.SIGTERM)
+    _, output = finish(process)
+    assert "stopped by SIGTERM" in output
+    assert metrics.read_text().count("\n") < 12
+    code, output = finish(start(tmp_path, cache))
+    assert code == 0, output
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_finished_run_changes_nothing(uninterrupted, cache):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    code, output = finish(start(uninterrupted, cache))
+    assert code == 0, output
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_with_another_configuration_is_refused(tmp_path):
+    from ml_collections import ConfigDict
+
+    from jaxrl_llm.training.run import _keep_config
+
+    config = ConfigDict({"seed": 0, "rl": {"steps": 3, "prompts": 2}})
+    _keep_config(config, tmp_path)
+    config.rl.steps = 5
+    _keep_config(config, tmp_path)
+    config.rl.prompts = 4
+    with pytest.raises(ValueError, match=r"config\.rl\.prompts is 4.*made with 2.*another --workdir"):
+        _keep_config(config, tmp_path)
