@@ -6,7 +6,6 @@ from configs.quickstart import get_config as quickstart
 def get_config():
     config = quickstart()
     config.method.name = "ppo"
-    config.method.options.clear()
-    config.method.options.update(samples=8, kl_coefficient=0.0)
+    config.method.options = {"samples": 8, "kl_coefficient": 0.0}
     config.critic.learning_rate_factor = 2.0
     return config

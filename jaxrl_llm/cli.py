@@ -90,7 +90,8 @@ def load_config(path: str, overrides: list[str]):
     if not pathlib.Path(path).is_file():
         known = ", ".join(sorted(str(file) for file in CONFIGS.glob("*.py")))
         raise ValueError(f"--config={path}: there is no such file; there are {known}")
-    free = [argument for argument in overrides if argument.startswith(tuple(f"--config.{name}." for name in FREE_SECTIONS))]
+    prefixes = tuple(f"--config.{name}{end}" for name in FREE_SECTIONS for end in (".", "="))
+    free = [argument for argument in overrides if argument.startswith(prefixes)]
     typed = [argument for argument in overrides if argument not in free]
     values = flags.FlagValues()
     try:
@@ -104,9 +105,22 @@ def load_config(path: str, overrides: list[str]):
     config = values.config
     for argument in free:
         path, value = _split_override(argument)
-        section = next(name for name in FREE_SECTIONS if path.startswith(f"{name}."))
-        free_section(config, section)[path.removeprefix(f"{section}.")] = value
+        section = next(name for name in FREE_SECTIONS if f"{path}.".startswith(f"{name}."))
+        _set_free(free_section(config, section), path.removeprefix(section).removeprefix("."), value, argument)
     return config
+
+
+def _set_free(section, name: str, value, argument: str) -> None:
+    """Sets one option of a free section; without a name, `value` is a dict that replaces all of them."""
+    if not name and not isinstance(value, dict):
+        raise ValueError(f"{argument}: the whole section must be a dict such as {{'samples': 8}}")
+    if not name:
+        for old in list(section):
+            del section[old]
+    try:
+        section.update(value if not name else {name: value})
+    except TypeError as error:
+        raise ValueError(f"{argument}: {error}") from error
 
 
 def _split_override(argument: str) -> tuple[str, Any]:

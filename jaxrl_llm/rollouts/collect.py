@@ -42,6 +42,7 @@ def collect(
     *,
     num_samples: int,
     sampling: dict[str, Any],
+    reward_weights: Sequence[float] = (),
     max_prompt_tokens: int,
     seed: int,
     step: int,
@@ -58,6 +59,7 @@ def collect(
       prompt_ids: number of each example in its source.
       num_samples: completions of each example.
       sampling: keyword arguments of `sampling.generate`, "max_new_tokens" among them.
+      reward_weights: factor of each component in the rollouts; the records keep the rewards as they are.
       max_prompt_tokens: longest prompt.
       seed: of the run.
       step: of the training.
@@ -79,7 +81,8 @@ def collect(
     repeated = [example for example in examples for _ in range(num_samples)]
     rewards = score([prompt_text(example) for example in repeated], texts, _columns(repeated, samples))
     width = max_prompt_tokens + sampling["max_new_tokens"]
-    rollouts = make_rollouts(prompts, samples, rewards, prompt_ids, width=width, version=step)
+    weighted = rewards * np.asarray(reward_weights) if len(reward_weights) else rewards
+    rollouts = make_rollouts(prompts, samples, weighted, prompt_ids, width=width, version=step)
     return Collection(rollouts, _records(repeated, texts, rewards, rollouts, samples))
 
 

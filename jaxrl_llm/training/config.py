@@ -12,9 +12,14 @@ import operator
 from ml_collections import ConfigDict, config_dict
 
 from jaxrl_llm import methods
+from jaxrl_llm.sampling import make_sampling
 
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = ("method.options", "task.options", "task.test_options")
+
+DECAYS = ("constant", "linear", "cosine")
+# Evaluation adds an offset of a million to it, and the sum must fit into 32 bits.
+LARGEST_SEED = 2**31
 
 
 def default_config() -> ConfigDict:
@@ -87,7 +92,7 @@ def _optimizer(learning_rate: float) -> dict:
     return {
         "learning_rate": learning_rate,
         "warmup_steps": 0,
-        # "constant", "linear" or "cosine", down to 0 at the last step.
+        # One of DECAYS, down to 0 at the last step.
         "decay": "constant",
         "weight_decay": 0.0,
         "beta1": 0.9,
@@ -159,6 +164,12 @@ def check_config(config: ConfigDict) -> None:
       ValueError: an impossible value or combination; the message names the keys and the mend.
     """
     _check_positive(config)
+    _check_optimizers(config)
+    _check_sampling(config)
+    if not 0 <= config.seed < LARGEST_SEED:
+        raise ValueError(f"config.seed is {config.seed}; it must be from 0 to {LARGEST_SEED - 1}")
+    if not config.rewards.names:
+        raise ValueError("config.rewards.names is empty; name at least one reward")
     if config.method.name == "sft":
         raise ValueError("config.method.name is 'sft', which samples nothing; set config.sft.steps and config.rl.steps=0")
     method_options(config)
@@ -198,6 +209,24 @@ def _check_positive(config: ConfigDict) -> None:
                 raise ValueError(f"config.{name} is {config[section][key]}; it must be at least {least}")
 
 
+def _check_optimizers(config: ConfigDict) -> None:
+    for phase in ("sft", "rl"):
+        decay = config[phase].optimizer.decay
+        if decay not in DECAYS:
+            raise ValueError(f"config.{phase}.optimizer.decay is {decay!r}; it must be one of {DECAYS}")
+
+
+def _check_sampling(config: ConfigDict) -> None:
+    rl = config.rl
+    try:
+        make_sampling(
+            1, 1, max_new_tokens=rl.max_new_tokens, temperature=rl.temperature, top_k=rl.top_k, top_p=rl.top_p, min_p=rl.min_p
+        )
+        make_sampling(1, 1, max_new_tokens=rl.max_new_tokens, temperature=config.evaluation.temperature)
+    except ValueError as error:
+        raise ValueError(f"config.rl or config.evaluation: {error}") from error
+
+
 def method_options(config: ConfigDict) -> dict:
     """Options of the method; where it has a `max_length` that is not set, the longest completion of the run.
 
@@ -207,5 +236,12 @@ def method_options(config: ConfigDict) -> dict:
     options = dict(config.method.options.items())
     if "max_length" in methods.options_of(methods.get(config.method.name).name):
         options.setdefault("max_length", config.rl.max_new_tokens)
-    methods.get(config.method.name, **options)
+    try:
+        method = methods.get(config.method.name, **options)
+    except ValueError as error:
+        hint = "config.method.options come from the file; --config.method.options='{}' drops them all"
+        raise ValueError(f"{error} ({hint})") from error
+    samples = dict(method.strategy.options)["samples"]
+    if not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"config.method.options.samples is {samples!r}; it must be an integer of at least 1")
     return options

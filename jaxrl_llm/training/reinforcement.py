@@ -156,8 +156,8 @@ def _minibatch_rows(run: Run, rows: int, number: int, epoch: int) -> list[np.nda
 
 def rollout_metrics(run: Run, rollouts: Rollouts, records) -> dict[str, float]:
     """Rewards, lengths and entropy of what was sampled; see `metrics.DEFINITIONS`."""
-    rewards, weights = np.asarray(rollouts.rewards, np.float64), run.config.rewards.weights
-    totals = np.nansum(rewards * (np.array(weights) if weights else 1.0), axis=1)
+    rewards = np.array([record["rewards"] for record in records], np.float64)
+    totals = np.nansum(np.asarray(rollouts.rewards, np.float64), axis=1)
     groups = [totals[rollouts.group == group] for group in np.unique(rollouts.group)]
     actions = rollouts.mask.sum()
     components = {

@@ -85,7 +85,8 @@ class Run:
         """`(examples, prompt_ids, samples, first_uid) -> Collection` under `params`, for training."""
         score = self.scorer(self.config.rewards.names)
         sampling = build.training_sampling(self.config, self.tokenizer)
-        return self._collector(params, score, sampling, self.config.seed, step)
+        weights = tuple(self.config.rewards.weights)
+        return self._collector(params, score, sampling, self.config.seed, step, weights)
 
     def evaluation_collector(self, params, step: int) -> Callable[..., rollouts.Collection]:
         """The same for held-out prompts: scored by the evaluation's reward alone."""
@@ -93,7 +94,7 @@ class Run:
         sampling = build.evaluation_sampling(self.config, self.tokenizer)
         return self._collector(params, score, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step)
 
-    def _collector(self, params, score, sampling, seed: int, step: int):
+    def _collector(self, params, score, sampling, seed: int, step: int, reward_weights=()):
         def collect(examples, prompt_ids, samples, first_uid):
             return rollouts.collect(
                 self.network.without_params(),
@@ -104,6 +105,7 @@ class Run:
                 prompt_ids,
                 num_samples=samples,
                 sampling=sampling,
+                reward_weights=reward_weights,
                 max_prompt_tokens=self.config.task.max_prompt_tokens,
                 seed=seed,
                 step=step,
