@@ -4,6 +4,7 @@ from configs.quickstart import get_config as quickstart
 
 
 def get_config():
+    """The configuration, locked: only keys that exist can be set."""
     config = quickstart()
     config.method.name = "ppo"
     config.method.options = {"samples": 8, "kl_coefficient": 0.0}

@@ -9,6 +9,7 @@ from jaxrl_llm.training import default_config
 
 
 def get_config():
+    """The configuration, locked: only keys that exist can be set."""
     config = default_config()
     config.tokenizer = f"characters:{ARITHMETIC_ALPHABET}"
     config.network.update(hidden_size=96, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=24)

@@ -8,6 +8,7 @@ from jaxrl_llm.training import default_config
 
 
 def get_config():
+    """The configuration, locked: only keys that exist can be set."""
     config = default_config()
     config.network.update(directory="", dtype="bfloat16", remat="full")
     config.task.source = "reasoning_gym"

@@ -17,9 +17,7 @@ from jaxrl_llm.data.tokenizers import Tokenizer
 Message = Mapping[str, Any]
 
 
-def render_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
-) -> str:
+def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
     """Text of a conversation under the chat template of `tokenizer`.
 
     Args:

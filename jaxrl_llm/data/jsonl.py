@@ -46,5 +46,5 @@ def _parse(line: str, path: str | pathlib.Path, number: int) -> dict[str, Any]:
         mend = "write one complete JSON object a line, with line breaks inside strings as \\n"
         raise ValueError(f"{place}: not valid JSON ({error.msg} at column {error.colno}); {mend}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: holds a {type(row).__name__}; each line must be a JSON object such as {{\"prompt\": ...}}")
+        raise ValueError(f'{place}: holds a {type(row).__name__}; each line must be a JSON object such as {{"prompt": ...}}')
     return row

@@ -55,7 +55,10 @@ def reinforce(*, samples: int = 1, kl_coefficient: float = 0.0, kl_kind: str | N
     )
 
 
-@method(paper="Back to Basics: Revisiting REINFORCE Style Optimization (Ahmadian et al., 2024)", url="https://arxiv.org/abs/2402.14740")
+@method(
+    paper="Back to Basics: Revisiting REINFORCE Style Optimization (Ahmadian et al., 2024)",
+    url="https://arxiv.org/abs/2402.14740",
+)
 def rloo(*, samples: int = 4, kl_coefficient: float = 0.05, kl_kind: str | None = None):
     """REINFORCE on whole sequences with the mean reward of the other samples as baseline."""
     return (
@@ -139,7 +142,10 @@ def dr_grpo(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, 
     )
 
 
-@method(paper="DAPO: An Open-Source LLM Reinforcement Learning System at Scale (Yu et al., 2025)", url="https://arxiv.org/abs/2503.14476")
+@method(
+    paper="DAPO: An Open-Source LLM Reinforcement Learning System at Scale (Yu et al., 2025)",
+    url="https://arxiv.org/abs/2503.14476",
+)
 def dapo(
     *,
     samples: int = 16,

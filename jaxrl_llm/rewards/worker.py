@@ -101,6 +101,7 @@ def evaluate(reward: Callable, call: Call) -> list[Result]:
 
 
 def describe(error: BaseException) -> str:
+    """Kind and message of an error, on one line of a log."""
     return f"{type(error).__name__}: {error}"
 
 

@@ -48,6 +48,7 @@ def latest_progress(manager: ocp.CheckpointManager) -> tuple[int, dict[str, Any]
 
 
 def read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """Progress that was saved with checkpoint `step`."""
     return manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
 
 

@@ -69,9 +69,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(error)
 
 
-def summarise(
-    rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: Sequence[Any] | None = None
-) -> dict[str, float]:
+def summarise(rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: Sequence[Any] | None = None) -> dict[str, float]:
     """All measures of an evaluation.
 
     Args:

@@ -14,6 +14,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+BAR = "\\|"  # a bar within a cell of a Markdown table
+
 DEFINITIONS = {
     "step": "steps done, of both phases together, this one included",
     "phase": "`sft` or `rl`",
@@ -60,7 +62,7 @@ def defined(name: str) -> bool:
 
 def definitions_table() -> str:
     """The definitions as a Markdown table."""
-    rows = [f"| `{name}` | {text} |" for name, text in DEFINITIONS.items()]
+    rows = [f"| `{name}` | {text.replace('|', BAR)} |" for name, text in DEFINITIONS.items()]
     return "\n".join(["| metric | definition |", "|---|---|", *rows]) + "\n"
 
 

@@ -40,6 +40,7 @@ def critic_network(run: Run) -> Network:
 
 
 def critic_params(run: Run, params):
+    """A copy of the policy's parameters, with the parameters of the value head that they lack."""
     missing = jax.eval_shape(critic_network(run).init, jax.random.key(0)).keys() - params.keys()
     heads = {name: critic_network(run).init(jax.random.key(run.config.seed))[name] for name in sorted(missing)}
     # The policy's buffers are donated to updates: the critic needs its own.

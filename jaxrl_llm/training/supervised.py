@@ -29,9 +29,7 @@ def make_supervised_step(run: Run) -> Callable:
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`."""
     settings, method = run.config.sft, methods.get("sft")
     update = jax.jit(
-        make_update(
-            run.network.without_params(), method.objective, _optimizer(run), micro_batches=settings.micro_batches
-        ),
+        make_update(run.network.without_params(), method.objective, _optimizer(run), micro_batches=settings.micro_batches),
         donate_argnums=0,
     )
     estimate = jax.jit(method.estimator.update)

@@ -39,12 +39,12 @@ def run(estimator, case) -> Rollouts:
     return jax.tree.map(np.asarray, program(estimator)(build(case)))
 
 
-def close(actual, expected, rtol=2e-5, atol=2e-6):
+def assert_close(actual, expected, rtol=2e-5, atol=2e-6):
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=rtol, atol=atol)
 
 
 def close_at_actions(actual, expected, case, **tolerances):
-    close(np.where(case.mask > 0, actual, 0), np.where(case.mask > 0, expected, 0), **tolerances)
+    assert_close(np.where(case.mask > 0, actual, 0), np.where(case.mask > 0, expected, 0), **tolerances)
 
 
 def check_outside(rollouts, case):
@@ -68,8 +68,8 @@ def token_rewards_of(case, reward_weights=None):
 def test_row_scores(reward_weights, case):
     score, present = estimators.row_scores(build(case), reward_weights)
     expected, expected_present = scores_of(case, reward_weights)
-    close(score, expected)
-    close(present, expected_present)
+    assert_close(score, expected)
+    assert_close(present, expected_present)
 
 
 @pytest.mark.parametrize("reward_weights", WEIGHTS)
@@ -78,8 +78,8 @@ def test_row_scores(reward_weights, case):
 def test_rewards_per_token(reward_weights, case):
     rewards, present = estimators.rewards_per_token(build(case), reward_weights)
     expected, expected_present = token_rewards_of(case, reward_weights)
-    close(rewards, expected)
-    close(present, expected_present)
+    assert_close(rewards, expected)
+    assert_close(present, expected_present)
 
 
 @pytest.mark.parametrize("baseline", ["mean", "leave_one_out", "none"])
@@ -94,8 +94,8 @@ def test_group_advantage(baseline, scale, options, case):
     options = dict(options)
     score, present = scores_of(case, options.pop("reward_weights", None))
     advantage, valid = oracle.group_advantage(score, present, case.mask, case.group, baseline=baseline, scale=scale, **options)
-    close(found.advantage, advantage)
-    close(found.valid, valid)
+    assert_close(found.advantage, advantage)
+    assert_close(found.valid, valid)
     check_outside(found, case)
 
 
@@ -116,7 +116,7 @@ def test_group_advantage_is_exactly_zero_without_signal(baseline, case):
 @given(case=rollout_cases())
 def test_drop_uniform_groups(reward_weights, case):
     found = run(estimators.drop_uniform_groups(reward_weights=reward_weights), case)
-    close(found.valid, oracle.drop_uniform_groups(*scores_of(case, reward_weights), case.valid, case.group))
+    assert_close(found.valid, oracle.drop_uniform_groups(*scores_of(case, reward_weights), case.valid, case.group))
 
 
 @pytest.mark.parametrize("options", [{}, {"discount": 0.9}, {"discount": 0.5, "reward_weights": (0.5, -2.0)}])
@@ -125,8 +125,8 @@ def test_drop_uniform_groups(reward_weights, case):
 def test_reward_to_go(options, case):
     found = run(estimators.reward_to_go(**options), case)
     rewards, present = token_rewards_of(case, options.get("reward_weights"))
-    close(found.advantage, oracle.reward_to_go(rewards, case.mask, discount=options.get("discount", 1.0)))
-    close(found.valid, case.valid * present)
+    assert_close(found.advantage, oracle.reward_to_go(rewards, case.mask, discount=options.get("discount", 1.0)))
+    assert_close(found.valid, case.valid * present)
     check_outside(found, case)
 
 
@@ -140,9 +140,9 @@ def test_gae(options, case):
     options = dict(options)
     rewards, present = token_rewards_of(case, options.pop("reward_weights", None))
     advantage, returns = oracle.gae(rewards, case.behavior_value, case.mask, **options)
-    close(found.advantage, advantage)
+    assert_close(found.advantage, advantage)
     close_at_actions(found.extras["returns"], returns, case)
-    close(found.valid, case.valid * present)
+    assert_close(found.valid, case.valid * present)
     check_outside(found, case)
     assert np.isfinite(found.extras["returns"]).all()
 
@@ -152,7 +152,7 @@ def test_gae(options, case):
 @given(case=rollout_cases())
 def test_whiten(options, case):
     found = run(estimators.whiten(**options), case)
-    close(found.advantage, oracle.whiten(case.advantage, case.valid, case.mask, **options), atol=1e-5)
+    assert_close(found.advantage, oracle.whiten(case.advantage, case.valid, case.mask, **options), atol=1e-5)
     check_outside(found, case)
 
 
@@ -197,7 +197,7 @@ def test_overlong_penalty(options, case):
 @given(case=rollout_cases())
 def test_weightings(name, options, case):
     found = run(getattr(estimators, name)(**options), case)
-    close(found.weight, getattr(oracle, name)(case.valid, case.mask, **options), atol=1e-8)
+    assert_close(found.weight, getattr(oracle, name)(case.valid, case.mask, **options), atol=1e-8)
 
 
 def test_every_public_estimator_has_an_oracle():

@@ -34,7 +34,7 @@ def gradient_of(method, rollouts, params):
     return jit(make_gradient(scorer, method.objective))(params, batch)[1]
 
 
-def close(actual, expected, rtol=2e-5):
+def assert_close(actual, expected, rtol=2e-5):
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     assert largest > 1e-4, "nothing to compare"
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-6 * largest), actual, expected)
@@ -152,7 +152,7 @@ def test_gspo_of_one_token_is_grpo(rollouts, params):
     single = (np.arange(width) == rollouts.length[:, None] - 1).astype(np.float32)
     rollouts = rollouts.replace(mask=single)
     gspo = methods.get("gspo", clip_low=0.2, clip_high=0.2)
-    close(gradient_of(gspo, rollouts, params), gradient_of(methods.get("grpo", kl_coefficient=0.0), rollouts, params))
+    assert_close(gradient_of(gspo, rollouts, params), gradient_of(methods.get("grpo", kl_coefficient=0.0), rollouts, params))
 
 
 def test_dapo_with_equal_clips_is_grpo_with_token_mean(rollouts, params):
@@ -160,7 +160,7 @@ def test_dapo_with_equal_clips_is_grpo_with_token_mean(rollouts, params):
     grpo = methods.get("grpo", kl_coefficient=0.0)
     assert dapo.objective == grpo.objective
     plain = chain(group_advantage(), token_mean())
-    close(gradient_of(dapo, rollouts, params), gradient_of(_with(grpo, plain), rollouts, params))
+    assert_close(gradient_of(dapo, rollouts, params), gradient_of(_with(grpo, plain), rollouts, params))
 
 
 def test_ppo_without_a_critic_is_whitened_reward_to_go(rollouts):
@@ -209,8 +209,8 @@ def test_cispo_on_policy_is_reinforce_with_group_advantages(rollouts, params):
     found = [
         jit(make_gradient(scorer, methods.get(name).objective))(params, batch)[1] for name in ("cispo", "dapo", "reinforce")
     ]
-    close(found[0], found[1])
-    close(found[0], found[2])
+    assert_close(found[0], found[1])
+    assert_close(found[0], found[2])
 
 
 def _with(method, estimator):

@@ -38,7 +38,7 @@ def ends_soon(process_id):
     return False
 
 
-def only_bad_is_missing(values, failures, reason):
+def assert_only_bad_is_missing(values, failures, reason):
     assert [values[0], values[2]] == [1.0, 3.0] and math.isnan(values[1])
     assert [(failure.name, failure.row) for failure in failures] == [("reward", 1)]
     assert reason in failures[0].reason
@@ -60,7 +60,7 @@ def test_plain_and_async_rewards(pool, reward):
     ],
 )
 def test_one_bad_row_does_not_lose_the_others(pool, reward, reason):
-    only_bad_is_missing(*score(pool, reward), reason)
+    assert_only_bad_is_missing(*score(pool, reward), reason)
     assert score(pool, hostile.lengths) == ([1.0, 3.0, 3.0], [])
 
 
@@ -72,7 +72,7 @@ def test_closures_run_in_threads_with_the_same_deadline(pool, caplog):
             release.wait()
         return [len(completion) for completion in completions]
 
-    only_bad_is_missing(*score(pool, hang_on_bad), "no result within")
+    assert_only_bad_is_missing(*score(pool, hang_on_bad), "no result within")
     release.set()
     assert "'reward' runs in a thread" in caplog.text
     assert score(pool, lambda prompts, completions, **columns: [0.5] * 3) == ([0.5] * 3, [])
@@ -110,7 +110,7 @@ def test_numbers_become_floats_and_none_is_missing_without_failure(pool):
 @pytest.mark.parametrize("value", ["1", float("nan"), float("inf"), 10**400, 1j, [1.0], np.zeros(2)])
 def test_values_that_are_no_finite_number_are_logged(pool, value):
     values, failures = score(pool, lambda prompts, completions, **columns: [1.0, value, 3.0])
-    only_bad_is_missing(values, failures, "give a finite float, or None if missing")
+    assert_only_bad_is_missing(values, failures, "give a finite float, or None if missing")
 
 
 @pytest.mark.parametrize("answer", [[1.0], [1.0] * 4, None, 1.0, "abc", {"a": 1}, np.float64(1.0)])

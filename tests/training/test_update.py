@@ -54,7 +54,7 @@ def program(method, micro_batches=1):
     return compiled(method.objective, micro_batches)
 
 
-def close(actual, expected):
+def assert_close(actual, expected):
     """Float32 rounding, relative to the largest entry of the gradient."""
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]))
     assert largest > 1e-4, "nothing to compare"
@@ -104,19 +104,19 @@ def test_splits_do_not_matter(name, params, rollouts):
     batch = pack(estimated, ROW_WIDTH, rows=ROWS)
     whole = program(method)
     expected = whole(params, batch)
-    close(program(method, 5)(params, batch), expected)
-    close(program(method, 2)(*sharded(mesh_2x4(), params, batch)), expected)
+    assert_close(program(method, 5)(params, batch), expected)
+    assert_close(program(method, 2)(*sharded(mesh_2x4(), params, batch)), expected)
 
     # The rows of the batch in another order.
     shuffle = np.random.default_rng(3).permutation(ROWS)
-    close(whole(params, _rows(batch, shuffle)), expected)
+    assert_close(whole(params, _rows(batch, shuffle)), expected)
 
     # Other rows, wider, in another order, with a row of padding at the end; the estimator sees the new order too.
     order = np.random.default_rng(2).permutation(len(rollouts.length))
     moved = tiny_policy.estimated(method, permuted(rollouts, order))
     repacked = pack(moved, 2 * ROW_WIDTH + 3, rows=5)
     assert not repacked.segment[-1].any() and not np.array_equal(repacked.tokens[0, :ROW_WIDTH], batch.tokens[0])
-    close(whole(params, repacked), expected)
+    assert_close(whole(params, repacked), expected)
 
 
 def _rows(batch, order):
@@ -131,9 +131,9 @@ def test_coupled_objectives_are_exact_under_any_split(micro_batches, params, rol
     scorer = make_scorer(tiny_policy.policy, coupled.needs)
     loss, gradient = jit(jax.value_and_grad(lambda params: coupled(scorer(params, batch), batch)[0]))(params)
     run = jit(functools.partial(loss_and_gradient, scorer, coupled, micro_batches))
-    close(run(params, batch), (loss, gradient))
+    assert_close(run(params, batch), (loss, gradient))
     if micro_batches == 2:
-        close(run(*sharded(mesh_2x4(), params, batch)), (loss, gradient))
+        assert_close(run(*sharded(mesh_2x4(), params, batch)), (loss, gradient))
 
 
 def test_a_coupled_objective_without_its_mark_is_another_loss(params, rollouts):
@@ -152,7 +152,7 @@ def test_gradient_is_that_of_the_loss(params, rollouts):
     batch = pack(tiny_policy.estimated(method, rollouts), ROW_WIDTH, rows=ROWS)
     scorer = make_scorer(tiny_policy.policy, method.objective.needs)
     expected = jit(jax.value_and_grad(lambda params: method.objective(scorer(params, batch), batch)[0]))(params)
-    close(program(method, 5)(params, batch), expected)
+    assert_close(program(method, 5)(params, batch), expected)
 
 
 def test_scores_come_back_in_their_rows(params, rollouts):
@@ -179,7 +179,9 @@ def test_splits_of_a_decoder_do_not_matter(rollouts):
     expected = one(params, pack(estimated, ROW_WIDTH, rows=ROWS))
     rows = NamedSharding(mesh_2x4(), PartitionSpec("data"))
     wider = pack(estimated, 2 * ROW_WIDTH, rows=6)
-    close(five(params, jax.tree.map(lambda leaf: jax.device_put(leaf, rows) if np.ndim(leaf) else leaf, wider)), expected)
+    assert_close(
+        five(params, jax.tree.map(lambda leaf: jax.device_put(leaf, rows) if np.ndim(leaf) else leaf, wider)), expected
+    )
 
 
 # ---- the step
@@ -189,7 +191,7 @@ def sft_batch(rollouts):
     return pack(tiny_policy.estimated(methods.get("sft"), rollouts), ROW_WIDTH, rows=ROWS)
 
 
-def equal_bits(one, other):
+def assert_equal_bits(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(_bits(a), _bits(b)), one, other)
 
 
@@ -206,12 +208,12 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(micro_batches, params
     state, _ = update(TrainState.create(params, optimizer), batch)
     for weight in (np.nan, np.inf):
         broken, metrics = update(state, batch.replace(weight=np.where(batch.mask > 0, np.float32(weight), 0)))
-        equal_bits((broken.params, broken.opt_state), (state.params, state.opt_state))
+        assert_equal_bits((broken.params, broken.opt_state), (state.params, state.opt_state))
         assert int(broken.step) == 2 and int(broken.skipped) == 1 and float(metrics["skipped"]) == 1
         assert not np.isfinite(metrics["loss"])
     after, metrics = update(broken, batch)
     assert int(after.skipped) == 1 and int(after.step) == 3 and float(metrics["skipped"]) == 0
-    equal_bits(after.params, update(state, batch)[0].params)
+    assert_equal_bits(after.params, update(state, batch)[0].params)
 
 
 def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped(params, rollouts):
@@ -227,7 +229,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped(params, rollouts):
     state = TrainState.create(params, optimizer)
     after, metrics = jit(make_update(tiny_policy.apply, Kink(), optimizer))(state, sft_batch(rollouts))
     assert np.isfinite(metrics["loss"]) and int(after.skipped) == 1
-    equal_bits((after.params, after.opt_state), (params, state.opt_state))
+    assert_equal_bits((after.params, after.opt_state), (params, state.opt_state))
 
 
 def test_the_same_inputs_give_the_same_bits(params, rollouts):
@@ -242,7 +244,7 @@ def test_the_same_inputs_give_the_same_bits(params, rollouts):
             state, metrics = update(state, batch)
         return state, metrics
 
-    equal_bits(run(), run())
+    assert_equal_bits(run(), run())
 
 
 def test_inputs_are_left_alone(params, rollouts):
@@ -250,7 +252,7 @@ def test_inputs_are_left_alone(params, rollouts):
     state, batch = TrainState.create(params, optimizer), sft_batch(rollouts)
     before = jax.tree.map(np.array, (state.params, state.opt_state, batch))
     jit(make_update(tiny_policy.apply, objective(negative_log_likelihood()), optimizer))(state, batch)
-    equal_bits((state.params, state.opt_state, batch), before)
+    assert_equal_bits((state.params, state.opt_state, batch), before)
 
 
 def test_metrics_are_float32_scalars_of_the_whole_batch(params, rollouts):
