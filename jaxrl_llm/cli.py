@@ -117,8 +117,10 @@ def _set_free(section, name: str, value, argument: str) -> None:
     if not name:
         for old in list(section):
             del section[old]
+    for part in reversed(name.split(".") if name else ()):
+        value = {part: value}
     try:
-        section.update(value if not name else {name: value})
+        section.update(value)
     except TypeError as error:
         raise ValueError(f"{argument}: {error}") from error
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxrl_llm import data, distributed, networks, rewards
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.networks import families
+from jaxrl_llm.training.config import DECAYS
 
 SOURCES = ("arithmetic", "jsonl", "tfds", "reasoning_gym")
 
@@ -160,7 +161,13 @@ def build_optimizer(settings: ConfigDict, total_steps: int, factor: float = 1.0)
 
 
 def build_schedule(settings: ConfigDict, total_steps: int, factor: float = 1.0) -> optax.Schedule:
-    """Linear warm-up to the learning rate, then one of `config.DECAYS` to 0 at `total_steps`."""
+    """Linear warm-up to the learning rate, then one of `config.DECAYS` to 0 at `total_steps`.
+
+    Raises:
+      ValueError: an unknown decay.
+    """
+    if settings.decay not in DECAYS:
+        raise ValueError(f"optimizer.decay is {settings.decay!r}; it must be one of {DECAYS}")
     peak, warmup = settings.learning_rate * factor, settings.warmup_steps
     rest = max(total_steps - warmup, 1)
     decays = {

@@ -168,6 +168,8 @@ def check_config(config: ConfigDict) -> None:
     _check_sampling(config)
     if not 0 <= config.seed < LARGEST_SEED:
         raise ValueError(f"config.seed is {config.seed}; it must be from 0 to {LARGEST_SEED - 1}")
+    if config.rewards.deadline_seconds <= 0:
+        raise ValueError(f"config.rewards.deadline_seconds is {config.rewards.deadline_seconds}; it must be above 0")
     if not config.rewards.names:
         raise ValueError("config.rewards.names is empty; name at least one reward")
     if config.method.name == "sft":
