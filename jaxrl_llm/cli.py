@@ -88,7 +88,7 @@ def load_config(path: str, overrides: list[str]):
     from jaxrl_llm.training.config import FREE_SECTIONS, free_section
 
     if not pathlib.Path(path).is_file():
-        known = ", ".join(sorted(str(file) for file in CONFIGS.glob("*.py")))
+        known = ", ".join(sorted(str(file) for file in CONFIGS.glob("[!_]*.py")))
         raise ValueError(f"--config={path}: there is no such file; there are {known}")
     prefixes = tuple(f"--config.{name}{end}" for name in FREE_SECTIONS for end in (".", "="))
     free = [argument for argument in overrides if argument.startswith(prefixes)]
@@ -99,7 +99,8 @@ def load_config(path: str, overrides: list[str]):
         values(["", *typed])
     except (AttributeError, KeyError) as error:
         reason = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("'\"").split())
-        raise ValueError(f"unknown key among {typed}: {reason}; jaxrl_llm/training/config.py has all keys") from error
+        reason = reason.partition(" Other fields present")[0]
+        raise ValueError(f"unknown key in {path} or among {typed}: {reason}; jaxrl_llm/training/config.py has all keys") from error
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error
     config = values.config
@@ -175,6 +176,8 @@ def _evaluate(options, overrides: list[str]) -> int:
 def _sample(options, _) -> int:
     from jaxrl_llm.training.chat import converse
 
+    if options.system and not options.chat:
+        raise ValueError(f"--system={options.system!r} would change nothing without --chat; add it")
     sampling = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")}
     converse(options.policy, options.prompt, chat=options.chat, system=options.system, sampling=sampling)
     return 0
@@ -183,8 +186,9 @@ def _sample(options, _) -> int:
 def _convert(options, _) -> int:
     from jaxrl_llm.training.policies import convert
 
-    convert(options.source, options.target, to=options.to, dtype=options.dtype)
-    print(f"wrote {options.target}")
+    files = convert(options.source, options.target, to=options.to, dtype=options.dtype)
+    tokenizer = ", ".join(files) if files else "its tokenizer has no files; add those of another to sample from it"
+    print(f"wrote {options.target} ({tokenizer})")
     return 0
 
 

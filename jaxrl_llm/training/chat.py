@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from rich.console import Console
@@ -24,18 +25,20 @@ def converse(directory: str, prompt: str | None, *, chat: bool, system: str, sam
     """
     network, tokenizer = load_policy(directory)
     console = Console(highlight=False, markup=False)
-    opening = [{"role": "system", "content": system}] if system else []
-    messages, seed = opening, sampling["seed"]
-    while True:
-        text = prompt if prompt is not None else _ask(console)
-        if text is None:
-            return
-        messages = [*messages, {"role": "user", "content": text}]
-        answer = _answer(console, network, tokenizer, messages if chat else text, sampling | {"seed": seed})
-        messages = [*messages, {"role": "assistant", "content": answer}]
-        seed += 1
-        if prompt is not None:
-            return
+    answer = functools.partial(_answer, console, network, tokenizer)
+    messages = [{"role": "system", "content": system}] if system else []
+    if prompt is not None:
+        answer([*messages, {"role": "user", "content": prompt}] if chat else prompt, sampling)
+        return
+    seed = sampling["seed"]
+    while (text := _ask(console)) is not None:
+        asked = [*messages, {"role": "user", "content": text}]
+        try:
+            said = answer(asked if chat else text, sampling | {"seed": seed})
+        except ValueError as error:  # such as an empty line: the conversation goes on
+            console.print(str(error))
+            continue
+        messages, seed = [*asked, {"role": "assistant", "content": said}], seed + 1
 
 
 def _ask(console: Console) -> str | None:

@@ -165,6 +165,7 @@ def check_config(config: ConfigDict) -> None:
     """
     _check_positive(config)
     _check_optimizers(config)
+    _check_inert(config)
     _check_sampling(config)
     if not 0 <= config.seed < LARGEST_SEED:
         raise ValueError(f"config.seed is {config.seed}; it must be from 0 to {LARGEST_SEED - 1}")
@@ -209,6 +210,13 @@ def _check_positive(config: ConfigDict) -> None:
             section, key = name.split(".")
             if config[section][key] < least:
                 raise ValueError(f"config.{name} is {config[section][key]}; it must be at least {least}")
+
+
+def _check_inert(config: ConfigDict) -> None:
+    """Options that would change nothing are errors."""
+    has_critic = config.method.name not in methods.names() or methods.get(config.method.name).needs_critic
+    if config.critic.learning_rate_factor != 1.0 and not has_critic:
+        raise ValueError(f"config.critic.learning_rate_factor would change nothing: {config.method.name} has no critic")
 
 
 def _check_optimizers(config: ConfigDict) -> None:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import rewards, rollouts
 from jaxrl_llm.training import build
+from jaxrl_llm.training.config import check_config
 from jaxrl_llm.training.evaluation import evaluate
 from jaxrl_llm.training.policies import load_policy
 
@@ -23,6 +24,7 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     Raises:
       ValueError: the folder holds no policy, or the configuration is impossible.
     """
+    check_config(config)
     network, tokenizer = load_policy(directory)
     source, settings = build.build_source(config, tokenizer, test=True), config.evaluation
     name = settings.reward or config.rewards.names[0]

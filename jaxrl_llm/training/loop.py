@@ -76,7 +76,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
 def _open_files(run: Run) -> Iterator[Files]:
     settings = run.config.checkpoint
     manager = checkpoint.open_manager(run.workdir / "checkpoints", keep=settings.keep, best_metric=settings.best_metric)
-    writer = _tensorboard(run) if run.config.log.tensorboard else None
+    writer = _tensorboard(run, manager) if run.config.log.tensorboard else None
     stop = threading.Event()
     earlier = signal.signal(signal.SIGTERM, lambda *_: stop.set()) if _in_main_thread() else None
     try:
@@ -94,10 +94,11 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _tensorboard(run: Run):
+def _tensorboard(run: Run, manager: ocp.CheckpointManager):
+    """Writer that hides what an interrupted process wrote after the latest checkpoint."""
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(run.workdir / "tensorboard"))
+    return SummaryWriter(str(run.workdir / "tensorboard"), purge_step=(manager.latest_step() or 0) + 1)
 
 
 def _elapsed(run: Run) -> float:
@@ -110,7 +111,7 @@ def _resume(run: Run, files: Files) -> tuple[TrainState, Progress]:
     """State and progress of the latest checkpoint, or of a new run."""
     found = checkpoint.latest_progress(files.manager)
     number, progress = (None, None) if found is None else (found[0], Progress.from_json(found[1]))
-    for name in ("metrics.jsonl", "timing.jsonl"):
+    for name in ("metrics.jsonl", "timing.jsonl", "warnings.jsonl", "reward_failures.jsonl"):
         metrics.keep_until(run.workdir / name, 0 if progress is None else progress.step)
     if progress is None:
         if run.config.sft.steps:

@@ -89,7 +89,7 @@ def convert_to_orbax(network: networks.Network, directory: str | pathlib.Path) -
     metrics.write_atomically(directory / "network.json", [json.dumps(dataclasses.asdict(network.config), indent=2) + "\n"])
 
 
-def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, dtype: str = "float32") -> None:
+def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, dtype: str = "float32") -> list[str]:
     """Writes the policy in `source` to `target` in the other format, its tokenizer files included.
 
     Args:
@@ -97,6 +97,9 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
       target: a folder that does not exist yet.
       to: "huggingface" or "orbax".
       dtype: of parameters read from a Hugging Face directory.
+
+    Returns:
+      Names of the tokenizer files; none where the tokenizer is one that has no files.
 
     Raises:
       ValueError: the target exists, or an unknown format.
@@ -109,8 +112,10 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
         raise ValueError(f"to is {to!r}; it must be one of {sorted(writers)}")
     network, _ = load_policy(source, dtype=dtype)
     writers[to](network, target)
-    for file in tokenizer_files(source):
+    files = tokenizer_files(source)
+    for file in files:
         shutil.copy2(file, target / file.name)
+    return [file.name for file in files]
 
 
 def _write_huggingface(network: networks.Network, target: pathlib.Path) -> None:
@@ -122,6 +127,8 @@ def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
     folder = source
     if folder_kind(source) == "run":
         config = json.loads((source / "config.json").read_text())
-        folder = pathlib.Path(config["tokenizer"] or config["network"]["directory"])
-        folder = folder if folder.is_dir() else folder.parent
+        named = pathlib.Path(config["tokenizer"] or config["network"]["directory"])
+        if not named.exists():  # such as "bytes", which has no files
+            return []
+        folder = named if named.is_dir() else named.parent
     return [file for file in map(functools.partial(pathlib.Path, folder), TOKENIZER_FILES) if file.is_file()]

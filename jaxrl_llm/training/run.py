@@ -68,29 +68,29 @@ class Run:
         indices, cursor = next_indices(len(self.source), cursor, count, self.config.seed)
         return [self.source[int(index)] for index in indices], [int(index) for index in indices], cursor
 
-    def scorer(self, names: Sequence[str]) -> Callable[..., np.ndarray]:
-        """`(prompts, completions, columns) -> rewards [N, K]` of the rewards with these names; failures are logged."""
+    def scorer(self, names: Sequence[str], step: int) -> Callable[..., np.ndarray]:
+        """`(prompts, completions, columns) -> rewards [N, K]` of these rewards; failures are logged under `step`."""
         chosen = {name: self.rewards[name] for name in names}
 
         def score(prompts, completions, columns) -> np.ndarray:
             deadline = self.config.rewards.deadline_seconds
             values, failures = self.pool.score(chosen, prompts, completions, columns, deadline)
             for failure in failures:
-                metrics.append_jsonl(self.workdir / "reward_failures.jsonl", failure._asdict())
+                metrics.append_jsonl(self.workdir / "reward_failures.jsonl", {"step": step} | failure._asdict())
             return values
 
         return score
 
     def collector(self, params, step: int) -> Callable[..., rollouts.Collection]:
         """`(examples, prompt_ids, samples, first_uid) -> Collection` under `params`, for training."""
-        score = self.scorer(self.config.rewards.names)
+        score = self.scorer(self.config.rewards.names, step + 1)
         sampling = build.training_sampling(self.config, self.tokenizer)
         weights = tuple(self.config.rewards.weights)
         return self._collector(params, score, sampling, self.config.seed, step, weights)
 
     def evaluation_collector(self, params, step: int) -> Callable[..., rollouts.Collection]:
         """The same for held-out prompts: scored by the evaluation's reward alone."""
-        score = self.scorer((self.config.evaluation.reward or self.config.rewards.names[0],))
+        score = self.scorer((self.config.evaluation.reward or self.config.rewards.names[0],), step)
         sampling = build.evaluation_sampling(self.config, self.tokenizer)
         return self._collector(params, score, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step)
 
