@@ -12,18 +12,43 @@ import time
 
 import jax
 import numpy as np
+import workload
 from absl import app, flags
-from networks import random_network
 from quiet import summary, timed
 
 from jaxrl_llm.sampling import generate
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("rows", 32, "completions sampled at once", lower_bound=1)
 flags.DEFINE_integer("samples", 1, "completions of each prompt; rows must be a multiple of it", lower_bound=1)
-flags.DEFINE_integer("prompt", 32, "tokens of each prompt", lower_bound=1)
-flags.DEFINE_integer("new", 128, "new tokens of each row", lower_bound=1)
 flags.DEFINE_float("temperature", 1.0, "0 is greedy")
 flags.DEFINE_float("top_p", None, "share of the probability that stays")
-flags.DEFINE_integer("repeats", 7, "timed calls", lower_bound=1)
-SETTINGS = ("rows", "samples", "prompt", "new", "layers", "width", "vocabulary", "dtype", "temperature", "top_p", "repeats")
+
+
+def main(_):
+    network = workload.network()
+    params = network.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def call(seed: int) -> None:
+        prompts = rng.integers(0, FLAGS.vocabulary, (FLAGS.rows // FLAGS.samples, FLAGS.prompt))
+        options = {"num_samples": FLAGS.samples, "temperature": FLAGS.temperature, "top_p": FLAGS.top_p, "seed": seed}
+        samples = generate(network, params, prompts, max_new_tokens=FLAGS.new, **options)
+        assert samples.tokens.shape == (FLAGS.rows, FLAGS.new)
+
+    begin = time.perf_counter()
+    call(0)
+    first = time.perf_counter() - begin
+    call(1)
+    measured = summary(*timed(lambda repeat: call(2 + repeat), FLAGS.repeats))
+    report = {
+        "new_tokens_per_s": round(FLAGS.rows * FLAGS.new / measured["seconds"], 1),
+        **measured,
+        "first_call_s": round(first, 2),
+        "device": jax.devices()[0].device_kind,
+        "settings": workload.settings("samples", "temperature", "top_p"),
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -100,7 +100,8 @@ def load_config(path: str, overrides: list[str]):
     except (AttributeError, KeyError) as error:
         reason = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("'\"").split())
         reason = reason.partition(" Other fields present")[0]
-        raise ValueError(f"unknown key in {path} or among {typed}: {reason}; jaxrl_llm/training/config.py has all keys") from error
+        place = f"{path} or {typed}" if typed else path
+        raise ValueError(f"unknown key in {place}: {reason}; jaxrl_llm/training/config.py has all keys") from error
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error
     config = values.config

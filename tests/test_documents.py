@@ -1,0 +1,238 @@
+"""What the documents say is true: their examples run, their links lead somewhere, their keys exist."""
+
+import ast
+import doctest
+import functools
+import importlib
+import importlib.util
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrl_llm import compose, distributed, estimators, methods, networks, objectives, training, types
+from jaxrl_llm.training.config import FREE_SECTIONS
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Stand for any key where the README explains overrides.
+PLACEHOLDERS = {"section.key", "a.b"}
+
+
+def code_blocks(path: pathlib.Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def lines_of_code(source: str) -> int:
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in source.splitlines())
+
+
+# Examples
+
+
+def test_the_readme_runs_from_top_to_bottom():
+    namespace: dict = {}
+    for block in code_blocks(README):
+        exec(compile(block, str(README), "exec"), namespace)
+    assert all(np.isfinite(value) for value in jax.tree.leaves(namespace["metrics"]))
+    state = namespace["state"]
+    assert int(state.step) == 1 and int(state.skipped) == 0
+    assert float(jnp.abs(state.params["table"]).max()) > 0  # it began at 0
+    assert namespace["rollouts"].advantage.tolist() == [[0.0, 1.0, 1.0], [0.0, -1.0, -1.0]]
+
+
+def test_the_import_example_of_the_readme_is_short():
+    first = code_blocks(README)[0]
+    assert "make_update" in first
+    assert lines_of_code(first) <= 15
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if code_blocks(page)], ids=lambda path: path.name)
+def test_the_examples_of_a_page_run(path):
+    for block in code_blocks(path):
+        namespace: dict = {}
+        exec(compile(block, str(path), "exec"), namespace)
+        for name in (node.name for node in ast.parse(block).body if isinstance(node, ast.FunctionDef)):
+            assert callable(namespace[name])
+
+
+def test_the_reward_of_the_tasks_page_is_a_reward():
+    namespace: dict = {}
+    exec(code_blocks(ROOT / "docs" / "tasks.md")[0], namespace)
+    assert namespace["short"](["a", "b"], ["c", "d"], completion_length=[10, 200]) == [1.0, 0.0]
+
+
+def public_names() -> dict:
+    rooms = (compose, types, estimators, objectives, networks, distributed, methods, training)
+    names = {name: getattr(room, name) for room in rooms for name in getattr(room, "__all__", dir(room)) if name[0] != "_"}
+    return names | {"jax": jax, "jnp": jnp, "optax": optax}
+
+
+@functools.cache
+def training_names() -> dict:
+    """A network, its optimizer, a batch and an update, as examples call them."""
+    config = networks.DecoderConfig(vocab_size=16, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2)
+    network = networks.decoder(config)
+    optimizer = optax.adam(1e-3)
+    objective = methods.get("grpo", kl_coefficient=0.0).objective
+    shape = (len(jax.devices()), 4)
+    batch = types.Batch(
+        tokens=jnp.ones(shape, jnp.int32),
+        mask=jnp.ones(shape).at[:, 0].set(0.0),
+        advantage=jnp.ones(shape),
+        behavior_logp=jnp.full(shape, -jnp.log(16.0)),
+    )
+    update = training.make_update(network, objective, optimizer)
+    params = network.init(jax.random.key(0))
+    return {"network": network, "optimizer": optimizer, "batch": batch, "update": update, "params": params}
+
+
+def modules_with_examples() -> list[str]:
+    files = sorted(file for file in (ROOT / "jaxrl_llm").rglob("*.py") if ">>> " in file.read_text(encoding="utf-8"))
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_the_examples_of_docstrings_run(name):
+    examples = doctest.DocTestFinder().find(importlib.import_module(name), extraglobs=public_names() | training_names())
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for example in examples:
+        runner.run(example)
+    assert runner.summarize().failed == 0
+    assert runner.tries > 0
+
+
+# Links, keys, commands
+
+
+@pytest.mark.parametrize("path", [README, *PAGES], ids=lambda path: path.name)
+def test_relative_links_lead_to_files(path):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", [README, *PAGES, *CONFIGS], ids=lambda path: path.name)
+def test_keys_of_the_configuration_exist(path):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text)) or ""
+    keys = set(re.findall(r"\bconfig\.([a-z_0-9]+(?:\.[a-z_0-9]+)+)", text)) - PLACEHOLDERS
+    config = training.default_config()
+    known = {key for key in keys if key.startswith(FREE_SECTIONS) or _has(config, key)}
+    assert keys == known
+
+
+def _has(config, key: str) -> bool:
+    for part in key.split("."):
+        if part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+@pytest.mark.parametrize("path", [file for file in CONFIGS if file.name != "__init__.py"], ids=lambda path: path.name)
+def test_configurations_are_possible(path):
+    module = importlib.import_module(f"configs.{path.stem}")
+    training.check_config(module.get_config())
+
+
+def test_the_command_that_runs_the_tests_stands_in_the_readme():
+    block = re.search(r"^<!-- tests -->\n```\n(.*?)\n```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert block, "the block behind <!-- tests --> is what continuous integration runs"
+    assert block.group(1).startswith("pip install") and "pytest" in block.group(1)
+
+
+@pytest.mark.parametrize("path", [README, *PAGES, *CONFIGS, *NOTEBOOKS], ids=lambda path: path.name)
+def test_no_document_names_the_machine_it_was_written_on(path):
+    assert not re.findall(r"(?<![\w.:/])/(?:work|tmp|root|home|mnt|Users)\b", path.read_text(encoding="utf-8"))
+
+
+# Generated pages
+
+
+def generated_pages() -> dict:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PAGES
+
+
+@pytest.mark.parametrize("name", ["methods.md", "metrics.md"])
+def test_generated_pages_are_up_to_date(name):
+    written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert written == generated_pages()[name](), "run `python docs/generate.py`"
+
+
+def test_every_method_is_on_the_page():
+    page = generated_pages()["methods.md"]()
+    for entry in methods.table():
+        section = page.split(f"\n## {entry['name']}\n")[1].split("\n## ")[0]
+        assert entry["url"] in section and entry["composition"] in section
+        assert all(f"`{option}`" in section for option in entry["options"])
+
+
+def test_every_row_of_the_metrics_table_has_two_cells():
+    rows = [line for line in generated_pages()["metrics.md"]().splitlines() if line.startswith("|")]
+    assert len(rows) > 2
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
+
+
+# The notebook
+
+
+def read_cells(path: pathlib.Path) -> list[tuple[str, set[str], str]]:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [(cell["cell_type"], set(cell["metadata"].get("tags", ())), "".join(cell["source"])) for cell in cells]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_valid_and_hold_no_outputs(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4 and notebook["nbformat_minor"] >= 5
+    assert notebook["metadata"]["kernelspec"]["language"] == "python"
+    identifiers = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(identifiers)) == len(identifiers)
+    for cell in notebook["cells"]:
+        assert cell["cell_type"] in ("markdown", "code")
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            assert len(cell["source"]) <= 30
+    tags = [tag for _, tags, _ in read_cells(path) for tag in tags]
+    assert set(tags) <= {"install", "parameters", "plot"} and tags.count("parameters") == 1
+
+
+def run_notebook(cells: list[tuple[str, set[str], str]], namespace: dict) -> None:
+    for kind, tags, source in cells:
+        if kind == "code" and not tags & {"install", "parameters", "plot"}:
+            exec(compile(source, "quickstart.ipynb", "exec"), namespace)
+
+
+def test_the_notebook_trains_a_bare_function():
+    cells = read_cells(ROOT / "notebooks" / "quickstart.ipynb")
+    end = next(number for number, (_, _, source) in enumerate(cells) if source.startswith("## 3."))
+    namespace = {"BANDIT_STEPS": 30}
+    run_notebook(cells[:end], namespace)
+    assert namespace["rewards"][-1] > namespace["rewards"][0] + 0.3
+    assert all(abs(float(advantage.sum())) < 1e-5 for advantage in namespace["advantages"].values())
+
+
+@pytest.mark.slow
+def test_the_whole_notebook_runs(tmp_path):
+    cells = read_cells(ROOT / "notebooks" / "quickstart.ipynb")
+    namespace = {"BANDIT_STEPS": 2, "SFT_STEPS": 2, "RL_STEPS": 2, "WORKDIR": str(tmp_path / "run")}
+    parameters = next(source for _, tags, source in cells if "parameters" in tags)
+    assert set(namespace) == {node.id for node in ast.walk(ast.parse(parameters)) if isinstance(node, ast.Name)}
+    run_notebook(cells, namespace)
+    assert namespace["summary"]["steps"] == 4
+    assert len(namespace["records"]) == 2 and namespace["evaluated"]
+    assert namespace["samples"].tokens.shape[0] == 6
