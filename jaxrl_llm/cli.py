@@ -7,6 +7,7 @@ import ast
 import json
 import logging
 import pathlib
+import runpy
 import sys
 from typing import Any
 
@@ -95,7 +96,8 @@ def load_config(path: str, overrides: list[str]):
     typed = [argument for argument in overrides if argument not in free]
     values = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_file("config", path, flag_values=values, sys_argv=["", *typed])
+        config = _run_file(path)
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=["", *typed])
         values(["", *typed])
     except (AttributeError, KeyError) as error:
         reason = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("'\"").split())
@@ -104,12 +106,19 @@ def load_config(path: str, overrides: list[str]):
         raise ValueError(f"unknown key in {place}: {reason}; jaxrl_llm/training/config.py has all keys") from error
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error
-    config = values.config
     for argument in free:
         path, value = _split_override(argument)
         section = next(name for name in FREE_SECTIONS if f"{path}.".startswith(f"{name}."))
         _set_free(free_section(config, section), path.removeprefix(section).removeprefix("."), value, argument)
     return config
+
+
+def _run_file(path: str):
+    """What the `get_config()` of a configuration file returns."""
+    namespace = runpy.run_path(path)
+    if "get_config" not in namespace:
+        raise ValueError(f"--config={path}: the file has no get_config(); see {CONFIGS / 'quickstart.py'}")
+    return namespace["get_config"]()
 
 
 def _set_free(section, name: str, value, argument: str) -> None:

@@ -217,12 +217,14 @@ def _save(run: Run, files: Files, state: TrainState, progress: Progress, measure
 
 
 def _summary(run: Run, files: Files, progress: Progress) -> dict[str, Any]:
+    learns_by_reward = run.config.rl.steps > 0
     summary = {
-        "accuracy_before": progress.accuracy_before,
+        # Without an RL phase there is one measurement, after the supervised phase.
+        "accuracy_before": progress.accuracy_before if learns_by_reward else None,
         "accuracy_after": progress.accuracy,
         "steps": progress.step,
         "wall_seconds": time.monotonic() - files.started,
-        "method": run.config.method.name,
+        "method": run.config.method.name if learns_by_reward else "sft",
         "seed": run.config.seed,
         "workdir": str(run.workdir),
     }

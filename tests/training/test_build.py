@@ -1,0 +1,277 @@
+"""From a configuration to the things it names."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from training import tiny_rewards, tiny_runs
+from training.tiny_runs import ALPHABET, SIZES, tiny_config
+
+from jaxrl_llm import rewards
+from jaxrl_llm.training import build, default_config
+
+
+def optimizer_settings(**values):
+    settings = default_config().rl.optimizer
+    settings.update(learning_rate=0.1, **values)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def chat_model():
+    return tiny_runs.chat_model()
+
+
+# ---- tokenizers and sources
+
+
+def test_the_tokenizer_is_named_or_lies_with_the_checkpoint(chat_model):
+    config = tiny_config()
+    assert build.build_tokenizer(config).vocab_size == len(ALPHABET.removeprefix("characters:")) + 2
+    config.update(tokenizer="bytes")
+    assert build.build_tokenizer(config).vocab_size == 259
+    config.tokenizer, config.network.directory = "", str(chat_model)
+    assert build.build_tokenizer(config).chat_template is not None
+    config.network.directory = ""
+    with pytest.raises(ValueError, match=r"config\.tokenizer and config\.network\.directory are both empty"):
+        build.build_tokenizer(config)
+
+
+def test_held_out_options_replace_those_of_training():
+    config = tiny_config()
+    tokenizer = build.build_tokenizer(config)
+    train, held_out = (build.build_source(config, tokenizer, test=test) for test in (False, True))
+    assert (len(train), len(held_out)) == (50, 4)
+    assert not {train[i]["prompt"] for i in range(50)} & {held_out[i]["prompt"] for i in range(4)}
+    assert all(len(held_out[i]["prompt"]) == 4 for i in range(4))  # one digit each, as in training
+
+
+def test_texts_become_chats(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"question": "1+1?", "answer": "2"}) + "\n")
+    config = tiny_config()
+    config.update(tokenizer="bytes")
+    config.task.update(source="jsonl", max_prompt_tokens=100)
+    for key in list(config.task.options):
+        del config.task.options[key]
+    config.task.options.update(path=str(path), columns={"prompt": "question", "answer": "answer"})
+    tokenizer = build.build_tokenizer(config)
+    plain = build.build_source(config, tokenizer)[0]
+    assert plain == {"prompt": "1+1?", "answer": "2"}
+    config.task.suffix = " Think."
+    with pytest.raises(ValueError, match=r"config\.task\.suffix would change nothing: config\.task\.chat is False"):
+        build.build_source(config, tokenizer)
+    config.task.chat = True
+    with pytest.raises(ValueError, match="no chat_template"):
+        build.build_source(config, tokenizer)
+
+
+def test_chats_have_the_system_message_and_the_suffix(chat_model):
+    config = tiny_config()
+    config.tokenizer, config.network.directory = "", str(chat_model)
+    config.task.update(chat=True, system="Be brief.", suffix=" Go.", max_prompt_tokens=100)
+    prompt = build.build_source(config, build.build_tokenizer(config))[0]["prompt"]
+    assert [message["role"] for message in prompt] == ["system", "user"]
+    assert prompt[0]["content"] == "Be brief." and prompt[1]["content"].endswith("= Go.")
+    config.task.system = ""
+    assert len(build.build_source(config, build.build_tokenizer(config))[0]["prompt"]) == 1
+
+
+def test_long_prompts_are_errors_or_left_out():
+    config = tiny_config()
+    config.task.options.update(digits=(1, 2))
+    tokenizer = build.build_tokenizer(config)
+    with pytest.raises(ValueError, match="more than 4"):
+        build.build_source(config, tokenizer)
+    config.task.drop_long = True
+    kept = build.build_source(config, tokenizer)
+    assert 0 < len(kept) < 50 and all(len(kept[i]["prompt"]) <= 4 for i in range(len(kept)))
+
+
+def test_wrong_sources_name_the_mend():
+    config = tiny_config()
+    tokenizer = build.build_tokenizer(config)
+    config.task.options.nosuch = 3
+    with pytest.raises(ValueError, match=r"config\.task\.options for 'arithmetic' are .*'nosuch'"):
+        build.build_source(config, tokenizer)
+    config.task.source = "nowhere"
+    with pytest.raises(ValueError, match=r"config\.task\.source is 'nowhere'; it must be one of .*jsonl.*reasoning_gym"):
+        build.build_source(config, tokenizer)
+
+
+# ---- meshes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ({}, None),
+        ({"data": 2, "fsdp": 4}, (2, 4, 1)),
+        ({"data": 2, "fsdp": -1}, (2, 4, 1)),
+        ({"tensor": -1}, (1, 1, 8)),
+        ({"data": -1, "tensor": 8}, (1, 1, 8)),
+    ],
+)
+def test_meshes(sizes, shape):
+    config = tiny_config()
+    config.mesh.update(sizes)
+    mesh = build.build_mesh(config)
+    assert mesh is None if shape is None else mesh.devices.shape == shape and mesh.axis_names == ("data", "fsdp", "tensor")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3}, "there are 8"),
+        ({"data": -1, "fsdp": -1}, r"-1 for \['data', 'fsdp'\]; only one"),
+        ({"data": -1, "fsdp": 3}, "8"),
+        ({"data": -1, "fsdp": 0}, "fsdp"),
+        ({"data": -2}, "data"),
+        ({"data": -1, "fsdp": 16}, "8"),
+    ],
+)
+def test_meshes_that_do_not_fit(sizes, message):
+    config = tiny_config()
+    config.mesh.update(sizes)
+    with pytest.raises(ValueError, match=message):
+        build.build_mesh(config)
+
+
+# ---- networks
+
+
+def test_a_network_from_scratch():
+    config = tiny_config()
+    tokenizer = build.build_tokenizer(config)
+    network = build.build_network(config, tokenizer)
+    assert network.config.vocab_size == tokenizer.vocab_size and network.config.eos_ids == tokenizer.stop_ids
+    assert {name: getattr(network.config, name) for name in SIZES} == SIZES
+    assert network.config.family == "qwen3" and network.config.qk_norm
+    assert network.without_params() == build.network_structure(config, tokenizer)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_families_have_their_traits(family):
+    config = tiny_config()
+    config.network.family = family
+    structure = build.network_structure(config, build.build_tokenizer(config))
+    assert structure.config.family == family
+    assert (structure.config.attention_bias, structure.config.qk_norm) == (family == "qwen2", family == "qwen3")
+
+
+def test_networks_that_cannot_be():
+    config = tiny_config()
+    tokenizer = build.build_tokenizer(config)
+    config.network.family = "nosuch"
+    with pytest.raises(ValueError, match=r"config\.network\.family is 'nosuch'; it must be one of .*qwen3"):
+        build.network_structure(config, tokenizer)
+    config.network.update(family="qwen3", num_heads=3, num_kv_heads=2)
+    with pytest.raises(ValueError, match="num_heads=3 must be a multiple of num_kv_heads=2"):
+        build.network_structure(config, tokenizer)
+
+
+def test_a_network_of_a_checkpoint(chat_model):
+    config = tiny_config()
+    config.network.update(directory=str(chat_model), dtype="bfloat16", param_dtype="float32", remat="full")
+    config.tokenizer = ""
+    network = build.build_network(config, build.build_tokenizer(config))
+    assert (network.config.dtype, network.config.param_dtype, network.config.remat) == ("bfloat16", "float32", "full")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(network.params)} == {"float32"}
+    config.network.param_dtype = "bfloat16"
+    network = build.build_network(config, build.build_tokenizer(config))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(network.params)} == {"bfloat16"}
+
+
+def test_a_network_lies_on_the_mesh():
+    config = tiny_config()
+    config.mesh.update(fsdp=-1)
+    mesh = build.build_mesh(config)
+    network = build.build_network(config, build.build_tokenizer(config), mesh)
+    shards = {leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(network.params)}
+    assert True in shards and all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(network.params))
+
+
+# ---- rewards and sampling
+
+
+def test_rewards_by_name():
+    assert build.load_reward("gsm8k") is rewards.gsm8k
+    assert build.load_reward("training.tiny_rewards:half") is tiny_rewards.half
+    config = tiny_config()
+    config.rewards.names = ("arithmetic", "training.tiny_rewards:half")
+    config.evaluation.reward = "exact_match"
+    assert list(build.build_rewards(config)) == ["arithmetic", "training.tiny_rewards:half", "exact_match"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nosuch", r"reward 'nosuch' is unknown; give 'package\.module:function' or one of .*gsm8k"),
+        ("nosuch.module:reward", "'nosuch.module:reward' cannot be imported: No module named 'nosuch'.*PYTHONPATH"),
+        ("training.tiny_rewards:nosuch", "'training.tiny_rewards:nosuch' cannot be imported: .*nosuch"),
+    ],
+)
+def test_rewards_that_are_not_there(name, message):
+    with pytest.raises(ValueError, match=message):
+        build.load_reward(name)
+
+
+def test_evaluation_never_samples_as_training_does():
+    config = tiny_config()
+    config.rl.update(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1)
+    tokenizer = build.build_tokenizer(config)
+    training, held_out = build.training_sampling(config, tokenizer), build.evaluation_sampling(config, tokenizer)
+    assert (training["temperature"], training["top_k"], training["top_p"], training["min_p"]) == (0.7, 5, 0.9, 0.1)
+    assert held_out == {"max_new_tokens": 12, "temperature": 0.0, "stop_ids": tokenizer.stop_ids}
+    config.evaluation.temperature = 0.4
+    assert build.evaluation_sampling(config, tokenizer)["temperature"] == 0.4
+    # What ends a completion belongs to the task, and is the same for both.
+    config.rl.stop_strings = (";",)
+    for chosen in (build.training_sampling(config, tokenizer), build.evaluation_sampling(config, tokenizer)):
+        assert chosen["stop_strings"] == (";",) and chosen["detokenize"] == tokenizer.decode
+
+
+# ---- optimizers
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0.1] * 10),
+        ({"warmup_steps": 4}, [0.0, 0.025, 0.05, 0.075] + [0.1] * 6),
+        ({"decay": "linear"}, [0.1 * (1 - step / 10) for step in range(10)]),
+        ({"decay": "cosine"}, [0.05 * (1 + np.cos(np.pi * step / 10)) for step in range(10)]),
+        ({"decay": "linear", "warmup_steps": 2}, [0.0, 0.05] + [0.1 * (1 - step / 8) for step in range(8)]),
+    ],
+)
+def test_schedules(settings, expected):
+    schedule = build.build_schedule(optimizer_settings(**settings), 10)
+    np.testing.assert_allclose([schedule(step) for step in range(10)], expected, rtol=1e-5, atol=1e-9)
+    if settings.get("decay"):
+        assert schedule(10) == pytest.approx(0, abs=1e-9)
+    doubled = build.build_schedule(optimizer_settings(**settings), 10, factor=2.0)
+    np.testing.assert_allclose([doubled(step) for step in range(10)], 2 * np.array(expected), rtol=1e-5, atol=1e-9)
+
+
+def test_the_optimizer_is_clipped_adamw():
+    params, gradient = {"w": np.ones(4, np.float32)}, {"w": np.float32([3.0, 4.0, 0.0, 0.0])}
+    settings = optimizer_settings(clip_norm=0.5, weight_decay=0.1, beta1=0.8, beta2=0.9)
+    ours = build.build_optimizer(settings, 10)
+    plain = optax.adamw(0.1, b1=0.8, b2=0.9, weight_decay=0.1)
+    state, plain_state = ours.init(params), plain.init(params)
+    for scale in (0.1, 1.0):  # Adam is blind to one scale, but not to clipping that changes from step to step
+        raw = jax.tree.map(lambda leaf, scale=scale: scale * leaf, gradient)
+        clipped = jax.tree.map(lambda leaf, scale=scale: leaf * min(1.0, 0.5 / (5 * scale)) * scale, gradient)
+        found, state = ours.update(raw, state, params)
+        expected, plain_state = plain.update(clipped, plain_state, params)
+        np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-5)
+
+
+def test_without_a_clip_norm_nothing_is_clipped():
+    params, gradient = {"w": np.ones(2, np.float32)}, {"w": np.float32([300.0, 400.0])}
+    ours = build.build_optimizer(optimizer_settings(clip_norm=0.0), 10)
+    state = ours.update(gradient, ours.init(params), params)[1]
+    moments = next(part.mu["w"] for part in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(part, "mu"))
+    np.testing.assert_allclose(moments, 0.1 * gradient["w"], rtol=1e-5)
