@@ -187,6 +187,7 @@ def test_completion_length_is_in_tokens(tmp_path):
     assert np.any(texts != counted)  # the stop token is a token, but no text
 
 
+@pytest.mark.slow
 def test_no_data_are_skipped_on_resume_with_several_updates_a_step(tmp_path):
     """Prompts of a run that went on after each step are those of a run that never stopped, each once an epoch."""
     seen = {}
