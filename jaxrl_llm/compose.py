@@ -20,7 +20,7 @@ class Composable:
 
     Attributes:
       function: a pure function of arrays with keyword-only options.
-      options: the options that differ from nothing at all: every keyword with its value, in signature order.
+      options: every keyword-only option with its value, defaults included, in the order of the signature.
       needs: statistics that a scorer must return for this function, such as "entropy".
       annotations: per-token arrays that the batch must carry, such as "reference_logp".
     """

@@ -131,6 +131,7 @@ class Rollouts:
         _check(self, per_token, (rows, width))
         _check(self, ("length", "group", "prompt_id", "source", "valid"), (rows,))
         _check(self, ("rewards",), (rows, None))
+        _check_groups(self.group, rows)
         _check_extras(self, (rows,))
 
 
@@ -211,6 +212,15 @@ class Scores:
         _check_rank(self, self.logp, "logp")
         _check(self, ("entropy", "mean_logp", "value"), self.logp.shape)
         _check(self, ("hidden",), (*self.logp.shape, None))
+
+
+def _check_groups(group, rows: int) -> None:
+    """Refuses numbers that segment reductions over `rows` segments would drop in silence; tracers cannot be checked."""
+    if isinstance(group, jax.core.Tracer) or not getattr(group, "is_fully_addressable", True) or not rows:
+        return
+    low, high = int(np.min(group)), int(np.max(group))
+    if low < 0 or high >= rows:
+        raise ValueError(f"Rollouts.group holds {low if low < 0 else high}; number the groups from 0 to {rows - 1} (rows - 1)")
 
 
 def _check_rank(node, value, name: str = "tokens") -> None:

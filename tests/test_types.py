@@ -154,3 +154,10 @@ def test_flattening_and_back():
     jax.tree.map(np.testing.assert_array_equal, record, again)
     jitted = jax.jit(lambda r: r)(record)
     assert isinstance(jitted, Rollouts) and jitted.tokens.dtype == np.int32
+
+
+@pytest.mark.parametrize("group", [[0, 3], [-1, 0]])
+def test_groups_that_reductions_would_drop_are_refused(group):
+    columns = {"tokens": np.zeros((2, 3), np.int32), "length": np.full(2, 3), "mask": np.ones((2, 3))}
+    with pytest.raises(ValueError, match="Rollouts.group holds (3|-1); number the groups from 0 to 1"):
+        Rollouts(**columns, rewards=np.zeros((2, 1)), group=np.array(group))

@@ -75,5 +75,5 @@ def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
     if len(parts) == 1:
         return parts[0]
     offsets = np.cumsum([0] + [len(part.length) for part in parts[:-1]])
-    apart = [part.replace(group=np.asarray(part.group) + offset) for part, offset in zip(parts, offsets, strict=True)]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *apart)
+    group = np.concatenate([np.asarray(part.group) + offset for part, offset in zip(parts, offsets, strict=True)])
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts).replace(group=group)

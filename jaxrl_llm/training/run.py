@@ -23,7 +23,7 @@ from jaxrl_llm.types import Batch
 # Evaluation samples must not repeat the noise of training samples.
 EVALUATION_SEED_OFFSET = 1_000_003
 # Keys that a resumed run may change without becoming another run.
-_CHANGEABLE = ("log.", "checkpoint.", "rl.steps", "rewards.workers")
+_CHANGEABLE = ("log.", "checkpoint.", "rewards.workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +124,11 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
     """
     check_config(config)
     workdir = pathlib.Path(workdir).absolute()
-    _keep_config(config, workdir)
+    _check_same_run(config, workdir)
     tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
     scope = contextlib.nullcontext() if mesh is None else distributed.sharded(mesh)
     with rewards.RewardPool(config.rewards.workers) as pool, scope:
-        yield Run(
+        run = Run(
             config=config,
             workdir=workdir,
             tokenizer=tokenizer,
@@ -140,19 +140,24 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
             pool=pool,
             rewards=build.build_rewards(config),
         )
+        # Only now: a start that failed must not pin its configuration.
+        metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
+        yield run
 
 
-def _keep_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises ValueError where the run in `workdir` was made with another configuration."""
     path = workdir / "config.json"
+    # A learning rate that falls until the last step is another one when that step moves.
+    changeable = _CHANGEABLE + (("rl.steps",) if config.rl.optimizer.decay == "constant" else ())
     ours = _flat(json.loads(json.dumps(config.to_dict())))
     theirs = _flat(json.loads(path.read_text())) if path.exists() else ours
     for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name) and not name.startswith(_CHANGEABLE):
+        if ours.get(name) != theirs.get(name) and not name.startswith(changeable):
             raise ValueError(
                 f"config.{name} is {ours.get(name)!r}, but the run in {workdir} was made with {theirs.get(name)!r}; "
                 "give the same configuration to resume it, or another --workdir"
             )
-    metrics.write_atomically(path, [json.dumps(config.to_dict(), indent=2) + "\n"])
 
 
 def _flat(tree, prefix: str = "") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """G1: a run that is killed at any moment and resumed equals the uninterrupted run bit for bit."""
 
+import json
 import os
 import pathlib
 import signal
@@ -108,12 +109,38 @@ def test_finished_run_changes_nothing(uninterrupted, cache):
 def test_resume_with_another_configuration_is_refused(tmp_path):
     from ml_collections import ConfigDict
 
-    from jaxrl_llm.training.run import _keep_config
+    from jaxrl_llm.training.run import _check_same_run
 
-    config = ConfigDict({"seed": 0, "rl": {"steps": 3, "prompts": 2}})
-    _keep_config(config, tmp_path)
+    config = ConfigDict({"seed": 0, "rl": {"steps": 3, "prompts": 2, "optimizer": {"decay": "constant"}}})
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     config.rl.steps = 5
-    _keep_config(config, tmp_path)
+    _check_same_run(config, tmp_path)
     config.rl.prompts = 4
     with pytest.raises(ValueError, match=r"config\.rl\.prompts is 4.*made with 2.*another --workdir"):
-        _keep_config(config, tmp_path)
+        _check_same_run(config, tmp_path)
+
+
+def test_more_steps_are_refused_where_the_learning_rate_depends_on_them(tmp_path):
+    from ml_collections import ConfigDict
+
+    from jaxrl_llm.training.run import _check_same_run
+
+    config = ConfigDict({"rl": {"steps": 3, "optimizer": {"decay": "linear"}}})
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    config.rl.steps = 5
+    with pytest.raises(ValueError, match=r"config\.rl\.steps is 5.*made with 3"):
+        _check_same_run(config, tmp_path)
+
+
+def test_a_start_that_failed_does_not_pin_its_configuration(tmp_path):
+    from crash_runner import tiny_config
+
+    from jaxrl_llm.training.run import open_run
+
+    config = tiny_config()
+    config.task.options.digits = (9, 1)
+    with pytest.raises(ValueError, match="digits"), open_run(config, tmp_path):
+        pass
+    config.task.options.digits = (1, 1)
+    with open_run(config, tmp_path):
+        assert (tmp_path / "config.json").exists()

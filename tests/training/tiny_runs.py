@@ -161,7 +161,10 @@ def quick_compilation():
     for name, (during, _) in settings.items():
         jax.config.update(name, during)
     compilation_cache.reset_cache()
+    # Programs that other modules compiled with other settings round otherwise.
+    jax.clear_caches()
     yield
     for name, (_, after) in settings.items():
         jax.config.update(name, after)
     compilation_cache.reset_cache()
+    jax.clear_caches()
