@@ -25,6 +25,7 @@ flags.DEFINE_float("top_p", None, "share of the probability that stays")
 
 
 def main(_):
+    """Samples, and prints the figures as a JSON object."""
     network = workload.network()
     params = network.init(jax.random.key(0))
     rng = np.random.default_rng(0)

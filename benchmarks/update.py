@@ -45,6 +45,7 @@ def random_batch() -> Batch:
 
 
 def main(_):
+    """Runs updates, and prints the figures as a JSON object."""
     network = workload.network(remat=FLAGS.remat)
     optimizer = optax.adamw(1e-6)
     objective = methods.get("grpo", kl_coefficient=FLAGS.kl_coefficient).objective

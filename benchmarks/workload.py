@@ -26,7 +26,7 @@ def network(**options) -> Network:
         num_heads=FLAGS.width // 32,
         num_kv_heads=max(1, FLAGS.width // 64),
         head_dim=32,
-        qk_norm=True,
+        qk_norm="head",
         tie_embeddings=True,
         rope_theta=1e6,
         dtype=FLAGS.dtype,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +17,28 @@ import jax.numpy as jnp
 from jaxrl_llm.types import Batch, Scores
 
 Scorer = Callable[[Any, Batch], Scores]
-STATISTICS = frozenset({"entropy", "mean_logp", "value", "hidden"})
+STATISTICS = frozenset({"entropy", "mean_logp", "value", "value_outputs", "hidden", "router_logits"})
+# Those that a bare function from tokens to logits cannot give.
+_OF_NETWORKS = frozenset({"value", "value_outputs", "hidden", "router_logits"})
 TOKEN_CHUNK = 8192
 VOCABULARY_CHUNK = 2048
 
 
-def make_scorer(policy, needs=(), *, temperature: float = 1.0) -> Scorer:
+def make_scorer(policy, needs=(), *, temperature: float = 1.0, replay_routes: bool = False) -> Scorer:
     """A pure function `scorer(params, batch) -> Scores` for a policy.
 
     Args:
       policy: a network with `hidden` and `unembedding` (chunked path), or any callable
         `apply(params, tokens, positions, segments) -> logits [B, T, V]`.
-      needs: statistics beyond `logp`: "entropy", "mean_logp", "value", "hidden".
+      needs: statistics beyond `logp`: "entropy", "mean_logp", "value", "value_outputs", "hidden", "router_logits".
       temperature: the logits are divided by it; the policy that is scored is the one that is sampled at this
         temperature.
+      replay_routes: whether tokens go to the experts of `batch.extras["routes"]` [B, T, layers, k], those that the sampler
+        sent them to (https://arxiv.org/abs/2510.11370); -1 leaves the choice to the router.
 
     Raises:
-      ValueError: an unknown statistic, a statistic that a bare callable cannot give, or a temperature of 0 or less.
+      ValueError: an unknown statistic, a statistic that the policy cannot give, routes for a policy without experts, or a
+        temperature of 0 or less.
     """
     needs = frozenset(needs)
     if needs - STATISTICS:
@@ -41,26 +46,30 @@ def make_scorer(policy, needs=(), *, temperature: float = 1.0) -> Scorer:
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; a policy can be scored only at a temperature above 0")
     chunked = getattr(policy, "hidden", None) is not None and getattr(policy, "unembedding", None) is not None
+    if (replay_routes or "router_logits" in needs) and getattr(policy, "routed", None) is None:
+        asked = "replay_routes is True" if replay_routes else "needs has 'router_logits'"
+        raise ValueError(f"{asked}, but the policy has no experts; leave it out")
     if chunked:
-        return functools.partial(_score_network, policy, needs, temperature)
-    if needs & {"value", "hidden"}:
-        wanted = sorted(needs & {"value", "hidden"})
+        return functools.partial(_score_network, policy, needs, temperature, replay_routes)
+    if needs & _OF_NETWORKS:
+        wanted = sorted(needs & _OF_NETWORKS)
         raise ValueError(f"needs has {wanted}, which only a network with `hidden` gives; a bare apply gives logits")
     apply = getattr(policy, "apply", policy)
     return functools.partial(_score_logits, apply, needs, temperature)
 
 
-def actor_critic_scorer(actor: Scorer, critic) -> Scorer:
+def actor_critic_scorer(actor: Scorer, critic, needs=("value",)) -> Scorer:
     """A scorer over `params = {"policy": ..., "critic": ...}` whose values come from a network of their own.
 
     Args:
       actor: scorer of the policy.
       critic: a network with `hidden` and `value`.
+      needs: what is asked of the critic: "value", "value_outputs" or both.
     """
 
     def scorer(params, batch: Batch) -> Scores:
         hidden = critic.hidden(params["critic"], batch.tokens, batch.positions, batch.segment)
-        return actor(params["policy"], batch).replace(value=_state_before(critic.value(params["critic"], hidden), batch))
+        return actor(params["policy"], batch).replace(**_values(critic, params["critic"], hidden, batch, needs))
 
     return scorer
 
@@ -76,21 +85,34 @@ def _previous(values):
     return jnp.roll(values, 1, axis=1)
 
 
-def _state_before(values, batch: Batch):
-    return jnp.where(is_first(batch), 0.0, _previous(values))
+def _values(network, params, hidden, batch: Batch, needs) -> dict[str, jax.Array]:
+    """Those of "value" and "value_outputs" that are needed, of the state before each token."""
+    first = is_first(batch)
+    found = {name: getattr(network, name)(params, hidden) for name in ("value", "value_outputs") if name in needs}
+    absent = {2: first, 3: first[..., None]}
+    return {name: jnp.where(absent[values.ndim], 0.0, _previous(values)) for name, values in found.items()}
 
 
-def _score_network(network, needs: frozenset[str], temperature: float, params, batch: Batch) -> Scores:
-    hidden = network.hidden(params, batch.tokens, batch.positions, batch.segment)
-    before = _previous(hidden)
-    statistics = token_statistics(before, network.unembedding(params), batch.tokens, temperature, frozenset(needs))
+def _score_network(network, needs: frozenset[str], temperature: float, replay_routes: bool, params, batch: Batch) -> Scores:
+    hidden, router_logits = _hidden_and_routing(network, needs, replay_routes, params, batch)
+    before, cap = _previous(hidden), getattr(network, "logit_softcap", None)
+    statistics = token_statistics(before, network.unembedding(params), batch.tokens, temperature, needs, softcap=cap)
     first = is_first(batch)
     scores = {name: jnp.where(first, 0.0, values) for name, values in statistics.items()}
-    if "value" in needs:
-        scores["value"] = _state_before(network.value(params, hidden), batch)
+    scores |= _values(network, params, hidden, batch, needs)
     if "hidden" in needs:
         scores["hidden"] = jnp.where(first[..., None], 0.0, before)
-    return Scores(**scores)
+    return Scores(**scores, router_logits=router_logits)
+
+
+def _hidden_and_routing(network, needs: frozenset[str], replay_routes: bool, params, batch: Batch):
+    """Hidden states [B, T, D], and the routers' logits [B, T, layers, E] where they are wanted."""
+    inputs = (params, batch.tokens, batch.positions, batch.segment)
+    if not replay_routes and "router_logits" not in needs:
+        return network.hidden(*inputs), None
+    routes = jnp.moveaxis(batch.extras["routes"], 2, 0) if replay_routes else None
+    hidden, _, routing = network.routed(*inputs, routes=routes)
+    return hidden, jnp.moveaxis(routing.logits, 0, 2) if "router_logits" in needs else None
 
 
 def _score_logits(apply, needs: frozenset[str], temperature: float, params, batch: Batch) -> Scores:
@@ -115,10 +137,11 @@ def token_statistics(
     temperature: float = 1.0,
     needs: frozenset[str] = frozenset(),
     *,
+    softcap: float | None = None,
     token_chunk: int = TOKEN_CHUNK,
     vocabulary_chunk: int = VOCABULARY_CHUNK,
 ) -> dict[str, jax.Array]:
-    """Statistics of softmax(hidden @ matrix.T / temperature) at each token.
+    """Statistics of softmax(hidden @ matrix.T / temperature) at each token, with the products capped where a cap is given.
 
     Args:
       hidden: [B, T, D] any float type.
@@ -126,6 +149,7 @@ def token_statistics(
       targets: int [B, T].
       temperature: divides the logits.
       needs: of "entropy" and "mean_logp", those that are wanted; other names are passed over.
+      softcap: c, each product x becomes c tanh(x / c) before it is divided; None for no cap.
       token_chunk: tokens of a block, the same number from each row.
       vocabulary_chunk: vocabulary entries of a block.
 
@@ -146,7 +170,8 @@ def token_statistics(
         return jnp.swapaxes(values.reshape(-1, rows, chunk), 0, 1).reshape(rows, -1)[:, :length]
 
     columns = min(vocabulary_chunk, matrix.shape[0])
-    values = _statistics(columns, 1.0 / temperature, wanted, split(hidden), matrix, split(targets))
+    head = Head(columns, 1.0 / temperature, softcap)
+    values = _statistics(head, wanted, split(hidden), matrix, split(targets))
     return {name: merge(value) for name, value in zip(wanted, values, strict=True)}
 
 
@@ -158,31 +183,48 @@ def _vocabulary_blocks(size: int, chunk: int):
     return starts, nominal - starts
 
 
-def _logits(hidden, matrix, start, chunk: int, scale: float):
-    rows = jax.lax.dynamic_slice_in_dim(matrix, start, chunk)
-    return rows, scale * jnp.einsum("nd,vd->nv", hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
+class Head(NamedTuple):
+    """How logits come of hidden states and the rows of the matrix, `chunk` rows at a time."""
+
+    chunk: int
+    scale: float
+    softcap: float | None
+
+    def logits(self, hidden, matrix, start):
+        """Rows [chunk, D] of the matrix from `start` on, and the logits [N, chunk] of those."""
+        rows = jax.lax.dynamic_slice_in_dim(matrix, start, self.chunk)
+        products = jnp.einsum("nd,vd->nv", hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        if self.softcap is None:
+            return rows, self.scale * products
+        return rows, self.scale * self.softcap * jnp.tanh(products / self.softcap)
+
+    def slope(self, logits):
+        """d logit / d product."""
+        if self.softcap is None:
+            return self.scale
+        return self.scale * (1.0 - (logits / (self.scale * self.softcap)) ** 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _statistics(chunk: int, scale: float, wanted: tuple[str, ...], hidden, matrix, targets):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _statistics(head: Head, wanted: tuple[str, ...], hidden, matrix, targets):
     """Statistics, in the order of `wanted`: hidden [C, N, D], matrix [V, D], targets [C, N] -> tuple of [C, N]."""
-    return _forward_rule(chunk, scale, wanted, hidden, matrix, targets)[0]
+    return _forward_rule(head, wanted, hidden, matrix, targets)[0]
 
 
-def _forward_rule(chunk, scale, wanted, hidden, matrix, targets):
+def _forward_rule(head, wanted, hidden, matrix, targets):
     def forward(tokens):
-        return _forward(chunk, scale, wanted, tokens[0], matrix, tokens[1])
+        return _forward(head, wanted, tokens[0], matrix, tokens[1])
 
     values, kept = jax.lax.map(forward, (hidden, targets))
     return values, (hidden, matrix, targets, kept)
 
 
-def _backward_rule(chunk, scale, wanted, residuals, cotangents):
+def _backward_rule(head, wanted, residuals, cotangents):
     hidden, matrix, targets, kept = residuals
 
     def backward(matrix_gradient, tokens):
         hidden, targets, kept, cotangents = tokens
-        return _backward(chunk, scale, wanted, matrix, matrix_gradient, hidden, targets, kept, cotangents)
+        return _backward(head, wanted, matrix, matrix_gradient, hidden, targets, kept, cotangents)
 
     # Sums over many tokens lose their low bits in bfloat16.
     zeros = jnp.zeros(matrix.shape, jnp.promote_types(matrix.dtype, jnp.float32))
@@ -190,14 +232,14 @@ def _backward_rule(chunk, scale, wanted, residuals, cotangents):
     return hidden_gradient, matrix_gradient.astype(matrix.dtype), None
 
 
-def _forward(chunk, scale, wanted, hidden, matrix, targets):
+def _forward(head: Head, wanted, hidden, matrix, targets):
     """Statistics [N] of N tokens, and what the backward pass keeps of them."""
-    tokens, size = hidden.shape[0], matrix.shape[0]
+    tokens, size, chunk = hidden.shape[0], matrix.shape[0], head.chunk
 
     def add_block(carry, block):
         start, fresh_from = block
         peak, total, moment, plain, taken = carry
-        _, logits = _logits(hidden, matrix, start, chunk, scale)
+        _, logits = head.logits(hidden, matrix, start)
         column = jnp.arange(chunk)
         logits = jnp.where(column >= fresh_from, logits, -jnp.inf)
         new_peak = jnp.maximum(peak, logits.max(axis=1))
@@ -221,15 +263,16 @@ def _forward(chunk, scale, wanted, hidden, matrix, targets):
     return tuple(values[name] for name in wanted), (normaliser, values["entropy"])
 
 
-def _backward(chunk, scale, wanted, matrix, matrix_gradient, hidden, targets, kept, cotangents):
+def _backward(head: Head, wanted, matrix, matrix_gradient, hidden, targets, kept, cotangents):
     """Adds N tokens to the gradient of the matrix [V, D], and gives that of their hidden states [N, D].
 
-    With logits x, p = softmax(x), Z = logsumexp(x), H the entropy, y the target and V the vocabulary size:
+    With logits x, p = softmax(x), Z = logsumexp(x), H the entropy, y the target and V the vocabulary size (what comes
+    before the logits, a scale and maybe a cap, is the head's to differentiate):
 
     d logp / dx_j = [j = y] - p_j, d entropy / dx_j = -p_j (x_j - Z + H), d mean_logp / dx_j = 1 / V - p_j.
     """
     normaliser, entropy = kept
-    size = matrix.shape[0]
+    size, chunk = matrix.shape[0], head.chunk
     given = dict(zip(wanted, cotangents, strict=True))
     zeros = jnp.zeros_like(normaliser)
     for_logp, for_entropy, for_mean = (given.get(name, zeros) for name in ("logp", "entropy", "mean_logp"))
@@ -237,7 +280,7 @@ def _backward(chunk, scale, wanted, matrix, matrix_gradient, hidden, targets, ke
     def add_block(carry, block):
         start, fresh_from = block
         hidden_gradient, matrix_gradient = carry
-        rows, logits = _logits(hidden, matrix, start, chunk, scale)
+        rows, logits = head.logits(hidden, matrix, start)
         log_probability = logits - normaliser[:, None]
         column = jnp.arange(chunk)
         slope = -(for_logp + for_mean)[:, None]
@@ -245,7 +288,7 @@ def _backward(chunk, scale, wanted, matrix, matrix_gradient, hidden, targets, ke
             slope = slope - for_entropy[:, None] * (log_probability + entropy[:, None])
         gradient = jnp.exp(log_probability) * slope + (for_mean / size)[:, None]
         gradient = gradient + jnp.where(start + column == targets[:, None], for_logp[:, None], 0.0)
-        gradient = (scale * jnp.where(column >= fresh_from, gradient, 0.0)).astype(hidden.dtype)
+        gradient = (head.slope(logits) * jnp.where(column >= fresh_from, gradient, 0.0)).astype(hidden.dtype)
         hidden_gradient += jnp.einsum("nv,vd->nd", gradient, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
         rows_gradient = jnp.einsum("nv,nd->vd", gradient, hidden, preferred_element_type=jnp.float32)
         earlier = jax.lax.dynamic_slice_in_dim(matrix_gradient, start, chunk)

@@ -199,19 +199,24 @@ class Scores:
       entropy: float [B, T], entropy (nats) of the distribution that the token was drawn from.
       mean_logp: float [B, T], mean over the vocabulary of the log-probabilities (nats).
       value: float [B, T], the critic's estimate of the return from the state before the token.
+      value_outputs: float [B, T, n], outputs of the critic's head there: logits of bins, or quantiles.
       hidden: float [B, T, D], last hidden states, of the state before the token.
+      router_logits: float [B, T, layers, E], what the routers of layers with experts said when the token was read.
     """
 
     logp: FloatBT
     entropy: FloatBT | None = None
     mean_logp: FloatBT | None = None
     value: FloatBT | None = None
+    value_outputs: Array | None = None
     hidden: Array | None = None
+    router_logits: Array | None = None
 
     def __post_init__(self):
         _check_rank(self, self.logp, "logp")
         _check(self, ("entropy", "mean_logp", "value"), self.logp.shape)
-        _check(self, ("hidden",), (*self.logp.shape, None))
+        _check(self, ("hidden", "value_outputs"), (*self.logp.shape, None))
+        _check(self, ("router_logits",), (*self.logp.shape, None, None))
 
 
 def _check_groups(group, rows: int) -> None:

@@ -1,5 +1,6 @@
 """Per-token statistics against their oracle, their shifts at the edges of sequences, and their memory."""
 
+import dataclasses
 import types
 
 import jax
@@ -241,3 +242,38 @@ def test_memory_of_scored_logp_is_a_fraction_of_the_logits():
     share = compiled.memory_analysis().temp_size_in_bytes / logits
     print(f"temporaries: {100 * share:.1f}% of the logits")
     assert share < 0.15
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_capped_logits_in_values_and_gradients(temperature):
+    """The chunked rule with a cap, against softmax of capped logits differentiated by jax."""
+    random = np.random.default_rng(4)
+    hidden, matrix = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((2, 5, 8), (23, 8)))
+    targets, names = random.integers(0, 23, (2, 5)), ("logp", "entropy", "mean_logp")
+    shares = jnp.asarray(random.normal(size=(3, 2, 5)), jnp.float32)
+
+    def plain(hidden, matrix):
+        logp = jax.nn.log_softmax(2.0 * jnp.tanh(hidden @ matrix.T / 2.0) / temperature)
+        taken = jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
+        return jnp.stack([taken, -(jnp.exp(logp) * logp).sum(-1), logp.mean(-1)])
+
+    def chunked(hidden, matrix):
+        chunks = {"token_chunk": 4, "vocabulary_chunk": 7}
+        needs = frozenset(names[1:])
+        found = token_statistics(hidden, matrix, targets, temperature, needs, softcap=2.0, **chunks)
+        return jnp.stack([found[name] for name in names])
+
+    np.testing.assert_allclose(chunked(hidden, matrix), plain(hidden, matrix), atol=1e-5)
+    expected, found = (jax.grad(lambda *x, f=f: (shares * f(*x)).sum(), (0, 1))(hidden, matrix) for f in (plain, chunked))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+
+
+def test_the_cap_of_a_network_reaches_its_scores():
+    capped = decoder(dataclasses.replace(CONFIG, logit_softcap=0.5))
+    params = jax.tree.map(lambda leaf: 3 * leaf, capped.init(jax.random.key(0)))
+    tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 7))
+    batch = Batch(tokens=tokens, mask=np.ones(tokens.shape, np.float32))
+    logp = jax.nn.log_softmax(capped.apply(params, tokens))[:, :-1]
+    expected = np.take_along_axis(np.asarray(logp), tokens[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(make_scorer(capped)(params, batch).logp[:, 1:], expected, atol=1e-5)
+    assert np.ptp(capped.apply(params, tokens)) <= 1.0

@@ -7,7 +7,7 @@ from jaxrl_llm.estimators.normalisers import whiten
 from jaxrl_llm.estimators.returns import gae, kl_in_reward, reward_to_go, rewards_per_token
 from jaxrl_llm.estimators.scores import row_scores
 from jaxrl_llm.estimators.shaping import overlong_penalty
-from jaxrl_llm.estimators.weighting import constant, sequence_mean, sequence_mean_token_sum, token_mean
+from jaxrl_llm.estimators.weighting import constant, pair_mean, sequence_mean, sequence_mean_token_sum, token_mean
 
 __all__ = [
     "Estimator",
@@ -18,6 +18,7 @@ __all__ = [
     "group_advantage",
     "kl_in_reward",
     "overlong_penalty",
+    "pair_mean",
     "reward_to_go",
     "rewards_per_token",
     "row_scores",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless
+from jaxrl_llm.estimators.scores import group_sum
 from jaxrl_llm.numerics import safe_divide
 from jaxrl_llm.types import Rollouts
 
@@ -48,3 +49,18 @@ def constant(rollouts: Rollouts, *, length: int) -> Rollouts:
         raise ValueError(f"length is {length}; it must be at least 1 token")
     actions = _actions(rollouts)
     return rollouts.replace(weight=safe_divide(actions, jnp.float32(length) * rollouts.valid.sum()))
+
+
+@stateless(annotations=("preference",))
+def pair_mean(rollouts: Rollouts) -> Rollouts:
+    """Each pair counts alike: 1 / (pairs of the step), half on each member, spread evenly over its actions.
+
+    A pair is a group with exactly one valid row of positive and one of negative `extras["preference"]` that have an action.
+    Rows of other groups have no share, and their groups do not count.
+    """
+    actions, preference = _actions(rollouts), rollouts.extras["preference"]
+    length = actions.sum(axis=1)
+    chosen, rejected = ((length > 0) & (sign * preference > 0) for sign in (1, -1))
+    count_chosen, count_rejected = (group_sum(side.astype(jnp.int32), rollouts.group) for side in (chosen, rejected))
+    member = (chosen | rejected) & (count_chosen == 1) & (count_rejected == 1)
+    return rollouts.replace(weight=safe_divide(actions * member[:, None], length[:, None] * member.sum()))

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 ATTENTION = ("auto", "reference", "xla", "splash")
+ACTIVATIONS = ("silu", "gelu_tanh")
+QK_NORMS = ("none", "head", "width")
+LAYER_TYPES = ("full", "sliding")
+ROUTER_SCORES = ("softmax", "sigmoid")
+VALUE_KINDS = ("plain", "bins", "quantiles")
 DTYPES = ("float32", "bfloat16", "float16")
+ADAPTERS = ("lora", "rslora", "dora")
+QUANTIZATIONS = ("int8", "int4", "nf4")
 # Which intermediate values a layer keeps for the backward pass: name -> policy of `jax.checkpoint`.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -20,7 +28,117 @@ REMAT = {
 ROPE_OPTIONS = {
     "linear": ("factor",),
     "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "factor", "original_max_position_embeddings"),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """Mixture of experts in place of the MLP; each token is sent to a few of them and none is dropped.
+
+    Attributes:
+      count: E, experts of a layer.
+      per_token: k, experts that each token is sent to.
+      width: inner width of each expert.
+      shared_width: inner width of an MLP that every token goes through beside its experts; 0 for none.
+      dense_layers: number of layers at the bottom that have an MLP of `intermediate_size` instead.
+      score: of an expert, from the router's logits: "softmax" over all experts, or "sigmoid" of each.
+      selection_bias: whether a vector is added to the scores where experts are chosen, but not where they are weighted
+        (balancing without a loss, https://arxiv.org/abs/2408.15664).
+      groups: parts that the experts are divided into; a token chooses from the `top_groups` parts whose two best scores
+        have the largest sum (DeepSeek-V3, https://arxiv.org/abs/2412.19437).
+      top_groups: see `groups`.
+      normalize: whether the weights of a token's experts are divided by their sum.
+      scale: the weights are multiplied by it at last.
+    """
+
+    count: int
+    per_token: int
+    width: int
+    shared_width: int = 0
+    dense_layers: int = 0
+    score: str = "softmax"
+    selection_bias: bool = False
+    groups: int = 1
+    top_groups: int = 1
+    normalize: bool = False
+    scale: float = 1.0
+
+    def __post_init__(self):
+        _check_choice("experts.score", self.score, ROUTER_SCORES)
+        for name in ("count", "per_token", "width", "groups", "top_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"experts.{name}={getattr(self, name)} must be at least 1")
+        if self.count % self.groups or self.top_groups > self.groups:
+            raise ValueError(
+                f"experts.groups={self.groups} must divide experts.count={self.count} and be at least "
+                f"experts.top_groups={self.top_groups}"
+            )
+        if self.per_token > self.top_groups * self.count // self.groups:
+            raise ValueError(f"experts.per_token={self.per_token} are more experts than a token can choose from")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """Low-rank changes of matrices: y = x W becomes y = x W + scale (x A) B, where A has `rank` columns.
+
+    Attributes:
+      pattern: regular expression, searched in the names of the matrices (`matrices.matrices` lists them), such as
+        `r"attention\\.(query|value)"`, `r"mlp\\."`, `r"experts\\.(gate|up|down)"` or `"embedding|head"`.
+      rank: of the change.
+      alpha: the scale is alpha / rank, or alpha / sqrt(rank) for "rslora".
+      kind: "lora" (https://arxiv.org/abs/2106.09685), "rslora" (https://arxiv.org/abs/2312.03732), or "dora", where each
+        column of the changed matrix has a length that is trained by itself (https://arxiv.org/abs/2402.09353).
+    """
+
+    pattern: str
+    rank: int
+    alpha: float
+    kind: str = "lora"
+
+    def __post_init__(self):
+        _check_choice("adapter.kind", self.kind, ADAPTERS)
+        _check_pattern("adapter.pattern", self.pattern)
+        if self.rank < 1:
+            raise ValueError(f"adapter.rank={self.rank} must be at least 1")
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"adapter.alpha={self.alpha} must be a positive number")
+
+    @property
+    def scale(self) -> float:
+        """What the product with A and B is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.kind == "rslora" else self.rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationConfig:
+    """Matrices of layers that are kept as codes of a few bits with scales, and decoded where they are used.
+
+    Attributes:
+      kind: "int8", one scale for each output; "int4" or "nf4", one for every 64 inputs of an output. See `codes`.
+      pattern: regular expression, searched in the names of the matrices of layers; the empty one is found in all.
+    """
+
+    kind: str
+    pattern: str = ""
+
+    def __post_init__(self):
+        _check_choice("quantization.kind", self.kind, QUANTIZATIONS)
+        _check_pattern("quantization.pattern", self.pattern)
+
+
+class LayerKind(NamedTuple):
+    """What may differ between layers of equal parameters.
+
+    Attributes:
+      window: tokens that a query sees, itself included; None for all before it.
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: rule that changes them, or None.
+    """
+
+    window: int | None
+    rope_theta: float
+    rope_scaling: tuple[tuple[str, Any], ...] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,18 +154,38 @@ class DecoderConfig:
       num_kv_heads: K, key and value heads; N by default.
       head_dim: H; `hidden_size // num_heads` by default.
       family: name in `families.FAMILIES`; None for a network that is never exported.
+      activation: of the gated MLP: "silu", or "gelu_tanh" (the approximation by tanh).
       attention_bias: whether the projections to queries, keys and values have a bias.
-      qk_norm: whether each head's queries and keys are normalised before the rotary embedding.
+      qk_norm: of queries and keys before the rotary embedding: "none", "head" (each head by itself) or "width" (all
+        heads of a token together).
+      query_scale: attention logits are multiplied by it; `head_dim ** -0.5` by default.
+      attention_softcap: c, attention logits x become c tanh(x / c); None for no cap.
+      logit_softcap: the same for the logits of the output head.
       tie_embeddings: whether the embedding table is the output head too.
+      scale_embeddings: whether embeddings are multiplied by the square root of D.
       norm_epsilon: added to the mean square in every norm.
+      norm_offset: added to the scale of every norm; with 1, scales begin at 0.
+      post_norms: whether what attention and MLP add to the residual stream is normalised first.
       rope_theta: base of the rotary frequencies.
       rope_scaling: None, or the rule that changes them, such as
         `{"rope_type": "linear", "factor": 2.0}`; kept as a sorted tuple of pairs.
+      rope_fraction: part of each head, from its first coordinate on, that is turned.
+      sliding_window: tokens that a query of a sliding layer sees, itself included.
+      layer_types: "full" or "sliding" for each layer; by default all layers are sliding where there is a window.
+      sliding_rope_theta: base of the rotary frequencies of sliding layers, which then know no `rope_scaling`; that of all
+        layers by default.
+      experts: mixture of experts, or None.
+      adapter: low-rank changes of some matrices, or None.
+      quantization: of the matrices of layers, or None.
       max_length: positions, in tokens, that the family was made for; only exports use it.
       bos_id: token that begins a text; only exports use it, as the two below.
       eos_ids: tokens that end a text.
       pad_id: token that fills rows.
-      value_head: whether the network has a scalar head, `Network.value`.
+      language_head: whether the network gives logits; False for reward models and critics that have a value head alone.
+      value_head: outputs of the value head; 0 for none.
+      value_kind: what they are: "plain" values; "bins", logits of as many values, equally spaced over `value_range`
+        (https://arxiv.org/abs/2403.03950); or "quantiles" of the return (https://arxiv.org/abs/1710.10044).
+      value_range: least and largest value of the bins.
       dtype: of the computation: float32, bfloat16 or float16. Attention weights, norms, rotary embeddings and logits
         are computed in float32 whatever it is.
       param_dtype: of the parameters.
@@ -63,17 +201,34 @@ class DecoderConfig:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     family: str | None = None
+    activation: str = "silu"
     attention_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str = "none"
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     tie_embeddings: bool = False
+    scale_embeddings: bool = False
     norm_epsilon: float = 1e-6
+    norm_offset: float = 0.0
+    post_norms: bool = False
     rope_theta: float = 10000.0
     rope_scaling: tuple[tuple[str, Any], ...] | None = None
+    rope_fraction: float = 1.0
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
+    sliding_rope_theta: float | None = None
+    experts: ExpertsConfig | None = None
+    adapter: AdapterConfig | None = None
+    quantization: QuantizationConfig | None = None
     max_length: int = 4096
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
-    value_head: bool = False
+    language_head: bool = True
+    value_head: int = 0
+    value_kind: str = "plain"
+    value_range: tuple[float, float] | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
@@ -86,12 +241,50 @@ class DecoderConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
         if isinstance(self.rope_scaling, Mapping):
             object.__setattr__(self, "rope_scaling", tuple(sorted(self.rope_scaling.items())))
+        object.__setattr__(self, "layer_types", tuple(self.layer_types))
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", tuple(self.value_range))
+        object.__setattr__(self, "value_head", int(self.value_head))
         for name in ("dtype", "param_dtype"):
             object.__setattr__(self, name, _dtype_name(name, getattr(self, name)))
+        for name, choices in _CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
         _check_sizes(self)
-        _check_choice("remat", self.remat, REMAT)
-        _check_choice("attention", self.attention, ATTENTION)
+        _check_layers(self)
+        _check_value_head(self)
         _check_rope_scaling(self.rope_scaling)
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds that layers are of, each once, in the order in which they appear."""
+        return tuple(dict.fromkeys(self._kinds()))
+
+    @property
+    def kind_of_layer(self) -> tuple[int, ...]:
+        """For each layer the number of its kind in `kinds`."""
+        return tuple(self.kinds.index(kind) for kind in self._kinds())
+
+    def _kinds(self) -> list[LayerKind]:
+        full = LayerKind(None, self.rope_theta, self.rope_scaling)
+        sliding = full._replace(window=self.sliding_window)
+        if self.sliding_rope_theta is not None:
+            sliding = LayerKind(self.sliding_window, self.sliding_rope_theta, None)
+        types = self.layer_types or ("full" if self.sliding_window is None else "sliding",) * self.num_layers
+        return [{"full": full, "sliding": sliding}[name] for name in types]
+
+    @property
+    def rotary_dim(self) -> int:
+        """Coordinates of each head that the rotary embedding turns."""
+        return int(self.head_dim * self.rope_fraction)
+
+
+_CHOICES = {
+    "activation": ACTIVATIONS,
+    "qk_norm": QK_NORMS,
+    "value_kind": VALUE_KINDS,
+    "remat": tuple(REMAT),
+    "attention": ATTENTION,
+}
 
 
 def _dtype_name(field: str, dtype) -> str:
@@ -105,6 +298,13 @@ def _check_choice(field: str, value, choices) -> None:
         raise ValueError(f"{field}={value!r} is unknown; choose one of {', '.join(choices)}")
 
 
+def _check_pattern(field: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{field}={pattern!r} is no regular expression: {error}") from error
+
+
 def _check_sizes(config: DecoderConfig) -> None:
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
     for name in names:
@@ -112,8 +312,32 @@ def _check_sizes(config: DecoderConfig) -> None:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
     if config.num_heads % config.num_kv_heads:
         raise ValueError(f"num_heads={config.num_heads} must be a multiple of num_kv_heads={config.num_kv_heads}")
-    if config.head_dim % 2:
-        raise ValueError(f"head_dim={config.head_dim} must be even: the rotary embedding turns pairs")
+    if config.rotary_dim % 2 or not 0 < config.rotary_dim <= config.head_dim:
+        raise ValueError(
+            f"head_dim={config.head_dim} times rope_fraction={config.rope_fraction} is {config.rotary_dim}; it must be an "
+            f"even number from 2 to {config.head_dim}: the rotary embedding turns pairs"
+        )
+
+
+def _check_layers(config: DecoderConfig) -> None:
+    for name in config.layer_types:
+        _check_choice("layer_types", name, LAYER_TYPES)
+    if config.layer_types and len(config.layer_types) != config.num_layers:
+        raise ValueError(f"layer_types has {len(config.layer_types)} entries; num_layers={config.num_layers} need as many")
+    slides = "sliding" in config.layer_types if config.layer_types else config.sliding_window is not None
+    if slides and (config.sliding_window is None or config.sliding_window < 1):
+        raise ValueError(f"sliding_window={config.sliding_window} must be at least 1 where layers are sliding")
+    if not slides and (config.sliding_window, config.sliding_rope_theta) != (None, None):
+        raise ValueError("sliding_window and sliding_rope_theta would change nothing: no layer is sliding; set them to None")
+    if config.experts is not None and not 0 <= config.experts.dense_layers < config.num_layers:
+        raise ValueError(f"experts.dense_layers={config.experts.dense_layers} must be less than num_layers={config.num_layers}")
+
+
+def _check_value_head(config: DecoderConfig) -> None:
+    if (config.value_kind == "bins") != (config.value_range is not None):
+        raise ValueError(f"value_range={config.value_range} does not fit value_kind={config.value_kind!r}; bins need one")
+    if config.value_kind == "bins" and (config.value_head < 2 or config.value_range[0] >= config.value_range[1]):
+        raise ValueError(f"value_head={config.value_head}, value_range={config.value_range}: give 2 or more bins that rise")
 
 
 def _check_rope_scaling(scaling) -> None:

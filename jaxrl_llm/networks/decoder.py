@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,9 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.networks import rotary
-from jaxrl_llm.networks.attention import attend, cached_attention, cached_mask, packed_mask, uses_splash
+from jaxrl_llm.networks.attention import attend, cached_attention, cached_mask, packed_mask, softcapped, uses_splash
 from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.config import REMAT, DecoderConfig
+from jaxrl_llm.networks.experts import Experts, Routing
+from jaxrl_llm.networks.leaves import VocabularyAdapter, named
+from jaxrl_llm.networks.matrices import gains, is_adapted, merged
+from jaxrl_llm.networks.modules import Mlp, Norm, Projection, residual_gain
 
 Array = jax.Array
 
@@ -36,64 +39,27 @@ class Cache:
 
 
 class Shared(NamedTuple):
-    """What all layers of one call share: angles of the rotary embedding, who sees whom, where to write the cache."""
+    """What all layers of one call share: who sees whom and angles of the rotary embedding, for each kind of layer."""
 
-    cosine: Array
-    sine: Array
+    angles: tuple[tuple[Array, Array], ...]
+    masks: tuple[Array | None, ...]
     segments: Array
-    mask: Array | None
     slot: Array | None
 
 
-def named(initializer, *axes: str):
-    """Initializer of a parameter whose axes have these names; "embed" is the residual stream's width in parameters only."""
-    return nn.with_logical_partitioning(initializer, axes)
+class Numbered(NamedTuple):
+    """What is told to each layer: its number, the number of its kind, and experts that it must use, [B, T, k], or None."""
+
+    layer: Array
+    kind: Array
+    forced: Array | None
 
 
-def residual_gain(config: DecoderConfig) -> float:
-    """Variance of what a new network adds to its residual stream, so that all 2 L additions together have variance 1."""
-    return 0.5 / config.num_layers
-
-
-class Norm(nn.Module):
-    """Root-mean-square norm over the last axis, in float32 (https://arxiv.org/abs/1910.07467)."""
-
-    config: DecoderConfig
-    axis: str = "embed"
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", named(nn.initializers.ones, self.axis), x.shape[-1:], self.config.param_dtype)
-        wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_epsilon)
-        return (normed * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-class Projection(nn.Module):
-    """Linear map of the last `inputs` axes of x. `shape` and `axes` are those of the kernel, inputs first."""
-
-    config: DecoderConfig
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    inputs: int = 1
-    bias: bool = False
-    gain: float = 1.0  # variance of the outputs at initialisation, over that of the inputs
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        dtype, param_dtype = self.config.dtype, self.config.param_dtype
-        ins, outs = tuple(range(self.inputs)), tuple(range(self.inputs, len(self.shape)))
-        initializer = nn.initializers.variance_scaling(self.gain, "fan_in", "truncated_normal", ins, outs)
-        kernel = self.param("kernel", named(initializer, *self.axes), self.shape, param_dtype)
-        # As one matrix product of all tokens: with separate batch and length axes, XLA's CPU backend takes twice as long
-        # for the gradients.
-        fan_in = math.prod(self.shape[: self.inputs])
-        y = x.reshape(-1, fan_in) @ kernel.astype(dtype).reshape(fan_in, -1)
-        y = y.reshape(*x.shape[: x.ndim - self.inputs], *self.shape[self.inputs :])
-        if not self.bias:
-            return y
-        axes, shape = self.axes[self.inputs :], self.shape[self.inputs :]
-        return y + self.param("bias", named(nn.initializers.zeros, *axes), shape, param_dtype).astype(dtype)
+def of_kind(values: tuple, kind: Array):
+    """The one of `values`, trees of equal shapes, that belongs to a layer's kind."""
+    if len(values) == 1:
+        return values[0]
+    return jax.tree.map(lambda *leaves: jax.lax.select_n(kind, *leaves), *values)
 
 
 class Attention(nn.Module):
@@ -102,22 +68,25 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, shared: Shared, cache: tuple | None, layer: Array) -> tuple[Array, tuple | None]:
-        query = self.heads("query", "heads", self.config.num_heads, x, shared)
-        key = self.heads("key", "kv_heads", self.config.num_kv_heads, x, shared)
-        value = self.heads("value", "kv_heads", self.config.num_kv_heads, x, shared)
+    def __call__(self, x: Array, shared: Shared, cache: tuple | None, own: Numbered) -> tuple[Array, tuple | None]:
+        c = self.config
+        angles = of_kind(shared.angles, own.kind)
+        query = self.heads("query", "heads", c.num_heads, x, angles)
+        key = self.heads("key", "kv_heads", c.num_kv_heads, x, angles)
+        value = self.heads("value", "kv_heads", c.num_kv_heads, x, angles)
+        mask = of_kind(shared.masks, own.kind)
         if cache is None:
-            mixed = attend(self.config.attention, query, key, value, shared.segments, shared.mask)
+            mixed = attend(c, query, key, value, shared.segments, mask, own.kind)
         else:
-            cache = _write(cache, key, value, layer, shared.slot)
-            keys, values = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
-            mixed = cached_attention(query, keys, values, shared.mask)
+            cache = _write(cache, key, value, own.layer, shared.slot)
+            keys, values = (jax.lax.dynamic_index_in_dim(whole, own.layer, keepdims=False) for whole in cache)
+            mixed = cached_attention(query, keys, values, mask, scale=c.query_scale, softcap=c.attention_softcap)
         mixed = constrain(mixed, "batch", "length", "heads", "head_dim")
-        shape, axes = (*mixed.shape[2:], self.config.hidden_size), ("heads", "head_dim", "embed")
-        output = Projection(self.config, shape, axes, inputs=2, gain=residual_gain(self.config), name="output")
+        shape, axes = (*mixed.shape[2:], c.hidden_size), ("heads", "head_dim", "embed")
+        output = Projection(c, shape, axes, inputs=2, gain=residual_gain(c), name="output")
         return output(mixed), cache
 
-    def heads(self, name: str, axis: str, count: int, x: Array, shared: Shared) -> Array:
+    def heads(self, name: str, axis: str, count: int, x: Array, angles: tuple[Array, Array]) -> Array:
         """Queries, keys or values [B, T, heads, H], normalised and turned where the family wants it."""
         c = self.config
         shape, axes = (c.hidden_size, count, c.head_dim), ("embed", axis, "head_dim")
@@ -125,9 +94,10 @@ class Attention(nn.Module):
         projected = constrain(projected, "batch", "length", axis, "head_dim")
         if name == "value":
             return projected
-        if c.qk_norm:
-            projected = Norm(c, "head_dim", name=f"{name}_norm")(projected)
-        return rotary.rotate(projected, shared.cosine, shared.sine)
+        if c.qk_norm != "none":
+            normed = ("head_dim",) if c.qk_norm == "head" else (axis, "head_dim")
+            projected = Norm(c, normed, name=f"{name}_norm")(projected)
+        return rotary.rotate(projected, *angles)
 
 
 def _write(cache: tuple, key: Array, value: Array, layer: Array, slot: Array) -> tuple:
@@ -139,50 +109,49 @@ def _write(cache: tuple, key: Array, value: Array, layer: Array, slot: Array) ->
     return keys, jax.lax.dynamic_update_slice(values, value, (layer, 0, 0, slot, 0))
 
 
-class Mlp(nn.Module):
-    """Gated MLP with SiLU (https://arxiv.org/abs/2002.05202)."""
-
-    config: DecoderConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c = self.config
-        shape, axes = (c.hidden_size, c.intermediate_size), ("embed", "mlp")
-        gate = Projection(c, shape, axes, name="gate")(x)
-        up = Projection(c, shape, axes, name="up")(x)
-        inner = constrain(nn.silu(gate) * up, "batch", "length", "mlp")
-        return Projection(c, shape[::-1], axes[::-1], gain=residual_gain(c), name="down")(inner)
-
-
 class Layer(nn.Module):
     """One layer, in the form that `nn.scan` wants: the residual stream and the cache are carried from layer to layer."""
 
     config: DecoderConfig
+    sparse: bool = False
 
     @nn.compact
-    def __call__(self, carry: tuple[Array, tuple | None], layer: Array, shared: Shared) -> tuple[Any, None]:
+    def __call__(self, carry: tuple[Array, tuple | None], own: Numbered, shared: Shared) -> tuple[Any, Routing | None]:
         x, cache = carry
-        normed = Norm(self.config, name="attention_norm")(x)
-        mixed, cache = Attention(self.config, name="attention")(normed, shared, cache, layer)
-        x = constrain(x + mixed, "batch", "length", "activation_embed")
-        normed = Norm(self.config, name="mlp_norm")(x)
-        x = constrain(x + Mlp(self.config, name="mlp")(normed), "batch", "length", "activation_embed")
-        return (x, cache), None
+        normed = self.norm("attention_norm", x)
+        mixed, cache = Attention(self.config, name="attention")(normed, shared, cache, own)
+        x = constrain(x + self.added("attention_post_norm", mixed), "batch", "length", "activation_embed")
+        normed, routing = self.norm("mlp_norm", x), None
+        if self.sparse:
+            mixed, routing = Experts(self.config, name="experts")(normed, own.forced)
+        else:
+            mixed = Mlp(self.config, self.config.intermediate_size, name="mlp")(normed)
+        x = constrain(x + self.added("mlp_post_norm", mixed), "batch", "length", "activation_embed")
+        return (x, cache), routing
+
+    def norm(self, name: str, x: Array) -> Array:
+        """The norm called `name`."""
+        return Norm(self.config, name=name)(x)
+
+    def added(self, name: str, x: Array) -> Array:
+        """What goes into the residual stream: normalised first where the family wants it."""
+        return self.norm(name, x) if self.config.post_norms else x
 
 
-def scanned_layers(config: DecoderConfig) -> type[nn.Module]:
-    """All layers as one module whose parameters have a leading axis of layers; compile time does not grow with depth."""
+def scanned_layers(config: DecoderConfig, count: int, sparse: bool) -> nn.Module:
+    """Layers as one module whose parameters have a leading axis of layers; compile time does not grow with depth."""
     layer = Layer
     if config.remat != "none":
         layer = nn.remat(Layer, policy=REMAT[config.remat], prevent_cse=False)
-    return nn.scan(
+    scanned = nn.scan(
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
-        length=config.num_layers,
+        length=count,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+    return scanned(config, sparse)
 
 
 class Decoder(nn.Module):
@@ -195,54 +164,119 @@ class Decoder(nn.Module):
         shape = (c.vocab_size, c.hidden_size)
         table = named(nn.initializers.truncated_normal(0.02), "vocab", "embed")
         self.embedding = self.param("embedding", table, shape, c.param_dtype)
-        self.layers = scanned_layers(c)(c)
+        dense = dense_layers(c)
+        if c.experts is None or dense:
+            self.layers = scanned_layers(c, dense, sparse=False)
+        if c.experts is not None:
+            self.sparse_layers = scanned_layers(c, c.num_layers - dense, sparse=True)
         self.final_norm = Norm(c)
-        if not c.tie_embeddings:
+        if c.language_head and not c.tie_embeddings:
             self.head = self.param("head", table, shape, c.param_dtype)
+        if is_adapted(c, "embedding"):
+            self.embedding_adapter = VocabularyAdapter(c)
+        if c.language_head and is_adapted(c, "head"):
+            self.head_adapter = VocabularyAdapter(c)
         if c.value_head:
-            zeros = named(nn.initializers.zeros, "embed")
-            self.value_head = self.param("value_head", zeros, (c.hidden_size,), "float32")
+            zeros = named(nn.initializers.zeros, "values", "embed")
+            self.value_head = self.param("value_head", zeros, (c.value_head, c.hidden_size), "float32")
 
     def hidden(self, tokens: Array, positions=None, segments=None, cache: Cache | None = None):
         """Hidden states [B, T, D] after the final norm, and the cache with these tokens where one is given."""
+        hidden, cache, _ = self.routed(tokens, positions, segments, cache)
+        return hidden if cache is None else (hidden, cache)
+
+    def routed(self, tokens: Array, positions=None, segments=None, cache: Cache | None = None, routes=None):
+        """Hidden states, the cache or None, and the `Routing` of layers with experts or None.
+
+        `routes`, int32 [layers, B, T, k], are experts to use; -1 leaves the choice to the router.
+        """
         if segments is None:
             segments = jnp.ones_like(tokens)
         if positions is None:
             start = 0 if cache is None else cache.index
             positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         shared, slots = self.shared(positions, segments, cache)
-        x = jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(self.config.dtype)
-        x = constrain(x, "batch", "length", "activation_embed")
-        stored = None if cache is None else (cache.keys, cache.values)
-        (x, stored), _ = self.layers((x, stored), jnp.arange(self.config.num_layers), shared)
+        x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
+        carry, routing = self.all_layers((x, None if cache is None else (cache.keys, cache.values)), shared, routes)
+        x, stored = carry
         x = constrain(self.final_norm(x), "batch", "length", "activation_embed")
-        if cache is None:
-            return x
-        return x, Cache(*stored, positions=slots, index=cache.index + tokens.shape[1])
+        if cache is not None:
+            cache = Cache(*stored, positions=slots, index=cache.index + tokens.shape[1])
+        return x, cache, routing
+
+    def embed(self, tokens: Array) -> Array:
+        """What the residual stream begins with, [B, T, D]."""
+        c = self.config
+        x = jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(c.dtype)
+        if is_adapted(c, "embedding"):
+            x = self.adapted(x, tokens)
+        return x * jnp.asarray(c.hidden_size**0.5, c.dtype) if c.scale_embeddings else x
+
+    def adapted(self, x: Array, tokens: Array) -> Array:
+        """Embeddings [B, T, D] with their adapter."""
+        adapter, leaves = self.config.adapter, self.embedding_adapter(self.embedding)
+        own = jnp.take(leaves["lora_a"], tokens, axis=0, mode="clip").astype(x.dtype)
+        x = x + adapter.scale * (own @ leaves["lora_b"].astype(x.dtype))
+        return x if adapter.kind != "dora" else x * gains(adapter, leaves, self.embedding).astype(x.dtype)
+
+    def all_layers(self, carry: tuple, shared: Shared, routes: Array | None) -> tuple[tuple, Routing | None]:
+        """Dense layers, then those with experts; either may be missing."""
+        c, dense, routing = self.config, dense_layers(self.config), None
+        layers, kinds = jnp.arange(c.num_layers), jnp.asarray(c.kind_of_layer, jnp.int32)
+        if c.experts is None or dense:
+            carry, _ = self.layers(carry, Numbered(layers[:dense], kinds[:dense], None), shared)
+        if c.experts is not None:
+            carry, routing = self.sparse_layers(carry, Numbered(layers[dense:], kinds[dense:], routes), shared)
+        return carry, routing
 
     def shared(self, positions: Array, segments: Array, cache: Cache | None) -> tuple[Shared, Array | None]:
         """What the layers share, and the positions of the cache's slots after this call."""
-        angles = rotary.angles(self.config, positions)
+        kinds, width = self.config.kinds, self.config.rotary_dim
+        angles = tuple(rotary.angles(kind, width, positions) for kind in kinds)
         if cache is None:
-            mask = None if uses_splash(self.config.attention) else packed_mask(segments)
-            return Shared(*angles, segments, mask, None), None
+            splash = uses_splash(self.config.attention)
+            masks = tuple(None if splash else packed_mask(segments, kind.window) for kind in kinds)
+            return Shared(angles, masks, segments, None), None
         positions = jnp.where(segments > 0, positions, -1).astype(jnp.int32)
         slots = jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.index))
-        return Shared(*angles, segments, cached_mask(positions, slots), cache.index), slots
+        masks = tuple(cached_mask(positions, slots, kind.window) for kind in kinds)
+        return Shared(angles, masks, segments, cache.index), slots
 
     def unembedding(self) -> Array:
-        """Matrix [V, D] of the output head, in the dtype of the computation."""
-        return (self.embedding if self.config.tie_embeddings else self.head).astype(self.config.dtype)
+        """Matrix [V, D] of the output head with its adapter, in the dtype of the computation."""
+        if not self.config.language_head:
+            raise ValueError("language_head=False: this network has no logits, only values")
+        table = self.embedding if self.config.tie_embeddings else self.head
+        if is_adapted(self.config, "head"):
+            table = merged(self.config, self.head_adapter(table) | {"kernel": table.T}).T
+        return table.astype(self.config.dtype)
 
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V], float32, of hidden states [..., D]."""
         logits = jnp.einsum("...d,vd->...v", hidden, self.unembedding(), preferred_element_type=jnp.float32)
+        logits = softcapped(logits, self.config.logit_softcap)
         return constrain(logits, "batch", "length", "vocab") if logits.ndim == 3 else logits
 
+    def value_outputs(self, hidden: Array) -> Array:
+        """Outputs [..., n] of the value head, float32, of hidden states [..., D]."""
+        return jnp.einsum("...d,nd->...n", hidden.astype(jnp.float32), self.value_head)
+
     def value(self, hidden: Array) -> Array:
-        """Value [...], float32, of hidden states [..., D]."""
-        return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), self.value_head)
+        """Values [...]: the one output, or the mean that bins or quantiles stand for; plain outputs [..., n] as they are."""
+        c, outputs = self.config, self.value_outputs(hidden)
+        if c.value_kind == "bins":
+            return jax.nn.softmax(outputs) @ jnp.linspace(*c.value_range, c.value_head)
+        if c.value_kind == "quantiles":
+            return outputs.mean(axis=-1)
+        return outputs[..., 0] if c.value_head == 1 else outputs
 
     def everything(self, tokens: Array) -> None:
         """Touches every parameter, for `init`."""
-        self.unembed(self.hidden(tokens))
+        hidden = self.hidden(tokens)
+        if self.config.language_head:
+            self.unembed(hidden)
+
+
+def dense_layers(config: DecoderConfig) -> int:
+    """Number of layers at the bottom that have an MLP."""
+    return config.num_layers if config.experts is None else config.experts.dense_layers

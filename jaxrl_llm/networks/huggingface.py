@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from jaxrl_llm.networks import families
 from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.network import Network, Params, decoder
+from jaxrl_llm.networks.placing import Piece, blocks, written
+from jaxrl_llm.networks.tensor_files import (
+    STORED_DTYPES,
+    TensorFile,
+    existing,
+    find_tensors,
+    opened,
+    write_json,
+    write_tensors,
+)
+from jaxrl_llm.networks.tensor_names import Path, Stored
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-STORED_DTYPES = ("F32", "BF16", "F16")
 # Tensors of old checkpoints that hold no parameters.
 _DERIVED = "rotary_emb.inv_freq"
-
-
-class Tensor(NamedTuple):
-    """One tensor of a checkpoint and the parameter, or the layer of a parameter, that it holds."""
-
-    path: families.Path
-    layer: int | None
-    shape: tuple[int, ...]
-    transposed: bool
+_HEAD = "lm_head.weight"
 
 
 def load_huggingface(
@@ -40,42 +39,54 @@ def load_huggingface(
     dtype: str = "float32",
     *,
     compute_dtype: str | None = None,
-    value_head: bool = False,
+    value_head: int = 0,
     remat: str = "none",
     attention: str = "auto",
+    shardings: Callable[[Network], Any] | None = None,
+    progress: bool = False,
 ) -> Network:
-    """Network with the parameters of a directory that `transformers` could load as a causal language model.
+    """Network with the parameters of a directory that `transformers` could load.
 
-    Tensors are read one by one, so that the host holds the parameters once.
+    Causal language models give logits; sequence classification models, such as reward models, give values. Names, shapes
+    and files are checked before the first byte is read; then tensors go to their devices a block of rows at a time, so
+    that the host never holds more than a block of what it does not keep.
 
     Args:
       directory: holds config.json and model.safetensors, or the shards that model.safetensors.index.json names.
       dtype: of the parameters.
       compute_dtype: of the computation; `dtype` by default.
-      value_head: adds a value head; it is zero unless the checkpoint was saved with one.
+      value_head: outputs of a value head to add; it is zero unless the checkpoint was saved with one.
       remat: as in `DecoderConfig`.
       attention: as in `DecoderConfig`.
+      shardings: gives the sharding of each parameter of a network, such as `distributed.parameter_shardings` on a mesh;
+        by default, parameters are on the default device.
+      progress: whether to show a progress bar.
 
     Returns:
       A network whose `config` remembers the family, so that `save_huggingface` can write it.
 
     Raises:
       FileNotFoundError: config.json or a file of tensors is not there.
-      ValueError: the family or an option of it is not supported, or tensors are missing, unexpected or of another shape.
+      ValueError: the family or an option of it is not supported, a file is damaged, or tensors are missing, unexpected or
+        of another shape.
     """
     directory = pathlib.Path(directory)
-    theirs = json.loads(_existing(directory / "config.json").read_text())
-    settings = {"value_head": value_head, "remat": remat, "attention": attention}
+    theirs = json.loads(existing(directory / "config.json").read_text())
+    settings = {"remat": remat, "attention": attention} | ({"value_head": value_head} if value_head else {})
     config = families.from_huggingface(theirs, dtype=compute_dtype or dtype, param_dtype=dtype, **settings)
     network = decoder(config)
-    return network.with_params(_read(network, directory))
+    found = _without_ignored(find_tensors(directory), theirs)
+    layout = _layout(network)
+    _check_tensors(network, layout, found)
+    return network.with_params(_read(network, layout, found, shardings, progress))
 
 
 def save_huggingface(network: Network, params: Params, directory, max_shard_bytes: int = 5_000_000_000) -> None:
-    """Writes `params` as a directory that `transformers.AutoModelForCausalLM.from_pretrained` loads.
+    """Writes `params` as a directory that `transformers` loads as a causal language model.
 
-    Parameters keep their dtype. A value head is written too, as `value_head.weight`, which `transformers` leaves alone.
-    Tokenizer files are the caller's to copy. Files of tensors from an earlier export to `directory` are removed.
+    A network without a language head is written as a sequence classification model. Parameters keep their dtype. A value
+    head beside a language head is written as `value_head.weight`, which `transformers` leaves alone. Tokenizer files are
+    the caller's to copy. Files of tensors from an earlier export to `directory` are removed.
 
     Args:
       network: made by `load_huggingface`, or by `decoder` from a configuration with a family.
@@ -84,51 +95,64 @@ def save_huggingface(network: Network, params: Params, directory, max_shard_byte
       max_shard_bytes: size from which on tensors are split over several files with an index.
 
     Raises:
-      ValueError: the network has no family, or `params` are not of its structure.
+      ValueError: the network has no family, it has an adapter or is quantised, or `params` are not of its structure.
     """
     config = network.config
     if not isinstance(config, DecoderConfig) or config.family is None:
         raise ValueError(f"config.family of this network is None; make it with one of {', '.join(families.FAMILIES)}")
+    for field in ("adapter", "quantization"):
+        if getattr(config, field) is not None:
+            raise ValueError(f"{field}={getattr(config, field)} has no place in a checkpoint; save what merge_adapter gives")
     flat = {path: np.asarray(leaf) for path, leaf in flax.traverse_util.flatten_dict(params).items()}
     _check_params(flat, network)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _write_tensors(flat, _layout(network), directory, max_shard_bytes)
-    _write_json(directory / "config.json", families.to_huggingface(config, flat["embedding",].dtype.name))
+    layout = _layout(network)
+    sizes = {
+        name: sum(math.prod(piece.shape) * flat[piece.path].itemsize for piece in pieces) for name, pieces in layout.items()
+    }
+    write_tensors(directory, sizes, lambda name: _to_stored(flat, layout[name]), max_shard_bytes)
+    write_json(directory / "config.json", families.to_huggingface(config, flat["embedding",].dtype.name))
 
 
-def _write_tensors(flat, layout: dict[str, Tensor], directory: pathlib.Path, max_shard_bytes: int) -> None:
-    for stale in (*directory.glob("model-*-of-*.safetensors"), directory / SINGLE, directory / INDEX):
-        stale.unlink(missing_ok=True)
-    sizes = {name: math.prod(tensor.shape) * flat[tensor.path].itemsize for name, tensor in layout.items()}
-    shards = _shards(sizes, max_shard_bytes)
-    for file, names in shards.items():
-        tensors = {name: _to_stored(flat[layout[name].path], layout[name]) for name in names}
-        safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
-    if len(shards) > 1:
-        weight_map = {name: file for file, names in shards.items() for name in names}
-        _write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
+def _without_ignored(found: dict[str, TensorFile], theirs: dict[str, Any]) -> dict[str, TensorFile]:
+    """Leaves out what `transformers` leaves out: what no parameter is, and layers that predict several tokens at once."""
+    first = theirs["num_hidden_layers"]
+    layers = tuple(f"model.layers.{first + i}." for i in range(theirs.get("num_nextn_predict_layers") or 0))
+    return {name: tensor for name, tensor in found.items() if not name.endswith(_DERIVED) and not name.startswith(layers)}
 
 
-def _write_json(path: pathlib.Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def _abstract(network: Network) -> dict[Path, jax.ShapeDtypeStruct]:
+    # The key too: nothing is made on a device before all is checked.
+    return flax.traverse_util.flatten_dict(jax.eval_shape(lambda: network.init(jax.random.key(0))))
 
 
-def _abstract(network: Network) -> dict[families.Path, jax.ShapeDtypeStruct]:
-    return flax.traverse_util.flatten_dict(jax.eval_shape(network.init, jax.random.key(0)))
-
-
-def _layout(network: Network) -> dict[str, Tensor]:
-    """Every tensor that a checkpoint of the network has, by name, layer after layer."""
-    names = families.FAMILIES[network.config.family].names
-    tensors = {}
+def _layout(network: Network) -> dict[str, list[Piece]]:
+    """Every tensor that a checkpoint of the network has, by name, layer after layer, with the places of its rows."""
+    tensors: dict[str, list[tuple[int, Piece]]] = {}
     for path, leaf in _abstract(network).items():
-        stored = names[path]
-        stacked = path[0] == "layers"
-        shape = _stored_shape(leaf.shape[1:] if stacked else leaf.shape, stored.inputs)
-        for layer in range(network.config.num_layers) if stacked else (None,):
-            tensors[stored.name.format(layer=layer)] = Tensor(path, layer, shape, bool(stored.inputs))
-    return dict(sorted(tensors.items(), key=lambda item: -1 if item[1].layer is None else item[1].layer))
+        stored = _stored(network.config, path)
+        axes = stored.name.count("{")
+        shape = _stored_shape(leaf.shape[axes:], stored.inputs)
+        first = network.config.experts.dense_layers if path[0] == "sparse_layers" else 0
+        for index in np.ndindex(leaf.shape[:axes]):
+            numbers = dict(zip(("layer", "expert"), index, strict=False))
+            name = stored.name.format(**numbers | {"layer": first + numbers.get("layer", 0)})
+            tensors.setdefault(name, []).append((stored.part, Piece(path, index, 0, shape, stored.inputs)))
+    order = sorted(tensors, key=lambda name: (tensors[name][0][1].index[:1], tensors[name][0][1].path[0]))
+    return {name: _in_rows([piece for _, piece in sorted(tensors[name], key=lambda item: item[0])]) for name in order}
+
+
+def _in_rows(pieces: list[Piece]) -> list[Piece]:
+    starts = np.cumsum([0] + [piece.shape[0] for piece in pieces[:-1]])
+    return [piece._replace(start=int(start)) for piece, start in zip(pieces, starts, strict=True)]
+
+
+def _stored(config: DecoderConfig, path: Path) -> Stored:
+    if path == ("value_head",):
+        return Stored("value_head.weight" if config.language_head else "score.weight")
+    layer = ("layers", *path[1:]) if path[0] == "sparse_layers" else path
+    return families.FAMILIES[config.family].names[layer]
 
 
 def _stored_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
@@ -138,80 +162,81 @@ def _stored_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]
     return (*outputs, math.prod(shape[:inputs])) if inputs else outputs
 
 
-def _to_stored(parameter: np.ndarray, tensor: Tensor) -> np.ndarray:
-    part = parameter if tensor.layer is None else parameter[tensor.layer]
-    if tensor.transposed:
-        part = part.reshape(tensor.shape[::-1]).T
-    return np.ascontiguousarray(part.reshape(tensor.shape))
+def _tensor_shape(pieces: list[Piece]) -> tuple[int, ...]:
+    return (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
 
 
-def _read(network: Network, directory: pathlib.Path) -> Params:
-    layout = _layout(network)
-    files = _tensor_files(directory)
+def _to_stored(flat: dict[Path, np.ndarray], pieces: list[Piece]) -> np.ndarray:
+    parts = []
+    for piece in pieces:
+        part = flat[piece.path][piece.index]
+        parts.append(part.reshape(piece.shape[::-1]).T if piece.inputs else part.reshape(piece.shape))
+    return np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
+
+
+def _check_tensors(network: Network, layout: dict[str, list[Piece]], found: dict[str, TensorFile]) -> None:
     optional = {"value_head.weight"}
     if network.config.tie_embeddings:
-        optional.add("lm_head.weight")
-    _check_names(set(layout) - {"value_head.weight"}, set(files), optional)
-    flat = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in _abstract(network).items()}
-    for name, stored in _tensors(directory, files):
-        if name in layout:
-            _fill(flat, name, layout[name], stored)
-        elif name == "lm_head.weight" and not np.array_equal(stored.astype(flat["embedding",].dtype), flat["embedding",]):
-            raise ValueError("lm_head.weight differs from the embedding; set tie_word_embeddings to false in config.json")
-    return flax.traverse_util.unflatten_dict({path: jnp.asarray(leaf) for path, leaf in flat.items()})
-
-
-def _fill(flat: dict[families.Path, np.ndarray], name: str, tensor: Tensor, stored: np.ndarray) -> None:
-    if stored.shape != tensor.shape:
-        raise ValueError(f"{name} has shape {stored.shape}; config.json asks for {tensor.shape}")
-    parameter = flat[tensor.path]
-    part = parameter[... if tensor.layer is None else tensor.layer]
-    part[...] = (stored.T if tensor.transposed else stored).reshape(part.shape)
-
-
-def _existing(path: pathlib.Path) -> pathlib.Path:
-    if not path.is_file():
-        found = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else "no such directory"
-        raise FileNotFoundError(f"{path} is not there (found: {found}); give a directory with config.json and safetensors")
-    return path
-
-
-def _tensor_files(directory: pathlib.Path) -> dict[str, str]:
-    """Name of each tensor of the checkpoint -> the file that holds it."""
-    files = [SINGLE]
-    if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
-        files = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
-    found = {}
-    for file in files:
-        with safetensors.safe_open(_existing(directory / file), framework="numpy") as tensors:
-            found |= dict.fromkeys(tensors.keys(), file)
-    return {name: file for name, file in found.items() if not name.endswith(_DERIVED)}
-
-
-def _tensors(directory: pathlib.Path, files: dict[str, str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors one by one, the output head last: it is compared with the embedding where the two are tied."""
-    grouped = collections.defaultdict(list)
-    for name, file in sorted(files.items(), key=lambda item: (item[0] == "lm_head.weight", item[1])):
-        grouped[file, name == "lm_head.weight"].append(name)
-    for (file, _), names in grouped.items():
-        with safetensors.safe_open(directory / file, framework="numpy") as tensors:
-            for name in names:
-                stored = tensors.get_slice(name).get_dtype()
-                if stored not in STORED_DTYPES:
-                    raise ValueError(f"{name} is stored as {stored}; only {', '.join(STORED_DTYPES)} are supported")
-                yield name, tensors.get_tensor(name)
-
-
-def _check_names(wanted: set[str], found: set[str], optional: set[str]) -> None:
-    missing, unexpected = sorted(wanted - found), sorted(found - wanted - optional)
+        optional.add(_HEAD)
+    missing, unexpected = sorted(set(layout) - set(found) - optional), sorted(set(found) - set(layout) - optional)
     if missing or unexpected:
         raise ValueError(
             f"tensors do not fit config.json: {len(missing)} missing {missing[:4]}, "
             f"{len(unexpected)} unexpected {unexpected[:4]}; check model_type, num_hidden_layers and tie_word_embeddings"
         )
+    for name, tensor in found.items():
+        if tensor.dtype not in STORED_DTYPES:
+            raise ValueError(f"{name} is stored as {tensor.dtype}; only {', '.join(STORED_DTYPES)} are supported")
+        if name in layout and tensor.shape != _tensor_shape(layout[name]):
+            raise ValueError(f"{name} has shape {tensor.shape}; config.json asks for {_tensor_shape(layout[name])}")
+    if _HEAD in found and _HEAD not in layout and network.config.tie_embeddings:
+        _check_tied(found)
 
 
-def _check_params(flat: dict[families.Path, np.ndarray], network: Network) -> None:
+def _check_tied(found: dict[str, TensorFile]) -> None:
+    """A head that is stored beside the embedding to which config.json ties it must be the same."""
+    embedding = "model.embed_tokens.weight"
+    same = found[_HEAD].shape == found[embedding].shape and found[_HEAD].dtype == found[embedding].dtype
+    count = found[_HEAD].shape[0]
+    with opened(found[_HEAD]) as head, opened(found[embedding]) as table:
+        rows = [(first, min(first + 1024, count)) for first in range(0, count, 1024)]
+        if not same or not all(np.array_equal(head(*some), table(*some)) for some in rows):
+            raise ValueError(f"{_HEAD} differs from the embedding; set tie_word_embeddings to false in config.json")
+
+
+def _read(network: Network, layout: dict[str, list[Piece]], found, shardings, progress: bool) -> Params:
+    abstract = _abstract(network)
+    placed = dict.fromkeys(abstract)
+    if shardings is not None:
+        placed = flax.traverse_util.flatten_dict(shardings(network))
+    flat = {path: jnp.zeros(leaf.shape, leaf.dtype, device=placed[path]) for path, leaf in abstract.items()}
+    names = [name for name in layout if name in found]
+    last = None
+    with _progress_bar(sum(found[name].bytes for name in names), progress) as advance:
+        for name in names:
+            with opened(found[name]) as read:
+                for piece in layout[name]:
+                    for block, at in blocks(flat[piece.path], piece, read):
+                        jax.block_until_ready(last)  # Two blocks are in memory at most: one is read, one is written.
+                        last = flat[piece.path] = written(flat[piece.path], piece, block, at)
+            advance(found[name].bytes)
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    if not shown:
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task("loading parameters", total=total)
+        yield lambda done: bar.update(task, advance=done)
+
+
+def _check_params(flat: dict[Path, np.ndarray], network: Network) -> None:
     wanted = {path: leaf.shape for path, leaf in _abstract(network).items()}
     found = {path: leaf.shape for path, leaf in flat.items()}
     unlike = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
@@ -219,17 +244,3 @@ def _check_params(flat: dict[families.Path, np.ndarray], network: Network) -> No
         path = unlike[0]
         message = f"has shape {found.get(path)}; the network's has {wanted.get(path)}"
         raise ValueError(f"params[{'.'.join(path)}] {message} ({len(unlike)} such differences)")
-
-
-def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
-    """Names of tensors in each file: in order, a new file where the next tensor would exceed `limit` bytes."""
-    groups, used = [[]], 0
-    for name, size in sizes.items():
-        if groups[-1] and used + size > limit:
-            groups.append([])
-            used = 0
-        groups[-1].append(name)
-        used += size
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, start=1)}

@@ -15,6 +15,7 @@ from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.decoder import Cache, Decoder
 from jaxrl_llm.networks.families import check_family
+from jaxrl_llm.networks.matrices import check_matrices
 
 Params = Any
 
@@ -34,11 +35,17 @@ class Network:
       init: `(key) -> params`, a nested dict of arrays.
       hidden: as `apply`, but gives the last hidden states [B, T, D].
       unembed: `(params, hidden) -> logits`: [..., D] -> [..., V] float32.
-      unembedding: `(params) -> matrix` [V, D], with `logits == hidden @ matrix.T` accumulated in float32.
+      unembedding: `(params) -> matrix` [V, D], with `logits == softcapped(hidden @ matrix.T)` accumulated in float32.
+      logit_softcap: cap of the logits, see `attention.softcapped`; None for none.
       init_cache: `(batch, length, dtype=None) -> Cache` of empty slots. With a cache, the T tokens given are written to
         the slots from `cache.index` on, and a query sees the filled slots whose position is at most its own; slots of
         padding (segment 0) are never seen. Writing beyond the last slot is the caller's fault and is not noticed.
-      value: `(params, hidden) -> values`: [B, T, D] -> [B, T] float32; None without a value head.
+      routed: `(params, tokens, positions=None, segments=None, cache=None, routes=None) -> (hidden, cache, routing)`: as
+        `hidden`, with the `experts.Routing` of all tokens; `routes` int32 [layers, B, T, k] are experts to use in place
+        of the router's choice, -1 where it is free. None without experts.
+      value: `(params, hidden) -> values`: [B, T, D] -> [B, T] float32, or [B, T, outputs] where the value head has
+        several plain ones; None without a value head.
+      value_outputs: `(params, hidden) -> outputs` [B, T, n] of the value head, such as the logits of bins; None without.
       params: the parameters, or None.
     """
 
@@ -48,8 +55,11 @@ class Network:
     hidden: Callable[..., Any] | None = None
     unembed: Callable[..., Any] | None = None
     unembedding: Callable[..., Any] | None = None
+    logit_softcap: float | None = None
     init_cache: Callable[..., Cache] | None = None
+    routed: Callable[..., Any] | None = None
     value: Callable[..., Any] | None = None
+    value_outputs: Callable[..., Any] | None = None
     params: Params = dataclasses.field(default=None, compare=False, repr=False)
 
     def with_params(self, params: Params) -> Network:
@@ -74,9 +84,10 @@ def decoder(config: DecoderConfig) -> Network:
     """Decoder transformer without parameters; equal configurations give the same network.
 
     Raises:
-      ValueError: the configuration does not fit the family that it names.
+      ValueError: the configuration does not fit the family that it names, or an adapter or a quantisation fits no matrix.
     """
     check_family(config)
+    check_matrices(config)
     module = Decoder(config)
 
     def bound(method: str):
@@ -97,8 +108,11 @@ def decoder(config: DecoderConfig) -> Network:
         hidden=hidden,
         unembed=unembed,
         unembedding=bound("unembedding"),
+        logit_softcap=config.logit_softcap,
         init_cache=functools.partial(_init_cache, config),
+        routed=bound("routed") if config.experts else None,
         value=bound("value") if config.value_head else None,
+        value_outputs=bound("value_outputs") if config.value_head else None,
     )
 
 

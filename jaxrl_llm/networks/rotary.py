@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm.networks.config import DecoderConfig
+from jaxrl_llm.networks.config import LayerKind
 
 
-def frequencies(config: DecoderConfig) -> np.ndarray:
-    """Radians per token of each pair of coordinates, float32 [H/2]."""
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    plain = (1.0 / np.float32(config.rope_theta) ** exponent).astype(np.float32)
-    if config.rope_scaling is None:
-        return plain
-    options = dict(config.rope_scaling)
-    scale = {"linear": _linear, "llama3": _llama3}[options.pop("rope_type")]
-    return scale(plain, **options).astype(np.float32)
+def frequencies(kind: LayerKind, width: int) -> tuple[np.ndarray, float]:
+    """Radians per token of each pair among `width` coordinates, float32 [width/2], and the factor of the rotation."""
+    exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    plain = (1.0 / np.float32(kind.rope_theta) ** exponent).astype(np.float32)
+    if kind.rope_scaling is None:
+        return plain, 1.0
+    options = dict(kind.rope_scaling)
+    name, gain = options.pop("rope_type"), options.pop("attention_factor", 1.0)
+    if name == "yarn":
+        return _yarn(plain, kind.rope_theta, **options).astype(np.float32), gain
+    return {"linear": _linear, "llama3": _llama3}[name](plain, **options).astype(np.float32), gain
 
 
 def _linear(plain, factor):
@@ -32,14 +36,29 @@ def _llama3(plain, factor, low_freq_factor, high_freq_factor, original_max_posit
     return kept * plain + (1 - kept) * plain / factor
 
 
-def angles(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotation of each token, float32 [B, T, 1, H/2], from int positions [B, T]."""
-    turned = positions[..., None, None].astype(jnp.float32) * frequencies(config)
-    return jnp.cos(turned), jnp.sin(turned)
+def _yarn(plain, theta, factor, beta_fast, beta_slow, original_max_position_embeddings):
+    """As llama3, blended along the numbers of the pairs instead of their speeds (YaRN, https://arxiv.org/abs/2309.00071)."""
+
+    def pair_that_turns(times):
+        return len(plain) * math.log(original_max_position_embeddings / (times * 2 * math.pi)) / math.log(theta)
+
+    low = max(math.floor(pair_that_turns(beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(beta_slow)), 2 * len(plain) - 1)
+    slowed = np.clip((np.arange(len(plain), dtype=np.float32) - low) / (high - low or 0.001), 0, 1)
+    return (1 - slowed) * plain + slowed * plain / factor
+
+
+def angles(kind: LayerKind, width: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotation of each token, float32 [B, T, 1, width/2], from int positions [B, T]."""
+    speed, gain = frequencies(kind, width)
+    turned = positions[..., None, None].astype(jnp.float32) * speed
+    return gain * jnp.cos(turned), gain * jnp.sin(turned)
 
 
 def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
-    """Turns `x` [B, T, heads, H] by the angles of its positions, computing in float32."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    """Turns the first coordinates of `x` [B, T, heads, H] by the angles of its positions, computing in float32."""
+    half = cosine.shape[-1]
+    wide = x.astype(jnp.float32)
+    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1)
     return turned.astype(x.dtype)

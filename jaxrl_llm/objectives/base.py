@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
@@ -16,11 +17,11 @@ class Objective:
     """`objective(scores, batch) -> (loss, metrics)`, with loss = sum over tokens of weight * sum of terms.
 
     A term is a composable `term(scores, batch) -> (token_loss [B, T], metrics)`. The loss is additive over rows, as
-    weights are fixed before any split.
+    weights are fixed before any split, unless a term is coupled.
 
     Attributes:
       terms: what is added up.
-      coupled: whether a token's loss depends on other rows; False for sums of terms.
+      coupled: whether a token's loss depends on other rows.
     """
 
     terms: tuple[Composable, ...]
@@ -35,6 +36,11 @@ class Objective:
     def annotations(self) -> frozenset[str]:
         """Arrays that the batch must carry: its own optional fields or keys of its `extras`."""
         return declared(self.terms, "annotations")
+
+    @property
+    def reads_logp(self) -> bool:
+        """Whether some term reads `scores.logp`; where none does, no logits need to be computed."""
+        return any(getattr(term.function, "reads_logp", True) for term in self.terms)
 
     def __call__(self, scores: Scores, batch: Batch):
         self._check(scores, batch)
@@ -62,8 +68,23 @@ class Objective:
 
 
 def objective(*terms: Composable) -> Objective:
-    """Sum of per-token terms, such as `objective(policy(trust=clip()), kl(coefficient=0.04))`."""
-    return Objective(tuple(terms))
+    """Sum of per-token terms, such as `objective(policy(trust=clip()), kl(coefficient=0.04))`; coupled if one of them is."""
+    return Objective(tuple(terms), any(getattr(term.function, "coupled", False) for term in terms))
+
+
+def traits(*, coupled: bool = False, reads_logp: bool = True) -> Callable[[Callable], Callable]:
+    """Decorator, below `composable`, of a term that is unlike most.
+
+    Args:
+      coupled: its token losses depend on other rows, as those of pairs do.
+      reads_logp: it reads `scores.logp`.
+    """
+
+    def mark(function):
+        function.coupled, function.reads_logp = coupled, reads_logp
+        return function
+
+    return mark
 
 
 def weighted_sum(per_token, batch: Batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -41,3 +42,59 @@ def value_loss(
     if clip is not None:
         loss = jnp.maximum(loss, error(old + jnp.clip(value - old, -clip, clip)))
     return coefficient * loss, {}
+
+
+@composable(needs=("value_outputs",), annotations=("returns",))
+def categorical_value_loss(
+    scores: Scores, batch: Batch, *, low: float, high: float, coefficient: float = 0.5, smoothing: float = 0.75
+):
+    """`coefficient` times the cross-entropy of a critic of bins with the return R, spread over the bins around it.
+
+    A bin's share of the target is the mass of a normal distribution around R, of standard deviation `smoothing` times the
+    distance of two bins, within half a distance of the bin; shares sum to 1. Returns beyond the range count as its ends.
+
+    Args:
+      low: value of the first bin, as in `DecoderConfig.value_range`.
+      high: value of the last bin.
+      coefficient: factor of the whole term.
+      smoothing: above 0.
+
+    Raises:
+      ValueError: `high` is not above `low`, or `smoothing` not above 0.
+
+    Source: HL-Gauss, https://arxiv.org/abs/2403.03950, section 3.1
+    """
+    if not low < high or smoothing <= 0:
+        raise ValueError(f"low={low}, high={high}, smoothing={smoothing}: the range must rise and smoothing be above 0")
+    outputs = masked(scores.value_outputs, batch.mask[..., None])
+    count = outputs.shape[-1]
+    distance = (high - low) / (count - 1)
+    edges = low + distance * (jnp.arange(count + 1) - 0.5)
+    target = jnp.clip(masked(batch.returns, batch.mask), low, high)[..., None]
+    below = jax.scipy.special.erf((edges - target) / (smoothing * distance * 2**0.5))
+    mass = below[..., 1:] - below[..., :-1]
+    share = mass / (below[..., -1:] - below[..., :1])
+    return -coefficient * jnp.sum(share * jax.nn.log_softmax(outputs), axis=-1), {}
+
+
+@composable(needs=("value_outputs",), annotations=("returns",))
+def quantile_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.5, huber: float = 1.0):
+    """`coefficient` times the mean over quantiles of |tau_i - [R < q_i]| Huber(R - q_i) / `huber`, tau_i = (i + 1/2) / n.
+
+    Args:
+      coefficient: factor of the whole term.
+      huber: threshold of the Huber loss, above 0.
+
+    Raises:
+      ValueError: `huber` is not above 0.
+
+    Source: QR-DQN, https://arxiv.org/abs/1710.10044, equations 9 and 10
+    """
+    if huber <= 0:
+        raise ValueError(f"huber is {huber}; it must be above 0")
+    quantiles = masked(scores.value_outputs, batch.mask[..., None])
+    count = quantiles.shape[-1]
+    error = masked(batch.returns, batch.mask)[..., None] - quantiles
+    level = (jnp.arange(count) + 0.5) / count
+    tilted = jnp.abs(level - (error < 0)) * optax.losses.huber_loss(error, delta=huber) / huber
+    return coefficient * tilted.mean(axis=-1), {}

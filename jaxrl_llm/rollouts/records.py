@@ -31,7 +31,8 @@ def make_rollouts(
       version: training step of the parameters that sampled.
 
     Returns:
-      Rollouts of NumPy arrays; `behavior_logp` is that of the tempered policy, without truncation.
+      Rollouts of NumPy arrays; `behavior_logp` is that of the tempered policy, without truncation. Where the samples
+      have routes, so has `extras["routes"]`, int16 [N, T, layers, k].
 
     Raises:
       ValueError: a prompt and its completion do not fit into `width`.
@@ -39,7 +40,9 @@ def make_rollouts(
     rows = len(samples.length)
     per_prompt = rows // max(len(prompts), 1)
     tokens, mask, behavior_logp = (np.zeros((rows, width), kind) for kind in (np.int32, np.float32, np.float32))
-    length = np.zeros(rows, np.int32)
+    length, extras = np.zeros(rows, np.int32), {}
+    if samples.routes is not None:
+        extras["routes"] = np.full((rows, width, *samples.routes.shape[2:]), -1, np.int16)
     for row in range(rows):
         prompt = prompts[row // per_prompt]
         count = int(samples.length[row])
@@ -50,6 +53,9 @@ def make_rollouts(
         tokens[row, start : length[row]] = samples.tokens[row, :count]
         behavior_logp[row, start : length[row]] = samples.tempered_logp[row, :count]
         mask[row, start : length[row]] = 1.0
+        if extras:
+            extras["routes"][row, :start] = samples.prompt_routes[row // per_prompt, :start]
+            extras["routes"][row, start : length[row]] = samples.routes[row, :count]
     return Rollouts(
         tokens=tokens,
         length=length,
@@ -59,6 +65,7 @@ def make_rollouts(
         prompt_id=np.repeat(np.asarray(prompt_ids, np.int32), per_prompt),
         behavior_logp=behavior_logp,
         version=np.full((rows, width), version, np.int32),
+        extras=extras,
     )
 
 

@@ -27,6 +27,8 @@ class State:
       step: int32 [].
       prompt_length: int32 [N].
       keys: [N], see `row_keys`.
+      routes: as in `Samples`, or None.
+      prompt_routes: as in `Samples`, or None.
     """
 
     cache: Any
@@ -37,10 +39,14 @@ class State:
     step: Array
     prompt_length: Array
     keys: Array
+    routes: Array | None = None
+    prompt_routes: Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("network", "max_new_tokens"))
-def decode(network, params, prompts, lengths, keys, sampling: Sampling, *, max_new_tokens: int) -> Samples:
+@functools.partial(jax.jit, static_argnames=("network", "max_new_tokens", "record_routes"))
+def decode(
+    network, params, prompts, lengths, keys, sampling: Sampling, *, max_new_tokens: int, record_routes: bool = False
+) -> Samples:
     """Samples completions of right-padded prompts in one compiled program.
 
     Only shapes, the network's functions and `max_new_tokens` are static. The cache is born in the program and never copied;
@@ -55,18 +61,21 @@ def decode(network, params, prompts, lengths, keys, sampling: Sampling, *, max_n
       keys: PRNG keys [N], N a multiple of P, from `row_keys`; rows of a prompt stand together.
       sampling: see `Sampling`; limits above `max_new_tokens` are lowered to it.
       max_new_tokens: L, columns of the result.
+      record_routes: whether the samples say which experts their tokens were sent to; the network must have experts.
 
     Returns:
       `Samples` of N rows and L columns.
     """
-    state = _start(network, params, prompts, lengths, keys, sampling, max_new_tokens)
+    state = _start(network, params, prompts, lengths, keys, sampling, max_new_tokens, record_routes)
     return finished(_advance(network, params, state, sampling, max_new_tokens))
 
 
-@functools.partial(jax.jit, static_argnames=("network", "max_new_tokens"))
-def start(network, params, prompts, lengths, keys, sampling: Sampling, *, max_new_tokens: int) -> State:
+@functools.partial(jax.jit, static_argnames=("network", "max_new_tokens", "record_routes"))
+def start(
+    network, params, prompts, lengths, keys, sampling: Sampling, *, max_new_tokens: int, record_routes: bool = False
+) -> State:
     """Prefills and samples the first token: the beginning of `decode`, to go on with `advance`."""
-    return _start(network, params, prompts, lengths, keys, sampling, max_new_tokens)
+    return _start(network, params, prompts, lengths, keys, sampling, max_new_tokens, record_routes)
 
 
 @functools.partial(jax.jit, static_argnames=("network",), donate_argnames=("state",))
@@ -87,16 +96,18 @@ def finished(state: State) -> Samples:
         sampling_logp=sampling_logp,
         length=state.length,
         finish_reason=state.finish_reason,
+        routes=None if state.routes is None else jnp.where(kept[..., None, None], state.routes, -1),
+        prompt_routes=state.prompt_routes,
     )
 
 
-def _start(network, params, prompts, lengths, keys, sampling, max_new_tokens) -> State:
+def _start(network, params, prompts, lengths, keys, sampling, max_new_tokens, record_routes) -> State:
     prompt_rows, width = prompts.shape
     rows = keys.shape[0]
     _check_rows(rows, prompt_rows, sampling, max_new_tokens)
     cache = network.init_cache(prompt_rows, width)
     segments = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
-    hidden, cache = network.hidden(params, prompts, segments=segments, cache=cache)
+    hidden, cache, routes = _run(network, record_routes, params, prompts, segments=segments, cache=cache)
     # Logits are wanted for the last token of each prompt alone: [P, V], never [P, T, V].
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     logits = jnp.repeat(network.unembed(params, last), rows // prompt_rows, axis=0)
@@ -110,7 +121,19 @@ def _start(network, params, prompts, lengths, keys, sampling, max_new_tokens) ->
         prompt_length=jnp.repeat(lengths, rows // prompt_rows).astype(jnp.int32),
         keys=keys,
     )
+    if record_routes:
+        # No token has been fed back yet: all choices are open.
+        unknown = jnp.full((rows, max_new_tokens, *routes.shape[2:]), -1, jnp.int16)
+        state = state.replace(routes=unknown, prompt_routes=routes)
     return _append(state, logits, sampling)
+
+
+def _run(network, record_routes: bool, params, tokens, **options):
+    """Hidden states [N, T, D], the cache, and the experts of each token, int16 [N, T, layers, k], or None."""
+    if not record_routes:
+        return *network.hidden(params, tokens, **options), None
+    hidden, cache, routing = network.routed(params, tokens, **options)
+    return hidden, cache, jnp.moveaxis(routing.experts, 0, 2).astype(jnp.int16)
 
 
 def _check_rows(rows: int, prompt_rows: int, sampling: Sampling, columns: int) -> None:
@@ -147,8 +170,12 @@ def _advance(network, params, state: State, sampling, steps) -> State:
     def body(state):
         token = lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
         position = (state.prompt_length + state.step - 1)[:, None]
-        hidden, cache = network.hidden(params, token, positions=position, cache=state.cache)
-        return _append(state.replace(cache=cache), network.unembed(params, hidden[:, 0]), sampling)
+        recorded = state.routes is not None
+        hidden, cache, routes = _run(network, recorded, params, token, positions=position, cache=state.cache)
+        if recorded:
+            routes = lax.dynamic_update_slice_in_dim(state.routes, routes, state.step - 1, axis=1)
+        state = state.replace(cache=cache, routes=routes)
+        return _append(state, network.unembed(params, hidden[:, 0]), sampling)
 
     return lax.while_loop(unfinished, body, state)
 

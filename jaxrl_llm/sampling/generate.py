@@ -22,7 +22,7 @@ _STOP_STRING_CHUNK = 16
 
 
 class Request(NamedTuple):
-    """Arguments of `decode`: all but `columns` and the network are arrays."""
+    """Arguments of `decode`: all but the network and the last two are arrays."""
 
     network: Any
     params: Any
@@ -31,6 +31,7 @@ class Request(NamedTuple):
     keys: jax.Array
     sampling: Sampling
     columns: int
+    record_routes: bool
 
 
 def generate(
@@ -52,6 +53,7 @@ def generate(
     detokenize: Callable[[Sequence[int]], str] | None = None,
     buckets: Sequence[int] | None = None,
     logit_mask=None,
+    record_routes: bool = False,
 ) -> Samples:
     """Samples completions of prompts of different lengths.
 
@@ -77,6 +79,7 @@ def generate(
       detokenize: token ids to text, for `stop_strings`.
       buckets: prompt widths to choose from; by default powers of two.
       logit_mask: bool [V] or [P, V], False where a token may not be sampled.
+      record_routes: whether to return the experts that tokens were sent to, for a learner that shall use the same.
 
     Returns:
       `Samples` of NumPy arrays [P * num_samples, max_new_tokens], in the order of the prompts, the samples of a prompt
@@ -101,15 +104,18 @@ def generate(
         uids=uids,
         buckets=buckets,
         logit_mask=logit_mask,
+        record_routes=record_routes,
     )
     _check_stop_strings(stop_strings, detokenize)
     if stop_strings:
         *_, state = _states(request, _STOP_STRING_CHUNK, stop_strings, detokenize)
         samples = finished(state)
     else:
-        *arguments, columns = request
-        samples = decode(*arguments, max_new_tokens=columns)
-    return jax.tree.map(lambda x: x[:, :max_new_tokens] if x.ndim == 2 else x, jax.device_get(samples))
+        *arguments, columns, record_routes = request
+        samples = decode(*arguments, max_new_tokens=columns, record_routes=record_routes)
+    prompt_routes, samples = samples.prompt_routes, samples.replace(prompt_routes=None)
+    samples = jax.tree.map(lambda x: x[:, :max_new_tokens] if x.ndim > 1 else x, jax.device_get(samples))
+    return samples.replace(prompt_routes=jax.device_get(prompt_routes))
 
 
 def stream(
@@ -155,8 +161,9 @@ def _stream(states: Iterator[State]) -> Iterator[list[int]]:
 
 def _states(request: Request, chunk: int, stop_strings, detokenize) -> Iterator[State]:
     """States of a decoding after one token and then after every `chunk`; each is void once the next is asked for."""
-    network, params, prompts, lengths, keys, sampling, columns = request
-    state = start(network, params, prompts, lengths, keys, sampling, max_new_tokens=columns)
+    *arguments, columns, record_routes = request
+    network, params, *_, keys, sampling = arguments
+    state = start(*arguments, max_new_tokens=columns, record_routes=record_routes)
     seen = np.zeros(keys.shape[0], np.int32)
     while True:
         if stop_strings:
@@ -203,10 +210,13 @@ def _request(
     uids=None,
     buckets=None,
     logit_mask=None,
+    record_routes=False,
     **options,
 ) -> Request:
     """Checks and pads the arguments of `generate`; `options` are those of `make_sampling`."""
     network, vocab_size = _prepared(network, params)
+    if record_routes and getattr(network, "routed", None) is None:
+        raise ValueError("record_routes is True, but the network has no experts; leave it out")
     for name, number, least in (("num_samples", num_samples, 1), ("seed", seed, 0), ("step", step, 0)):
         if not least <= number < 2**32:
             raise ValueError(f"{name} is {number}; it must be from {least} to 2**32 - 1")
@@ -220,7 +230,7 @@ def _request(
         logit_mask = np.repeat(logit_mask, num_samples, axis=0)
     sampling = make_sampling(rows, vocab_size, max_new_tokens=max_new_tokens, logit_mask=logit_mask, **options)
     keys = row_keys(seed, step, _checked_uids(uids, rows))
-    return Request(network, params, padded, lengths, keys, sampling, _columns(max_new_tokens))
+    return Request(network, params, padded, lengths, keys, sampling, _columns(max_new_tokens), record_routes)
 
 
 def _prepared(network, params) -> tuple[Any, int]:

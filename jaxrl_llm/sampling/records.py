@@ -43,6 +43,9 @@ class Samples:
         top-k, top-p and min-p. 0 for greedy and forced tokens, which were certain.
       length: int32 [N], number of tokens.
       finish_reason: int32 [N], `STOP` (a stop id or a stop string) or `LENGTH`; see `finish_name`.
+      routes: int16 [N, L, layers, k] or None, experts that each token was sent to when it was read; -1 for tokens that
+        were not read any more, such as the last ones.
+      prompt_routes: int16 [P, T, layers, k] or None, the same of the prompts' tokens.
     """
 
     tokens: Array
@@ -51,6 +54,8 @@ class Samples:
     sampling_logp: Array
     length: Array
     finish_reason: Array
+    routes: Array | None = None
+    prompt_routes: Array | None = None
 
 
 @record

@@ -1,6 +1,6 @@
-"""Compiles the update and the sampler for a slice of 16 TPU v5e chips, without one; prints a JSON object.
+"""Compiles the update and the sampler of a network for a slice of 16 TPU v5e chips, without one; prints a JSON object.
 
-A program of its own, as libtpu can be loaded once in a process. Batches of 64 sequences of 1024 tokens; Qwen3-0.6B.
+A program of its own, as libtpu can be loaded once in a process. Batches of 64 sequences of 1024 tokens.
 """
 
 import functools
@@ -16,33 +16,25 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl_llm import methods
 from jaxrl_llm.distributed import batch_sharding, make_mesh, parameter_shardings, sharded
-from jaxrl_llm.networks import DecoderConfig, decoder
+from jaxrl_llm.networks import config, decoder
 from jaxrl_llm.sampling.decode import decode
 from jaxrl_llm.sampling.records import make_sampling
 from jaxrl_llm.training import TrainState, make_update
 from jaxrl_llm.types import Batch
 
-CONFIG = DecoderConfig(
-    vocab_size=151936,
-    hidden_size=1024,
-    intermediate_size=3072,
-    num_layers=28,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=128,
-    qk_norm=True,
-    tie_embeddings=True,
-    rope_theta=1e6,
-    dtype="bfloat16",
-    remat="full",
-    attention="splash",
-)
-NETWORK = decoder(CONFIG)
+COMPUTED = {"dtype": "bfloat16", "remat": "full", "attention": "splash"}
+CONFIGS = {
+    "dense": config("qwen3-0.6b", **COMPUTED),
+    # Windows, two kinds of layers, capped logits.
+    "local and global": config("gemma-2-2b", **COMPUTED, param_dtype="bfloat16"),
+    # All that differs from a whole one is the number of layers, which are scanned.
+    "experts": config("qwen3-30b-a3b", **COMPUTED, param_dtype="bfloat16", num_layers=8),
+}
 ROWS, TOKENS, PROMPTS = 64, 1024, 8
 
 
-def new_params():
-    return NETWORK.init(jax.random.key(0))
+def new_params(network):
+    return network.init(jax.random.key(0))
 
 
 def placed(tree, shardings):
@@ -52,11 +44,11 @@ def placed(tree, shardings):
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=at), tree, shardings)
 
 
-def compiled_update(mesh):
+def compiled_update(network, mesh):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    by_parameter = parameter_shardings(NETWORK, mesh)
-    state = jax.eval_shape(lambda: TrainState.create(new_params(), optimizer))
+    by_parameter = parameter_shardings(network, mesh)
+    state = jax.eval_shape(lambda: TrainState.create(new_params(network), optimizer))
     like_params = functools.partial(optax.tree_map_params, optimizer, lambda _, sharding: sharding)
     shardings = jax.tree.map(lambda _: everywhere, state).replace(
         params=by_parameter,
@@ -64,23 +56,23 @@ def compiled_update(mesh):
     )
     integers, floats = (np.zeros((ROWS, TOKENS), dtype) for dtype in ("int32", "float32"))
     batch = Batch(tokens=integers, mask=floats, behavior_logp=floats, reference_logp=floats).replace(step=None)
-    update = make_update(NETWORK, methods.get("grpo").objective, optimizer, micro_batches=4)
+    update = make_update(network, methods.get("grpo").objective, optimizer, micro_batches=4)
     donating = jax.jit(update, donate_argnums=0)
     inputs = placed(state, shardings), placed(batch, batch_sharding(mesh))
     with sharded(mesh):
         return donating.lower(*inputs).compile()
 
 
-def compiled_sampler(mesh):
+def compiled_sampler(network, mesh):
     everywhere = NamedSharding(mesh, PartitionSpec())
     columns = TOKENS // 2
-    params = placed(jax.eval_shape(new_params), parameter_shardings(NETWORK, mesh))
+    params = placed(jax.eval_shape(lambda: new_params(network)), parameter_shardings(network, mesh))
     prompts, lengths = np.zeros((PROMPTS, TOKENS - columns), np.int32), np.ones(PROMPTS, np.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), ROWS))
-    sampling = jax.eval_shape(lambda: make_sampling(ROWS, CONFIG.vocab_size, max_new_tokens=columns))
+    sampling = jax.eval_shape(lambda: make_sampling(ROWS, network.config.vocab_size, max_new_tokens=columns))
     inputs = placed((prompts, lengths, keys, sampling), everywhere)
     with sharded(mesh):
-        return decode.lower(NETWORK, params, *inputs, max_new_tokens=columns).compile()
+        return decode.lower(network, params, *inputs, max_new_tokens=columns).compile()
 
 
 def figures(compiled) -> dict[str, float]:
@@ -91,12 +83,13 @@ def figures(compiled) -> dict[str, float]:
     return sizes | {"total": sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]}
 
 
-def main(topology: str):
+def main(topology: str, name: str):
+    network = decoder(CONFIGS[name])
     devices = topologies.get_topology_desc(topology, platform="tpu").devices
     mesh = make_mesh(data=2, fsdp=4, tensor=2, devices=devices)
-    found = {"update": figures(compiled_update(mesh)), "sampler": figures(compiled_sampler(mesh))}
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(new_params)))
-    print(json.dumps(found | {"parameters": parameters}))
+    found = {"update": figures(compiled_update(network, mesh)), "sampler": figures(compiled_sampler(network, mesh))}
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: new_params(network)))
+    print(json.dumps(found | {"parameters": sum(leaf.size for leaf in leaves), "bytes": leaves[0].dtype.itemsize}))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from jaxrl_llm.training.update import make_gradient
 from jaxrl_llm.types import Batch
 
 CONFIG = DecoderConfig(
-    vocab_size=48, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, qk_norm=True
+    vocab_size=48, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, qk_norm="head"
 )
 NETWORK = decoder(CONFIG)
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4)]  # The last one has more tensor shards than key heads.

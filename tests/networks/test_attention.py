@@ -66,13 +66,48 @@ def test_a_query_that_sees_nothing_is_finite_in_value_and_gradient(name):
     assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in gradients)
 
 
-def test_splash_agrees_with_reference_in_values_and_gradients(interpreted):
+def test_options_of_the_reference_are_the_formula_by_plain_loops():
+    query, key, value = heads(length=6)
+    mask = attention.packed_mask(jnp.asarray([[1] * 6, [1, 1, 1, 1, 2, 2]]), window=3)
+    found = attention.reference_attention(query, key, value, mask, scale=0.7, softcap=1.5)
+    q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+    for b, t, n in np.ndindex(2, 6, 4):
+        seen = [s for s in range(max(t - 2, 0), t + 1) if b == 0 or (s > 3) == (t > 3)]
+        logits = np.asarray([1.5 * math.tanh(0.7 * (q[b, t, n] @ k[b, s, n // 2]) / 1.5) for s in seen])
+        chances = np.exp(logits) / np.exp(logits).sum()
+        expected = sum(chance * v[b, s, n // 2] for chance, s in zip(chances, seen, strict=True))
+        np.testing.assert_allclose(found[b, t, n], expected, atol=1e-5)
+
+
+def test_a_window_sees_its_last_slots_of_a_cache():
+    mask = attention.cached_mask(jnp.asarray([[3]]), jnp.asarray([[0, 1, -1, 2, 3, 4]]), window=2)
+    np.testing.assert_array_equal(mask[0, 0], [False, False, False, True, True, False])
+
+
+@pytest.mark.parametrize("options", [{"scale": 0.7}, {"softcap": 1.5}, {"scale": 0.7, "softcap": 1.5}])
+@pytest.mark.parametrize("length", [9, 2 * attention.QUERY_BLOCK + 5])
+def test_options_mean_the_same_everywhere(options, length):
+    inputs, mask = heads(length), attention.packed_mask(ragged_segments(length), window=7)
+    keys, values = (jnp.transpose(x, axes) for x, axes in zip(inputs[1:], [(0, 2, 3, 1), (0, 2, 1, 3)], strict=True))
+    functions = (
+        lambda q, k, v: attention.reference_attention(q, k, v, mask, **options),
+        lambda q, k, v: attention.xla_attention(q, k, v, mask, **options),
+    )
+    expected, found = (jax.jit(jax.value_and_grad(squared(f), (0, 1, 2)))(*inputs) for f in functions)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+    cached = attention.cached_attention(inputs[0], keys, values, mask, **options)
+    np.testing.assert_allclose(cached, functions[0](*inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 37, "scale": 0.2}, {"softcap": 1.5}])
+def test_splash_agrees_with_reference_in_values_and_gradients(interpreted, options):
     length = 136  # is padded to 256
     inputs, segments = heads(length, width=64), ragged_segments(length)
-    mask = attention.packed_mask(segments)
+    mask = attention.packed_mask(segments, options.get("window"))
+    plain = {name: value for name, value in options.items() if name != "window"}
     functions = (
-        lambda *x: attention.reference_attention(*x, mask),
-        lambda *x: attention.splash_attention(*x, segments),
+        lambda *x: attention.reference_attention(*x, mask, **plain),
+        lambda *x: attention.splash_attention(*x, segments, **options),
     )
     expected, found = (jax.jit(f)(*inputs) for f in functions)
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.networks import DecoderConfig, Network, decoder, from_apply, logical_axes
+from jaxrl_llm.networks import DecoderConfig, ExpertsConfig, Network, decoder, from_apply, logical_axes
 
 CONFIG = DecoderConfig(
     vocab_size=41,
@@ -17,7 +17,7 @@ CONFIG = DecoderConfig(
     num_layers=3,
     num_heads=4,
     num_kv_heads=2,
-    qk_norm=True,
+    qk_norm="head",
     value_head=True,
 )
 NETWORK = decoder(CONFIG)
@@ -69,7 +69,7 @@ def test_parameters_are_a_plain_nested_dict_with_stacked_layers_and_named_axes(f
     assert {path: leaf.ndim for path, leaf in fresh.items()} == {path: len(axes) for path, axes in names.items()}
     assert fresh["layers.attention.key.kernel"].shape == (3, 16, 2, 4)
     assert names["layers.attention.key.kernel"] == ("layers", "embed", "kv_heads", "head_dim")
-    used = {"vocab", "embed", "heads", "kv_heads", "head_dim", "mlp", "layers"}
+    used = {"vocab", "embed", "heads", "kv_heads", "head_dim", "mlp", "layers", "values"}
     assert {name for axes in names.values() for name in axes} == used
 
 
@@ -88,7 +88,7 @@ def test_logits_are_hidden_states_times_the_unembedding(params):
     np.testing.assert_allclose(NETWORK.unembed(params, hidden), logits, atol=1e-5)
     np.testing.assert_allclose(hidden @ NETWORK.unembedding(params).T, logits, atol=1e-5)
     np.testing.assert_allclose(NETWORK.unembed(params, hidden[0, 3]), logits[0, 3], atol=1e-5)
-    np.testing.assert_allclose(NETWORK.value(params, hidden), hidden @ params["value_head"], atol=1e-5)
+    np.testing.assert_allclose(NETWORK.value(params, hidden), hidden @ params["value_head"][0], atol=1e-5)
 
 
 def test_tied_embeddings_are_the_head():
@@ -169,14 +169,30 @@ def test_remat_keeps_less_and_changes_no_gradient(params):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
-def test_compiled_program_does_not_grow_with_depth():
+LOCAL_AND_GLOBAL = {"sliding_window": 5, "sliding_rope_theta": 100.0, "post_norms": True}
+EXPERTS = ExpertsConfig(count=4, per_token=2, width=8, shared_width=8)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "change"),
+    [
+        (("full",), {}),
+        pytest.param(("sliding", "sliding", "sliding", "full"), LOCAL_AND_GLOBAL, marks=pytest.mark.slow),
+        pytest.param(("full",), {"experts": EXPERTS}, marks=pytest.mark.slow),
+        (("sliding", "full"), LOCAL_AND_GLOBAL | {"experts": dataclasses.replace(EXPERTS, dense_layers=2)}),
+    ],
+    ids=["alike", "local and global", "sparse", "all kinds"],
+)
+def test_compiled_program_does_not_grow_with_depth(pattern, change):
     def program(layers):
-        config = dataclasses.replace(CONFIG, num_layers=layers)
+        types = (pattern * layers)[:layers]
+        config = dataclasses.replace(CONFIG, num_layers=layers, layer_types=types, **change)
         text = compiled_gradient(config, jax.eval_shape(decoder(config).init, jax.random.key(0))).as_text()
         return text.count(" while("), text.count("\n")
 
-    (shallow_loops, shallow), (deep_loops, deep) = program(2), program(24)
-    assert shallow_loops == deep_loops == 2
+    (shallow_loops, shallow), (deep_loops, deep) = program(4), program(32)
+    stacks = 2 if change.get("experts", EXPERTS).dense_layers else 1
+    assert shallow_loops == deep_loops >= 2 * stacks
     assert deep < 1.1 * shallow
 
 

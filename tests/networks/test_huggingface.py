@@ -14,13 +14,15 @@ import transformers
 
 from jaxrl_llm.networks import DecoderConfig, decoder, families, load_huggingface, save_huggingface
 
-NAMES = tiny_huggingface.NAMES
 LENGTHS = np.asarray([23, 40, 9])
 TOKENS = np.random.default_rng(0).integers(0, tiny_huggingface.VOCABULARY, (3, 40))
 TOLERANCE = 2e-4
+HALF_TURNED = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"partial_rotary_factor": 0.5}}
+LOCALLY_SCALED = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}}
+QWEN3_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=tiny_huggingface.PARAMETERS)
 def pair(request, tmp_path_factory):
     """A model of `transformers` and the network read from its checkpoint."""
     directory = tmp_path_factory.mktemp(request.param)
@@ -100,16 +102,23 @@ def test_export_loads_in_transformers_and_in_ours(pair, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, changed)
 
 
-@pytest.mark.parametrize("name", ["llama3_tied", "qwen2"])
+ONE_OF_EACH = ["llama3_tied", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"]
+ONE_OF_EACH += ["mixtral", "qwen3_moe", "olmoe", "glm4_moe"]
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_bfloat16_is_bit_equal_to_the_stored_weights(name, tmp_path):
     tiny_huggingface.save_model(name, tmp_path / "theirs", dtype=torch.bfloat16)
     network = load_huggingface(tmp_path / "theirs", dtype="bfloat16")
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(network.params))
+    bias = "selection_bias"  # As published, float32 whatever the rest is; `transformers` narrows it.
+    dtypes = {path[-1].key: leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(network.params)}
+    assert all(dtype == (jnp.float32 if name == bias else jnp.bfloat16) for name, dtype in dtypes.items())
     save_huggingface(network, network.params, tmp_path / "ours")
     stored = safetensors.torch.load_file(tmp_path / "theirs" / "model.safetensors")
     written = safetensors.torch.load_file(tmp_path / "ours" / "model.safetensors")
     assert stored.keys() == written.keys()
-    assert all(written[key].dtype == torch.bfloat16 and torch.equal(written[key], stored[key]) for key in stored)
+    assert all(torch.equal(written[key], stored[key]) for key in stored)
+    assert all(written[key].dtype == torch.bfloat16 for key in stored if not key.endswith("correction_bias"))
     wide = load_huggingface(tmp_path / "theirs", compute_dtype="bfloat16")
     assert (wide.config.dtype, wide.config.param_dtype) == ("bfloat16", "float32")
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.float32)), wide.params, network.params)
@@ -143,7 +152,7 @@ def test_old_and_new_spellings_of_rotary_settings_mean_the_same(name, tmp_path):
 
 def test_a_network_made_from_scratch_is_exported(tmp_path):
     sizes = {"vocab_size": 67, "hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 2}
-    config = DecoderConfig(**sizes, family="qwen3", head_dim=6, qk_norm=True, tie_embeddings=True, eos_ids=(3, 5), bos_id=1)
+    config = DecoderConfig(**sizes, family="qwen3", head_dim=6, qk_norm="head", tie_embeddings=True, eos_ids=(3, 5), bos_id=1)
     network = decoder(config)
     params = network.init(jax.random.key(0))
     save_huggingface(network, params, tmp_path)
@@ -155,11 +164,11 @@ def test_a_network_made_from_scratch_is_exported(tmp_path):
 
 def test_a_value_head_is_zero_at_first_and_comes_back_after_an_export(tmp_path):
     tiny_huggingface.save_model("llama2", tmp_path)
-    network = load_huggingface(tmp_path, value_head=True)
+    network = load_huggingface(tmp_path, value_head=1)
     np.testing.assert_array_equal(network.value(network.params, np.ones((2, 3, 32))), np.zeros((2, 3)))
-    trained = network.params | {"value_head": jnp.arange(32.0)}
+    trained = network.params | {"value_head": jnp.arange(32.0)[None]}
     save_huggingface(network, trained, tmp_path)
-    again = load_huggingface(tmp_path, value_head=True)
+    again = load_huggingface(tmp_path, value_head=1)
     np.testing.assert_array_equal(again.params["value_head"], trained["value_head"])
     assert load_huggingface(tmp_path).value is None
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path).config.model_type == "llama"
@@ -168,16 +177,30 @@ def test_a_value_head_is_zero_at_first_and_comes_back_after_an_export(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type='gpt2' is not supported; the families are llama, qwen2, qwen3"),
+        ({"model_type": "gpt2"}, "model_type='gpt2' is not supported; the families are llama, mistral, qwen2"),
         ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} is not supported"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; it must be 'silu'"),
+        ({"hidden_act": "gelu"}, "the activation 'gelu' is not supported; it must be 'silu'"),
         ({"attention_bias": True}, "attention_bias=True is not supported"),
-        ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has .'sliding_attention'."),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types has .'linear_attention'.; the supported types"),
         ({"hidden_size": None}, "hidden_size is missing"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters.rope_type='yarn' .* is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "factor": 4.0}},
+            "rope_parameters.rope_type='longrope' .* not supported",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0}}, "type 'yarn' has .'mscale'., which"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling.rope_type='dynamic' .* is not supported"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor=0.5 is not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported with model_type='qwen3'; remove it"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial_rotary_factor=0.25 is not"),
+        ({"model_type": "gemma3_text", "rope_parameters": HALF_TURNED}, "partial_rotary_factor=0.5 is not supported with"),
+        ({"model_type": "gemma3_text", "rope_parameters": LOCALLY_SCALED}, "rope_parameters.sliding_attention={.* is not supp"),
+        ({"mlp_bias": True, "model_type": "llama"}, "mlp_bias=True is not supported; it must be False or absent"),
+        ({"architectures": ["Qwen3ForQuestionAnswering"]}, "architectures=.'Qwen3ForQuestionAnswering'. is not supported"),
+        ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+        ({"model_type": "gemma3"}, "model_type='gemma3' is not supported"),
+        ({"model_type": "mixtral"}, "num_local_experts is missing"),
+        ({"model_type": "olmoe", "clip_qkv": 8.0}, "clip_qkv=8.0 is not supported"),
+        ({"model_type": "qwen3_moe", **QWEN3_EXPERTS, "decoder_sparse_step": 2}, "decoder_sparse_step=2 is not supported"),
+        ({"model_type": "qwen3_moe", **QWEN3_EXPERTS, "mlp_only_layers": [1]}, "mlp_only_layers=.1. is not supported"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(change, message):
@@ -237,6 +260,8 @@ def test_parameters_of_another_structure_are_not_exported(tmp_path):
     network = decoder(DecoderConfig(vocab_size=9, hidden_size=4, intermediate_size=4, num_layers=1, num_heads=1))
     with pytest.raises(ValueError, match="config.family of this network is None"):
         save_huggingface(network, {}, tmp_path)
+    with pytest.raises(ValueError, match="rope_fraction=0.5 does not fit family='llama'; set rope_fraction=1.0"):
+        decoder(dataclasses.replace(network.config, family="llama", rope_fraction=0.5))
     network = decoder(dataclasses.replace(network.config, family="llama"))
     with pytest.raises(ValueError, match=r"params\[embedding\] has shape None; the network's has \(9, 4\) \(12 such"):
         save_huggingface(network, {}, tmp_path)

@@ -1,5 +1,6 @@
 """Tiny random checkpoints, written by `transformers`."""
 
+import pytest
 import torch
 import transformers
 
@@ -19,6 +20,12 @@ _LLAMA3_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
+_LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention", "sliding_attention"]
+_SOFTCAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.5}
+_GEMMA = {"num_key_value_heads": 2, "head_dim": 16}
+_GEMMA2 = _GEMMA | {"num_hidden_layers": 3, "query_pre_attn_scalar": 24, "sliding_window": 7, "layer_types": _LOCAL_AND_GLOBAL}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "num_key_value_heads": 2}
 _CONFIGS = {
     "llama2": (transformers.LlamaConfig, {"rms_norm_eps": 1e-5}),
     "llama3_tied": (
@@ -29,6 +36,8 @@ _CONFIGS = {
             "rope_parameters": {"rope_theta": 500000.0, **_LLAMA3_SCALING},
         },
     ),
+    "mistral": (transformers.MistralConfig, {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": 7}),
+    "mistral_full": (transformers.MistralConfig, {"num_key_value_heads": 2, "sliding_window": None}),
     "qwen2": (
         transformers.Qwen2Config,
         {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}},
@@ -37,26 +46,99 @@ _CONFIGS = {
         transformers.Qwen2Config,
         {"num_key_value_heads": 1, "tie_word_embeddings": True, "rope_parameters": {"rope_type": "linear", "factor": 2.5}},
     ),
+    "qwen2_sliding": (
+        transformers.Qwen2Config,
+        {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    ),
     "qwen3": (
         transformers.Qwen3Config,
         {"num_key_value_heads": 2, "head_dim": 16, "rope_parameters": {"rope_theta": 5e6, "rope_type": "default"}},
     ),
     "qwen3_tied": (transformers.Qwen3Config, {"num_key_value_heads": 4, "head_dim": 6, "tie_word_embeddings": True}),
+    "qwen3_yarn": (
+        transformers.Qwen3Config,
+        {"num_key_value_heads": 2, "head_dim": 16, "rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", **_YARN}},
+    ),
+    "gemma": (transformers.GemmaConfig, _GEMMA | {"num_key_value_heads": 1}),
+    "gemma2": (transformers.Gemma2Config, _GEMMA2 | _SOFTCAPS),
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        _GEMMA2
+        | {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            }
+        },
+    ),
+    "phi3": (
+        transformers.Phi3Config,
+        {
+            "num_key_value_heads": 2,
+            "sliding_window": 9,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "mixtral": (
+        transformers.MixtralConfig,
+        {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    ),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, _EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
+    "qwen3_moe_dense_below": (
+        transformers.Qwen3MoeConfig,
+        _EXPERTS | {"head_dim": 8, "mlp_only_layers": [0], "num_hidden_layers": 3},
+    ),
+    "olmoe": (transformers.OlmoeConfig, {"num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 3}),
+    "glm4_moe": (
+        transformers.Glm4MoeConfig,
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "num_hidden_layers": 3,
+            "first_k_dense_replace": 1,
+            "n_routed_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 12,
+            "n_shared_experts": 2,
+            "routed_scaling_factor": 1.7,
+            "use_qk_norm": True,
+            "attention_bias": True,
+        },
+    ),
 }
 NAMES = tuple(_CONFIGS)
+# One of each family, and the more of them.
+FIRST = (
+    "llama3_tied",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "mixtral",
+    "qwen3_moe",
+    "olmoe",
+    "glm4_moe",
+)
+PARAMETERS = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in NAMES]
 
 
-def make_model(name: str, seed: int = 0):
+def make_model(name: str, seed: int = 0, auto=transformers.AutoModelForCausalLM, **options):
     """A random model of `name`: every parameter random, norms and biases too, and large enough to tell tokens apart."""
-    kind, options = _CONFIGS[name]
-    config = kind(**_SIZES, **options, bos_token_id=1, eos_token_id=None, pad_token_id=0)
+    kind, own = _CONFIGS[name]
+    config = kind(**_SIZES | own | options, bos_token_id=1, eos_token_id=None, pad_token_id=0)
     config._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = auto.from_config(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for path, parameter in model.named_parameters():
+        biases = [(path, buffer) for path, buffer in model.named_buffers() if path.endswith("e_score_correction_bias")]
+        for path, parameter in [*model.named_parameters(), *biases]:
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.2 * noise if "norm" in path else 0.25 * noise)
+            parameter.copy_(1 + 0.2 * noise if "norm" in path and "gemma" not in name else 0.25 * noise)
     return model
 
 

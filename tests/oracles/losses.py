@@ -170,3 +170,45 @@ def policy_diagnostics(logp, behavior, advantage, weight, mask, segment, *, rati
 
 def _actions(mask):
     return [(b, t) for b in range(mask.shape[0]) for t in range(mask.shape[1]) if mask[b, t] > 0]
+
+
+def categorical_value_loss(outputs, returns, weight, mask, *, low, high, coefficient=0.5, smoothing=0.75):
+    """Cross-entropy of softmax(outputs) with a normal distribution around the return that is cut into bins.
+
+    HL-Gauss, https://arxiv.org/abs/2403.03950, section 3.1. The gradient is by the outputs.
+    """
+    loss, gradient = 0.0, np.zeros(outputs.shape)
+    count = outputs.shape[-1]
+    distance = (high - low) / (count - 1)
+    centres = [low + distance * i for i in range(count)]
+    sigma = smoothing * distance
+    for b, t in _actions(mask):
+        target = min(max(float(returns[b, t]), low), high)
+        cut = [
+            [0.5 * (1 + math.erf((c + side * distance / 2 - target) / (sigma * math.sqrt(2)))) for side in (-1, 1)]
+            for c in centres
+        ]
+        mass = np.array([upper - lower for lower, upper in cut])
+        share = mass / mass.sum()
+        logits = outputs[b, t].astype(np.float64)
+        probability = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        loss -= coefficient * float(weight[b, t]) * float((share * np.log(probability)).sum())
+        gradient[b, t] = coefficient * float(weight[b, t]) * (probability - share)
+    return loss, gradient
+
+
+def quantile_value_loss(outputs, returns, weight, mask, *, coefficient=0.5, huber=1.0):
+    """Quantile Huber loss, https://arxiv.org/abs/1710.10044, equation 10, with one sample of the return."""
+    loss, gradient = 0.0, np.zeros(outputs.shape)
+    count = outputs.shape[-1]
+    for b, t in _actions(mask):
+        for i in range(count):
+            error = float(returns[b, t]) - float(outputs[b, t, i])
+            small = abs(error) <= huber
+            size = error * error / 2 if small else huber * (abs(error) - huber / 2)
+            slope = error if small else math.copysign(huber, error)
+            tilt = abs((i + 0.5) / count - (1.0 if error < 0 else 0.0))
+            factor = coefficient * float(weight[b, t]) * tilt / (huber * count)
+            loss += factor * size
+            gradient[b, t, i] = -factor * slope
+    return loss, gradient

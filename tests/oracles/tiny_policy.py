@@ -12,7 +12,7 @@ from jaxrl_llm.types import Rollouts
 # Programs of tests run once or twice: quick compilation is worth more than quick programs.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 VOCABULARY, WIDTH = 32, 8
-EXTRAS = ("reference_logp", "behavior_value")
+EXTRAS = ("reference_logp", "behavior_value", "preference")
 
 
 def init(seed: int = 0):
@@ -53,6 +53,7 @@ def random_rollouts(params, *, rows: int = 10, width: int = 10, groups: int = 3,
     logits = apply(params, tokens, np.tile(np.arange(width), (rows, 1)), inside.astype(np.int32))
     logp = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.roll(tokens, -1, 1)[..., None], 2)[..., 0]
     logp = np.roll(logp, 1, axis=1)
+    pairs = random.permutation(rows).astype(np.int32)  # of rows that need not stand together
     near = [np.where(mask > 0, logp + 0.3 * random.normal(size=logp.shape), 0).astype(np.float32) for _ in range(2)]
     return Rollouts(
         tokens=tokens,
@@ -61,12 +62,21 @@ def random_rollouts(params, *, rows: int = 10, width: int = 10, groups: int = 3,
         rewards=random.normal(size=(rows, 2)).astype(np.float32),
         group=np.sort(random.integers(0, groups, rows)).astype(np.int32),
         behavior_logp=near[0],
-        extras={"reference_logp": near[1], "behavior_value": random.normal(size=logp.shape).astype(np.float32)},
+        extras={
+            "reference_logp": near[1],
+            "behavior_value": random.normal(size=logp.shape).astype(np.float32),
+            "pair": pairs // 2,
+            "preference": np.where(pairs % 2 == 0, 1.0, -1.0).astype(np.float32),
+        },
     )
 
 
 def estimated(method, rollouts: Rollouts) -> Rollouts:
-    """Advantages and weights of `method`, from the extras that it asks for and no other, as NumPy arrays."""
+    """Advantages and weights of `method`, from the extras that it asks for and no other, as NumPy arrays.
+
+    For methods on pairs, these are the groups.
+    """
+    rollouts = rollouts.replace(group=rollouts.extras["pair"]) if "preference" in method.needs else rollouts
     kept = {name: rollouts.extras[name] for name in EXTRAS if name in method.needs}
     found, _ = _compiled(method.estimator.update)(rollouts.replace(extras=kept), method.estimator.init(), jax.random.key(0))
     return jax.tree.map(np.asarray, found)

@@ -10,7 +10,7 @@ from training import tiny_rewards, tiny_runs
 from training.tiny_runs import ALPHABET, SIZES, tiny_config
 
 from jaxrl_llm import rewards
-from jaxrl_llm.training import build, default_config
+from jaxrl_llm.training import build, default_config, reward_functions
 
 
 def optimizer_settings(**values):
@@ -158,7 +158,10 @@ def test_families_have_their_traits(family):
     config.network.family = family
     structure = build.network_structure(config, build.build_tokenizer(config))
     assert structure.config.family == family
-    assert (structure.config.attention_bias, structure.config.qk_norm) == (family == "qwen2", family == "qwen3")
+    assert (structure.config.attention_bias, structure.config.qk_norm) == (
+        family == "qwen2",
+        "head" if family == "qwen3" else "none",
+    )
 
 
 def test_networks_that_cannot_be():
@@ -197,12 +200,12 @@ def test_a_network_lies_on_the_mesh():
 
 
 def test_rewards_by_name():
-    assert build.load_reward("gsm8k") is rewards.gsm8k
-    assert build.load_reward("training.tiny_rewards:half") is tiny_rewards.half
+    assert reward_functions.load_reward("gsm8k") is rewards.gsm8k
+    assert reward_functions.load_reward("training.tiny_rewards:half") is tiny_rewards.half
     config = tiny_config()
     config.rewards.names = ("arithmetic", "training.tiny_rewards:half")
     config.evaluation.reward = "exact_match"
-    assert list(build.build_rewards(config)) == ["arithmetic", "training.tiny_rewards:half", "exact_match"]
+    assert list(reward_functions.build_rewards(config)) == ["arithmetic", "training.tiny_rewards:half", "exact_match"]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,7 @@ def test_rewards_by_name():
 )
 def test_rewards_that_are_not_there(name, message):
     with pytest.raises(ValueError, match=message):
-        build.load_reward(name)
+        reward_functions.load_reward(name)
 
 
 def test_evaluation_never_samples_as_training_does():
