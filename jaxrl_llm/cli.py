@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", help="folder of the run (default: runs/NAME of the configuration)")
     train.set_defaults(run=_train)
 
-    evaluate = verbs.add_parser("evaluate", help="avg@k, pass@k and maj@k of a policy", description=overrides)
+    evaluate = verbs.add_parser("evaluate", help="quality of a policy, or of a reward model on pairs", description=overrides)
     evaluate.add_argument("policy", help="workdir of a run, Hugging Face directory, or converted folder")
     _add_config(evaluate)
     evaluate.add_argument("--output", type=pathlib.Path, help="JSONL file for the completions")
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     convert = verbs.add_parser("convert", help="Hugging Face directory to Orbax, or a run's policy to Hugging Face")
     convert.add_argument("source", help="workdir of a run, Hugging Face directory, or converted folder")
     convert.add_argument("target", help="folder to write; it must not exist")
-    convert.add_argument("--to", required=True, choices=("huggingface", "orbax"))
+    convert.add_argument("--to", required=True, choices=("huggingface", "orbax", "peft"))
     convert.add_argument("--dtype", default="float32", help="of parameters read from a Hugging Face directory")
     convert.set_defaults(run=_convert)
 
@@ -164,19 +164,28 @@ def _print_summary(summary: dict[str, Any]) -> None:
     def percent(value):
         return "not measured" if value is None else f"{100 * value:.1f}%"
 
+    use = f"Sample from it: jaxrl-llm sample {summary['workdir']}"
+    if summary["method"] == "reward_model":
+        use = f"Learn from it: --config.rewards.names=\"('reward_model',)\" --config.rewards.model={summary['workdir']}"
     print(
-        f"\nHeld-out accuracy {percent(summary['accuracy_before'])} before, {percent(summary['accuracy_after'])} after "
-        f"{summary['method']} ({summary['steps']} steps, {summary['wall_seconds']:.0f} s).\n"
-        f"The run lies in {summary['workdir']}; the same command resumes it.\n"
-        f"Sample from it: jaxrl-llm sample {summary['workdir']}"
+        f"\nHeld-out {summary['measure'].replace('_', ' ')} {percent(summary['accuracy_before'])} before, "
+        f"{percent(summary['accuracy_after'])} after {summary['method']} "
+        f"({summary['steps']} steps, {summary['wall_seconds']:.0f} s).\n"
+        f"The run lies in {summary['workdir']}; the same command resumes it.\n{use}"
     )
 
 
 def _evaluate(options, overrides: list[str]) -> int:
-    from jaxrl_llm.training.evaluate import evaluate_policy
+    from jaxrl_llm.training.evaluate import evaluate_pairs, evaluate_policy
     from jaxrl_llm.training.metrics import write_table
 
-    measured, records = evaluate_policy(options.policy, load_config(options.config, overrides))
+    config = load_config(options.config, overrides)
+    if config.preference.steps and not config.rl.steps:
+        if options.output:
+            raise ValueError(f"--output={options.output} would stay empty: pairs have no completions; leave it out")
+        print(json.dumps(evaluate_pairs(options.policy, config), indent=2))
+        return 0
+    measured, records = evaluate_policy(options.policy, config)
     if options.output:
         write_table(options.output, records)
     print(json.dumps(measured, indent=2))

@@ -243,19 +243,17 @@ def test_sample_asks_until_the_input_ends(monkeypatch, capsys):
 
 
 def test_a_conversation_goes_on(chat_model, monkeypatch, capsys):
-    """Each answer is sampled after the whole conversation, as the template writes it."""
+    """Each answer is sampled after the whole conversation, from the ids that were sampled before."""
     from jaxrl_llm.training import chat
 
-    asked = []
-    encode = chat.encode_prompt
-    monkeypatch.setattr(chat, "encode_prompt", lambda tokenizer, prompt: asked.append(prompt) or encode(tokenizer, prompt))
+    continued, go_on = [], chat.continue_dialogue
+    monkeypatch.setattr(chat, "continue_dialogue", lambda *args: continued.append(args[2]) or go_on(*args))
     monkeypatch.setattr(sys, "stdin", io.StringIO("How many rolls?\nAnd after noon?\n"))
     status, out, _ = run(capsys, "sample", chat_model, "--chat", "--system=Be brief.", "--max-new-tokens=8")
-    assert status == 0 and out
-    assert [message["role"] for message in asked[0]] == ["system", "user"]
-    assert [message["role"] for message in asked[1]] == ["system", "user", "assistant", "user"]
-    assert asked[1][0]["content"] == "Be brief." and asked[1][3]["content"] == "And after noon?"
-    assert asked[1][2]["content"] in out
+    assert status == 0 and out and len(continued) == 1
+    assert [message["role"] for message in continued[0]] == ["system", "user", "assistant", "user"]
+    assert continued[0][0]["content"] == "Be brief." and continued[0][3]["content"] == "And after noon?"
+    assert continued[0][2]["content"] in out
 
 
 def test_one_message_to_a_chat_model(chat_model, capsys):

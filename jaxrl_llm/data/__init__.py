@@ -1,12 +1,14 @@
 """Tasks, sources, their order, tokenizers, chat templates and packing."""
 
 from jaxrl_llm.data.arithmetic import ANSWER_MARKER, ARITHMETIC_ALPHABET, arithmetic_source, worked_solution
-from jaxrl_llm.data.chat import encode_chat, encode_example, encode_prompt, render_chat
+from jaxrl_llm.data.chat import encode_chat, encode_prompt, render_chat
+from jaxrl_llm.data.dialogues import continue_dialogue, encode_dialogue, encode_example
 from jaxrl_llm.data.jsonl import jsonl_source
 from jaxrl_llm.data.order import Cursor, epoch_order, next_indices
 from jaxrl_llm.data.packing import first_fit, pack
+from jaxrl_llm.data.preferences import arithmetic_preferences, filter_long_pairs, preference_rollouts, preference_source
 from jaxrl_llm.data.reasoning_gym import reasoning_gym_source
-from jaxrl_llm.data.sources import Example, Source, as_chat, filter_long, map_source
+from jaxrl_llm.data.sources import Example, Source, as_chat, filter_long, map_source, split_turns
 from jaxrl_llm.data.streaming import DecoderState, decode_step
 from jaxrl_llm.data.tfds_source import prepare_jsonl, tfds_source
 from jaxrl_llm.data.tokenizers import Tokenizer, byte_tokenizer, character_tokenizer, load_tokenizer
@@ -19,25 +21,32 @@ __all__ = [
     "Example",
     "Source",
     "Tokenizer",
+    "arithmetic_preferences",
     "arithmetic_source",
     "as_chat",
     "byte_tokenizer",
     "character_tokenizer",
+    "continue_dialogue",
     "decode_step",
     "encode_chat",
+    "encode_dialogue",
     "encode_example",
     "encode_prompt",
     "epoch_order",
     "filter_long",
+    "filter_long_pairs",
     "first_fit",
     "jsonl_source",
     "load_tokenizer",
     "map_source",
     "next_indices",
     "pack",
+    "preference_rollouts",
+    "preference_source",
     "prepare_jsonl",
     "reasoning_gym_source",
     "render_chat",
+    "split_turns",
     "tfds_source",
     "worked_solution",
 ]

@@ -1,55 +1,83 @@
-"""Chat templates, rendered in a sandbox, and the token ids of prompts."""
+"""Chat messages as text under the template of a tokenizer, and the token ids of prompts."""
 
 from __future__ import annotations
 
-import datetime
-import functools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.sandbox
 
+from jaxrl_llm.data import templates
 from jaxrl_llm.data.tokenizers import Tokenizer
 
 Message = Mapping[str, Any]
 
+# Names under which data sets give what an assistant thought; templates read the first, some the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
 
 def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
-    """Text of a conversation under the chat template of `tokenizer`.
+    """Text of a conversation under the chat template of `tokenizer`, as `apply_chat_template` of transformers gives it.
 
     Args:
       tokenizer: must carry a chat template; a template is untrusted code and runs in a sandbox.
-      messages: dicts with "role" and "content".
+      messages: dicts with "role" and "content", which is a text or, where the template knows them, a list of parts; an
+        assistant's may have "tool_calls" and "reasoning_content". Fields that are None count as absent.
       add_generation_prompt: end with the header after which the assistant speaks.
-      **variables: further variables of the template, such as `tools` or `enable_thinking`. Templates that write the
-        date of today ask for `date_string`: give it, so that prompts do not depend on the day.
+      **variables: further variables of the template, such as `enable_thinking`, and `tools`, a list of function schemas
+        as dicts: with it a template named "tool_use" is taken, if there is one. Templates that write the date of today
+        ask for `date_string`: give it, so that prompts do not depend on the day.
 
     Raises:
-      ValueError: no template, malformed messages, or a template that refuses them.
+      ValueError: no template, malformed messages or tools, or a template that refuses them.
     """
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            "the tokenizer has no chat_template; give prompts as plain text, or add one with "
-            "dataclasses.replace(tokenizer, chat_template=...)"
-        )
+    return render_with(templates.render, tokenizer, messages, add_generation_prompt, variables)
+
+
+def render_with(
+    render: Callable[[str, Mapping[str, Any]], Any],
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any],
+) -> Any:
+    """What `render(source, context)` gives for the template of `tokenizer`; errors as in `render_chat`."""
     _check_messages(messages)
+    _check_tools(variables.get("tools"))
+    source = template_for(tokenizer, variables.get("tools"))
     context = {"tools": None, "documents": None, **dict(tokenizer.special_tokens), **variables}
+    context |= {"messages": [_plain(message) for message in messages], "add_generation_prompt": add_generation_prompt}
     try:
-        template = _compiled(tokenizer.chat_template)
-        return template.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **context)
-    except jinja2.TemplateError as error:
+        return render(source, context)
+    except (jinja2.TemplateError, TypeError) as error:
         roles = [message["role"] for message in messages]
         raise ValueError(f"the chat template refused messages with the roles {roles}: {error}") from error
+
+
+def template_for(tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None) -> str:
+    """Source of the template for a conversation with `tools`, or without where that is None."""
+    named = dict(tokenizer.named_templates)
+    if tools is not None and "tool_use" in named:
+        return named["tool_use"]
+    if tokenizer.chat_template is None:
+        found = f"only templates by the names {sorted(named)}" if named else "none at all"
+        raise ValueError(
+            f"the tokenizer has no chat_template, {found}; give prompts as plain text, or choose one with "
+            "dataclasses.replace(tokenizer, chat_template=...)"
+        )
+    return tokenizer.chat_template
 
 
 def encode_chat(
     tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
 ) -> list[int]:
     """Token ids of `render_chat`; the template writes every special token itself, so none is added."""
-    return tokenizer.encode(render_chat(tokenizer, messages, add_generation_prompt, **variables))
+    return encode_rendered(tokenizer, render_chat(tokenizer, messages, add_generation_prompt, **variables))
+
+
+def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of what a template wrote, special tokens among it."""
+    return tokenizer.encode(text) if tokenizer.encode_spans is None else tokenizer.encode_spans(text)[0]
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[Message], **variables: Any) -> list[int]:
@@ -59,13 +87,13 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[Message], **varia
     return encode_chat(tokenizer, prompt, **variables)
 
 
-def encode_example(tokenizer: Tokenizer, example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-    """Token ids of "prompt" and of "completion", the latter with the end token; an empty completion is just that token.
-
-    The two are encoded apart, so that the prompt has the very ids that sampling will give it.
-    """
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    return encode_prompt(tokenizer, example["prompt"]), tokenizer.encode(example["completion"]) + end
+def _plain(message: Message) -> dict[str, Any]:
+    """`message` without the fields that are None, and what was thought under the names that templates read."""
+    present = {name: value for name, value in message.items() if value is not None}
+    thought = next((present[name] for name in _REASONING if name in present), None)
+    if thought is None:
+        return present
+    return {"thinking": thought, **present, "reasoning_content": thought}
 
 
 def _check_messages(messages: Sequence[Message]) -> None:
@@ -76,32 +104,12 @@ def _check_messages(messages: Sequence[Message]) -> None:
             raise ValueError(f"messages[{index}] is {message!r}; each message is a dict with 'role' and 'content'")
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(source: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
-    return environment.from_string(source)
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`, with which some templates mark what the assistant says: rendered as its body."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
-
-
-def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    # jinja's own filter escapes HTML, which models were never shown.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _check_tools(tools: Any) -> None:
+    if tools is None:
+        return
+    if not isinstance(tools, (list, tuple)):
+        raise ValueError(f"tools is {tools!r}; give a list of function schemas as dicts, or None")
+    wrong = next((index for index, tool in enumerate(tools) if not isinstance(tool, Mapping)), None)
+    if wrong is not None:
+        mend = "give its schema as a dict, such as {'type': 'function', 'function': {...}}"
+        raise ValueError(f"tools[{wrong}] is {tools[wrong]!r}; {mend}")

@@ -7,22 +7,26 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jaxrl_llm.data import sources
 from jaxrl_llm.data.sources import Source, select_columns
 
 
-def jsonl_source(path: str | pathlib.Path, columns: Mapping[str, str] | None = None) -> Source:
+def jsonl_source(path: str | pathlib.Path, columns: Mapping[str, str] | None = None, *, split_turns: bool = False) -> Source:
     """The objects of a JSONL file, one a line, read and checked at once; blank lines are skipped.
 
     Args:
       path: UTF-8 file.
       columns: our name -> name in the file, as in {"prompt": "question", "answer": "answer"}; others are left out.
         Without it every column keeps its name.
+      split_turns: dialogues become one example for each of their assistant turns, as `sources.split_turns` says.
 
     Raises:
-      ValueError: the file is empty, or a line is no JSON object or lacks a column; the message gives its number.
+      ValueError: the file is empty, or a line is no JSON object, lacks a column or has a malformed dialogue; the message
+        gives its number.
     """
     rows = [select_columns(row, columns, f"{path}, line {number}") for number, row in read_jsonl(path)]
-    return Source(str(path), len(rows), lambda index: dict(rows[index]))
+    source = Source(str(path), len(rows), lambda index: dict(rows[index]))
+    return sources.split_turns(source) if split_turns else source
 
 
 def read_jsonl(path: str | pathlib.Path) -> list[tuple[int, dict[str, Any]]]:

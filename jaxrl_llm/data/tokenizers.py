@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 
 from jaxrl_llm.data import tokenizer_files
+from jaxrl_llm.data.tokenizer_files import Span, encode_between
 
 CHARACTERS_PREFIX = "characters:"
 
@@ -25,9 +26,12 @@ class Tokenizer:
       pad_id: a value to fill arrays with; it may equal `eos_id`, so a mask must never be derived from it.
       stop_ids: tokens that end a generation, `eos_id` first.
       chat_template: jinja source, or None.
+      named_templates: pairs of the name and the source of further templates, such as ("tool_use", ...).
       special_tokens: pairs such as ("bos_token", "<s>"), the names that chat templates use.
       open_ids: tokens after which the text of those before may still change: bytes of characters that have no token of
         their own, and what decoding leaves out between them. Empty where bytes need no such care.
+      encode_spans: text that a chat template wrote to its ids and, for each id, the characters [start, end) that it
+        stands for; special tokens that are written in the text become themselves. None where this cannot be told.
     """
 
     encode_text: Callable[[str, bool], list[int]]
@@ -38,8 +42,10 @@ class Tokenizer:
     pad_id: int = 0
     stop_ids: tuple[int, ...] = ()
     chat_template: str | None = None
+    named_templates: tuple[tuple[str, str], ...] = ()
     special_tokens: tuple[tuple[str, str], ...] = ()
     open_ids: frozenset[int] = frozenset()
+    encode_spans: Callable[[str], tuple[list[int], list[Span]]] | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`; with `add_special_tokens`, those that the tokenizer puts round a text of its own."""
@@ -87,6 +93,7 @@ def byte_tokenizer() -> Tokenizer:
         pad_id=258,
         stop_ids=(257,),
         special_tokens=(("bos_token", "<bos>"), ("eos_token", "<eos>"), ("pad_token", "<pad>")),
+        encode_spans=functools.partial(encode_between, {"<bos>": 256, "<eos>": 257, "<pad>": 258}, _byte_spans),
     )
 
 
@@ -109,11 +116,18 @@ def character_tokenizer(alphabet: str) -> Tokenizer:
         pad_id=size + 1,
         stop_ids=(size,),
         special_tokens=(("eos_token", "<eos>"), ("pad_token", "<pad>")),
+        encode_spans=functools.partial(
+            encode_between, {"<eos>": size, "<pad>": size + 1}, functools.partial(_character_spans, alphabet)
+        ),
     )
 
 
 def _encode_bytes(text: str, add_special_tokens: bool) -> list[int]:
     return [256] * add_special_tokens + list(text.encode("utf-8"))
+
+
+def _byte_spans(text: str) -> tuple[list[int], list[Span]]:
+    return _encode_bytes(text, False), [(place, place + 1) for place, c in enumerate(text) for _ in c.encode("utf-8")]
 
 
 def _decode_bytes(ids: list[int], skip_special_tokens: bool) -> str:
@@ -126,6 +140,10 @@ def _encode_characters(alphabet: str, text: str, add_special_tokens: bool) -> li
     if unknown is not None:
         raise ValueError(f"character {unknown!r} of {text!r} is not in the alphabet {alphabet!r}; add it to the alphabet")
     return [alphabet.index(c) for c in text]
+
+
+def _character_spans(alphabet: str, text: str) -> tuple[list[int], list[Span]]:
+    return _encode_characters(alphabet, text, False), [(place, place + 1) for place in range(len(text))]
 
 
 def _decode_characters(alphabet: str, ids: list[int], skip_special_tokens: bool) -> str:

@@ -50,6 +50,18 @@ class Method:
     def needs_critic(self) -> bool:
         return "behavior_value" in self.needs
 
+    @property
+    def needs_value_head(self) -> bool:
+        """Whether the trained network itself gives the values, as reward models do, rather than a critic beside it."""
+        return "value" in self.needs and not self.needs_critic
+
+    @property
+    def learns_from(self) -> str:
+        """ "samples" of the policy, or, where nothing is sampled, given "pairs" or "completions"."""
+        if self.strategy is not None:
+            return "samples"
+        return "pairs" if "preference" in self.needs else "completions"
+
     def composition(self) -> str:
         """The method printed as the code that composes it."""
         return f"strategy  = {self.strategy!r}\nestimator = {self.estimator!r}\nobjective = {self.objective!r}"

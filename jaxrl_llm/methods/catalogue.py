@@ -10,6 +10,7 @@ from jaxrl_llm.estimators import (
     group_advantage,
     kl_in_reward,
     overlong_penalty,
+    pair_mean,
     reward_to_go,
     sequence_mean,
     sequence_mean_token_sum,
@@ -18,9 +19,7 @@ from jaxrl_llm.estimators import (
 )
 from jaxrl_llm.methods.base import method, reject_inert
 from jaxrl_llm.objectives import (
-    cispo as cispo_bound,
-)
-from jaxrl_llm.objectives import (
+    bradley_terry,
     clip,
     entropy_bonus,
     kl,
@@ -30,6 +29,9 @@ from jaxrl_llm.objectives import (
     score_function,
     sequence_ratio,
     value_loss,
+)
+from jaxrl_llm.objectives import (
+    cispo as cispo_bound,
 )
 from jaxrl_llm.rollouts import dynamic_sampling, grouped
 
@@ -208,3 +210,9 @@ def reinforce_plus_plus(
 def sft():
     """Negative log-likelihood of given completions, each token alike."""
     return None, chain(token_mean()), objective(negative_log_likelihood())
+
+
+@method(paper="Learning to summarize from human feedback (Stiennon et al., 2020)", url="https://arxiv.org/abs/2009.01325")
+def reward_model(*, center: float = 0.0):
+    """Bradley-Terry model of preferences: a value head that scores the preferred answer above the other one."""
+    return None, chain(pair_mean()), objective(bradley_terry(center=center))

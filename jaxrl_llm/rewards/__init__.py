@@ -1,9 +1,10 @@
 """Rewards: plain callables `reward(prompts, completions, **columns) -> list[float | None]`, and the pool that runs them.
 
-None of this imports JAX: the worker processes of the pool import it too.
+Importing this loads no JAX: the worker processes of the pool import it too.
 """
 
 from jaxrl_llm.rewards.answers import arithmetic, exact_match, final_number, gsm8k, marked_answer
+from jaxrl_llm.rewards.learned import RewardModel, reward_model
 from jaxrl_llm.rewards.maths import maths
 from jaxrl_llm.rewards.pool import RewardFailure, RewardPool
 from jaxrl_llm.rewards.reasoning_gym import reasoning_gym_score
@@ -15,6 +16,7 @@ NAMED = {reward.__name__: reward for reward in (arithmetic, exact_match, gsm8k, 
 __all__ = [
     "NAMED",
     "RewardFailure",
+    "RewardModel",
     "RewardPool",
     "arithmetic",
     "exact_match",
@@ -26,4 +28,5 @@ __all__ = [
     "marked_answer",
     "maths",
     "reasoning_gym_score",
+    "reward_model",
 ]

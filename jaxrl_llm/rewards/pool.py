@@ -48,6 +48,8 @@ class RewardPool:
       When that call fails, its rows are tried one by one, so that one bad row does not lose the others.
     * With an attribute `rowwise = True` it promises that rows do not depend on each other: its rows are tried one by
       one from the start, spread over all workers.
+    * With an attribute `in_process = True` it is called here, by the thread that scores, without a deadline: our own
+      computations on the accelerator, which neither hang nor can be had elsewhere.
     * With an attribute `unguarded`, a callable without arguments, the pool evaluates what that returns instead.
     * One that cannot be pickled or imported elsewhere (lambdas, closures, functions of a notebook or of the main
       script) runs in a daemon thread of this process: after the deadline its result is ignored, but a thread cannot
@@ -108,7 +110,10 @@ class RewardPool:
         sheet = _Sheet(list(rewards), len(completions))
         waiting: collections.deque[_Job] = collections.deque()
         for name, reward in rewards.items():
-            waiting.extend(self._first_jobs(name, reward, call, deadline_seconds))
+            if getattr(reward, "in_process", False):
+                sheet.record_all(name, _evaluate_here(reward, call))
+            else:
+                waiting.extend(self._first_jobs(name, reward, call, deadline_seconds))
         running: list[_Task] = []
         try:
             while waiting or running:
@@ -290,10 +295,23 @@ class _Sheet:
         self.failures: list[RewardFailure] = []
 
     def record(self, job: _Job, place: int, result: protocol.Result) -> None:
-        row = job.rows[place]
-        self.values[row, self.names.index(job.name)] = result.value
+        self._note(job.name, job.rows[place], result)
+
+    def record_all(self, name: str, results: Sequence[protocol.Result]) -> None:
+        for row, result in enumerate(results):
+            self._note(name, row, result)
+
+    def _note(self, name: str, row: int, result: protocol.Result) -> None:
+        self.values[row, self.names.index(name)] = result.value
         if result.reason:
-            self.failures.append(RewardFailure(job.name, row, result.reason))
+            self.failures.append(RewardFailure(name, row, result.reason))
+
+
+def _evaluate_here(reward: Callable, call: protocol.Call) -> list[protocol.Result]:
+    results = protocol.evaluate(reward, call)
+    if len(results) > 1 and results[0].fatal:
+        return [protocol.evaluate(reward, call.at([row]))[0] for row in range(len(results))]
+    return results
 
 
 def _process_worker() -> _Worker:

@@ -39,14 +39,14 @@ def collect(
     score: Score,
     examples: Sequence[Example],
     prompt_ids: Sequence[int],
-    *,
     num_samples: int,
+    first_uid: int = 0,
+    *,
     sampling: dict[str, Any],
     reward_weights: Sequence[float] = (),
     max_prompt_tokens: int,
     seed: int,
     step: int,
-    first_uid: int = 0,
 ) -> Collection:
     """Samples and scores `num_samples` completions of each example.
 
@@ -58,17 +58,17 @@ def collect(
       examples: dicts with "prompt" and the columns that rewards use.
       prompt_ids: number of each example in its source.
       num_samples: completions of each example.
+      first_uid: number of the first sample within the step.
       sampling: keyword arguments of `sampling.generate`, "max_new_tokens" among them.
       reward_weights: factor of each component in the rollouts; the records keep the rewards as they are.
       max_prompt_tokens: longest prompt.
       seed: of the run.
       step: of the training.
-      first_uid: number of the first sample within the step.
 
     Raises:
       ValueError: a prompt of more than `max_prompt_tokens` tokens.
     """
-    prompts = [encode_prompt(tokenizer, example["prompt"]) for example in examples]
+    prompts = [encode_prompt(tokenizer, example["prompt"], tools=example.get("tools")) for example in examples]
     for number, prompt in zip(prompt_ids, prompts, strict=True):
         if len(prompt) > max_prompt_tokens:
             raise ValueError(

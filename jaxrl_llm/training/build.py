@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -13,12 +14,14 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from jaxrl_llm import data, distributed, networks, rewards
+from jaxrl_llm import data, distributed, methods, networks
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.networks import families
-from jaxrl_llm.training.config import DECAYS
+from jaxrl_llm.objectives import Objective, categorical_value_loss, load_balancing, quantile_value_loss, router_z
+from jaxrl_llm.objectives import objective as make_objective
+from jaxrl_llm.training.config import DECAYS, REWARD_MODEL
 
-SOURCES = ("arithmetic", "jsonl", "tfds", "reasoning_gym")
+SOURCES = ("arithmetic", "jsonl", "tfds", "reasoning_gym", "preferences")
 
 
 def build_tokenizer(config: ConfigDict) -> Tokenizer:
@@ -42,7 +45,17 @@ def build_source(config: ConfigDict, tokenizer: Tokenizer, *, test: bool = False
         source = data.as_chat(source, system=task.system or None, suffix=task.suffix)
     elif task.system or task.suffix:
         raise ValueError("config.task.system and config.task.suffix would change nothing: config.task.chat is False")
-    return data.filter_long(source, tokenizer, task.max_prompt_tokens, drop=task.drop_long)[0]
+    source = data.filter_long(source, tokenizer, task.max_prompt_tokens, drop=task.drop_long)[0]
+    if config.preference.steps:
+        source = data.filter_long_pairs(source, tokenizer, config.preference.row_tokens, drop=task.drop_long)[0]
+    if REWARD_MODEL in (*config.rewards.names, config.evaluation.reward):
+        source = data.map_source(source, _with_conversation)
+    return source
+
+
+def _with_conversation(example: dict[str, Any]) -> dict[str, Any]:
+    """Rewards get the last message of a chat as a text; a reward model reads all of them in a column."""
+    return example | ({} if isinstance(example["prompt"], str) else {"conversation": example["prompt"]})
 
 
 def _open_source(name: str, options: dict[str, Any]):
@@ -51,6 +64,7 @@ def _open_source(name: str, options: dict[str, Any]):
         "jsonl": data.jsonl_source,
         "tfds": data.tfds_source,
         "reasoning_gym": data.reasoning_gym_source,
+        "preferences": _preferences,
     }
     if name not in openers:
         raise ValueError(f"config.task.source is {name!r}; it must be one of {SOURCES}")
@@ -58,6 +72,11 @@ def _open_source(name: str, options: dict[str, Any]):
         return openers[name](**options)
     except TypeError as error:
         raise ValueError(f"config.task.options for {name!r} are {sorted(options)}: {error}") from error
+
+
+def _preferences(path: str = "", **options):
+    """The pairs of a file, or without one those of the built-in task."""
+    return data.preference_source(path, **options) if path else data.arithmetic_preferences(**options)
 
 
 def build_mesh(config: ConfigDict) -> jax.sharding.Mesh | None:
@@ -78,65 +97,163 @@ def build_mesh(config: ConfigDict) -> jax.sharding.Mesh | None:
     return distributed.make_mesh(**sizes) if math.prod(sizes.values()) != 1 else None
 
 
-def build_network(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh | None = None) -> networks.Network:
-    """The checkpoint's network with its parameters, or one from scratch, initialised by the seed; laid out on the mesh."""
-    network, wanted = network_structure(config, tokenizer), config.network
+def build_network(
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    mesh: jax.sharding.Mesh | None = None,
+    report: Callable[[Callable[..., networks.QuantizationGap]], None] | None = None,
+) -> networks.Network:
+    """The checkpoint's network with its parameters, or one from scratch, initialised by the seed; laid out on the mesh.
+
+    A base that is to be quantised is, and an adapter lies over it. `report` is told of the former: it is given a function
+    `(tokens, segments) -> QuantizationGap`, while both bases are there.
+    """
+    wanted, network = config.network, base_network(config, tokenizer, mesh)
+    network, params = network.without_params(), network.params
+    if wanted.quantization:
+        exact = network, params
+        network, params = networks.quantize(network, params, wanted.quantization)
+        if report is not None:
+            report(functools.partial(networks.quantization_gap, *exact, network, params))
+        del exact
+    if wanted.adapter.pattern:
+        # Apart from the key of the base, so that neither repeats the other's noise.
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        network, params = networks.add_adapter(network, params, networks.AdapterConfig(**wanted.adapter), key)
+    changed = wanted.quantization or wanted.adapter.pattern
+    return network.with_params(distributed.shard_params(params, network, mesh) if mesh is not None and changed else params)
+
+
+def base_network(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh | None = None) -> networks.Network:
+    """The network as it is stored or initialised, without what the configuration lays over it."""
+    network, wanted = base_structure(config, tokenizer), config.network
     if wanted.directory:
-        computed = {"compute_dtype": wanted.dtype, "remat": wanted.remat}
-        params = networks.load_huggingface(wanted.directory, wanted.param_dtype, **computed).params
-    else:
-        params = network.init(jax.random.key(config.seed))
+        computed = {"compute_dtype": wanted.dtype, "remat": wanted.remat} | _value_head(config)
+        if mesh is not None:
+            computed |= {"shardings": functools.partial(distributed.parameter_shardings, mesh=mesh)}
+        return networks.load_huggingface(wanted.directory, wanted.param_dtype, progress=config.log.live, **computed)
+    params = network.init(jax.random.key(config.seed))
     return network.with_params(params if mesh is None else distributed.shard_params(params, network, mesh))
 
 
 def network_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network:
-    """The network without parameters.
+    """The network of the run without parameters.
 
     Raises:
-      ValueError: an unknown family, or sizes that do not go together.
+      ValueError: an unknown family, sizes that do not go together, or a pattern that is found nowhere.
     """
+    wanted, base = config.network, base_structure(config, tokenizer)
+    quantization = networks.QuantizationConfig(wanted.quantization) if wanted.quantization else None
+    adapter = networks.AdapterConfig(**wanted.adapter) if wanted.adapter.pattern else None
+    return networks.decoder(dataclasses.replace(base.config, quantization=quantization, adapter=adapter))
+
+
+def trained_and_frozen(config: ConfigDict, params: Any) -> tuple[Any, Any]:
+    """The parameters that train, and the others; None for these where all train.
+
+    Raises:
+      ValueError: `config.network.trains` is found in no path, or in one of codes.
+    """
+    trains = config.network.trains or (rf"{networks.ADAPTER}|^value_head$" if config.network.adapter.pattern else "")
+    return networks.split_params(params, trains) if trains else (params, None)
+
+
+def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network:
+    """The structure of `base_network`."""
     sizes = config.network.to_dict()
-    directory = sizes.pop("directory")
+    laid_over = ("adapter", "quantization", "trains", "router")
+    directory, named, *_ = (sizes.pop(name) for name in ("directory", "name", *laid_over))
+    computed = {name: sizes[name] for name in ("dtype", "param_dtype", "remat")} | _value_head(config)
     if directory:
         stored = json.loads((pathlib.Path(directory) / "config.json").read_text())
-        computed = {name: sizes[name] for name in ("dtype", "param_dtype", "remat")}
         return networks.decoder(families.from_huggingface(stored, **computed))
+    if named:
+        return networks.decoder(_named_config(named, tokenizer, computed))
     if sizes["family"] not in families.FAMILIES:
         raise ValueError(f"config.network.family is {sizes['family']!r}; it must be one of {sorted(families.FAMILIES)}")
     tokens = {"eos_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id, "bos_id": tokenizer.bos_id}
     traits = families.FAMILIES[sizes["family"]].traits
     return networks.decoder(
-        networks.DecoderConfig(vocab_size=tokenizer.vocab_size, tie_embeddings=True, **traits, **tokens, **sizes)
+        networks.DecoderConfig(
+            vocab_size=tokenizer.vocab_size, tie_embeddings=True, **traits, **tokens, **sizes, **_value_head(config)
+        )
     )
 
 
-def build_rewards(config: ConfigDict) -> dict[str, Callable]:
-    """Reward functions of training and evaluation by name.
+def _named_config(name: str, tokenizer: Tokenizer, computed: dict[str, Any]) -> networks.DecoderConfig:
+    found = networks.config(name, **computed)
+    if tokenizer.vocab_size > found.vocab_size:
+        raise ValueError(
+            f"config.tokenizer has {tokenizer.vocab_size} tokens; config.network.name={name!r} knows {found.vocab_size}: "
+            "take the tokenizer that belongs to it"
+        )
+    return found
+
+
+def _value_head(config: ConfigDict) -> dict[str, int]:
+    """A value head of one output, where the network that the run trains is to give values itself."""
+    if config.critic.shared:
+        return critic_head(config)
+    needed = config.preference.steps and methods.get(config.preference.method).needs_value_head
+    return {"value_head": 1} if needed else {}
+
+
+def critic_head(config: ConfigDict) -> dict[str, Any]:
+    """Fields of `DecoderConfig` for the head of a critic."""
+    critic = config.critic
+    limits = tuple(map(float, critic.range)) if critic.head == "bins" else None
+    return {"value_head": critic.outputs, "value_kind": critic.head, "value_range": limits}
+
+
+def with_critic_loss(config: ConfigDict, objective: Objective) -> Objective:
+    """The objective with the value loss that belongs to the critic's head.
 
     Raises:
-      ValueError: a name that `jaxrl_llm.rewards` does not have, or that cannot be imported.
+      ValueError: an option of the value loss is set that the head's own loss does not have.
     """
-    names = [*config.rewards.names, *filter(None, [config.evaluation.reward])]
-    return {name: load_reward(name) for name in names}
+    critic = config.critic
+    if critic.head == "plain":
+        return objective
+    return make_objective(*(_critic_term(critic, term) for term in objective.terms))
 
 
-def load_reward(name: str) -> Callable:
-    """A reward of `jaxrl_llm.rewards`, or the function that "package.module:function" names."""
-    if ":" not in name:
-        if name not in rewards.NAMED:
-            raise ValueError(f"reward {name!r} is unknown; give 'package.module:function' or one of {sorted(rewards.NAMED)}")
-        return rewards.NAMED[name]
-    module, function = name.split(":", 1)
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {name!r} cannot be imported: {error}; is its module on PYTHONPATH?") from error
+def _critic_term(critic: ConfigDict, term):
+    if term.function.__name__ != "value_loss":
+        return term
+    options = dict(term.options)
+    inert = [name for name in ("clip", "huber") if options[name] is not None]
+    if inert:
+        raise ValueError(
+            f"config.method.options.value_{inert[0]}={options[inert[0]]} would change nothing with "
+            f"config.critic.head={critic.head!r}; set it to None"
+        )
+    if critic.head == "bins":
+        low, high = map(float, critic.range)
+        return categorical_value_loss(low=low, high=high, coefficient=options["coefficient"])
+    return quantile_value_loss(coefficient=options["coefficient"])
+
+
+def with_router_losses(config: ConfigDict, network: networks.Network, objective: Objective) -> Objective:
+    """The objective and the losses on routers that the configuration asks for.
+
+    Raises:
+      ValueError: it asks for some, or for replayed routes, and the network has no experts.
+    """
+    router, experts = config.network.router, network.config.experts
+    if experts is None and (router.load_balancing or router.z or router.replay):
+        raise ValueError(f"config.network.router is {router.to_dict()}, but the network has no experts; leave it as it is")
+    terms = []
+    if router.load_balancing:
+        terms.append(load_balancing(experts_per_token=experts.per_token, coefficient=router.load_balancing))
+    if router.z:
+        terms.append(router_z(coefficient=router.z))
+    return make_objective(*objective.terms, *terms) if terms else objective
 
 
 def training_sampling(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     """How the RL phase samples: keyword arguments of `sampling.generate`."""
     chosen = {name: config.rl[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")}
-    return chosen | _stopping(config, tokenizer)
+    return chosen | {"record_routes": config.network.router.replay} | _stopping(config, tokenizer)
 
 
 def evaluation_sampling(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:

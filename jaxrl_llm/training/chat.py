@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxrl_llm.data import DecoderState, Tokenizer, decode_step, encode_prompt
+from jaxrl_llm.data import DecoderState, Tokenizer, continue_dialogue, decode_step, encode_prompt
 from jaxrl_llm.networks import Network
 from jaxrl_llm.sampling import stream
 from jaxrl_llm.training.policies import load_policy
@@ -19,7 +19,7 @@ def converse(directory: str, prompt: str | None, *, chat: bool, system: str, sam
     Args:
       directory: of the policy.
       prompt: text; None for an interactive session.
-      chat: whether texts are messages of a conversation that goes on.
+      chat: whether texts are messages of a conversation that goes on, from the ids that were sampled.
       system: first message of a conversation; "" for none.
       sampling: keyword arguments of `sampling.stream`; the seed rises by one with each answer.
     """
@@ -28,17 +28,27 @@ def converse(directory: str, prompt: str | None, *, chat: bool, system: str, sam
     answer = functools.partial(_answer, console, network, tokenizer)
     messages = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
-        answer([*messages, {"role": "user", "content": prompt}] if chat else prompt, sampling)
+        answer(encode_prompt(tokenizer, [*messages, _user(prompt)] if chat else prompt), sampling)
         return
-    seed = sampling["seed"]
+    ids, seed = [], sampling["seed"]
     while (text := _ask(console)) is not None:
-        asked = [*messages, {"role": "user", "content": text}]
+        asked = [*messages, _user(text)]
         try:
-            said = answer(asked if chat else text, sampling | {"seed": seed})
+            if ids:
+                prompt_ids = continue_dialogue(tokenizer, ids, asked)
+            else:
+                prompt_ids = encode_prompt(tokenizer, asked if chat else text)
+            said, said_ids = answer(prompt_ids, sampling | {"seed": seed})
         except ValueError as error:  # such as an empty line: the conversation goes on
             console.print(str(error))
             continue
-        messages, seed = [*asked, {"role": "assistant", "content": said}], seed + 1
+        seed += 1
+        if chat:
+            messages, ids = [*asked, {"role": "assistant", "content": said}], [*prompt_ids, *said_ids]
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
 
 
 def _ask(console: Console) -> str | None:
@@ -48,13 +58,16 @@ def _ask(console: Console) -> str | None:
         return None
 
 
-def _answer(console: Console, network: Network, tokenizer: Tokenizer, prompt, sampling: dict[str, Any]) -> str:
-    ids = encode_prompt(tokenizer, prompt)
-    pieces, state = [], DecoderState()
-    for new_ids in stream(network.without_params(), network.params, ids, stop_ids=tokenizer.stop_ids, **sampling):
+def _answer(
+    console: Console, network: Network, tokenizer: Tokenizer, prompt_ids: list[int], sampling: dict[str, Any]
+) -> tuple[str, list[int]]:
+    """Text and ids of what is sampled after `prompt_ids`, the text written to the console piece by piece."""
+    pieces, state, ids = [], DecoderState(), []
+    for new_ids in stream(network.without_params(), network.params, prompt_ids, stop_ids=tokenizer.stop_ids, **sampling):
         piece, state = decode_step(tokenizer, new_ids, state)
         console.print(piece, end="", soft_wrap=True)
         pieces.append(piece)
+        ids += new_ids
     piece, _ = decode_step(tokenizer, [], state, last=True)
     console.print(piece, soft_wrap=True)
-    return "".join([*pieces, piece])
+    return "".join([*pieces, piece]), ids

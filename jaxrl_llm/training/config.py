@@ -15,8 +15,10 @@ from jaxrl_llm import methods
 from jaxrl_llm.sampling import make_sampling
 
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
-FREE_SECTIONS = ("method.options", "task.options", "task.test_options")
+FREE_SECTIONS = ("method.options", "preference.options", "task.options", "task.test_options")
 
+# The reward whose network lies in `rewards.model`.
+REWARD_MODEL = "reward_model"
 DECAYS = ("constant", "linear", "cosine")
 # Evaluation adds an offset of a million to it, and the sum must fit into 32 bits.
 LARGEST_SEED = 2**31
@@ -32,9 +34,12 @@ def default_config() -> ConfigDict:
             "tokenizer": "",
             "task": _task(),
             "sft": _sft(),
+            "preference": _preference(),
             "method": {"name": "grpo", "options": {}},
             "rl": _rl(),
-            "critic": {"learning_rate_factor": 1.0},
+            # A shared critic is a value head on the policy; otherwise it is a network of its own.
+            # Its head has one output, or several that are "bins" over a range or "quantiles", see `networks.DecoderConfig`.
+            "critic": {"learning_rate_factor": 1.0, "shared": False, "head": "plain", "outputs": 1, "range": (0.0, 1.0)},
             "rewards": _rewards(),
             "evaluation": _evaluation(),
             "checkpoint": {"every": 50, "keep": 2, "best_metric": ""},
@@ -56,8 +61,10 @@ def free_section(config: ConfigDict, path: str) -> ConfigDict:
 
 def _network() -> dict:
     return {
-        # A Hugging Face checkpoint directory; "" makes a network of the sizes below from scratch.
+        # A Hugging Face checkpoint directory, or a name of `networks.names()`, whose shapes are made from scratch; without
+        # both, a network of the sizes below is.
         "directory": "",
+        "name": "",
         # Of the computation, and of the parameters that are trained.
         "dtype": "float32",
         "param_dtype": "float32",
@@ -69,12 +76,22 @@ def _network() -> dict:
         "num_heads": 4,
         "num_kv_heads": 2,
         "head_dim": 32,
+        # Low-rank changes over a frozen network, see `networks.AdapterConfig`: which matrices, "" for none.
+        "adapter": {"pattern": "", "rank": 16, "alpha": 32.0, "kind": "lora"},
+        # "int8", "int4" or "nf4" for the frozen matrices of layers; "" for none.
+        "quantization": "",
+        # Regular expression, searched in the paths of the parameters: those that train. "" stands for the adapter and the
+        # value head where there is an adapter, and for all parameters otherwise.
+        "trains": "",
+        # For mixtures of experts, in the supervised and the RL phase: factors of the losses on the routers, and whether the
+        # learner sends tokens to the experts that the sampler sent them to.
+        "router": {"load_balancing": 0.0, "z": 0.0, "replay": False},
     }
 
 
 def _task() -> dict:
     return {
-        # "arithmetic", "jsonl", "tfds" or "reasoning_gym".
+        # "arithmetic", "jsonl", "tfds", "reasoning_gym" or "preferences".
         "source": "arithmetic",
         "options": {},
         # Where the held-out examples come from: options that replace those above.
@@ -113,6 +130,20 @@ def _sft() -> dict:
     }
 
 
+def _preference() -> dict:
+    return {
+        "steps": 0,
+        # A method that learns from pairs, and its options.
+        "method": "reward_model",
+        "options": {},
+        # Pairs of a step.
+        "batch": 64,
+        "row_tokens": 1024,
+        "micro_batches": 1,
+        "optimizer": _optimizer(1e-5),
+    }
+
+
 def _rl() -> dict:
     return {
         "steps": 100,
@@ -136,8 +167,10 @@ def _rl() -> dict:
 
 def _rewards() -> dict:
     return {
-        # Names of `jaxrl_llm.rewards`, or "package.module:function".
+        # Names of `jaxrl_llm.rewards`, "package.module:function", or "reward_model".
         "names": ("exact_match",),
+        # The folder of "reward_model": a run that trained one, or a checkpoint with a head of one output.
+        "model": "",
         # One factor each; empty for 1.
         "weights": (),
         "workers": 1,
@@ -147,7 +180,7 @@ def _rewards() -> dict:
 
 def _evaluation() -> dict:
     return {
-        # Steps of the RL phase between evaluations; 0 for only before and after.
+        # Steps of the preference or RL phase between evaluations; 0 for only before and after.
         "every": 0,
         "prompts": 256,
         "batch": 256,
@@ -173,9 +206,8 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(f"config.rewards.deadline_seconds is {config.rewards.deadline_seconds}; it must be above 0")
     if not config.rewards.names:
         raise ValueError("config.rewards.names is empty; name at least one reward")
-    if config.method.name == "sft":
-        raise ValueError("config.method.name is 'sft', which samples nothing; set config.sft.steps and config.rl.steps=0")
     method_options(config)
+    _check_preference(config)
     if config.evaluation.temperature == 0 and config.evaluation.samples > 1:
         raise ValueError(
             f"config.evaluation.samples is {config.evaluation.samples} at temperature 0, where all samples are equal; "
@@ -192,16 +224,19 @@ def check_config(config: ConfigDict) -> None:
             f"config.rl.row_tokens is {config.rl.row_tokens}; the longest rollout has {needed} tokens "
             "(task.max_prompt_tokens + rl.max_new_tokens): raise it, or 0 for just that"
         )
-    if config.sft.steps + config.rl.steps < 1:
-        raise ValueError("config.sft.steps and config.rl.steps are both 0; there is nothing to train")
+    if config.sft.steps + config.preference.steps + config.rl.steps < 1:
+        raise ValueError("config.sft.steps, config.preference.steps and config.rl.steps are all 0; there is nothing to train")
 
 
 _AT_LEAST_ONE = (
-    "sft.batch", "sft.row_tokens", "sft.micro_batches", "rl.prompts", "rl.epochs", "rl.minibatches", "rl.micro_batches",
+    "sft.batch", "sft.row_tokens", "sft.micro_batches", "preference.batch", "preference.row_tokens",
+    "preference.micro_batches", "rl.prompts", "rl.epochs", "rl.minibatches", "rl.micro_batches",
     "rl.max_new_tokens", "task.max_prompt_tokens", "evaluation.prompts", "evaluation.batch", "evaluation.samples",
     "checkpoint.every", "checkpoint.keep", "rewards.workers",
 )  # fmt: skip
-_AT_LEAST_ZERO = ("sft.steps", "sft.examples", "rl.steps", "rl.row_tokens", "evaluation.every", "log.completions_every")
+_AT_LEAST_ZERO = (
+    "sft.steps", "sft.examples", "preference.steps", "rl.steps", "rl.row_tokens", "evaluation.every", "log.completions_every",
+)  # fmt: skip
 
 
 def _check_positive(config: ConfigDict) -> None:
@@ -215,12 +250,32 @@ def _check_positive(config: ConfigDict) -> None:
 def _check_inert(config: ConfigDict) -> None:
     """Options that would change nothing are errors."""
     has_critic = config.method.name not in methods.names() or methods.get(config.method.name).needs_critic
-    if config.critic.learning_rate_factor != 1.0 and not has_critic:
-        raise ValueError(f"config.critic.learning_rate_factor would change nothing: {config.method.name} has no critic")
+    critic = config.critic
+    if not has_critic and (critic.learning_rate_factor, critic.shared, critic.head) != (1.0, False, "plain"):
+        raise ValueError(f"config.critic would change nothing: {config.method.name} has no critic; leave it as it is")
+    if (critic.head == "plain") != (critic.outputs == 1):
+        raise ValueError(f"config.critic.outputs is {critic.outputs} for head={critic.head!r}; plain heads have 1, others more")
+    if config.critic.shared and config.critic.learning_rate_factor != 1.0:
+        raise ValueError("config.critic.learning_rate_factor would change nothing: config.critic.shared is True")
+    network = config.network
+    if network.quantization and not network.adapter.pattern and not network.trains:
+        raise ValueError(
+            f"config.network.quantization is {network.quantization!r}, but codes cannot train; set "
+            "config.network.adapter.pattern, or config.network.trains to what shall"
+        )
+    if config.network.name and config.network.directory:
+        raise ValueError("config.network.name would change nothing: config.network.directory is given; set one of them to ''")
+    named = REWARD_MODEL in (*config.rewards.names, config.evaluation.reward)
+    if config.rewards.model and not named:
+        raise ValueError(f"config.rewards.model would change nothing: config.rewards.names has no {REWARD_MODEL!r}; add it")
+    if named and not config.rewards.model:
+        raise ValueError(f"config.rewards.names has {REWARD_MODEL!r}; set config.rewards.model to its folder")
+    if config.preference.options and not config.preference.steps:
+        raise ValueError("config.preference.options would change nothing: config.preference.steps is 0")
 
 
 def _check_optimizers(config: ConfigDict) -> None:
-    for phase in ("sft", "rl"):
+    for phase in ("sft", "preference", "rl"):
         decay = config[phase].optimizer.decay
         if decay not in DECAYS:
             raise ValueError(f"config.{phase}.optimizer.decay is {decay!r}; it must be one of {DECAYS}")
@@ -237,14 +292,43 @@ def _check_sampling(config: ConfigDict) -> None:
         raise ValueError(f"config.rl or config.evaluation: {error}") from error
 
 
+def preference_method(config: ConfigDict) -> methods.Method:
+    """The method of the preference phase.
+
+    Raises:
+      ValueError: it does not exist, does not have an option, or does not learn from pairs.
+    """
+    method = methods.get(config.preference.method, **config.preference.options.to_dict())
+    if method.learns_from != "pairs":
+        known = [name for name in methods.names() if methods.get(name).learns_from == "pairs"]
+        fault = f"config.preference.method is {method.name!r}, which learns from {method.learns_from}"
+        raise ValueError(f"{fault}; take one of {known}")
+    return method
+
+
+def _check_preference(config: ConfigDict) -> None:
+    method = preference_method(config)
+    if config.preference.steps and config.rl.steps and method.needs_value_head:
+        raise ValueError(
+            f"config.rl.steps is {config.rl.steps} behind {method.name!r}, which makes no policy; set config.rl.steps=0, and "
+            "train a policy in another run with config.rewards.names=('reward_model',) and config.rewards.model=WORKDIR"
+        )
+
+
 def method_options(config: ConfigDict) -> dict:
-    """Options of the method; where it has a `max_length` that is not set, the longest completion of the run.
+    """Options of the method of the RL phase; where it has a `max_length` that is not set, the longest completion of the run.
 
     Raises:
       ValueError: the method does not exist, or does not have an option.
     """
+    named = methods.get(config.method.name)
+    if named.learns_from != "samples":
+        phase = {"completions": "sft", "pairs": "preference"}[named.learns_from]
+        raise ValueError(
+            f"config.method.name is {named.name!r}, which samples nothing; set config.{phase}.steps and config.rl.steps=0"
+        )
     options = dict(config.method.options.items())
-    if "max_length" in methods.options_of(methods.get(config.method.name).name):
+    if "max_length" in methods.options_of(named.name):
         options.setdefault("max_length", config.rl.max_new_tokens)
     try:
         method = methods.get(config.method.name, **options)

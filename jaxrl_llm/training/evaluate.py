@@ -1,17 +1,21 @@
-"""The verb `evaluate`: a policy from any folder on the held-out examples of a configuration."""
+"""The verb `evaluate`: a policy or a reward model from any folder on the held-out examples of a configuration."""
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrl_llm import rewards, rollouts
+from jaxrl_llm import methods, rewards, rollouts
 from jaxrl_llm.training import build
-from jaxrl_llm.training.config import check_config
+from jaxrl_llm.training.config import check_config, method_options, preference_method
 from jaxrl_llm.training.evaluation import evaluate
 from jaxrl_llm.training.policies import load_policy
+from jaxrl_llm.training.preference import make_pair_evaluation
+from jaxrl_llm.training.reward_functions import build_reward
+from jaxrl_llm.training.run import Run
 
 
 def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -29,24 +33,49 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     source, settings = build.build_source(config, tokenizer, test=True), config.evaluation
     name = settings.reward or config.rewards.names[0]
     with rewards.RewardPool(config.rewards.workers) as pool:
-        chosen = {name: build.load_reward(name)}
-
-        def collect(examples, prompt_ids, samples, first_uid):
-            return rollouts.collect(
-                network.without_params(),
-                network.params,
-                tokenizer,
-                lambda *texts: pool.score(chosen, *texts, config.rewards.deadline_seconds)[0],
-                examples,
-                prompt_ids,
-                num_samples=samples,
-                sampling=build.evaluation_sampling(config, tokenizer),
-                max_prompt_tokens=config.task.max_prompt_tokens,
-                seed=config.seed,
-                step=0,
-                first_uid=first_uid,
-            )
-
+        chosen = {name: build_reward(name, config)}
+        collect = functools.partial(
+            rollouts.collect,
+            network.without_params(),
+            network.params,
+            tokenizer,
+            lambda *texts: pool.score(chosen, *texts, config.rewards.deadline_seconds)[0],
+            sampling=build.evaluation_sampling(config, tokenizer),
+            max_prompt_tokens=config.task.max_prompt_tokens,
+            seed=config.seed,
+            step=0,
+        )
         examples = [source[index] for index in range(min(settings.prompts, len(source)))]
         batch = min(settings.batch, len(examples))
         return evaluate(collect, examples, samples=settings.samples, batch=batch, final_answer=rewards.final_number)
+
+
+def evaluate_pairs(directory: str | pathlib.Path, config: ConfigDict) -> dict[str, float]:
+    """Measures of `metrics.DEFINITIONS` under "evaluation/" of a network on held-out pairs, by the method of the preferences.
+
+    Args:
+      directory: of the network; its own tokenizer is used.
+      config: its sections `task`, `preference` and `evaluation` count.
+
+    Raises:
+      ValueError: the folder holds no network with the head that the method needs, or the configuration is impossible.
+    """
+    check_config(config)
+    network, tokenizer = load_policy(directory)
+    method = preference_method(config)
+    if method.needs_value_head and network.value is None:
+        raise ValueError(f"{directory} holds a network without a value head; give a reward model")
+    with rewards.RewardPool(config.rewards.workers) as pool:
+        run = Run(
+            config=config,
+            workdir=pathlib.Path(directory),
+            tokenizer=tokenizer,
+            network=network,
+            source=(),
+            test_source=build.build_source(config, tokenizer, test=True),
+            method=methods.get(config.method.name, **method_options(config)),
+            preference_method=method,
+            pool=pool,
+            rewards={},
+        )
+        return make_pair_evaluation(run)(network.params, 0)

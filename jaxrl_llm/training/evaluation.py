@@ -92,7 +92,9 @@ def summarise(rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: S
     measured = {}
     for name, (value, error) in results.items():
         measured |= {f"evaluation/{name}": value, f"evaluation/{name}_error": error}
+    known = rewards[~np.isnan(rewards)]
     return measured | {
+        "evaluation/reward": float(known.mean()) if known.size else float("nan"),
         "evaluation/length": float(np.mean(lengths)),
         "evaluation/missing": float(np.isnan(rewards).mean()),
     }

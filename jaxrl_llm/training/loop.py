@@ -1,4 +1,4 @@
-"""The training loop: a supervised phase, then an RL phase, resumable at any moment."""
+"""The training loop: phases that learn from examples, from preferences and from rewards, resumable at any moment."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from jaxrl_llm import rewards
-from jaxrl_llm.training import checkpoint, metrics, reinforcement, supervised
-from jaxrl_llm.training.evaluation import evaluate
+from jaxrl_llm.training import checkpoint, metrics
+from jaxrl_llm.training.phases import Params, Phase, all_phases, following
 from jaxrl_llm.training.progress import REINFORCEMENT, SUPERVISED, Progress
 from jaxrl_llm.training.report import live_report
 from jaxrl_llm.training.run import Run, open_run
 from jaxrl_llm.training.state import TrainState
-
-Step = Callable[..., tuple[TrainState, Any, dict[str, float], list[dict[str, Any]]]]
 
 
 class Stopped(Exception):
@@ -60,16 +57,16 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
       Stopped: SIGTERM came; the state is saved.
     """
     with open_run(config, workdir) as run, _open_files(run) as files:
-        state, progress = _resume(run, files)
-        if progress.phase == SUPERVISED:
-            step = supervised.make_supervised_step(run)
-            state, progress = _run_phase(run, files, step, state, progress, run.config.sft.steps)
-            state, progress = _enter_reinforcement(run, files, state.params, progress)
-        if progress.phase_step < run.config.rl.steps:
-            step = reinforcement.make_reinforcement_step(run, _reference(run))
-            state, progress = _run_phase(run, files, step, state, progress, run.config.rl.steps)
-            _save(run, files, state, progress)
-        return _summary(run, files, progress)
+        phases = all_phases(run)
+        state, progress = _resume(run, files, phases)
+        phase = phases[progress.phase]
+        state, progress = _run_phase(run, files, phase, state, progress)
+        while (after := following(phases, phase.name)) is not None:
+            state, progress = _enter(run, files, after, phase.params(state), progress)
+            phase = after
+            state, progress = _run_phase(run, files, phase, state, progress)
+        _save(run, files, state, progress, {phase.measure: progress.accuracy})
+        return _summary(run, files, phase, progress)
 
 
 @contextlib.contextmanager
@@ -107,63 +104,68 @@ def _elapsed(run: Run) -> float:
     return records[-1]["elapsed"] if records else 0.0
 
 
-def _resume(run: Run, files: Files) -> tuple[TrainState, Progress]:
-    """State and progress of the latest checkpoint, or of a new run."""
+def _resume(run: Run, files: Files, phases: dict[str, Phase]) -> tuple[TrainState, Progress]:
+    """The latest checkpoint, with the files of the run brought back to its step, or the beginning of the first phase."""
     found = checkpoint.latest_progress(files.manager)
     number, progress = (None, None) if found is None else (found[0], Progress.from_json(found[1]))
     for name in ("metrics.jsonl", "timing.jsonl", "warnings.jsonl", "reward_failures.jsonl"):
         metrics.keep_until(run.workdir / name, 0 if progress is None else progress.step)
     if progress is None:
-        if run.config.sft.steps:
-            return supervised.initial_state(run), Progress(SUPERVISED)
-        return _enter_reinforcement(run, files, run.network.params, Progress(SUPERVISED))
-    if progress.phase == SUPERVISED:
-        like = supervised.initial_state(run)
-    else:
-        like = reinforcement.initial_state(run, run.network.params)
+        first = following(phases, None)
+        if first.name == SUPERVISED:
+            return first.initial_state(run.network.params), Progress(SUPERVISED)
+        return _enter(run, files, first, run.network.params, Progress(SUPERVISED))
+    like = phases[progress.phase].initial_state(run.network.params)
     return checkpoint.restore_arrays(files.manager, number, like), progress
 
 
-def _enter_reinforcement(run: Run, files: Files, params, progress: Progress) -> tuple[TrainState, Progress]:
-    """Saves the reference policy and the beginning of the RL phase."""
-    if progress.accuracy is None:
-        measured, _ = _evaluate(run, params, progress.step)
-        progress = dataclasses.replace(progress, accuracy=measured["evaluation/accuracy"])
-    progress = dataclasses.replace(progress.entered(REINFORCEMENT), accuracy_before=progress.accuracy)
-    if run.method.needs_reference and run.config.rl.steps:
+def _enter(run: Run, files: Files, phase: Phase, params: Params, progress: Progress) -> tuple[TrainState, Progress]:
+    """Measures and saves the beginning of a phase behind the supervised one, with the reference policy that it needs."""
+    measured = progress.accuracy if progress.phase == SUPERVISED else None
+    if measured is None:
+        measured = phase.make_evaluation(None)(params, progress.step)[phase.measure]
+    progress = dataclasses.replace(progress.entered(phase.name), accuracy_before=measured, accuracy=measured)
+    if phase.method.needs_reference:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(run.workdir / "reference", params, force=True)
-    state = reinforcement.initial_state(run, params)
-    _save(run, files, state, progress)
+            checkpointer.save(_reference_folder(run, phase), params, force=True)
+    state = phase.initial_state(params)
+    _save(run, files, state, progress, {phase.measure: progress.accuracy})
     return state, progress
 
 
-def _reference(run: Run):
-    if not run.method.needs_reference:
+def _reference_folder(run: Run, phase: Phase) -> pathlib.Path:
+    # Apart for each phase: a run that is killed while it enters one goes on with the reference of the phase before.
+    return run.workdir / ("reference" if phase.name == REINFORCEMENT else f"reference_{phase.name}")
+
+
+def _reference(run: Run, phase: Phase) -> Params:
+    if not phase.method.needs_reference:
         return None
     with ocp.StandardCheckpointer() as checkpointer:
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, run.network.params)
-        return checkpointer.restore(run.workdir / "reference", like)
+        return checkpointer.restore(_reference_folder(run, phase), like)
 
 
-def _run_phase(run: Run, files: Files, step: Step, state, progress: Progress, total: int):
-    """Steps, measurements and checkpoints until `total` steps of the phase are done."""
-    with live_report(progress.phase, progress.phase_step, total, enabled=run.config.log.live) as show:
-        while progress.phase_step < total:
+def _run_phase(run: Run, files: Files, phase: Phase, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
+    """Steps, measurements and checkpoints until all steps of the phase are done."""
+    if progress.phase_step >= phase.steps:
+        return state, progress
+    reference = _reference(run, phase)
+    step, evaluate = phase.make_step(reference), phase.make_evaluation(reference)
+    with live_report(progress.phase, progress.phase_step, phase.steps, enabled=run.config.log.live) as show:
+        while progress.phase_step < phase.steps:
             began = time.monotonic()
             state, cursor, measured, records = step(state, progress.cursor, progress.step)
             progress = progress.advanced(cursor)
             timing = {"seconds": time.monotonic() - began}
-            last = progress.phase_step == total
+            last = progress.phase_step == phase.steps
             if last or _due(run.config.evaluation.every, progress):
-                params = state.params if progress.phase == SUPERVISED else reinforcement.policy_params(run, state)
-                held_out, _ = _evaluate(run, params, progress.step)
-                measured |= held_out
-                progress = dataclasses.replace(progress, accuracy=held_out["evaluation/accuracy"])
+                measured |= evaluate(phase.params(state), progress.step)
+                progress = dataclasses.replace(progress, accuracy=measured[phase.measure])
             _log(run, files, progress, measured, records, timing)
             show(measured | {"tokens_per_second": measured["tokens"] / timing["seconds"]}, records)
             if files.stop.is_set():
-                _save(run, files, state, progress)
+                _save(run, files, state, progress, {phase.measure: progress.accuracy})
                 raise Stopped(f"stopped by SIGTERM after step {progress.step}; the same command resumes the run")
             if not last and progress.phase_step % run.config.checkpoint.every == 0:
                 _save(run, files, state, progress, measured)
@@ -171,21 +173,7 @@ def _run_phase(run: Run, files: Files, step: Step, state, progress: Progress, to
 
 
 def _due(every: int, progress: Progress) -> bool:
-    return progress.phase == REINFORCEMENT and every > 0 and progress.phase_step % every == 0
-
-
-def _evaluate(run: Run, params, step: int):
-    settings = run.config.evaluation
-    count = min(settings.prompts, len(run.test_source))
-    examples = [run.test_source[index] for index in range(count)]
-    collect = run.evaluation_collector(params, step)
-    return evaluate(
-        collect,
-        examples,
-        samples=settings.samples,
-        batch=min(settings.batch, count),
-        final_answer=rewards.final_number,
-    )
+    return progress.phase != SUPERVISED and every > 0 and progress.phase_step % every == 0
 
 
 def _log(run: Run, files: Files, progress: Progress, measured, records, timing) -> None:
@@ -206,25 +194,24 @@ def _log(run: Run, files: Files, progress: Progress, measured, records, timing) 
         logging.getLogger(__name__).warning("sampler and learner differ by %.3g nat at step %d", gap, progress.step)
 
 
-def _save(run: Run, files: Files, state: TrainState, progress: Progress, measured: dict[str, float] | None = None) -> None:
-    """Begins to save; without `measured`, the last held-out accuracy is what a best checkpoint is chosen by."""
+def _save(run: Run, files: Files, state: TrainState, progress: Progress, measured: dict[str, Any]) -> None:
+    """Begins to save; `measured` has what a best checkpoint is chosen by, where that was measured."""
     if files.manager.latest_step() == progress.step:
         return
-    measured = {"evaluation/accuracy": progress.accuracy} if measured is None else measured
     best = measured.get(run.config.checkpoint.best_metric)
     metrics_of_best = {} if best is None else {run.config.checkpoint.best_metric: best}
     checkpoint.save(files.manager, progress.step, state, progress.to_json(), metrics_of_best)
 
 
-def _summary(run: Run, files: Files, progress: Progress) -> dict[str, Any]:
-    learns_by_reward = run.config.rl.steps > 0
+def _summary(run: Run, files: Files, phase: Phase, progress: Progress) -> dict[str, Any]:
     summary = {
-        # Without an RL phase there is one measurement, after the supervised phase.
-        "accuracy_before": progress.accuracy_before if learns_by_reward else None,
+        "measure": phase.measure.removeprefix("evaluation/"),
+        # Without a phase behind the supervised one there is one measurement, after it.
+        "accuracy_before": progress.accuracy_before,
         "accuracy_after": progress.accuracy,
         "steps": progress.step,
         "wall_seconds": time.monotonic() - files.started,
-        "method": run.config.method.name if learns_by_reward else "sft",
+        "method": phase.method.name,
         "seed": run.config.seed,
         "workdir": str(run.workdir),
     }

@@ -17,8 +17,8 @@ from typing import Any
 BAR = "\\|"  # a bar within a cell of a Markdown table
 
 DEFINITIONS = {
-    "step": "steps done, of both phases together, this one included",
-    "phase": "`sft` or `rl`",
+    "step": "steps done, of all phases together, this one included",
+    "phase": "`sft`, `preference` or `rl`",
     "loss": "value of the objective; on policy, a group-relative loss is 0 whatever is learned: see `surrogate/*`",
     "loss/*": "weighted sum over actions of one term of the objective",
     "gradient_norm": "global norm of the gradient before clipping",
@@ -26,6 +26,7 @@ DEFINITIONS = {
     "logp_gap": "largest |learner's - sampler's| log-probability (nats) of an action, at the first update after sampling",
     "surrogate/positive_advantage": "weighted sum of the surrogate over actions with positive advantage, to be raised",
     "surrogate/negative_advantage": "the same over actions with negative advantage",
+    "expert_load_max": "choices of the most used expert of a layer by an action, over those if all were used alike",
     "ratio/mean": "mean importance ratio of the actions",
     "ratio/max": "largest importance ratio of an action",
     "behavior_kl": "mean over actions of the k3 estimate of KL(sampler || policy), nats",
@@ -41,6 +42,11 @@ DEFINITIONS = {
     "length/mean": "mean tokens of a completion, the stop token included",
     "length/max": "most tokens of a completion",
     "truncated": "share of completions cut by `max_new_tokens`",
+    "pair_accuracy": "share of pairs whose preferred text has the higher reward, a tie counting one half",
+    "pair_margin": "mean over pairs of the difference of the two rewards",
+    "pair_chosen": "mean over pairs of the reward of the preferred text",
+    "pair_rejected": "mean over pairs of the reward of the other text",
+    "pairs_equal": "share of pairs of two equal texts, which teach nothing",
     "tokens": "tokens that the step trained on",
     "dynamic_sampling/rounds": "rounds of sampling that the step took",
     "dynamic_sampling/kept": "share of the sampled groups that were kept",
@@ -51,6 +57,9 @@ DEFINITIONS = {
     "evaluation/maj@*": "share of prompts whose most frequent answer among k samples is correct",
     "evaluation/maj@*_error": "half width of its 95% confidence interval",
     "evaluation/length": "mean tokens of a held-out completion",
+    "evaluation/reward": "mean of the held-out rewards that are not missing",
+    "evaluation/pair_*": "the same of held-out pairs: `pair_accuracy`, `pair_margin`, `pair_chosen`, `pair_rejected`",
+    "evaluation/pair_accuracy_error": "half width of its 95% confidence interval",
     "evaluation/missing": "share of held-out rewards that are missing; they count as wrong",
 }
 

@@ -21,6 +21,14 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+# Fields of `DecoderConfig` that are records of their own.
+_NESTED = {
+    "experts": networks.ExpertsConfig,
+    "adapter": networks.AdapterConfig,
+    "quantization": networks.QuantizationConfig,
+}
+# Folder of the templates that have names, one file each.
+TEMPLATES = "additional_chat_templates"
 
 
 def load_policy(directory: str | pathlib.Path, *, dtype: str = "float32") -> tuple[networks.Network, Tokenizer]:
@@ -65,16 +73,22 @@ def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
     config = ConfigDict(json.loads((directory / "config.json").read_text()))
     tokenizer = build.build_tokenizer(config)
     network = build.network_structure(config, tokenizer)
-    like = jax.eval_shape(network.init, jax.random.key(0))
+    like, frozen = build.trained_and_frozen(config, jax.eval_shape(network.init, jax.random.key(0)))
     stored = checkpoint.parameter_names(directory / "checkpoints")
     path = ("params", "policy") if "policy" in stored else ("params",)
-    return network.with_params(checkpoint.restore_params(directory / "checkpoints", like, path=path)), tokenizer
+    params = checkpoint.restore_params(directory / "checkpoints", like, path=path)
+    if frozen is not None:
+        # Checkpoints hold what trains alone; the rest is made again from where it came.
+        _, frozen = build.trained_and_frozen(config, build.build_network(config, tokenizer).params)
+        params = networks.join_params(params, frozen)
+    return network.with_params(params), tokenizer
 
 
 def _load_orbax(directory: pathlib.Path) -> networks.Network:
     fields = json.loads((directory / "network.json").read_text())
     scaling = fields["rope_scaling"]
     fields |= {"eos_ids": tuple(fields["eos_ids"]), "rope_scaling": None if scaling is None else dict(scaling)}
+    fields |= {name: kind(**fields[name]) for name, kind in _NESTED.items() if fields.get(name) is not None}
     network = networks.decoder(networks.DecoderConfig(**fields))
     like = jax.eval_shape(network.init, jax.random.key(0))
     with ocp.StandardCheckpointer() as checkpointer:
@@ -95,7 +109,7 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
     Args:
       source: any folder that `load_policy` reads.
       target: a folder that does not exist yet.
-      to: "huggingface" or "orbax".
+      to: "huggingface", into whose matrices an adapter is merged; "orbax"; or "peft", the adapter alone.
       dtype: of parameters read from a Hugging Face directory.
 
     Returns:
@@ -107,19 +121,31 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
     source, target = pathlib.Path(source).absolute(), pathlib.Path(target).absolute()
     if target.exists():
         raise ValueError(f"{target} exists already; give a folder that does not, so that nothing is lost")
-    writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax}
+    writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax, "peft": _write_peft}
     if to not in writers:
         raise ValueError(f"to is {to!r}; it must be one of {sorted(writers)}")
     network, _ = load_policy(source, dtype=dtype)
     writers[to](network, target)
-    files = tokenizer_files(source)
-    for file in files:
-        shutil.copy2(file, target / file.name)
-    return [file.name for file in files]
+    copied = []
+    for file in tokenizer_files(source):
+        place = target / TEMPLATES / file.name if file.parent.name == TEMPLATES else target / file.name
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy2(file, place)
+        copied.append(str(place.relative_to(target)))
+    return copied
 
 
 def _write_huggingface(network: networks.Network, target: pathlib.Path) -> None:
-    networks.save_huggingface(network, network.params, target)
+    plain, params = network.without_params(), network.params
+    if network.config.adapter is not None:
+        plain, params = networks.merge_adapter(plain, params)
+    elif network.config.quantization is not None:
+        plain, params = networks.dequantize(plain, params)
+    networks.save_huggingface(plain, params, target)
+
+
+def _write_peft(network: networks.Network, target: pathlib.Path) -> None:
+    networks.save_peft(network, network.params, target)
 
 
 def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
@@ -131,4 +157,5 @@ def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
         if not named.exists():  # such as "bytes", which has no files
             return []
         folder = named if named.is_dir() else named.parent
-    return [file for file in map(functools.partial(pathlib.Path, folder), TOKENIZER_FILES) if file.is_file()]
+    named_templates = sorted((folder / TEMPLATES).glob("*.jinja"))
+    return [file for file in map(functools.partial(pathlib.Path, folder), TOKENIZER_FILES) if file.is_file()] + named_templates

@@ -11,37 +11,43 @@ import numpy as np
 import optax
 
 from jaxrl_llm.data import Cursor, pack
-from jaxrl_llm.data.packing import has_weight, unpack
+from jaxrl_llm.data.packing import has_weight
 from jaxrl_llm.networks import Network, decoder
 from jaxrl_llm.rollouts import select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
+from jaxrl_llm.training import annotate, build
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.update import make_update
-from jaxrl_llm.types import Batch, Rollouts
+from jaxrl_llm.types import Rollouts
+
+
+def separate_critic(run: Run) -> bool:
+    """Whether there is a critic that is a network of its own."""
+    return run.method.needs_critic and not run.config.critic.shared
 
 
 def initial_state(run: Run, params) -> TrainState:
-    """State before the first RL update; a critic begins as a copy of the policy with a value head of zeros."""
-    params = {"policy": params, "critic": critic_params(run, params)} if run.method.needs_critic else params
+    """State before the first RL update; a critic of its own begins as a copy of the policy with a value head of zeros."""
+    params = {"policy": params, "critic": critic_params(run, params)} if separate_critic(run) else params
     state = run.method.estimator.init()
     return TrainState.create(params, optimizer(run), method_state=state, key=jax.random.key(run.config.seed))
 
 
 def policy_params(run: Run, state: TrainState):
     """The policy's part of the parameters in the RL phase."""
-    return state.params["policy"] if run.method.needs_critic else state.params
+    return state.params["policy"] if separate_critic(run) else state.params
 
 
 def critic_network(run: Run) -> Network:
     """The policy's architecture with a value head."""
-    return decoder(dataclasses.replace(run.network.config, value_head=True))
+    return decoder(dataclasses.replace(run.network.config, **build.critic_head(run.config)))
 
 
 def critic_params(run: Run, params):
     """A copy of the policy's parameters, with the parameters of the value head that they lack."""
-    missing = jax.eval_shape(critic_network(run).init, jax.random.key(0)).keys() - params.keys()
+    missing = jax.eval_shape(critic_network(run).init, jax.random.key(0)).keys() - run.whole(params).keys()
     heads = {name: critic_network(run).init(jax.random.key(run.config.seed))[name] for name in sorted(missing)}
     # The policy's buffers are donated to updates: the critic needs its own.
     return jax.tree.map(lambda leaf: leaf.copy(), params) | heads
@@ -52,7 +58,7 @@ def optimizer(run: Run) -> optax.GradientTransformation:
     rl = run.config.rl
     updates = rl.steps * rl.epochs * rl.minibatches
     policy = build_optimizer(rl.optimizer, updates)
-    if not run.method.needs_critic:
+    if not separate_critic(run):
         return policy
     critic = build_optimizer(rl.optimizer, updates, factor=run.config.critic.learning_rate_factor)
     return optax.partition({"policy": policy, "critic": critic}, {"policy": "policy", "critic": "critic"})
@@ -66,15 +72,18 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
       reference: parameters of the reference policy, or None where the method needs none.
     """
     rl, method = run.config.rl, run.method
-    annotate = make_annotate(run, reference)
+    annotated = make_annotate(run, reference)
     estimate = jax.jit(method.estimator.update)
-    pure = make_update(None, method.objective, optimizer(run), micro_batches=rl.micro_batches, scorer=_scorer(run))
+    objective = build.with_critic_loss(run.config, method.objective)
+    objective = build.with_router_losses(run.config, run.network, objective)
+    scorer = _scorer(run, objective.needs)
+    pure = make_update(None, objective, optimizer(run), micro_batches=rl.micro_batches, scorer=scorer)
     update = jax.jit(pure, donate_argnums=0)
 
     def step(state: TrainState, cursor: Cursor, number: int):
         collect = run.collector(policy_params(run, state), number)
         collection, cursor, metrics = method.strategy(run.draw, collect, cursor, rl.prompts)
-        rollouts = annotate(state, collection.rollouts)
+        rollouts = annotated(state, collection.rollouts)
         metrics |= rollout_metrics(run, rollouts, collection.records)
         key = jax.random.fold_in(state.key, number)
         rollouts, method_state = estimate(rollouts, state.method_state, key)
@@ -90,11 +99,13 @@ def row_tokens(run: Run) -> int:
     return run.config.rl.row_tokens or run.config.task.max_prompt_tokens + run.config.rl.max_new_tokens
 
 
-def _scorer(run: Run):
-    """The scorer that the update differentiates: at the sampling temperature, with the critic where there is one."""
-    needs = run.method.objective.needs - ({"value"} if run.method.needs_critic else set())
-    actor = make_scorer(run.network.without_params(), needs, temperature=run.config.rl.temperature)
-    return actor_critic_scorer(actor, critic_network(run)) if run.method.needs_critic else actor
+def _scorer(run: Run, needs: frozenset[str]):
+    """The scorer that the update differentiates: at the sampling temperature, with the critic where it is one of its own."""
+    separate = separate_critic(run)
+    options = {"temperature": run.config.rl.temperature, "replay_routes": run.config.network.router.replay}
+    of_critic = needs & {"value", "value_outputs"}
+    actor = make_scorer(run.network.without_params(), needs - of_critic if separate else needs, **options)
+    return actor_critic_scorer(actor, critic_network(run), of_critic) if separate else actor
 
 
 def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts], Rollouts]:
@@ -102,29 +113,14 @@ def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts], Rollo
     passes: dict[str, Any] = {}
     if run.method.needs_reference:
         scorer = jax.jit(make_scorer(run.network.without_params(), temperature=run.config.rl.temperature))
-        passes["reference_logp"] = lambda state, batch: scorer(reference, batch).logp
+        passes["reference_logp"] = lambda state, batch: scorer(run.whole(reference), batch).logp
     if run.method.needs_critic:
         critic = jax.jit(make_scorer(critic_network(run), {"value"}))
-        passes["behavior_value"] = lambda state, batch: critic(state.params["critic"], batch).value
-
-    def annotate(state: TrainState, rollouts: Rollouts) -> Rollouts:
-        if not passes:
-            return rollouts
-        batch = pack(rollouts, row_tokens(run), multiple=run.row_multiple(run.config.rl.micro_batches))
-        extras = dict(rollouts.extras)
-        for name, score in passes.items():
-            extras[name] = unpack(_in_parts(run, score, state, batch), batch, *rollouts.tokens.shape)
-        return rollouts.replace(extras=extras)
-
-    return annotate
-
-
-def _in_parts(run: Run, score, state, batch: Batch) -> np.ndarray:
-    """Scores the rows in as many equal parts as an update, so that it takes no more memory."""
-    parts = run.config.rl.micro_batches
-    rows, scalars = batch.replace(step=None, coefficients={}), {"step": batch.step, "coefficients": batch.coefficients}
-    pieces = [jax.tree.map(lambda leaf, part=part: np.array_split(leaf, parts)[part], rows) for part in range(parts)]
-    return np.concatenate([jax.device_get(score(state, run.place(piece.replace(**scalars)))) for piece in pieces])
+        own = separate_critic(run)
+        passes["behavior_value"] = lambda state, batch: (
+            critic(run.whole(state.params["critic"] if own else state.params), batch).value
+        )
+    return annotate.make_annotate(run, passes, width=row_tokens(run), parts=run.config.rl.micro_batches)
 
 
 def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: int):
@@ -139,11 +135,18 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
             multiple = run.row_multiple(rl.micro_batches)
             keep = has_weight(part)
             batch = pack(part, row_tokens(run), keep=keep, multiple=multiple, step=number, coefficients=schedules)
-            state, metrics = update(state, run.place(batch))
+            state, metrics = update(state, run.place(batch), _frozen(run))
             seen.append(metrics)
     seen = jax.device_get(seen)
     means = {name: float(np.mean([metrics[name] for metrics in seen])) for name in seen[0]}
     return state, means | {"logp_gap": float(seen[0]["logp_gap"])}
+
+
+def _frozen(run: Run):
+    """What `update` joins with the parameters that train; policy and critic share the same arrays."""
+    if run.frozen is None or not separate_critic(run):
+        return run.frozen
+    return {"policy": run.frozen, "critic": run.frozen}
 
 
 def _minibatch_rows(run: Run, rows: int, number: int, epoch: int) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +15,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, methods, rewards, rollouts
-from jaxrl_llm.data import Cursor, Tokenizer, next_indices
-from jaxrl_llm.networks import Network
+from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices
+from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import build, metrics
-from jaxrl_llm.training.config import check_config, method_options
+from jaxrl_llm.training.config import check_config, method_options, preference_method
+from jaxrl_llm.training.reward_functions import build_rewards
 from jaxrl_llm.types import Batch
 
 # Evaluation samples must not repeat the noise of training samples.
 EVALUATION_SEED_OFFSET = 1_000_003
+_GAP_PROMPTS = 8  # on which the gap of a quantised base is measured
 # Keys that a resumed run may change without becoming another run.
 _CHANGEABLE = ("log.", "checkpoint.", "rewards.workers")
 
@@ -34,10 +37,12 @@ class Run:
       config: checked configuration.
       workdir: folder of all files of the run.
       tokenizer: of prompts and completions.
-      network: of the policy, with its first parameters.
+      network: of the policy, with its first parameters; without the frozen ones.
+      frozen: parameters that do not train; None where all do.
       source: examples to train on.
       test_source: held-out examples.
       method: of the RL phase.
+      preference_method: of the preference phase.
       pool: of reward workers.
       mesh: of devices; None for one device.
       rewards: functions by name.
@@ -50,9 +55,15 @@ class Run:
     source: Sequence[dict[str, Any]]
     test_source: Sequence[dict[str, Any]]
     method: methods.Method
+    preference_method: methods.Method
     pool: rewards.RewardPool
     rewards: dict[str, Callable]
+    frozen: Any = None
     mesh: jax.sharding.Mesh | None = None
+
+    def whole(self, params):
+        """All parameters of the network: those that train, and the frozen ones, which nobody copies."""
+        return params if self.frozen is None else join_params(params, self.frozen)
 
     def place(self, batch: Batch) -> Batch:
         """The batch with its rows split over the mesh, where there is one."""
@@ -95,24 +106,18 @@ class Run:
         return self._collector(params, score, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step)
 
     def _collector(self, params, score, sampling, seed: int, step: int, reward_weights=()):
-        def collect(examples, prompt_ids, samples, first_uid):
-            return rollouts.collect(
-                self.network.without_params(),
-                params,
-                self.tokenizer,
-                score,
-                examples,
-                prompt_ids,
-                num_samples=samples,
-                sampling=sampling,
-                reward_weights=reward_weights,
-                max_prompt_tokens=self.config.task.max_prompt_tokens,
-                seed=seed,
-                step=step,
-                first_uid=first_uid,
-            )
-
-        return collect
+        return functools.partial(
+            rollouts.collect,
+            self.network.without_params(),
+            self.whole(params),
+            self.tokenizer,
+            score,
+            sampling=sampling,
+            reward_weights=reward_weights,
+            max_prompt_tokens=self.config.task.max_prompt_tokens,
+            seed=seed,
+            step=step,
+        )
 
 
 @contextlib.contextmanager
@@ -128,21 +133,41 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
     tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
     scope = contextlib.nullcontext() if mesh is None else distributed.sharded(mesh)
     with rewards.RewardPool(config.rewards.workers) as pool, scope:
+        source = build.build_source(config, tokenizer)
+        report = functools.partial(_report_gap, workdir, source, tokenizer)
+        network = build.build_network(config, tokenizer, mesh, report)
+        trained, frozen = build.trained_and_frozen(config, network.params)
         run = Run(
             config=config,
             workdir=workdir,
             tokenizer=tokenizer,
-            network=build.build_network(config, tokenizer, mesh),
+            network=network.with_params(trained),
+            frozen=frozen,
             mesh=mesh,
-            source=build.build_source(config, tokenizer),
+            source=source,
             test_source=build.build_source(config, tokenizer, test=True),
             method=methods.get(config.method.name, **method_options(config)),
+            preference_method=preference_method(config),
             pool=pool,
-            rewards=build.build_rewards(config),
+            rewards=build_rewards(config, mesh),
         )
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
         yield run
+
+
+def _report_gap(workdir: pathlib.Path, source, tokenizer: Tokenizer, gap: Callable) -> None:
+    """Writes how far the quantised base is from the exact one, on the first prompts of the source."""
+    path = workdir / "quantization.json"
+    if path.exists():
+        return
+    examples = [source[index] for index in range(min(_GAP_PROMPTS, len(source)))]
+    texts = [encode_prompt(tokenizer, example["prompt"], tools=example.get("tools")) for example in examples]
+    width = max(map(len, texts))
+    tokens = np.array([np.pad(text, (0, width - len(text))) for text in texts])
+    segments = np.array([np.arange(width) < len(text) for text in texts], np.int32)
+    found = gap(tokens, segments)._asdict() | {"prompts": len(texts), "unit": "nats a token"}
+    metrics.write_atomically(path, [json.dumps(found, indent=2) + "\n"])
 
 
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:

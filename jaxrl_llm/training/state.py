@@ -16,7 +16,7 @@ class TrainState:
 
     Attributes:
       step: int32 [], updates done, skipped ones included.
-      params: parameters that train.
+      params: parameters that train; frozen ones are no part of the state.
       opt_state: state of the optax transform.
       method_state: state of the method's estimator.
       key: PRNG key of the run; never split, only folded with step, sample and position.
@@ -32,8 +32,20 @@ class TrainState:
 
     @classmethod
     def create(cls, params, optimizer: optax.GradientTransformation, *, method_state=(), key=None) -> TrainState:
-        """State before the first update; the key defaults to `jax.random.key(0)`."""
+        """State before the first update; the key defaults to `jax.random.key(0)`.
+
+        Raises:
+          ValueError: some parameters hold no real numbers, such as the codes of a quantised base, and so cannot train.
+        """
+        _check_trainable(params)
         key = jax.random.key(0) if key is None else key
         # Two buffers, as a buffer cannot be donated twice.
         step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         return cls(step, params, optimizer.init(params), method_state, key, skipped)
+
+
+def _check_trainable(params) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"params{name} is {leaf.dtype} and cannot train; freeze it, see networks.split_params")

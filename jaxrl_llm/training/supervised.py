@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrl_llm import methods
 from jaxrl_llm.data import Cursor, Tokenizer, encode_example, next_indices, pack
+from jaxrl_llm.training import build
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
@@ -28,10 +29,9 @@ def _optimizer(run: Run):
 def make_supervised_step(run: Run) -> Callable:
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`."""
     settings, method = run.config.sft, methods.get("sft")
-    update = jax.jit(
-        make_update(run.network.without_params(), method.objective, _optimizer(run), micro_batches=settings.micro_batches),
-        donate_argnums=0,
-    )
+    network = run.network.without_params()
+    objective = build.with_router_losses(run.config, network, method.objective)
+    update = jax.jit(make_update(network, objective, _optimizer(run), micro_batches=settings.micro_batches), donate_argnums=0)
     estimate = jax.jit(method.estimator.update)
     size = settings.examples or len(run.source)
     if size > len(run.source):
@@ -44,7 +44,7 @@ def make_supervised_step(run: Run) -> Callable:
         rollouts, _ = estimate(rollouts, method.estimator.init(), state.key)
         multiple = run.row_multiple(settings.micro_batches)
         batch = pack(jax.device_get(rollouts), settings.row_tokens, multiple=multiple, step=number)
-        state, metrics = update(state, run.place(batch))
+        state, metrics = update(state, run.place(batch), run.frozen)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         return state, cursor, metrics | {"tokens": float(np.sum(rollouts.length))}, []
 
@@ -52,20 +52,17 @@ def make_supervised_step(run: Run) -> Callable:
 
 
 def demonstrations(tokenizer: Tokenizer, examples, width: int) -> Rollouts:
-    """One row for each example: its prompt, and its completion as actions.
+    """One row for each example, with what is to be learned as actions: its completion, or the assistant's turns.
 
     Raises:
-      ValueError: an example without "completion", or longer than `width` tokens.
+      ValueError: an example that `data.encode_example` refuses, or longer than `width` tokens.
     """
     rows = len(examples)
     tokens, mask, length = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.float32), np.zeros(rows, np.int32)
     for row, example in enumerate(examples):
-        if "completion" not in example:
-            raise ValueError(f"an example has no 'completion' to learn from, only {sorted(example)}; map a column to it")
-        prompt, completion = encode_example(tokenizer, example)
-        length[row] = len(prompt) + len(completion)
+        ids, learned = encode_example(tokenizer, example)
+        length[row] = len(ids)
         if length[row] > width:
             raise ValueError(f"an example has {length[row]} tokens, more than config.sft.row_tokens = {width}; raise it")
-        tokens[row, : length[row]] = prompt + completion
-        mask[row, len(prompt) : length[row]] = 1.0
+        tokens[row, : length[row]], mask[row, : length[row]] = ids, learned
     return Rollouts(tokens=tokens, mask=mask, length=length, rewards=np.zeros((rows, 1), np.float32))

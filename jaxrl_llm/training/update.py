@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm.networks import join_params
 from jaxrl_llm.scoring import Scorer, make_scorer
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.types import Batch, Scores
 
 Metrics = dict[str, jax.Array]
-Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Update = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_update(
@@ -31,7 +32,11 @@ def make_update(
     temperature: float = 1.0,
     scorer: Scorer | None = None,
 ) -> Update:
-    """Builds `update(state, batch) -> (state, metrics)`, a pure function to jit, shard or call in a loop of one's own.
+    """Builds `update(state, batch, frozen=None) -> (state, metrics)`, a pure function to jit, shard or call anywhere.
+
+    Where `frozen` is given, parameters are nested dicts and the policy's are those of the state together with the frozen
+    ones (see `networks.split_params`): gradients, their norm and the optimizer know only those of the state. Frozen
+    parameters may be of any type, such as int8, and are not for donation.
 
     An update whose loss or gradient is not finite leaves parameters and optimizer as they are and counts in
     `state.skipped`.
@@ -56,8 +61,8 @@ def make_update(
     score = scorer or make_scorer(apply_fn, getattr(objective, "needs", ()), temperature=temperature)
     gradient = make_gradient(score, objective, micro_batches)
 
-    def update(state: TrainState, batch: Batch):
-        scores, gradients = gradient(state.params, batch)
+    def update(state: TrainState, batch: Batch, frozen: Any = None):
+        scores, gradients = gradient(state.params, batch, frozen)
         loss, metrics = objective(scores, batch)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -77,8 +82,10 @@ def make_update(
     return update
 
 
-def make_gradient(score: Scorer, objective, micro_batches: int = 1) -> Callable[[Any, Batch], tuple[Scores, Any]]:
-    """Builds `gradient(params, batch) -> (scores of the whole batch, gradient of the objective)`.
+def make_gradient(score: Scorer, objective, micro_batches: int = 1) -> Callable[..., tuple[Scores, Any]]:
+    """Builds `gradient(params, batch, frozen=None) -> (scores of the whole batch, gradient by params)`.
+
+    Where `frozen` is given, the network's parameters are `join_params(params, frozen)`.
 
     An additive objective costs one forward and one backward pass of each micro-batch, a coupled one another forward.
     """
@@ -86,23 +93,23 @@ def make_gradient(score: Scorer, objective, micro_batches: int = 1) -> Callable[
     def loss_gradient(scores: Scores, batch: Batch) -> Scores:
         return jax.grad(lambda scores: objective(scores, batch)[0])(scores)
 
-    def pull_back(params, batch: Batch, cotangent: Scores | None):
-        scores, pull = jax.vjp(lambda params: score(params, batch), params)
+    def pull_back(params, frozen, batch: Batch, cotangent: Scores | None):
+        scores, pull = jax.vjp(lambda params: score(_whole(params, frozen), batch), params)
         return scores, pull(loss_gradient(scores, batch) if cotangent is None else cotangent)[0]
 
-    def gradient(params, batch: Batch):
+    def gradient(params, batch: Batch, frozen: Any = None):
         if micro_batches == 1:
-            return pull_back(params, batch, None)
+            return pull_back(params, frozen, batch, None)
         shared = {"step": batch.step, "coefficients": batch.coefficients}
         parts = split_rows(batch.replace(step=None, coefficients={}), micro_batches)
         cotangents = None
         if getattr(objective, "coupled", False):
-            scores = jax.lax.map(lambda part: score(params, part.replace(**shared)), parts)
+            scores = jax.lax.map(lambda part: score(_whole(params, frozen), part.replace(**shared)), parts)
             cotangents = split_rows(loss_gradient(merge_rows(scores, batch), batch), micro_batches)
 
         def add_part(total, inputs):
             part, cotangent = inputs
-            scores, part_gradient = pull_back(params, part.replace(**shared), cotangent)
+            scores, part_gradient = pull_back(params, frozen, part.replace(**shared), cotangent)
             return jax.tree.map(jnp.add, total, part_gradient), scores
 
         # Sums of many small gradients lose their low bits in bfloat16.
@@ -111,6 +118,10 @@ def make_gradient(score: Scorer, objective, micro_batches: int = 1) -> Callable[
         return merge_rows(scores, batch), jax.tree.map(lambda value, leaf: value.astype(leaf.dtype), total, params)
 
     return gradient
+
+
+def _whole(params, frozen):
+    return params if frozen is None else join_params(params, frozen)
 
 
 def split_rows(tree, parts: int):

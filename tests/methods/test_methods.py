@@ -14,7 +14,7 @@ from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import TrainState, make_gradient, make_update
 from jaxrl_llm.types import Rollouts
 
-NAMES = ("cispo", "dapo", "dr_grpo", "gspo", "grpo", "ppo", "reinforce", "reinforce_plus_plus", "rloo", "sft")
+NAMES = ("cispo", "dapo", "dr_grpo", "gspo", "grpo", "ppo", "reinforce", "reinforce_plus_plus", "reward_model", "rloo", "sft")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,8 @@ def test_options_reach_the_composition():
     assert not methods.get("grpo", kl_coefficient=0.0).needs_reference and methods.get("grpo").needs_reference
     assert methods.get("ppo").needs_critic and not methods.get("grpo").needs_critic
     assert methods.get("sft").strategy is None
+    assert [methods.get(name).learns_from for name in ("sft", "reward_model", "ppo")] == ["completions", "pairs", "samples"]
+    assert [methods.get(name).needs_value_head for name in ("sft", "reward_model", "ppo")] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -132,14 +134,14 @@ def test_one_step_moves_parameters(name, params, rollouts):
     assert float(metrics["skipped"]) == 0 and float(metrics["gradient_norm"]) > 0
     assert all(np.isfinite(value) for value in metrics.values())
     moved = jax.tree.map(lambda new, old: float(np.abs(new - old).max()), state.params, params)
-    assert moved["head"] > 0 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert moved["mix"] > 0 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_step_without_any_reward_changes_nothing(name, params, rollouts):
-    if name == "sft":
-        return
     method = methods.get(name)
+    if method.learns_from != "samples":
+        return
     missing = rollouts.replace(rewards=np.full_like(rollouts.rewards, np.nan))
     found = tiny_policy.estimated(method, missing)
     assert not found.weight.any()

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given
+from oracles import experts, preference
 from oracles import losses as oracle
 from oracles.cases import batch_cases, modest
 
@@ -40,7 +41,8 @@ def build(case) -> tuple[Scores, Batch]:
         extras={"behavior_value": case.behavior_value},
         coefficients={"beta": np.float32(0.3)},
     )
-    return Scores(logp=case.logp, entropy=case.entropy, value=case.value), batch
+    outputs = np.stack([case.value, 2 * case.entropy, -case.value, case.returns], axis=-1)
+    return Scores(logp=case.logp, entropy=case.entropy, value=case.value, value_outputs=outputs), batch
 
 
 @functools.cache
@@ -59,7 +61,7 @@ def compare(term, case, expected_loss, **expected_gradients):
     loss, gradient, metrics = program(objectives.objective(term))(*build(case))
     size = abs(expected_loss) + sum(np.abs(value).sum() for value in expected_gradients.values())
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-4, atol=1e-5 * (1 + size))
-    for name in ("logp", "entropy", "value"):
+    for name in ("logp", "entropy", "value", "value_outputs"):
         found = np.asarray(getattr(gradient, name))
         if name in expected_gradients:
             expected = expected_gradients[name]
@@ -127,6 +129,39 @@ def test_entropy_bonus(coefficient, case):
 def test_value_loss(options, case):
     loss, gradient = oracle.value_loss(case.value, case.behavior_value, case.returns, case.weight, case.mask, **options)
     compare(objectives.value_loss(**options), case, loss, value=gradient)
+
+
+@pytest.mark.parametrize("options", [{}, {"smoothing": 0.3, "coefficient": 2.0}])
+@modest
+@given(case=batch_cases())
+def test_categorical_value_loss(options, case):
+    outputs, options = build(case)[0].value_outputs, {"low": -1.0, "high": 1.5} | options
+    loss, gradient = oracle.categorical_value_loss(outputs, case.returns, case.weight, case.mask, **options)
+    compare(objectives.categorical_value_loss(**options), case, loss, value_outputs=gradient)
+
+
+@pytest.mark.parametrize("options", [{}, {"huber": 0.2, "coefficient": 2.0}])
+@modest
+@given(case=batch_cases())
+def test_quantile_value_loss(options, case):
+    outputs = build(case)[0].value_outputs
+    loss, gradient = oracle.quantile_value_loss(outputs, case.returns, case.weight, case.mask, **options)
+    compare(objectives.quantile_value_loss(**options), case, loss, value_outputs=gradient)
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (objectives.categorical_value_loss(low=1.0, high=1.0), "low=1.0, high=1.0"),
+        (objectives.categorical_value_loss(low=0.0, high=1.0, smoothing=0.0), "smoothing=0.0"),
+        (objectives.quantile_value_loss(huber=0.0), "huber is 0.0; it must be above 0"),
+    ],
+)
+def test_impossible_critics_are_refused(term, message):
+    batch = Batch(tokens=np.zeros((1, 2), np.int32), mask=np.ones((1, 2)), returns=np.zeros((1, 2)))
+    scores = Scores(logp=np.zeros((1, 2)), value_outputs=np.zeros((1, 2, 3)))
+    with pytest.raises(ValueError, match=message):
+        term(scores, batch)
 
 
 @modest
@@ -200,6 +235,6 @@ def test_policy_metrics(case):
 
 
 def test_every_public_loss_has_an_oracle():
-    structure = {"Objective", "objective", "weighted_sum"}
-    missing = [name for name in set(objectives.__all__) - structure if not hasattr(oracle, name)]
-    assert not missing
+    structure = {"Objective", "objective", "traits", "weighted_sum"}
+    found = {name for module in (oracle, preference, experts) for name in vars(module)}
+    assert set(objectives.__all__) - structure <= found

@@ -74,7 +74,7 @@ def test_free_sections_take_any_key():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rl__steps": 0}, r"config\.sft\.steps and config\.rl\.steps"),
+        ({"rl__steps": 0}, r"config\.sft\.steps, config\.preference\.steps and config\.rl\.steps"),
         ({"method__name": "sft"}, r"config\.method\.name is 'sft'.*config\.sft\.steps.*config\.rl\.steps=0"),
         ({"method__name": "nosuch"}, "method 'nosuch' is unknown; known are .*grpo"),
         ({"method__options": {"nosuch": 1}}, "'grpo' has no option 'nosuch'; it takes .*kl_coefficient"),

@@ -100,7 +100,7 @@ def test_every_measure_is_defined():
     assert "evaluation/pass@1" not in measured
     assert all(metrics.defined(name) for name in measured)
     assert summarise(np.ones(3), np.ones(3), samples=1, answers=["1"] * 3).keys() == {
-        "evaluation/accuracy", "evaluation/accuracy_error", "evaluation/length", "evaluation/missing",
+        "evaluation/accuracy", "evaluation/accuracy_error", "evaluation/reward", "evaluation/length", "evaluation/missing",
     }  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def recorded_updates(run, state, rollouts, number=3):
     """The batches that one step hands to the update."""
     batches = []
 
-    def update(state, batch):
+    def update(state, batch, frozen=None):
         batches.append(batch)
         return state, {"loss": jnp.float32(len(batches)), "logp_gap": jnp.float32(10 * len(batches))}
 

@@ -17,14 +17,14 @@ HERE = pathlib.Path(__file__).parent
 KILLS = (("save", 1, 0.001), ("sample", 2, 0.01), ("update", 5, 0.002), ("save", 2, 0.02), ("sample", 3, 0.2))
 
 
-def start(workdir, cache, *arguments):
+def start(workdir, cache, *arguments, runner="crash_runner.py"):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)]),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": "",
     }
-    command = [sys.executable, str(HERE / "crash_runner.py"), str(workdir), *map(str, arguments)]
+    command = [sys.executable, str(HERE / runner), str(workdir), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -63,7 +63,7 @@ def assert_same_run(one, other):
     for (path, mine), theirs in zip(jax.tree.leaves_with_path(arrays), jax.tree.leaves(other_arrays), strict=True):
         np.testing.assert_array_equal(mine, theirs, err_msg=jax.tree_util.keystr(path))
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    mine, theirs = ({file.name: file.read_bytes() for file in (run / "completions").iterdir()} for run in (one, other))
+    mine, theirs = ({file.name: file.read_bytes() for file in run.glob("completions/*")} for run in (one, other))
     assert mine == theirs
 
 

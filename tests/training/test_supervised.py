@@ -1,5 +1,7 @@
 """The supervised phase: worked examples as rows, and a step against direct scoring."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -34,6 +36,24 @@ def test_examples_that_cannot_be_learned_from():
         demonstrations(TOKENIZER, [{"prompt": "1", "answer": "2"}], 10)
     with pytest.raises(ValueError, match=r"has 6 tokens, more than config\.sft\.row_tokens = 5; raise it"):
         demonstrations(TOKENIZER, [{"prompt": "1=", "completion": "1#1"}], 5)
+
+
+def test_a_dialogue_is_a_row_with_all_that_the_assistant_says():
+    written = "{% for message in messages %}{{ message.content + eos_token }}{% endfor %}"
+    tokenizer = dataclasses.replace(TOKENIZER, chat_template=written)
+    end, contents = TOKENIZER.eos_id, ("1+2=", "3", "+4=", "7")
+    roles = ("user", "assistant", "user", "assistant")
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    examples = [{"messages": messages}, {"messages": messages, "turns": "last"}, {"prompt": "1+", "completion": "2"}]
+    rows = demonstrations(tokenizer, examples, 14)
+    expected = [i for content in contents for i in (*TOKENIZER.encode(content), end)]
+    assert rows.tokens[0, :13].tolist() == rows.tokens[1, :13].tolist() == expected
+    np.testing.assert_array_equal(rows.mask[0], [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 0])
+    np.testing.assert_array_equal(rows.mask[1], [0] * 11 + [1, 1, 0])
+    np.testing.assert_array_equal(rows.mask[2], [0, 0, 1, 1] + [0] * 10)
+    np.testing.assert_array_equal(rows.length, [13, 13, 4])
+    with pytest.raises(ValueError, match=r"has 13 tokens, more than config\.sft\.row_tokens = 12"):
+        demonstrations(tokenizer, examples[:1], 12)
 
 
 def test_a_step_is_the_mean_negative_log_likelihood_of_its_examples(tmp_path):

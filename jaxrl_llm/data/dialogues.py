@@ -1,0 +1,203 @@
+"""Dialogues with the assistant's tokens marked, and how a dialogue goes on from the ids that were sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.data import templates
+from jaxrl_llm.data.chat import Message, encode_prompt, encode_rendered, render_chat, render_with
+from jaxrl_llm.data.templates import Span
+from jaxrl_llm.data.tokenizers import Tokenizer
+
+TURNS = ("all", "last")
+# Stands for an answer whose ids are known; noncharacters of Unicode, so that no message holds it.
+_ANSWER = "\ufdd0answer\ufdd1"
+
+
+def encode_dialogue(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, turns: str = "all", **variables: Any
+) -> tuple[list[int], list[int]]:
+    """Token ids of a whole dialogue, and 1 for each of them that the assistant said.
+
+    The ids are those of the text that the template writes for the dialogue. What the assistant said is what the template
+    puts into `{% generation %}` blocks. A template without such blocks is asked for the dialogue up to each assistant
+    turn, with the generation prompt, and up to its end; what the turn adds is the assistant's, up to the first stop
+    token and with it, or all of it where the template writes none.
+
+    A token that holds characters of the assistant and others (a tokenizer may merge the end of a header with the
+    beginning of an answer) counts as the assistant's, as it does in transformers.
+
+    Args:
+      tokenizer: carries the template, and knows which characters a token stands for.
+      messages: as in `render_chat`, at least one of the role "assistant".
+      turns: "all" or "last", the assistant turns that are marked; with "last", messages after that turn are left out.
+      **variables: of the template, as in `render_chat`.
+
+    Returns:
+      Ids and mask of 0 and 1, of the same length.
+
+    Raises:
+      ValueError: malformed messages, a tokenizer that cannot place its tokens in a text, or a template that writes a turn
+        in another way once the dialogue goes on, as those do that drop earlier reasoning.
+    """
+    check_dialogue(messages, "messages")
+    if turns not in TURNS:
+        raise ValueError(f"turns is {turns!r}; it must be one of {TURNS}")
+    if tokenizer.encode_spans is None:
+        mend = "give it encode_spans, or take a tokenizer from load_tokenizer"
+        raise ValueError(f"the tokenizer has no encode_spans, so the assistant's tokens cannot be told; {mend}")
+    said = assistant_turns(messages)
+    if turns == "last":
+        messages, said = messages[: said[-1] + 1], said[-1:]
+    text, spans = render_with(templates.render_marked, tokenizer, messages, False, variables)
+    if spans is None:
+        spans = [_span_of_turn(tokenizer, messages, index, text, variables) for index in said]
+    elif turns == "last":
+        spans = _spans_of_last_turn(tokenizer, messages, spans, variables)
+    if not any(start < end for start, end in spans):
+        mend = "put what the assistant says into {% generation %} blocks, or leave out these blocks altogether"
+        raise ValueError(f"the chat template writes nothing of this dialogue as the assistant's; {mend}")
+    ids, places = tokenizer.encode_spans(text)
+    return ids, _mask(len(text), spans, places)
+
+
+def encode_example(tokenizer: Tokenizer, example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Token ids of an example to learn from, and 1 for each that is to be learned.
+
+    Either "messages", with "tools" and "turns" as in `encode_dialogue`; or "prompt" and "completion", the latter with the
+    end token. These two are encoded apart, so that the prompt has the very ids that sampling will give it.
+
+    Raises:
+      ValueError: neither or both of them, or what `encode_dialogue` refuses.
+    """
+    if "messages" in example and "completion" in example:
+        raise ValueError("an example has both 'messages' and 'completion' to learn from; leave out one of the columns")
+    if "messages" in example:
+        options = {"turns": example.get("turns", "all"), "tools": example.get("tools")}
+        return encode_dialogue(tokenizer, example["messages"], **options)
+    if "completion" not in example:
+        fault = f"an example has no 'completion' to learn from, only {sorted(example)}"
+        raise ValueError(f"{fault}; map a column to it, or to 'messages'")
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    prompt = encode_prompt(tokenizer, example["prompt"], tools=example.get("tools"))
+    completion = tokenizer.encode(example["completion"]) + end
+    return prompt + completion, [0] * len(prompt) + [1] * len(completion)
+
+
+def continue_dialogue(tokenizer: Tokenizer, ids: Sequence[int], messages: Sequence[Message], **variables: Any) -> list[int]:
+    """Prompt of the next assistant turn: `ids` as they are, and behind them what the template writes for new messages.
+
+    Text of sampled tokens, encoded again, may give other tokens than those that were sampled, and a template may drop
+    what it takes for old, such as reasoning. Here the model sees in its past exactly what it was given and said.
+
+    Args:
+      tokenizer: carries the template.
+      ids: the last prompt and the tokens that were sampled from it. Where these lack a stop token, since they ran to
+        their limit, the template's end of the turn is added.
+      messages: the whole conversation; what follows its last message of the role "assistant", at least one, is new. The
+        content of that message is not used, it is in `ids`.
+      **variables: of the template, the same as for the first prompt.
+
+    Raises:
+      ValueError: no assistant turn or nothing after it, or a template that does not write what an assistant says as it is.
+    """
+    said = assistant_turns(messages)
+    if not said or said[-1] == len(messages) - 1:
+        roles = [message["role"] for message in messages]
+        raise ValueError(f"messages have the roles {roles}; a dialogue goes on with messages after those of the assistant")
+    if len(ids) == 0:
+        raise ValueError("ids is empty; give the ids of the last prompt and of what was sampled from it")
+    stand_in = {"role": "assistant", "content": _ANSWER}
+    text = render_chat(tokenizer, [*messages[: said[-1]], stand_in, *messages[said[-1] + 1 :]], **variables)
+    if text.count(_ANSWER) != 1 or text.endswith(_ANSWER):
+        mend = "use a template that writes each message once, as it is"
+        raise ValueError(f"the chat template wrote an answer {text.count(_ANSWER)} times, or nothing after it; {mend}")
+    added = encode_rendered(tokenizer, text.partition(_ANSWER)[2])
+    ended_twice = all(stop in tokenizer.stop_ids for stop in (ids[-1], added[0]))
+    return [*ids, *(added[1:] if ended_twice else added)]
+
+
+def assistant_turns(messages: Sequence[Message]) -> list[int]:
+    """Numbers of the messages that are the assistant's."""
+    return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def check_dialogue(messages: Any, place: str, tools: Any = None) -> None:
+    """Refuses what is no dialogue to learn from.
+
+    Raises:
+      ValueError: the message begins with `place`, such as "train.jsonl, line 3: messages".
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"{place} is {messages!r}; give a non-empty list of dicts with 'role' and 'content'")
+    for index, message in enumerate(messages):
+        fault = _fault(message)
+        if fault:
+            raise ValueError(f"{place}[{index}] {fault}")
+    if not assistant_turns(messages):
+        roles = [message["role"] for message in messages]
+        raise ValueError(f"{place} has the roles {roles}; there must be an 'assistant' to learn from")
+    if tools is not None and not (isinstance(tools, (list, tuple)) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise ValueError(f"{place}: tools is {tools!r}; give a list of function schemas as objects, or null")
+
+
+def _fault(message: Any) -> str:
+    """What is wrong with a message and how to mend it; "" if nothing is."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        return f"is {message!r}; each message is a dict with 'role' and 'content'"
+    content = message.get("content")
+    if content is None and not message.get("tool_calls"):
+        return f"has no 'content', only {sorted(message)}; give a text (it may be empty)"
+    if content is not None and not isinstance(content, (str, list, tuple)):
+        return f"has content {content!r}; give a text, or a list of parts such as {{'type': 'text', 'text': '...'}}"
+    return ""
+
+
+def _spans_of_last_turn(
+    tokenizer: Tokenizer, messages: Sequence[Message], spans: list[Span], variables: Mapping[str, Any]
+) -> list[Span]:
+    """Those of `spans` that the dialogue has not yet without its last message."""
+    if len(messages) == 1:
+        return spans
+    _, earlier = render_with(templates.render_marked, tokenizer, messages[:-1], False, variables)
+    return spans[len(earlier) :]
+
+
+def _span_of_turn(
+    tokenizer: Tokenizer, messages: Sequence[Message], index: int, text: str, variables: Mapping[str, Any]
+) -> Span:
+    """Characters [start, end) of `text`, the whole dialogue, that the assistant says in `messages[index]`."""
+    marking = "use a template that marks what the assistant says with {% generation %}"
+    if index == 0:
+        raise ValueError(f"messages[0] is the assistant's, so nothing prompts for it; begin with another role, or {marking}")
+    prompt = render_chat(tokenizer, messages[:index], True, **variables)
+    finished = render_chat(tokenizer, messages[: index + 1], False, **variables)
+    said = _through_stop(tokenizer, finished[len(prompt) :])
+    if not finished.startswith(prompt):
+        fault = "the chat template prompts for this turn with a text that it does not write once the turn is there"
+        raise ValueError(f"messages[{index}]: {fault}; {marking}, or give variables of the template under which it does")
+    if not text.startswith(prompt + said):
+        fault = "the chat template writes the dialogue up to this turn in another way once it goes on (it may drop reasoning)"
+        mend = "learn from one turn an example, with turns='last' (split_turns makes such examples of dialogues)"
+        raise ValueError(f"messages[{index}]: {fault}; {mend}, or {marking}")
+    return len(prompt), len(prompt) + len(said)
+
+
+def _through_stop(tokenizer: Tokenizer, text: str) -> str:
+    """`text` up to its first stop token and with it; all of it where there is none."""
+    stops = [tokenizer.decode([stop], skip_special_tokens=False) for stop in tokenizer.stop_ids]
+    ends = [text.find(stop) + len(stop) for stop in stops if stop and stop in text]
+    return text[: min(ends)] if ends else text
+
+
+def _mask(length: int, spans: Sequence[Span], places: Sequence[Span]) -> list[int]:
+    """1 for each token whose place, in characters, overlaps one of the spans; a token of no width lies where it begins."""
+    counts = np.zeros(length + 2, np.int64)
+    for start, end in spans:
+        counts[start + 1 : end + 1] = 1
+    total = np.cumsum(counts)
+    starts, ends = np.asarray(places, np.int64).reshape(-1, 2).T
+    return (total[np.maximum(ends, starts + 1)] > total[starts]).astype(int).tolist()

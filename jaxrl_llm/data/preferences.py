@@ -1,0 +1,242 @@
+"""Pairs of completions of which one is preferred: from files, made up, and as rollouts.
+
+An example has a "prompt" (text or chat messages), the texts "chosen" and "rejected", and perhaps a "margin" by which the
+one is better. Its "completion" is the chosen text, so that a supervised phase can imitate it.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.data.arithmetic import ANSWER_MARKER, SPLITS, arithmetic_source
+from jaxrl_llm.data.chat import encode_prompt
+from jaxrl_llm.data.jsonl import read_jsonl
+from jaxrl_llm.data.sources import Example, Source, select_columns
+from jaxrl_llm.data.tokenizers import Tokenizer
+from jaxrl_llm.types import Rollouts
+
+HELD_OUT_SHARE = 10  # one prompt in ten is held out
+_OTHER_STREAM = 2**63  # keeps the slips independent of the problems that they are made in
+
+
+def preference_source(path: str | pathlib.Path, columns: Mapping[str, str] | None = None, *, split: str = "all") -> Source:
+    """The pairs of a JSONL file, one a line, read and checked at once.
+
+    "chosen" and "rejected" are texts behind a "prompt", or lists of chat messages that end with the assistant's. Lists
+    may repeat the prompt, as whole conversations; then their common beginning is the prompt, and there need be no column
+    for it.
+
+    Args:
+      path: UTF-8 file.
+      columns: our name -> name in the file, as in {"prompt": "question", "chosen": "better", "rejected": "worse"}.
+      split: "train", or "test" for about a tenth of all prompts, chosen by a hash, that "train" never shows; or "all".
+
+    Raises:
+      ValueError: a line is no pair; the message gives its number and what is wrong.
+    """
+    if split not in (*SPLITS, "all"):
+        raise ValueError(f"split is {split!r}; it must be one of {(*SPLITS, 'all')}")
+    names = columns and {"prompt": "prompt"} | dict(columns)
+    pairs = []
+    for number, row in read_jsonl(path):
+        place = f"{path}, line {number}"
+        pairs.append(as_pair(select_columns({"prompt": None} | row, names, place), place))
+    if split != "all":
+        pairs = [pair for pair in pairs if _is_held_out(pair["prompt"]) == (split == "test")]
+    if not pairs:
+        raise ValueError(f"{path} has no prompt that falls into split={split!r}; give each split a file, with split='all'")
+    return Source(f"{path} ({split})", len(pairs), lambda index: dict(pairs[index]))
+
+
+def arithmetic_preferences(
+    size: int = 50_000,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    digits: tuple[int, int] = (1, 2),
+    operations: str = "+",
+) -> Source:
+    """Worked sums and differences, preferred over the same with a slip: "7+5=12;3+4+1=8#82" over "7+5=13;3+4+1=8#83".
+
+    The slip is a wrong last digit of one column, which the result repeats: only calculation finds it.
+
+    Args:
+      size: number of examples.
+      seed: seed of the problems and of the slips.
+      split: as in `arithmetic_source`, whose problems these are.
+      digits: as there.
+      operations: some of "+-".
+
+    Raises:
+      ValueError: an operation that is not worked column by column.
+    """
+    if set(operations) - set("+-"):
+        raise ValueError(f"operations is {operations!r}; slips are made in columns: give some of '+-'")
+    problems = arithmetic_source(size, seed=seed, split=split, digits=digits, operations=operations)
+
+    def fetch(index: int) -> Example:
+        random = np.random.Philox(key=np.array([(seed + _OTHER_STREAM) % 2**64, index], np.uint64))
+        problem = problems[index]
+        rejected = _with_slip(problem["completion"], *(int(word) for word in random.random_raw(2)))
+        return problem | {"chosen": problem["completion"], "rejected": rejected}
+
+    return Source(f"arithmetic preferences {split}", size, fetch)
+
+
+def _with_slip(solution: str, column_word: int, digit_word: int) -> str:
+    working, result = solution.split(ANSWER_MARKER)
+    steps = working.split(";")
+    column = column_word % len(steps)
+    # The result has no leading zeros, so that it may lack the last column.
+    digits = result.rjust(len(steps), "0")
+    place = len(digits) - 1 - column
+    digit = str((int(steps[column][-1]) + 1 + digit_word % 9) % 10)
+    steps[column] = steps[column][:-1] + digit
+    wrong = int(digits[:place] + digit + digits[place + 1 :])
+    return ";".join(steps) + f"{ANSWER_MARKER}{wrong}"
+
+
+def as_pair(example: Mapping[str, Any], place: str) -> Example:
+    """The example with "prompt", texts "chosen" and "rejected", and "completion", the chosen one.
+
+    Args:
+      example: as in a file; see `preference_source`.
+      place: what messages call it.
+
+    Raises:
+      ValueError: the example is no pair.
+    """
+    missing = next((name for name in ("chosen", "rejected") if name not in example), None)
+    if missing:
+        raise ValueError(f"{place}: there is no {missing!r}, only {sorted(example)}; map a column to it with `columns`")
+    prompt, chosen, rejected = (example.get(name) for name in ("prompt", "chosen", "rejected"))
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        prompt, chosen, rejected = _split_conversations(prompt, chosen, rejected, place)
+    elif not (isinstance(chosen, str) and isinstance(rejected, str)):
+        kinds = f"{type(chosen).__name__} and {type(rejected).__name__}"
+        raise ValueError(f"{place}: 'chosen' and 'rejected' are {kinds}; give two texts or two lists of chat messages")
+    if not isinstance(prompt, str | list):
+        raise ValueError(f"{place}: 'prompt' is {prompt!r}; give a text or a list of chat messages")
+    if not isinstance(example.get("margin", 0.0), int | float):
+        raise ValueError(f"{place}: 'margin' is {example['margin']!r}; give a number, or leave the column out")
+    return dict(example) | {"prompt": prompt, "chosen": chosen, "rejected": rejected, "completion": chosen}
+
+
+def _split_conversations(prompt, chosen: list, rejected: list, place: str):
+    """Prompt messages and the two last texts of conversations that share all but their last message."""
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    ends = chosen[shared:], rejected[shared:]
+    for name, end in zip(("chosen", "rejected"), ends, strict=True):
+        if len(end) != 1 or not isinstance(end[0], dict) or not isinstance(end[0].get("content"), str):
+            fault = f"{name!r} has {len(end)} messages behind those that it shares with the other"
+            raise ValueError(f"{place}: {fault}; it must be one, with a text as 'content'")
+        if end[0].get("role") != "assistant":
+            raise ValueError(f"{place}: {name!r} ends with the role {end[0].get('role')!r}; it must end with 'assistant'")
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if shared and given and given[-1] not in chosen[:shared]:
+        raise ValueError(f"{place}: 'chosen' and 'rejected' begin with other messages than 'prompt'; leave the prompt out")
+    return chosen[:shared] or given, *(end[0]["content"] for end in ends)
+
+
+def _is_held_out(prompt) -> bool:
+    return zlib.crc32(json.dumps(prompt, sort_keys=True).encode()) % HELD_OUT_SHARE == 0
+
+
+def filter_long_pairs(
+    source: Sequence[Example], tokenizer: Tokenizer, width: int, *, drop: bool = False
+) -> tuple[Sequence[Example], int]:
+    """Sees to it that both texts of every pair fit into a row; none is ever cut.
+
+    Args:
+      source: pairs.
+      tokenizer: counts the tokens, chat template and end token included.
+      width: tokens of a row; `preference_rollouts` needs one for the place behind the text.
+      drop: leave longer pairs out instead of raising.
+
+    Returns:
+      The pairs that fit and the number of those left out.
+
+    Raises:
+      ValueError: a pair is longer and `drop` is false, or none is left.
+    """
+    name, kept = getattr(source, "name", "examples"), []
+    for index in range(len(source)):
+        longest = 1 + max(len(prompt) + len(text) for prompt, text in _encoded(tokenizer, source[index], f"{name} {index}"))
+        if longest <= width:
+            kept.append(index)
+        elif not drop:
+            fault = f"pair {index} takes {longest} places, more than the {width} of a row"
+            raise ValueError(f"{name}: {fault}; raise the width of rows or drop long pairs")
+    if not kept:
+        raise ValueError(f"{name}: none of its {len(source)} pairs fits into {width} places; raise the width of rows")
+    if len(kept) == len(source):
+        return source, 0
+    return Source(name, len(kept), lambda index: source[kept[index]]), len(source) - len(kept)
+
+
+def preference_rollouts(
+    tokenizer: Tokenizer, pairs: Sequence[Example], width: int, numbers: Sequence[int] | None = None
+) -> Rollouts:
+    """Two rows for each of P pairs, the chosen one first; the tokens of the completions are the actions.
+
+    A row has one place more than its text (token 0, no action): a value belongs to the state before its place, so that
+    the one there is what a value head says of the last token.
+
+    Args:
+      tokenizer: of prompts and completions; each completion gets the end token.
+      pairs: examples as those of `preference_source`.
+      width: T, places of a row.
+      numbers: of the pairs in their source.
+
+    Returns:
+      Rollouts of NumPy arrays, N = 2 P; `group` is the number of the pair, `extras` hold "preference" [N] (1 or -1) and
+      "margin" [N] (0 where a pair has none), `rewards` are 0.
+
+    Raises:
+      ValueError: an example is no pair, or longer than `width`; the message gives its number.
+    """
+    numbers = range(len(pairs)) if numbers is None else numbers
+    rows = 2 * len(pairs)
+    tokens, mask, length = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.float32), np.zeros(rows, np.int32)
+    for pair, (number, example) in enumerate(zip(numbers, pairs, strict=True)):
+        for side, (prompt, text) in enumerate(_encoded(tokenizer, example, f"pair {number}")):
+            row, end = 2 * pair + side, len(prompt) + len(text)
+            if end >= width:
+                raise ValueError(f"pair {number} takes {end + 1} places, more than width = {width}; widen the rows")
+            tokens[row, :end] = prompt + text
+            mask[row, len(prompt) : end] = 1.0
+            length[row] = end + 1
+    return Rollouts(
+        tokens=tokens,
+        length=length,
+        mask=mask,
+        rewards=np.zeros((rows, 1), np.float32),
+        group=np.repeat(np.arange(len(pairs), dtype=np.int32), 2),
+        prompt_id=np.repeat(np.asarray(numbers, np.int32), 2),
+        extras={
+            "preference": np.tile(np.array([1.0, -1.0], np.float32), len(pairs)),
+            "margin": np.repeat(np.array([pair.get("margin", 0.0) for pair in pairs], np.float32), 2),
+        },
+    )
+
+
+def _encoded(tokenizer: Tokenizer, example: Example, place: str):
+    """Token ids of prompt and completion, the end token included: of the chosen text, then of the rejected one."""
+    missing = next((name for name in ("chosen", "rejected") if name not in example), None)
+    if missing:
+        raise ValueError(f"{place}: there is no {missing!r}, only {sorted(example)}; take a source of preferences")
+    return [encode_answer(tokenizer, example["prompt"], example[name], example.get("tools")) for name in ("chosen", "rejected")]
+
+
+def encode_answer(tokenizer: Tokenizer, prompt, text: str, tools=None) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt, those that sampling gives it, and of a text that answers it, with the end token."""
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return encode_prompt(tokenizer, prompt, tools=tools), tokenizer.encode(text) + end

@@ -1,0 +1,98 @@
+"""Jinja templates in a sandbox, and the text that a template marks as the assistant's own."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+Span = tuple[int, int]
+
+# Noncharacters of Unicode, which no text in use holds; `render_marked` proves that they changed nothing.
+_BEGIN, _END = "\ufdd0generation\ufdd1", "\ufdd1generation\ufdd0"
+
+
+def render(source: str, context: Mapping[str, Any]) -> str:
+    """Text of the template `source` under the variables of `context`."""
+    return _compiled(source, False).render(context)
+
+
+def render_marked(source: str, context: Mapping[str, Any]) -> tuple[str, list[Span] | None]:
+    """Text as `render` gives it, and the characters [start, end) of it that come from `{% generation %}` blocks.
+
+    The second is None where the template has no such block.
+
+    Raises:
+      jinja2.TemplateError: the template works on the text of such a block, so that its place cannot be told.
+    """
+    text = render(source, context)
+    if not _has_generation(source):
+        return text, None
+    pieces = re.split(f"({_BEGIN}|{_END})", _compiled(source, True).render(context))
+    spans, place = [], 0
+    for piece, mark in zip(pieces[::2], [*pieces[1::2], None], strict=True):
+        place += len(piece)
+        if mark == _BEGIN:
+            spans.append((place, place))
+        elif mark == _END and spans:
+            spans[-1] = (spans[-1][0], place)
+    if "".join(pieces[::2]) != text or pieces[1::2] != [_BEGIN, _END] * len(spans):
+        raise jinja2.TemplateError("it works on the text of a {% generation %} block; write the block where the text goes out")
+    return text, spans
+
+
+@functools.lru_cache(maxsize=16)
+def _has_generation(source: str) -> bool:
+    tokens = [(kind, value) for _, kind, value in jinja2.Environment().lex(source) if kind != "whitespace"]
+    return any(kind == "block_begin" and after == ("name", "generation") for (kind, _), after in itertools.pairwise(tokens))
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(source: str, marked: bool) -> jinja2.Template:
+    generation = _MarkedGeneration if marked else _Generation
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
+    return environment.from_string(source)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`, with which some templates mark what the assistant says: rendered as its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return jinja2.nodes.Scope(self.surrounded(body), lineno=line)
+
+    def surrounded(self, body):
+        return body
+
+
+class _MarkedGeneration(_Generation):
+    """The same with marks before and after the body."""
+
+    def surrounded(self, body):
+        begin, end = (jinja2.nodes.Output([jinja2.nodes.TemplateData(mark)]) for mark in (_BEGIN, _END))
+        return [begin, *body, end]
+
+
+def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    # jinja's own filter escapes HTML, which models were never shown.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,103 @@
+"""The phases of a run in their order: how each begins, steps and is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jaxrl_llm import methods, rewards
+from jaxrl_llm.training import preference, reinforcement, supervised
+from jaxrl_llm.training.evaluation import evaluate
+from jaxrl_llm.training.progress import PREFERENCE, REINFORCEMENT, SUPERVISED
+from jaxrl_llm.training.run import Run
+from jaxrl_llm.training.state import TrainState
+
+Params = Any
+Step = Callable[..., tuple[TrainState, Any, dict[str, float], list[dict[str, Any]]]]
+Evaluate = Callable[[Params, int], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One kind of training.
+
+    Attributes:
+      name: as in `Progress.phase`.
+      steps: of the whole phase; 0 leaves it out.
+      method: what is trained by.
+      initial_state: parameters -> state before the first step.
+      params: state -> parameters that are measured, and that the next phase begins with.
+      make_step: parameters of the reference policy, or None, -> `step(state, cursor, number)`, which gives the next
+        state, the next cursor, metrics and records of completions.
+      make_evaluation: parameters of the reference policy, or None, -> `evaluate(params, number)`, which gives measures.
+      measure: the one of them that says how good the parameters are.
+    """
+
+    name: str
+    steps: int
+    method: methods.Method
+    initial_state: Callable[[Params], TrainState]
+    params: Callable[[TrainState], Params]
+    make_step: Callable[[Params], Step]
+    make_evaluation: Callable[[Params], Evaluate]
+    measure: str
+
+
+def all_phases(run: Run) -> dict[str, Phase]:
+    """The phases by name, in the order in which those that have steps follow each other."""
+    config = run.config
+    by_reward = Phase(
+        name=REINFORCEMENT,
+        steps=config.rl.steps,
+        method=run.method,
+        initial_state=functools.partial(reinforcement.initial_state, run),
+        params=functools.partial(reinforcement.policy_params, run),
+        make_step=functools.partial(reinforcement.make_reinforcement_step, run),
+        make_evaluation=lambda reference: functools.partial(evaluate_samples, run),
+        measure="evaluation/accuracy",
+    )
+    by_pairs = Phase(
+        name=PREFERENCE,
+        steps=config.preference.steps,
+        method=run.preference_method,
+        initial_state=functools.partial(preference.initial_state, run),
+        params=_all_params,
+        make_step=functools.partial(preference.make_preference_step, run),
+        make_evaluation=functools.partial(preference.make_pair_evaluation, run),
+        measure="evaluation/pair_accuracy",
+    )
+    by_imitation = Phase(
+        name=SUPERVISED,
+        steps=config.sft.steps,
+        method=methods.get("sft"),
+        initial_state=lambda params: supervised.initial_state(run),
+        params=_all_params,
+        make_step=lambda reference: supervised.make_supervised_step(run),
+        # It is measured as what comes after it, which then knows where it began.
+        make_evaluation=(by_pairs if by_pairs.steps else by_reward).make_evaluation,
+        measure=(by_pairs if by_pairs.steps else by_reward).measure,
+    )
+    return {phase.name: phase for phase in (by_imitation, by_pairs, by_reward)}
+
+
+def following(phases: dict[str, Phase], name: str | None) -> Phase | None:
+    """The next phase with steps behind that of the name, or the first one for None; None at the end."""
+    ordered = list(phases.values())
+    rest = ordered if name is None else ordered[ordered.index(phases[name]) + 1 :]
+    return next((phase for phase in rest if phase.steps), None)
+
+
+def _all_params(state: TrainState) -> Params:
+    return state.params
+
+
+def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
+    """Measures of what a policy answers to held-out prompts."""
+    settings = run.config.evaluation
+    count = min(settings.prompts, len(run.test_source))
+    examples = [run.test_source[index] for index in range(count)]
+    collect = run.evaluation_collector(params, number)
+    batch = min(settings.batch, count)
+    return evaluate(collect, examples, samples=settings.samples, batch=batch, final_answer=rewards.final_number)[0]

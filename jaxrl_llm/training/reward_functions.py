@@ -1,0 +1,62 @@
+"""The reward functions that a configuration names."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxrl_llm import distributed, rewards
+from jaxrl_llm.data import Tokenizer
+from jaxrl_llm.data.preferences import encode_answer
+from jaxrl_llm.training.config import REWARD_MODEL
+from jaxrl_llm.training.policies import load_policy
+
+
+def build_rewards(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> dict[str, Callable]:
+    """Reward functions of training and evaluation by name; a reward model is laid out on the mesh.
+
+    Raises:
+      ValueError: a name that `jaxrl_llm.rewards` does not have, or that cannot be imported.
+    """
+    names = [*config.rewards.names, *filter(None, [config.evaluation.reward])]
+    return {name: build_reward(name, config, mesh) for name in dict.fromkeys(names)}
+
+
+def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Callable:
+    """The function of one name; that of "reward_model" is the network in `config.rewards.model`."""
+    return load_reward_model(config.rewards.model, mesh) if name == REWARD_MODEL else load_reward(name)
+
+
+def load_reward(name: str) -> Callable:
+    """A reward of `jaxrl_llm.rewards`, or the function that "package.module:function" names."""
+    if ":" not in name:
+        if name not in rewards.NAMED:
+            known = sorted([*rewards.NAMED, REWARD_MODEL])
+            raise ValueError(f"reward {name!r} is unknown; give 'package.module:function' or one of {known}")
+        return rewards.NAMED[name]
+    module, function = name.split(":", 1)
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"reward {name!r} cannot be imported: {error}; is its module on PYTHONPATH?") from error
+
+
+def load_reward_model(directory: str, mesh: jax.sharding.Mesh | None = None) -> Callable:
+    """The reward of the network in any folder that `load_policy` reads, see `rewards.reward_model`.
+
+    Raises:
+      ValueError: there is none, or it has no value head of one output.
+    """
+    network, tokenizer = load_policy(directory)
+    if mesh is not None:
+        network = network.with_params(distributed.shard_params(network.params, network, mesh))
+    return rewards.reward_model(network, functools.partial(_encode, tokenizer))
+
+
+def _encode(tokenizer: Tokenizer, prompt, completion: str) -> list[int]:
+    prompt_ids, completion_ids = encode_answer(tokenizer, prompt, completion)
+    return prompt_ids + completion_ids
