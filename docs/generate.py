@@ -1,10 +1,15 @@
-"""Writes docs/methods.md and docs/metrics.md from the code: `python docs/generate.py`, after a change of either."""
+"""Writes docs/methods.md, docs/metrics.md and the tables of docs/networks.md: `python docs/generate.py`, after a change.
+
+The rest of docs/networks.md is written by hand.
+"""
 
 import pathlib
+import re
 import textwrap
 from typing import Any
 
-from jaxrl_llm import methods
+from jaxrl_llm import methods, networks
+from jaxrl_llm.networks import families, named
 from jaxrl_llm.training import metrics
 
 FOLDER = pathlib.Path(__file__).parent
@@ -32,7 +37,25 @@ SOURCES_OF_DEFAULTS = {
     "reinforce": """The paper is about networks in general: all defaults are ours. `kl_kind=None` means k1.""",
     "reinforce_plus_plus": """One sample and a KL penalty of kind k1 in the reward (`kl_kind=None`) are the paper's. Its text
         (version 9) states neither clip nor coefficient: both are ours.""",
+    "reward_model": """The paper has no centring: `center` is that of https://arxiv.org/abs/2312.09244; TRL recommends 0.01
+        where it is wanted.""",
     "rloo": """The paper tries 2 and 4 samples. The KL coefficient is ours. `kl_kind=None` means k1.""",
+}
+
+# Of each family what its layers have beside those of Llama, and the largest difference of a logit that was found.
+FAMILIES = {
+    "llama": ("", 1.6e-5),
+    "mistral": ("windows", 8.7e-6),
+    "qwen2": ("biases of queries, keys and values; windows in upper layers", 1.3e-5),
+    "qwen3": ("norms of the heads of queries and keys; windows in upper layers", 5.0e-6),
+    "gemma": ("scaled embeddings, norms that begin at 0, gelu", 7.1e-6),
+    "gemma2": ("as gemma; norms behind attention and MLP, soft caps, a scale of queries, local and global layers", 5.6e-6),
+    "gemma3_text": ("as gemma2; norms of heads in place of caps, rotary embeddings of local layers of their own", 3.9e-6),
+    "phi3": ("fused matrices, part of each head turned, windows", 8.2e-6),
+    "mixtral": ("experts, windows", 1.3e-5),
+    "qwen3_moe": ("as qwen3; experts, dense layers at the bottom", 7.6e-6),
+    "olmoe": ("norms of queries and keys over all heads, experts", 7.6e-6),
+    "glm4_moe": ("part of each head turned; shared experts, sigmoid scores, groups, dense layers at the bottom", 4.9e-6),
 }
 
 METHODS_HEAD = """# Methods
@@ -49,8 +72,9 @@ method.strategy, method.estimator, method.objective
 ```
 
 *Needs* are what must be computed before the update (`behavior_logp`: log-probabilities of the sampler; `reference_logp`: of
-the reference policy; `behavior_value` and `returns`: of the critic) or by it (`value`, `entropy`...). The trainer reads them
-and loads no reference policy and no critic that nobody needs.
+the reference policy; `behavior_value` and `returns`: of the critic; `preference`: which of a pair is the better one) or by it
+(`value`, `entropy`...). The trainer reads them and loads no reference policy and no critic that nobody needs. Methods without
+a strategy sample nothing: they learn from given [pairs](preferences.md) or completions.
 """
 
 METRICS_HEAD = """# Metrics
@@ -96,10 +120,36 @@ def metrics_page() -> str:
     return METRICS_HEAD + metrics.definitions_table()
 
 
-PAGES = {"methods.md": methods_page, "metrics.md": metrics_page}
+def networks_page() -> str:
+    """docs/networks.md with its tables written anew."""
+    text = (FOLDER / "networks.md").read_text(encoding="utf-8")
+    for name, table in {"families": _families_table, "names": _names_table}.items():
+        text = re.sub(rf"(<!-- {name}: .*? -->\n).*?(<!-- end -->)", rf"\g<1>{table()}\n\g<2>", text, flags=re.DOTALL)
+    return text
+
+
+def _families_table() -> str:
+    rows = ["| `model_type` | beside Llama's layers | fields that must be so, or absent | max abs Δ |", "|---|---|---|---|"]
+    for name, family in families.FAMILIES.items():
+        layers, error = FAMILIES[name]
+        required = ", ".join(f"`{field}={value}`" for field, value in family.required.items() if "quantization" not in field)
+        rows.append(f"| `{name}` | {layers} | {required} | {error:.1e} |")
+    return "\n".join(rows)
+
+
+def _names_table() -> str:
+    rows = ["| name | repository | parameters |", "|---|---|---|"]
+    for name, model in named.MODELS.items():
+        link = f"[{model.repository}](https://huggingface.co/{model.repository})"
+        rows.append(f"| `{name}` | {link} | {networks.count_parameters(networks.config(name)):,} |")
+    return "\n".join(rows)
+
+
+PAGES = {"methods.md": methods_page, "metrics.md": metrics_page, "networks.md": networks_page}
 
 
 def main() -> None:
+    """Writes all pages anew."""
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page(), encoding="utf-8")
 
