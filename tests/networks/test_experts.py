@@ -258,6 +258,7 @@ def pack_again(batch):
     return jax.tree.map(moved, batch)
 
 
+@pytest.mark.slow
 def test_a_selection_bias_is_never_trained(params):
     config = dataclasses.replace(CONFIG, experts=dataclasses.replace(CONFIG.experts, selection_bias=True))
     network = decoder(config)

@@ -149,6 +149,7 @@ def adapted(config, kind, pattern, adapter="dora"):
     return network, join_params(jax.tree.map(lambda x: x + 0.2 * random.normal(size=x.shape), trained), frozen)
 
 
+@pytest.mark.slow
 def test_gradients_of_adapters_are_those_over_the_decoded_base():
     network, params = adapted(DENSE, "nf4", "attention|mlp")
     plain, decoded = dequantize(network, params)

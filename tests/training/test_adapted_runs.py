@@ -77,6 +77,7 @@ def test_policy_and_critic_share_the_frozen_base(tmp_path):
         assert all(a is b for a, b in zip(arrays(frozen["policy"]), arrays(frozen["critic"]), strict=True))
 
 
+@pytest.mark.slow
 def test_an_adapter_is_converted_alone_or_merged(tmp_path):
     config = adapted_config()
     finish(config, tmp_path / "run")
@@ -96,6 +97,7 @@ def test_an_adapter_is_converted_alone_or_merged(tmp_path):
     np.testing.assert_array_equal(same.apply(same.params, tokens), expected)
 
 
+@pytest.mark.slow
 def test_a_chosen_part_of_the_parameters_trains(tmp_path):
     config = tiny_config("dr_grpo")
     config.network.trains = r"mlp\.down"

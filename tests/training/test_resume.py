@@ -67,6 +67,7 @@ def assert_same_run(one, other):
     assert mine == theirs
 
 
+@pytest.mark.slow
 def test_killed_five_times_equals_uninterrupted(tmp_path, cache, uninterrupted):
     for kill in KILLS:
         code, output = finish(start(tmp_path, cache, *kill))
