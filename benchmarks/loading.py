@@ -117,6 +117,7 @@ def reading_seconds(directory: pathlib.Path) -> float:
 
 
 def main(_):
+    """Writes a checkpoint, loads it in fresh processes, and prints each measurement as a JSON object."""
     if FLAGS.directory:
         print(json.dumps(measure(pathlib.Path(FLAGS.directory))))
         return
