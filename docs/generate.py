@@ -14,34 +14,6 @@ from jaxrl_llm.training import metrics
 
 FOLDER = pathlib.Path(__file__).parent
 
-# Where the defaults come from; what a paper states was looked up there.
-SOURCES_OF_DEFAULTS = {
-    "cispo": """The paper sets no lower bound, tunes the upper one and does not publish it. The weight here is at most
-        1 + `clip_high` = 5, as in ScaleRL (https://arxiv.org/abs/2510.13786), which found little difference between bounds
-        of 4, 5 and 8. The paper adds DAPO's dynamic sampling and length penalty, which are left out here. `samples` is
-        ours.""",
-    "dapo": """The clip, 16 samples and the lengths are the paper's: 16384 tokens expected and a buffer of 4096 behind them,
-        so `max_length` is 20480. `overlong_buffer` is by default a fifth of `max_length`, which is the same share.
-        `max_rounds` is ours: the paper samples until the batch is full. In a run of the program, `max_length` is
-        `rl.max_new_tokens` unless it is set.""",
-    "dr_grpo": """8 samples and 3000 tokens are those of the authors' published training script. The clip is ours. In a run
-        of the program, `max_length` is `rl.max_new_tokens` unless it is set.""",
-    "grpo": """The KL coefficient 0.04 is the paper's, which takes 64 samples, not 8. It does not state the clip; 0.2 is
-        PPO's. `None` means: `kl_kind` k3, as in the paper; `degrees_of_freedom` 0 (the population's deviation); `epsilon`
-        1e-6.""",
-    "gspo": """The clip is the paper's. `samples` is ours.""",
-    "ppo": """The clip 0.2 and `trace_decay` 0.95 are the paper's, for control tasks. There the discount is 0.99; for texts,
-        whose reward comes at the end, it is 1. The KL penalty in the reward is that of Ziegler et al.
-        (https://arxiv.org/abs/1909.08593); its coefficient, the value's coefficient and the value's clip are ours.
-        `kl_kind=None` means k1.""",
-    "reinforce": """The paper is about networks in general: all defaults are ours. `kl_kind=None` means k1.""",
-    "reinforce_plus_plus": """One sample and a KL penalty of kind k1 in the reward (`kl_kind=None`) are the paper's. Its text
-        (version 9) states neither clip nor coefficient: both are ours.""",
-    "reward_model": """The paper has no centring: `center` is that of https://arxiv.org/abs/2312.09244; TRL recommends 0.01
-        where it is wanted.""",
-    "rloo": """The paper tries 2 and 4 samples. The KL coefficient is ours. `kl_kind=None` means k1.""",
-}
-
 # Of each family what its layers have beside those of Llama, and the largest difference of a logit that was found.
 FAMILIES = {
     "llama": ("", 1.6e-5),
@@ -98,7 +70,7 @@ def _section(entry: dict[str, Any]) -> str:
         f"[{entry['paper']}]({entry['url']})",
         f"```\n{entry['composition']}\n```",
         _options(entry["options"]),
-        _paragraph(SOURCES_OF_DEFAULTS.get(entry["name"], "")),
+        _paragraph(entry["defaults"]),
         f"Needs: {', '.join(f'`{need}`' for need in entry['needs']) or 'nothing'}.",
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"

@@ -22,13 +22,17 @@ class Composable:
       function: a pure function of arrays with keyword-only options.
       options: every keyword-only option with its value, defaults included, in the order of the signature.
       needs: statistics that a scorer must return for this function, such as "entropy".
-      annotations: per-token arrays that the batch must carry, such as "reference_logp".
+      annotations: arrays that the batch or the rollouts must carry, such as "reference_logp".
+      provides: arrays that it adds for what comes after it, such as "returns".
+      coupled: whether what it says of a row depends on other rows.
     """
 
     function: Callable[..., Any]
     options: tuple[tuple[str, Any], ...] = ()
     needs: frozenset[str] = frozenset()
     annotations: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset()
+    coupled: bool = False
 
     def __call__(self, *arguments):
         return self.function(*arguments, **dict(self.options))
@@ -54,8 +58,24 @@ def declared(values, attribute: str) -> frozenset[str]:
     return found
 
 
-def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annotations=()) -> Composable:
+def outstanding(parts, attribute: str = "annotations") -> frozenset[str]:
+    """Union of `attribute` over `parts` that are run in order, without what an earlier part provides."""
+    found, provided = frozenset(), frozenset()
+    for part in parts:
+        found |= declared((part,), attribute) - provided
+        provided |= declared((part,), "provides")
+    return found
+
+
+def any_coupled(values) -> bool:
+    """Whether one of `values`, nested tuples included, is coupled."""
+    return any(any_coupled(value) if isinstance(value, tuple) else getattr(value, "coupled", False) for value in values)
+
+
+def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annotations=(), provides=()) -> Composable:
     """Binds `options` to `function`, with its defaults filled in.
+
+    `needs`, `annotations` and `provides` are names, or functions from the options to names, as in `composable`.
 
     Raises:
       TypeError: an option that `function` does not have; the message lists those it has.
@@ -69,18 +89,25 @@ def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annota
     if missing:
         raise TypeError(f"{function.__name__}: option {missing[0]!r} has no default and must be given")
     values = [value for _, value in bound]
+
+    def named(names) -> frozenset[str]:
+        return frozenset(names(dict(bound)) if callable(names) else names)
+
     return Composable(
         function,
         bound,
-        frozenset(needs) | declared(values, "needs"),
-        frozenset(annotations) | declared(values, "annotations"),
+        named(needs) | declared(values, "needs"),
+        named(annotations) | declared(values, "annotations"),
+        named(provides),
+        getattr(function, "coupled", False) or any_coupled(values),
     )
 
 
-def composable(function=None, *, needs=(), annotations=()):
+def composable(function=None, *, needs=(), annotations=(), provides=()):
     """Decorator: `f(*arrays, **options)` becomes a factory `f(**options) -> Composable`.
 
-    The undecorated function stays at hand as `f.function`.
+    The undecorated function stays at hand as `f.function`. Where `needs`, `annotations` or `provides` depend on the options,
+    they are functions: `annotations=lambda options: (options["against"] + "_logp",)`.
 
     Example:
       >>> @composable
@@ -92,11 +119,11 @@ def composable(function=None, *, needs=(), annotations=()):
       6.0
     """
     if function is None:
-        return functools.partial(composable, needs=needs, annotations=annotations)
+        return functools.partial(composable, needs=needs, annotations=annotations, provides=provides)
 
     @functools.wraps(function)
     def factory(**options):
-        return bind(function, options, needs, annotations)
+        return bind(function, options, needs, annotations, provides)
 
     factory.function = function
     return factory

@@ -154,7 +154,7 @@ class Batch:
       behavior_logp: float [B, T] or None, log-probability (nats) under the policy that sampled the token.
       reference_logp: float [B, T] or None, log-probability (nats) under the reference policy.
       returns: float [B, T] or None, targets of the critic.
-      extras: arrays that methods add, of shape [B, T, ...].
+      extras: arrays that methods add, of shape [B, T, ...]; packing adds the rollouts' "source" and "turn".
       step: int [], training step.
       coefficients: scalars from schedules and controllers, traced, so that a change never recompiles.
     """
@@ -198,6 +198,10 @@ class Scores:
       logp: float [B, T], log-probability (nats) of each token given those before it in its sequence.
       entropy: float [B, T], entropy (nats) of the distribution that the token was drawn from.
       mean_logp: float [B, T], mean over the vocabulary of the log-probabilities (nats).
+      top_entropy: float [B, T], entropy (nats) of that distribution cut to its likeliest entries and renormalised.
+      log_collision: float [B, T], log of the sum of its squared probabilities (nats).
+      candidate_logp: float [B, T, K], log-probabilities (nats) of `batch.extras["candidates"]`, of the tokens that might have
+        stood there; -inf where a candidate is -1.
       value: float [B, T], the critic's estimate of the return from the state before the token.
       value_outputs: float [B, T, n], outputs of the critic's head there: logits of bins, or quantiles.
       hidden: float [B, T, D], last hidden states, of the state before the token.
@@ -207,6 +211,9 @@ class Scores:
     logp: FloatBT
     entropy: FloatBT | None = None
     mean_logp: FloatBT | None = None
+    top_entropy: FloatBT | None = None
+    log_collision: FloatBT | None = None
+    candidate_logp: Array | None = None
     value: FloatBT | None = None
     value_outputs: Array | None = None
     hidden: Array | None = None
@@ -214,8 +221,8 @@ class Scores:
 
     def __post_init__(self):
         _check_rank(self, self.logp, "logp")
-        _check(self, ("entropy", "mean_logp", "value"), self.logp.shape)
-        _check(self, ("hidden", "value_outputs"), (*self.logp.shape, None))
+        _check(self, ("entropy", "mean_logp", "top_entropy", "log_collision", "value"), self.logp.shape)
+        _check(self, ("hidden", "value_outputs", "candidate_logp"), (*self.logp.shape, None))
         _check(self, ("router_logits",), (*self.logp.shape, None, None))
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl_llm.compose import bind, composable, declared, keyword_defaults
+from jaxrl_llm.compose import bind, composable, declared, keyword_defaults, outstanding
 
 
 @composable
@@ -86,3 +86,34 @@ def test_declarations_reach_through_options_and_tuples():
 def test_keeps_name_and_documentation():
     assert scaled.__name__ == "scaled" and scaled.__doc__ == "Doc of scaled."
     assert keyword_defaults(scaled.function) == {"factor": 2.0, "shift": 0.0}
+
+
+@composable(annotations=lambda options: (options["against"] + "_logp",), provides=("made",))
+def chosen(x, *, against="behavior"):
+    return x
+
+
+@composable(annotations=("made", "other"))
+def after(x, *, inner=None):
+    return x
+
+
+def coupled(x, *, size=1):
+    return x
+
+
+coupled.coupled = True
+
+
+def test_what_is_needed_may_depend_on_options():
+    assert chosen().annotations == {"behavior_logp"} and chosen(against="teacher").annotations == {"teacher_logp"}
+
+
+def test_what_an_earlier_part_provides_is_not_outstanding():
+    assert outstanding((chosen(), after())) == {"behavior_logp", "other"}
+    assert outstanding((after(), chosen())) == {"behavior_logp", "made", "other"}
+
+
+def test_coupling_is_found_through_options():
+    assert bind(coupled, {}).coupled and not after().coupled
+    assert after(inner=composable(coupled)()).coupled and after(inner=(composable(coupled)(),)).coupled

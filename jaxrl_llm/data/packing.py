@@ -55,7 +55,7 @@ def pack(
     step: int = 0,
     coefficients=None,
 ) -> Batch:
-    """Lays rollouts into rows of fixed width; group numbers travel with the tokens.
+    """Lays rollouts into rows of fixed width; numbers of group, source and turn travel with the tokens.
 
     Args:
       rollouts: host arrays (NumPy) of N rows.
@@ -122,7 +122,9 @@ def _per_token(rollouts: Rollouts) -> dict[str, np.ndarray]:
     shape = rollouts.tokens.shape
     fields = {name: np.asarray(value) for name in _COPIED if (value := getattr(rollouts, name)) is not None}
     fields["rollout"] = np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None], shape)
-    fields["group"] = np.broadcast_to(np.asarray(rollouts.group)[:, None], shape)
+    fields["turn"] = np.asarray(rollouts.turn)
+    for name in ("group", "source"):
+        fields[name] = np.broadcast_to(np.asarray(getattr(rollouts, name))[:, None], shape)
     for name, value in rollouts.extras.items():
         value = np.asarray(value)
         per_token = value.shape[:2] == shape

@@ -1,6 +1,6 @@
 """From rewards to advantages and weights: pure functions from `Rollouts` to `Rollouts`."""
 
-from jaxrl_llm.estimators.base import Estimator, chain, stateless
+from jaxrl_llm.estimators.base import Estimator, chain, stateful, stateless
 from jaxrl_llm.estimators.filters import drop_uniform_groups
 from jaxrl_llm.estimators.groups import group_advantage
 from jaxrl_llm.estimators.normalisers import whiten
@@ -24,6 +24,7 @@ __all__ = [
     "row_scores",
     "sequence_mean",
     "sequence_mean_token_sum",
+    "stateful",
     "stateless",
     "token_mean",
     "whiten",

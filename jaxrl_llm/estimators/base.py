@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxrl_llm.compose import bind, declared
+from jaxrl_llm.compose import Composable, bind, declared, outstanding
 from jaxrl_llm.types import Rollouts
 
 
@@ -30,25 +30,57 @@ class Estimator:
     @property
     def annotations(self) -> frozenset[str]:
         """Arrays in `rollouts.extras` that must be there before `update`, such as "reference_logp"."""
-        return declared(self.parts, "annotations")
+        return outstanding(self.parts)
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Arrays in `rollouts.extras` that `update` adds, such as "returns"."""
+        return declared(self.parts, "provides")
 
     def __repr__(self) -> str:
         inner = ", ".join(repr(part) for part in self.parts)
         return inner if len(self.parts) == 1 else f"chain({inner})"
 
 
-def stateless(function=None, *, annotations=()):
+def stateless(function=None, *, annotations=(), provides=()):
     """Decorator: a pure function `f(rollouts, **options) -> rollouts` becomes a factory of estimators."""
     if function is None:
-        return functools.partial(stateless, annotations=annotations)
+        return functools.partial(stateless, annotations=annotations, provides=provides)
 
     @functools.wraps(function)
     def factory(**options) -> Estimator:
-        bound = bind(function, options, annotations=annotations)
+        bound = bind(function, options, annotations=annotations, provides=provides)
         return Estimator(init=tuple, update=_Stateless(bound), parts=(bound,))
 
     factory.function = function
     return factory
+
+
+def no_state(**options) -> tuple:
+    """State of an estimator that keeps none."""
+    return ()
+
+
+def stateful(init: Callable[..., Any] = no_state, *, annotations=(), provides=()):
+    """Decorator: `f(rollouts, state, key, **options) -> (rollouts, state)` becomes a factory of estimators.
+
+    Args:
+      init: `init(**options) -> state` before the first step, a pytree of arrays; no state by default, for functions that
+        only draw from the key.
+      annotations: as in `composable`.
+      provides: as in `composable`.
+    """
+
+    def decorate(function):
+        @functools.wraps(function)
+        def factory(**options) -> Estimator:
+            bound = bind(function, options, annotations=annotations, provides=provides)
+            return Estimator(init=Composable(init, bound.options), update=bound, parts=(bound,))
+
+        factory.function = function
+        return factory
+
+    return decorate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,7 @@ def reward_to_go(rollouts: Rollouts, *, discount: float = 1.0, reward_weights: t
     return rollouts.replace(advantage=masked(returns.T, rollouts.mask), valid=rollouts.valid * present)
 
 
-@stateless(annotations=("behavior_value",))
+@stateless(annotations=("behavior_value",), provides=("returns",))
 def gae(
     rollouts: Rollouts,
     *,

@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 from jaxrl_llm.compose import Composable, keyword_defaults
+from jaxrl_llm.controllers import Controller
 from jaxrl_llm.estimators import Estimator
 from jaxrl_llm.objectives import Objective
+
+# What packing always adds.
+FROM_ROLLOUTS = frozenset({"source", "turn"})
+CERTAINTIES = ("exact", "sketch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +25,13 @@ class Method:
 
     Attributes:
       name: as in `get(name)`.
-      paper: title.
+      paper: title, authors and year.
       url: of the paper.
       strategy: which prompts are sampled and what is kept; None for methods that learn from given text.
       estimator: rollouts -> rollouts with advantages and weights.
       objective: scores and batch -> loss.
       options: those the method was made with, as pairs.
-      schedules: pairs of a name in `batch.coefficients` and a function of the step.
+      controllers: pairs of a name in `batch.coefficients` and the controller that sets it at each step.
     """
 
     name: str
@@ -35,16 +41,18 @@ class Method:
     estimator: Estimator
     objective: Objective
     options: tuple[tuple[str, Any], ...] = ()
-    schedules: tuple[tuple[str, Callable[[int], float]], ...] = ()
+    controllers: tuple[tuple[str, Controller], ...] = ()
 
     @property
     def needs(self) -> frozenset[str]:
         """What somebody must compute before the update: "reference_logp", "behavior_value"... and score statistics."""
-        return self.estimator.annotations | self.objective.annotations | self.objective.needs
+        strategy, estimator, objective = self.strategy, self.estimator, self.objective
+        sampled = getattr(strategy, "provides", frozenset()) | FROM_ROLLOUTS
+        return (estimator.annotations - sampled) | (objective.annotations - estimator.provides - sampled) | objective.needs
 
     @property
     def needs_reference(self) -> bool:
-        return "reference_logp" in self.needs
+        return any(name.startswith("reference_") for name in self.needs)
 
     @property
     def needs_critic(self) -> bool:
@@ -64,79 +72,131 @@ class Method:
 
     def composition(self) -> str:
         """The method printed as the code that composes it."""
-        return f"strategy  = {self.strategy!r}\nestimator = {self.estimator!r}\nobjective = {self.objective!r}"
+        lines = [f"strategy    = {self.strategy!r}", f"estimator   = {self.estimator!r}", f"objective   = {self.objective!r}"]
+        if self.controllers:
+            lines.append(f"controllers = {dict(self.controllers)!r}")
+        return "\n".join(lines)
 
 
-_BUILDERS: dict[str, Callable[..., Method]] = {}
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A method in the catalogue: the function that composes it, and what is known about it.
+
+    The docstring of `build` begins with one sentence on what the method changes. A paragraph "Defaults: ..." says where its
+    defaults come from, and "Unconfirmed: ..." what of its formula could not be confirmed.
+
+    Attributes:
+      build: keyword options -> (strategy, estimator, objective) or (strategy, estimator, objective, controllers).
+      paper: title, authors and year.
+      url: of the paper.
+      certainty: "exact" where the formula is that of the paper or of its authors' code; "sketch" where part of it is ours.
+      conventions: options by the name of a library or paper that uses the method's name for another formula.
+    """
+
+    build: Callable[..., tuple]
+    paper: str
+    url: str
+    certainty: str
+    conventions: dict[str, dict[str, Any]]
 
 
-def method(*, paper: str, url: str):
-    """Decorator: a function of keyword options that returns (strategy, estimator, objective) becomes a named method."""
+_ENTRIES: dict[str, Entry] = {}
+
+
+def method(*, paper: str, url: str, certainty: str = "exact", conventions: dict[str, dict[str, Any]] | None = None):
+    """Decorator: a function of keyword options that returns (strategy, estimator, objective[, controllers]) is a method."""
+    if certainty not in CERTAINTIES:
+        raise ValueError(f"certainty is {certainty!r}; it must be one of {CERTAINTIES}")
 
     def register(build):
         name = build.__name__
-
-        @functools.wraps(build)
-        def make(**options) -> Method:
-            strategy, estimator, objective = build(**options)
-            chosen = tuple((keyword_defaults(build) | options).items())
-            return Method(name, paper, url, strategy, estimator, objective, chosen)
-
-        _BUILDERS[name] = make
-        return make
+        if name in _ENTRIES:
+            raise ValueError(f"there is a method {name!r} already, {_ENTRIES[name].paper}; choose another name")
+        _ENTRIES[name] = Entry(build, paper, url, certainty, {"paper": {}} | (conventions or {}))
+        return functools.wraps(build)(functools.partial(get, name))
 
     return register
 
 
-def get(name: str, **options) -> Method:
+def get(name: str, *, convention: str = "paper", **options) -> Method:
     """The method of that name.
 
     Args:
       name: see `names()`.
+      convention: whose formula is meant where the field uses one name for several, such as "trl-1.16"; the paper's by
+        default. It stands for options; those given beside it come on top. See `conventions_of(name)`.
       **options: of the method; see `options_of(name)`.
 
     Raises:
-      ValueError: an unknown name, an option that the method does not have, or one that would change nothing.
+      ValueError: an unknown name, convention or option, or an option that would change nothing.
 
     Example:
       >>> get("dapo", clip_high=0.3).objective
       objective(policy(trust=clip(high=0.3)))
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"method {name!r} is unknown; known are {', '.join(names())}")
+    entry = _entry(name)
+    if convention not in entry.conventions:
+        known = ", ".join(map(repr, entry.conventions))
+        raise ValueError(f"method {name!r} has no convention {convention!r}; it has {known}")
     known = options_of(name)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"method {name!r} has no option {unknown[0]!r}; it takes {', '.join(known) or 'no options'}")
-    return _BUILDERS[name](**options)
+    chosen = entry.conventions[convention] | options
+    strategy, estimator, objective, *controllers = entry.build(**chosen)
+    pairs = tuple(controllers[0].items()) if controllers else ()
+    return Method(name, entry.paper, entry.url, strategy, estimator, objective, tuple((known | chosen).items()), pairs)
+
+
+def _entry(name: str) -> Entry:
+    if name not in _ENTRIES:
+        raise ValueError(f"method {name!r} is unknown; known are {', '.join(names())}")
+    return _ENTRIES[name]
 
 
 def names() -> tuple[str, ...]:
     """Names of all methods."""
-    return tuple(sorted(_BUILDERS))
+    return tuple(sorted(_ENTRIES))
 
 
 def options_of(name: str) -> dict[str, Any]:
     """Options of a method with their defaults."""
-    return keyword_defaults(inspect.unwrap(_BUILDERS[name]))
+    return keyword_defaults(_entry(name).build)
+
+
+def conventions_of(name: str) -> dict[str, dict[str, Any]]:
+    """Conventions of a method by name, each with the options that it stands for."""
+    return {convention: dict(options) for convention, options in _entry(name).conventions.items()}
 
 
 def table() -> list[dict[str, Any]]:
-    """One record for each method: name, paper, url, what it is, options, what it needs, and its composition."""
+    """One record for each method: name, paper, year, url, what it changes, options, conventions, needs, composition..."""
     return [_describe(name) for name in names()]
 
 
 def _describe(name: str) -> dict[str, Any]:
-    built = get(name)
+    built, entry = get(name), _entry(name)
+    text = inspect.getdoc(entry.build)
     return {
         "name": name,
         "paper": built.paper,
+        "year": int(re.findall(r"\b(?:19|20)\d\d\b", built.paper)[-1]),
         "url": built.url,
-        "summary": inspect.getdoc(_BUILDERS[name]).splitlines()[0],
+        "summary": text.splitlines()[0],
+        "defaults": _paragraph(text, "Defaults"),
+        "certainty": entry.certainty,
+        "unconfirmed": _paragraph(text, "Unconfirmed"),
         "options": options_of(name),
+        "conventions": conventions_of(name),
         "needs": sorted(built.needs),
         "composition": built.composition(),
     }
+
+
+def _paragraph(text: str, name: str) -> str:
+    """The paragraph of a docstring that begins with `name:`, on one line and without the name."""
+    found = [paragraph for paragraph in text.split("\n\n") if paragraph.startswith(f"{name}:")]
+    return " ".join(found[0].removeprefix(f"{name}:").split()) if found else ""
 
 
 def reject_inert(condition: bool, name: str, value, reason: str) -> None:

@@ -49,7 +49,10 @@ def _kl_reward(coefficient: float, kind: str | None) -> tuple:
 
 @method(paper="Simple statistical gradient-following algorithms (Williams, 1992)", url="https://doi.org/10.1007/BF00992696")
 def reinforce(*, samples: int = 1, kl_coefficient: float = 0.0, kl_kind: str | None = None):
-    """Score-function gradient of the reward-to-go, without a baseline."""
+    """Score-function gradient of the reward-to-go, without a baseline.
+
+    Defaults: The paper is about networks in general: all defaults are ours. `kl_kind=None` means k1.
+    """
     return (
         grouped(samples=samples),
         chain(*_kl_reward(kl_coefficient, kl_kind), reward_to_go(), sequence_mean_token_sum()),
@@ -62,7 +65,10 @@ def reinforce(*, samples: int = 1, kl_coefficient: float = 0.0, kl_kind: str | N
     url="https://arxiv.org/abs/2402.14740",
 )
 def rloo(*, samples: int = 4, kl_coefficient: float = 0.05, kl_kind: str | None = None):
-    """REINFORCE on whole sequences with the mean reward of the other samples as baseline."""
+    """REINFORCE on whole sequences with the mean reward of the other samples as baseline.
+
+    Defaults: The paper tries 2 and 4 samples. The KL coefficient is ours. `kl_kind=None` means k1.
+    """
     return (
         grouped(samples=samples),
         chain(
@@ -90,7 +96,13 @@ def ppo(
     kl_coefficient: float = 0.05,
     kl_kind: str | None = None,
 ):
-    """Clipped surrogate with a learned critic, generalised advantage estimation and a KL penalty in the reward."""
+    """Clipped surrogate with a learned critic, generalised advantage estimation and a KL penalty in the reward.
+
+    Defaults: The clip 0.2 and `trace_decay` 0.95 are the paper's, for control tasks. There the discount is 0.99;
+      for texts, whose reward comes at the end, it is 1. The KL penalty in the reward is that of Ziegler et al.
+      (https://arxiv.org/abs/1909.08593); its coefficient, the value's coefficient and the value's clip are ours.
+      `kl_kind=None` means k1.
+    """
     if value_coefficient <= 0:
         raise ValueError(f"value_coefficient is {value_coefficient}; a critic that never learns gives no baseline: take 'grpo'")
     bonus = (entropy_bonus(coefficient=entropy_coefficient),) if entropy_coefficient else ()
@@ -122,7 +134,12 @@ def grpo(
     degrees_of_freedom: int | None = None,
     epsilon: float | None = None,
 ):
-    """Clipped surrogate with rewards standardised within each group of answers, and a KL penalty in the loss."""
+    """Clipped surrogate with rewards standardised within each group of answers, and a KL penalty in the loss.
+
+    Defaults: The KL coefficient 0.04 is the paper's, which takes 64 samples, not 8. It does not state the clip; 0.2
+      is PPO's. `None` means: `kl_kind` k3, as in the paper; `degrees_of_freedom` 0 (the population's deviation);
+      `epsilon` 1e-6.
+    """
     deviation = {"degrees_of_freedom": degrees_of_freedom, "epsilon": epsilon}
     chosen = {name: value for name, value in deviation.items() if value is not None}
     for name, value in chosen.items():
@@ -136,7 +153,11 @@ def grpo(
 
 @method(paper="Understanding R1-Zero-Like Training (Liu et al., 2025)", url="https://arxiv.org/abs/2503.20783")
 def dr_grpo(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, max_length: int = 3000):
-    """GRPO without division by the deviation and by the length, which bias it to hard questions and long answers."""
+    """GRPO without division by the deviation and by the length, which bias it to hard questions and long answers.
+
+    Defaults: 8 samples and 3000 tokens are those of the authors' published training script. The clip is ours. In a
+      run of the program, `max_length` is `rl.max_new_tokens` unless it is set.
+    """
     return (
         grouped(samples=samples),
         chain(group_advantage(scale="none"), constant(length=max_length)),
@@ -158,7 +179,13 @@ def dapo(
     overlong_buffer: int | None = None,
     overlong_size: float = 1.0,
 ):
-    """GRPO with a higher upper clip, token mean, dynamic sampling of informative groups and a soft overlong penalty."""
+    """GRPO with a higher upper clip, token mean, dynamic sampling of informative groups and a soft overlong penalty.
+
+    Defaults: The clip, 16 samples and the lengths are the paper's: 16384 tokens expected and a buffer of 4096
+      behind them, so `max_length` is 20480. `overlong_buffer` is by default a fifth of `max_length`, which is the
+      same share. `max_rounds` is ours: the paper samples until the batch is full. In a run of the program,
+      `max_length` is `rl.max_new_tokens` unless it is set.
+    """
     reject_inert(overlong_size == 0 and overlong_buffer is not None, "overlong_buffer", overlong_buffer, "overlong_size is 0")
     buffer = max(max_length // 5, 1) if overlong_buffer is None else overlong_buffer
     penalty = (overlong_penalty(max_length=max_length, buffer=buffer, penalty=overlong_size),) if overlong_size else ()
@@ -171,7 +198,10 @@ def dapo(
 
 @method(paper="Group Sequence Policy Optimization (Zheng et al., 2025)", url="https://arxiv.org/abs/2507.18071")
 def gspo(*, samples: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4):
-    """GRPO with one length-normalised importance ratio for each sequence, clipped as a whole."""
+    """GRPO with one length-normalised importance ratio for each sequence, clipped as a whole.
+
+    Defaults: The clip is the paper's. `samples` is ours.
+    """
     return (
         grouped(samples=samples),
         chain(group_advantage(), sequence_mean()),
@@ -181,7 +211,13 @@ def gspo(*, samples: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4):
 
 @method(paper="MiniMax-M1 (Chen et al., 2025)", url="https://arxiv.org/abs/2506.13585")
 def cispo(*, samples: int = 8, clip_low: float | None = None, clip_high: float = 4.0):
-    """REINFORCE with group advantages and a clipped, detached importance weight: no token loses its gradient."""
+    """REINFORCE with group advantages and a clipped, detached importance weight: no token loses its gradient.
+
+    Defaults: The paper sets no lower bound, tunes the upper one and does not publish it. The weight here is at most
+      1 + `clip_high` = 5, as in ScaleRL (https://arxiv.org/abs/2510.13786), which found little difference between
+      bounds of 4, 5 and 8. The paper adds DAPO's dynamic sampling and length penalty, which are left out here.
+      `samples` is ours.
+    """
     return (
         grouped(samples=samples),
         chain(group_advantage(), token_mean()),
@@ -198,7 +234,11 @@ def reinforce_plus_plus(
     kl_coefficient: float = 0.01,
     kl_kind: str | None = None,
 ):
-    """Clipped surrogate on rewards-to-go with a token KL penalty, standardised over the whole batch; no critic."""
+    """Clipped surrogate on rewards-to-go with a token KL penalty, standardised over the whole batch; no critic.
+
+    Defaults: One sample and a KL penalty of kind k1 in the reward (`kl_kind=None`) are the paper's. Its text
+      (version 9) states neither clip nor coefficient: both are ours.
+    """
     return (
         grouped(samples=samples),
         chain(*_kl_reward(kl_coefficient, kl_kind), reward_to_go(), whiten(), token_mean()),
@@ -214,5 +254,9 @@ def sft():
 
 @method(paper="Learning to summarize from human feedback (Stiennon et al., 2020)", url="https://arxiv.org/abs/2009.01325")
 def reward_model(*, center: float = 0.0):
-    """Bradley-Terry model of preferences: a value head that scores the preferred answer above the other one."""
+    """Bradley-Terry model of preferences: a value head that scores the preferred answer above the other one.
+
+    Defaults: The paper has no centring: `center` is that of https://arxiv.org/abs/2312.09244; TRL recommends 0.01
+      where it is wanted.
+    """
     return None, chain(pair_mean()), objective(bradley_terry(center=center))

@@ -1,6 +1,6 @@
 """From scores to losses: pure, hashable functions `(Scores, Batch) -> (loss, metrics)`."""
 
-from jaxrl_llm.objectives.base import Objective, objective, traits, weighted_sum
+from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted_sum
 from jaxrl_llm.objectives.policy import policy
 from jaxrl_llm.objectives.preference import bradley_terry
 from jaxrl_llm.objectives.ratios import sequence_ratio, token_ratio
@@ -13,6 +13,7 @@ from jaxrl_llm.objectives.values import categorical_value_loss, quantile_value_l
 __all__ = [
     "Objective",
     "bradley_terry",
+    "by_source",
     "categorical_value_loss",
     "cispo",
     "clip",
@@ -24,6 +25,7 @@ __all__ = [
     "policy",
     "quantile_value_loss",
     "router_z",
+    "scaled",
     "score_function",
     "sequence_ratio",
     "token_ratio",

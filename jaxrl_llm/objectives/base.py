@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, declared
+from jaxrl_llm.compose import Composable, any_coupled, composable, declared
 from jaxrl_llm.numerics import masked
 from jaxrl_llm.types import Batch, Scores
 
@@ -55,7 +55,7 @@ class Objective:
 
     def _check(self, scores: Scores, batch: Batch) -> None:
         for name in sorted(self.needs):
-            if getattr(scores, name) is None:
+            if getattr(scores, name.partition(":")[0]) is None:
                 raise ValueError(f"{self!r} needs scores.{name}, which is None; ask the scorer for it")
         for name in sorted(self.annotations):
             value = getattr(batch, name) if hasattr(batch, name) else batch.extras.get(name)
@@ -69,7 +69,7 @@ class Objective:
 
 def objective(*terms: Composable) -> Objective:
     """Sum of per-token terms, such as `objective(policy(trust=clip()), kl(coefficient=0.04))`; coupled if one of them is."""
-    return Objective(tuple(terms), any(getattr(term.function, "coupled", False) for term in terms))
+    return Objective(tuple(terms), any_coupled(terms))
 
 
 def traits(*, coupled: bool = False, reads_logp: bool = True) -> Callable[[Callable], Callable]:
@@ -87,6 +87,37 @@ def traits(*, coupled: bool = False, reads_logp: bool = True) -> Callable[[Calla
     return mark
 
 
+@composable
+def by_source(scores: Scores, batch: Batch, *, terms: tuple[tuple[int, Composable], ...]):
+    """Each row by the term of its own source: the policy's samples by one loss, demonstrations by another.
+
+    Rows of a source without a term contribute 0. A term sees weights of 0 at the rows of other sources, so that its metrics
+    and its sums over the batch are of its own rows.
+
+    Args:
+      terms: pairs of a number in `batch.extras["source"]` (0 for the policy's own samples) and a term.
+    """
+    total, metrics = jnp.zeros_like(batch.weight), {}
+    for source, term in terms:
+        own = batch.extras["source"] == source
+        token_loss, found = term(scores, batch.replace(weight=jnp.where(own, batch.weight, 0.0), mask=batch.mask * own))
+        total += jnp.where(own, token_loss, 0.0)
+        metrics |= {f"source_{source}/{name}": value for name, value in found.items()}
+    return total, metrics
+
+
+@composable
+def scaled(scores: Scores, batch: Batch, *, term: Composable, coefficient: float | str):
+    """`coefficient` times a term.
+
+    Args:
+      term: any term of an objective.
+      coefficient: a number, or the name of a scalar in `batch.coefficients`.
+    """
+    token_loss, metrics = term(scores, batch)
+    return coefficient_value(coefficient, batch) * token_loss, metrics
+
+
 def weighted_sum(per_token, batch: Batch):
     """`sum(weight * per_token)` over the actions of the batch; what stands at other tokens has no influence."""
     weight = masked(batch.weight, batch.mask)
@@ -101,3 +132,18 @@ def coefficient_value(coefficient: float | str, batch: Batch):
         known = sorted(batch.coefficients)
         raise ValueError(f"batch.coefficients has no {coefficient!r}; it has {known}: fill it from a schedule or give a number")
     return batch.coefficients[coefficient]
+
+
+def logp_of(who: str, batch: Batch):
+    """Log-probabilities [B, T] (nats) that the batch carries of another policy than the one that trains.
+
+    Args:
+      who: "behavior" (the sampler), "proximal" (the policy before the updates of this step), "reference" or "teacher".
+    """
+    name = f"{who}_logp"
+    return getattr(batch, name) if hasattr(batch, name) else batch.extras[name]
+
+
+def logp_name(options: dict) -> tuple[str, ...]:
+    """Annotation that a function with an option `against` reads, such as "proximal_logp"."""
+    return (f"{options['against']}_logp",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
@@ -15,7 +16,14 @@ TOKEN_RATIO, CLIP = token_ratio(), clip()
 
 
 @composable
-def policy(scores: Scores, batch: Batch, *, ratio: Composable | None = TOKEN_RATIO, trust: Composable = CLIP):
+def policy(
+    scores: Scores,
+    batch: Batch,
+    *,
+    ratio: Composable | None = TOKEN_RATIO,
+    trust: Composable = CLIP,
+    factors: tuple[Composable, ...] = (),
+):
     """Token loss of a policy-gradient method and its diagnostics.
 
     On policy the value of a group-relative surrogate is 0 whatever the policy learns, so its parts from actions with
@@ -24,6 +32,8 @@ def policy(scores: Scores, batch: Batch, *, ratio: Composable | None = TOKEN_RAT
     Args:
       ratio: log importance ratio; None for methods that use none.
       trust: token loss from the log-ratio.
+      factors: functions `(scores, batch) -> factor` [B, T] of the token loss, without gradient: corrections of off-policy
+        samples, masks of tokens. The weights of the batch, and so every denominator, stay as they are.
 
     Returns:
       token_loss [B, T] and metrics (see the functions below).
@@ -31,6 +41,8 @@ def policy(scores: Scores, batch: Batch, *, ratio: Composable | None = TOKEN_RAT
     log_ratio = jnp.zeros_like(scores.logp) if ratio is None else ratio(scores, batch)
     known = scores.replace(logp=without_infinities(masked(scores.logp, batch.mask)))
     token_loss = trust(log_ratio, known, batch)
+    for factor in factors:
+        token_loss *= jax.lax.stop_gradient(masked(factor(known, batch), batch.mask))
     metrics = surrogate_parts(token_loss, batch)
     if ratio is not None:
         metrics |= ratio_statistics(log_ratio, batch)

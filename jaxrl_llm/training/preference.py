@@ -14,6 +14,7 @@ from jaxrl_llm.data import Cursor, pack, preference_rollouts
 from jaxrl_llm.scoring import Scorer, actor_critic_scorer, make_scorer
 from jaxrl_llm.training.annotate import in_parts, make_annotate
 from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.method_state import coefficients, initial_method_state, make_estimate, observe
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.update import make_update
@@ -25,7 +26,7 @@ _HELD_OUT = ("pair_accuracy", "pair_margin", "pair_chosen", "pair_rejected")
 
 def initial_state(run: Run, params) -> TrainState:
     """State before the first update of the phase."""
-    state = run.preference_method.estimator.init()
+    state = initial_method_state(run.preference_method)
     return TrainState.create(params, _optimizer(run), method_state=state, key=jax.random.key(run.config.seed))
 
 
@@ -41,7 +42,7 @@ def make_preference_step(run: Run, reference=None) -> Callable:
       reference: parameters of the reference policy, or None where the method needs none.
     """
     settings, method = run.config.preference, run.preference_method
-    annotate, estimate = _make_annotate(run)(reference), jax.jit(method.estimator.update)
+    annotate, estimate = _make_annotate(run)(reference), make_estimate(method)
     pure = make_update(
         None, method.objective, _optimizer(run), micro_batches=settings.micro_batches, scorer=make_pair_scorer(run)
     )
@@ -52,9 +53,10 @@ def make_preference_step(run: Run, reference=None) -> Callable:
         rollouts = annotate(state, preference_rollouts(run.tokenizer, pairs, settings.row_tokens, numbers))
         rollouts, method_state = estimate(rollouts, state.method_state, jax.random.fold_in(state.key, number))
         rollouts = jax.device_get(rollouts)
-        batch = _pack(run, rollouts, number)
+        batch = _pack(run, rollouts, method_state, number)
         state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        state = state.replace(method_state=observe(method, state.method_state, metrics))
         return state, cursor, metrics | pair_counts(pairs, rollouts), []
 
     return step
@@ -81,11 +83,11 @@ def _make_annotate(run: Run) -> Callable[[Any], Callable[[Any, Rollouts], Rollou
     return with_reference
 
 
-def _pack(run: Run, rollouts: Rollouts, number: int) -> Batch:
+def _pack(run: Run, rollouts: Rollouts, method_state, number: int) -> Batch:
     settings = run.config.preference
-    schedules = {name: np.float32(schedule(number)) for name, schedule in run.preference_method.schedules}
+    scalars = coefficients(run.preference_method, method_state, number)
     multiple = run.row_multiple(settings.micro_batches)
-    return pack(rollouts, settings.row_tokens, multiple=multiple, step=number, coefficients=schedules)
+    return pack(rollouts, settings.row_tokens, multiple=multiple, step=number, coefficients=scalars)
 
 
 def pair_counts(pairs: Sequence[dict[str, Any]], rollouts: Rollouts) -> dict[str, float]:
@@ -103,7 +105,7 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
     """
     settings, method = run.config.preference, run.preference_method
     score, measure = jax.jit(make_pair_scorer(run)), jax.jit(lambda scores, batch: method.objective(scores, batch)[1])
-    estimate, with_reference = jax.jit(method.estimator.update), _make_annotate(run)
+    estimate, with_reference, fresh = make_estimate(method), _make_annotate(run), initial_method_state(method)
 
     def evaluate(params, number: int) -> dict[str, float]:
         count = min(run.config.evaluation.prompts, len(run.test_source))
@@ -113,8 +115,8 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
             numbers = range(start, min(start + settings.batch, count))
             pairs = [run.test_source[index] for index in numbers]
             rollouts = annotate(None, preference_rollouts(run.tokenizer, pairs, settings.row_tokens, numbers))
-            rollouts, _ = estimate(rollouts, method.estimator.init(), jax.random.key(run.config.seed))
-            batch = _pack(run, jax.device_get(rollouts), number)
+            rollouts, _ = estimate(rollouts, fresh, jax.random.key(run.config.seed))
+            batch = _pack(run, jax.device_get(rollouts), fresh, number)
             found = measure(in_parts(run, score, run.whole(params), batch, settings.micro_batches), batch)
             totals = {name: total + float(found[name]) * len(pairs) for name, total in totals.items()}
         return summarise({name: total / count for name, total in totals.items()}, count)

@@ -17,6 +17,7 @@ from jaxrl_llm.rollouts import select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
 from jaxrl_llm.training import annotate, build
 from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.method_state import coefficients, initial_method_state, make_estimate, observe
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.update import make_update
@@ -31,7 +32,7 @@ def separate_critic(run: Run) -> bool:
 def initial_state(run: Run, params) -> TrainState:
     """State before the first RL update; a critic of its own begins as a copy of the policy with a value head of zeros."""
     params = {"policy": params, "critic": critic_params(run, params)} if separate_critic(run) else params
-    state = run.method.estimator.init()
+    state = initial_method_state(run.method)
     return TrainState.create(params, optimizer(run), method_state=state, key=jax.random.key(run.config.seed))
 
 
@@ -73,7 +74,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     """
     rl, method = run.config.rl, run.method
     annotated = make_annotate(run, reference)
-    estimate = jax.jit(method.estimator.update)
+    estimate = make_estimate(method)
     objective = build.with_critic_loss(run.config, method.objective)
     objective = build.with_router_losses(run.config, run.network, objective)
     scorer = _scorer(run, objective.needs)
@@ -89,7 +90,9 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
         rollouts, method_state = estimate(rollouts, state.method_state, key)
         rollouts = jax.device_get(rollouts)
         state, update_metrics = _updates(run, update, state.replace(method_state=method_state), rollouts, number)
-        return state, cursor, update_metrics | metrics, collection.records
+        metrics = update_metrics | metrics
+        state = state.replace(method_state=observe(method, state.method_state, metrics))
+        return state, cursor, metrics, collection.records
 
     return step
 
@@ -126,7 +129,7 @@ def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts], Rollo
 def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: int):
     """All updates of a step: `epochs` passes over the rollouts in `minibatches` parts each."""
     rl, seen = run.config.rl, []
-    schedules = {name: np.float32(schedule(number)) for name, schedule in run.method.schedules}
+    scalars = coefficients(run.method, state.method_state, number)
     for epoch in range(rl.epochs):
         for rows in _minibatch_rows(run, len(rollouts.length), number, epoch):
             part = rollouts if rl.minibatches == 1 else select_rows(rollouts, rows)
@@ -134,7 +137,7 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
             part = part.replace(weight=part.weight * rl.minibatches)
             multiple = run.row_multiple(rl.micro_batches)
             keep = has_weight(part)
-            batch = pack(part, row_tokens(run), keep=keep, multiple=multiple, step=number, coefficients=schedules)
+            batch = pack(part, row_tokens(run), keep=keep, multiple=multiple, step=number, coefficients=scalars)
             state, metrics = update(state, run.place(batch), _frozen(run))
             seen.append(metrics)
     seen = jax.device_get(seen)

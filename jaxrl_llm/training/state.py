@@ -18,7 +18,7 @@ class TrainState:
       step: int32 [], updates done, skipped ones included.
       params: parameters that train; frozen ones are no part of the state.
       opt_state: state of the optax transform.
-      method_state: state of the method's estimator.
+      method_state: state of the method's estimator and controllers.
       key: PRNG key of the run; never split, only folded with step, sample and position.
       skipped: int32 [], updates that were skipped because loss or gradient was not finite.
     """

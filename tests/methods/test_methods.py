@@ -107,8 +107,10 @@ def test_table_is_complete():
     rows = methods.table()
     assert [row["name"] for row in rows] == list(methods.names())
     for row in rows:
-        assert set(row) == {"name", "paper", "url", "summary", "options", "needs", "composition"}
-        assert row["summary"].endswith(".") and row["paper"] and row["composition"].count("\n") == 2
+        assert row["summary"].endswith(".") and row["paper"] and 1950 < row["year"] < 2100
+        assert row["composition"].startswith("strategy") and "objective(" in row["composition"]
+        assert row["certainty"] == "exact" or row["unconfirmed"], "say what could not be confirmed"
+        assert row["defaults"] or not row["options"], "say where the defaults come from"
         assert row["needs"] == sorted(methods.get(row["name"]).needs)
 
 

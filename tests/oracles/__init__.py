@@ -1,4 +1,10 @@
-"""Independent oracles: NumPy float64, plain loops, written from the papers' formulas and sharing nothing with the package.
+"""Slow, obvious, independent versions of what the package computes, by plain loops in NumPy float64."""
 
-Beside them the inputs that package and oracles are compared on: `cases`, and `tiny_policy` for whole steps.
-"""
+import importlib
+import pkgutil
+
+
+def names() -> set[str]:
+    """Names of everything in the modules of this folder: an oracle has the name of what it checks."""
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return {name for module in modules for name in vars(module)}

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 ROWS, WIDTH, COMPONENTS = 6, 8, 2
 modest = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+# For oracles whose gradients are finite differences.
+brief = settings(modest, max_examples=12)
 
 
 @dataclasses.dataclass
@@ -104,8 +106,29 @@ class BatchCase:
     logp: np.ndarray
     entropy: np.ndarray
     value: np.ndarray
+    rollout: np.ndarray
+    group: np.ndarray
+    source: np.ndarray
+    turn: np.ndarray
+    score: np.ndarray
+    correct: np.ndarray
+    accuracy: np.ndarray
+    preference: np.ndarray
+    proximal_logp: np.ndarray
+    teacher_logp: np.ndarray
+    proximal_entropy: np.ndarray
+    proximal_mean_logp: np.ndarray
+    mean_logp: np.ndarray
+    top_entropy: np.ndarray
+    log_collision: np.ndarray
+    candidates: np.ndarray
+    candidate_logp: np.ndarray
+    proximal_candidate_logp: np.ndarray
+    reference_candidate_logp: np.ndarray
+    teacher_candidate_logp: np.ndarray
 
 
+CANDIDATES = 3
 BATCH = 4
 BATCH_TRAITS = ("empty_row", "no_actions", "no_weight", "infinite", "far", "on_policy", "no_advantage")
 
@@ -142,7 +165,9 @@ def batch_cases(draw) -> BatchCase:
     value = random.normal(size=shape)
     old, returns = value + 0.4 * random.normal(size=shape), value + random.normal(size=shape)
     arrays = (logp, behavior, reference, advantage, random.exponential(1.0, shape), value, returns, old)
+    more = _scattered(random, shape, segment, logp, traits)
     return BatchCase(
+        **{name: _junk_outside(mask, array) for name, array in more.items()},
         tokens=random.integers(0, 32, shape).astype(np.int32),
         mask=mask.astype(np.float32),
         segment=segment.astype(np.int32),
@@ -151,5 +176,48 @@ def batch_cases(draw) -> BatchCase:
     )
 
 
+def _scattered(random, shape, segment, logp, traits):
+    """What belongs to rollouts and groups, at every token of them, and what other policies say of the tokens."""
+    slots = np.arange(shape[0])[:, None] * (shape[1] + 1) + segment
+    numbers = random.permutation(shape[0] * (shape[1] + 1))
+    group = np.minimum(random.integers(0, 3, numbers.size), random.integers(0, 3, numbers.size))
+    correct = random.random(numbers.size) < 0.5
+    accuracy = np.array([correct[group == g].mean() for g in group])
+    scores = random.integers(-3, 4, numbers.size) / 4
+    near = {name: logp + 0.4 * random.normal(size=shape) for name in ("proximal_logp", "teacher_logp")}
+    # Probabilities of the candidates leave at least a tenth of the mass to all other tokens.
+    shares = {
+        name: np.log(0.9 * random.dirichlet(np.ones(CANDIDATES + 1), shape)[..., :CANDIDATES] + 1e-3)
+        for name in ("candidate_logp", "proximal_candidate_logp", "reference_candidate_logp", "teacher_candidate_logp")
+    }
+    if "on_policy" in traits:
+        near["proximal_logp"] = logp.copy()
+        shares["proximal_candidate_logp"] = shares["candidate_logp"].copy()
+    absent = random.random((*shape, CANDIDATES)) < (0.2 if "infinite" in traits else 0.0)
+    candidates = np.where(absent, -1, random.permuted(np.tile(np.arange(32), (*shape, 1)), axis=-1)[..., :CANDIDATES])
+    return {
+        "rollout": numbers[slots],
+        "group": group[numbers[slots]],
+        "source": (random.random(numbers.size) < 0.3)[numbers[slots]].astype(np.int32),
+        "turn": random.integers(0, 2, shape).cumsum(axis=1),
+        "score": scores[numbers[slots]],
+        "correct": correct[numbers[slots]],
+        "accuracy": accuracy[numbers[slots]],
+        "preference": random.choice([-1.0, 0.0, 1.0], numbers.size)[numbers[slots]],
+        "proximal_entropy": random.exponential(1.0, shape),
+        "proximal_mean_logp": -4.0 - random.exponential(1.0, shape),
+        "mean_logp": -4.0 - random.exponential(1.0, shape),
+        "top_entropy": random.exponential(1.0, shape),
+        "log_collision": -random.exponential(1.0, shape),
+        "candidates": candidates,
+        **near,
+        **{name: np.where(absent, -np.inf, values) for name, values in shares.items()},
+    }
+
+
 def _junk_outside(mask, values):
-    return None if values is None else np.where(mask, values, np.nan).astype(np.float32)
+    """NaN where no action is; numbers of rollouts and groups stay as they are."""
+    if values is None or np.issubdtype(np.asarray(values).dtype, np.integer):
+        return None if values is None else np.asarray(values, np.int32)
+    inside = mask if np.ndim(values) == np.ndim(mask) else mask[..., None]
+    return np.where(inside, values, np.nan).astype(np.float32)

@@ -69,8 +69,9 @@ def test_a_step_is_the_mean_loss_of_its_pairs(tmp_path):
 
 def test_without_logits_and_with_them_the_values_are_the_same(tmp_path):
     with opened(preference_config(), tmp_path) as run:
-        params = begun(run).params
-        batch = preference._pack(run, preference.preference_rollouts(run.tokenizer, [run.source[0]], 32), 0)
+        state = begun(run)
+        params = state.params
+        batch = preference._pack(run, preference.preference_rollouts(run.tokenizer, [run.source[0]], 32), state.method_state, 0)
         bare = jax.jit(preference.make_pair_scorer(run))(params, batch)
         whole = jax.jit(preference.make_scorer(run.network.without_params(), {"value"}))(params, batch)
         np.testing.assert_allclose(bare.value, whole.value, rtol=1e-5, atol=1e-6)
@@ -253,9 +254,9 @@ def direct():
         """Direct preferences."""
         return None, estimators.pair_mean(), objectives.objective(pair_log_ratios(beta=beta))
 
-    base.method(paper="-", url="https://arxiv.org/abs/2305.18290")(direct)
+    base.method(paper="- (2023)", url="https://arxiv.org/abs/2305.18290")(direct)
     yield "direct"
-    base._BUILDERS.pop("direct")
+    base._ENTRIES.pop("direct")
 
 
 def three_phases(name):
@@ -311,7 +312,7 @@ def test_log_ratios_are_those_to_the_reference(direct, tmp_path):
     [
         ({"preference.steps": 0}, r"config\.sft\.steps, config\.preference\.steps and config\.rl\.steps are all 0"),
         ({"preference.batch": 0}, r"config\.preference\.batch is 0"),
-        ({"preference.method": "grpo"}, r"'grpo', which learns from samples; take one of \['reward_model'\]"),
+        ({"preference.method": "grpo"}, r"'grpo', which learns from samples; take one of .*'reward_model'"),
         ({"preference.method": "sft"}, r"'sft', which learns from completions"),
         ({"preference.options": {"middle": 1}}, r"'reward_model' has no option 'middle'; it takes center"),
         ({"preference.optimizer.decay": "steep"}, r"config\.preference\.optimizer\.decay is 'steep'"),

@@ -143,7 +143,7 @@ def test_every_row_is_used_once_in_every_epoch(method, tmp_path):
     config = tiny_config(method, **({"kl_coefficient": 0.0} if method == "grpo" else {}))
     config.rl.update(minibatches=4, epochs=3)
     with begun(config, tmp_path) as (run, state, collection):
-        rollouts, _ = run.method.estimator.update(collection.rollouts, state.method_state, state.key)
+        rollouts, _ = run.method.estimator.update(collection.rollouts, state.method_state["estimator"], state.key)
         rollouts = jax.device_get(rollouts)
         batches, metrics = recorded_updates(run, state, rollouts)
     assert len(batches) == 12
@@ -170,7 +170,7 @@ def test_parts_keep_the_advantages_of_the_whole(tmp_path):
     config = tiny_config("dr_grpo")
     config.rl.minibatches = 2
     with begun(config, tmp_path) as (run, state, collection):
-        rollouts, _ = run.method.estimator.update(collection.rollouts, state.method_state, state.key)
+        rollouts, _ = run.method.estimator.update(collection.rollouts, state.method_state["estimator"], state.key)
         rollouts = jax.device_get(rollouts)
         batches, _ = recorded_updates(run, state, rollouts)
     total = sum(float((batch.weight * batch.advantage).sum()) for batch in batches) / 2
@@ -184,7 +184,7 @@ def test_more_parts_than_rows_are_harmless(tmp_path):
     config = tiny_config("dr_grpo")
     config.rl.minibatches = 20
     with begun(config, tmp_path) as (run, state, collection):
-        rollouts, _ = run.method.estimator.update(collection.rollouts, state.method_state, state.key)
+        rollouts, _ = run.method.estimator.update(collection.rollouts, state.method_state["estimator"], state.key)
         batches, _ = recorded_updates(run, state, jax.device_get(rollouts))
     assert len(batches) == 20 and sum(float(batch.mask.sum()) for batch in batches) == rollouts.mask.sum()
 

@@ -1,0 +1,44 @@
+"""The state of a method in training: that of its estimator and that of each of its controllers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_llm.methods import Method
+from jaxrl_llm.types import Rollouts
+
+MethodState = dict[str, Any]
+
+
+def initial_method_state(method: Method) -> MethodState:
+    """State before the first step."""
+    controllers = {name: controller.init() for name, controller in method.controllers}
+    return jax.tree.map(jnp.asarray, {"estimator": method.estimator.init(), "controllers": controllers})
+
+
+def make_estimate(method: Method) -> Callable[[Rollouts, MethodState, jax.Array], tuple[Rollouts, MethodState]]:
+    """Builds `estimate(rollouts, state, key) -> (rollouts, state)`, compiled."""
+    update = jax.jit(method.estimator.update)
+
+    def estimate(rollouts: Rollouts, state: MethodState, key):
+        rollouts, estimator = update(rollouts, state["estimator"], key)
+        return rollouts, state | {"estimator": estimator}
+
+    return estimate
+
+
+def coefficients(method: Method, state: MethodState, step: int) -> dict[str, np.ndarray]:
+    """The scalars of `batch.coefficients` at a step."""
+    found = {name: controller.value(state["controllers"][name], step) for name, controller in method.controllers}
+    return {name: np.float32(value) for name, value in found.items()}
+
+
+def observe(method: Method, state: MethodState, metrics: Mapping[str, float]) -> MethodState:
+    """The state after the controllers have seen the metrics of a step."""
+    own = state["controllers"]
+    return state | {"controllers": {name: controller.update(own[name], metrics) for name, controller in method.controllers}}
