@@ -1,10 +1,13 @@
-"""Writes docs/methods.md, docs/metrics.md and the tables of docs/networks.md: `python docs/generate.py`, after a change.
+"""Writes docs/methods.md, docs/conventions.md, docs/metrics.md and the tables of docs/networks.md.
+
+`python docs/generate.py`, after a change; docs/proofs.md is written by docs/prove.py.
 
 The rest of docs/networks.md is written by hand.
 """
 
 import pathlib
 import re
+import sys
 import textwrap
 from typing import Any
 
@@ -13,6 +16,9 @@ from jaxrl_llm.networks import families, named
 from jaxrl_llm.training import metrics
 
 FOLDER = pathlib.Path(__file__).parent
+sys.path.append(str(FOLDER))
+
+import conventions  # noqa: E402
 
 # Of each family what its layers have beside those of Llama, and the largest difference of a logit that was found.
 FAMILIES = {
@@ -32,9 +38,14 @@ FAMILIES = {
 
 METHODS_HEAD = """# Methods
 
+The catalogue has {count} methods. *Formula* says how sure we are: `exact` is that of the paper or of its authors' code; in a
+`sketch` part of it could not be confirmed, and the section says what. [Proofs](proofs.md) counts what is tested of each.
+
 Every method is a composition of a strategy (what is sampled), an estimator (rewards to advantages and weights) and an
 objective (scores to loss). `methods.get(name, **options)` makes one; a composition prints only what differs from the
-defaults of its parts. An unknown option, or one that would change nothing, is an error.
+defaults of its parts. An unknown option, or one that would change nothing, is an error. Libraries that mean another formula
+by a name have [conventions](conventions.md). What belongs to the optimizer (online merging, slow-fast steps, averages
+of parameters, extrapolation) is in `jaxrl_llm.optimizers`, and what changes from step to step in `jaxrl_llm.controllers`.
 
 ```python
 from jaxrl_llm import methods
@@ -45,8 +56,10 @@ method.strategy, method.estimator, method.objective
 
 *Needs* are what must be computed before the update (`behavior_logp`: log-probabilities of the sampler; `reference_logp`: of
 the reference policy; `behavior_value` and `returns`: of the critic; `preference`: which of a pair is the better one) or by it
-(`value`, `entropy`...). The trainer reads them and loads no reference policy and no critic that nobody needs. Methods without
-a strategy sample nothing: they learn from given [pairs](preferences.md) or completions.
+(`value`, `entropy`...). `proximal_...` is said by the policy before the step's updates, `teacher_...` by a teacher,
+`..._candidate_logp` of tokens that might have stood there. The trainer reads the needs and loads no reference, teacher or
+critic that nobody needs. Methods without a strategy sample nothing: they learn from given [pairs](preferences.md) or
+completions.
 """
 
 METRICS_HEAD = """# Metrics
@@ -59,8 +72,11 @@ divergences are in nats, lengths in tokens.
 
 
 def methods_page() -> str:
-    """docs/methods.md: one section for each method of the catalogue."""
-    return "\n".join([METHODS_HEAD, *map(_section, methods.table())])
+    """docs/methods.md: an index, and one section for each method of the catalogue."""
+    table = methods.table()
+    rows = [f"| [{row['name']}](#{row['name']}) | {row['year']} | {row['summary']} | {row['certainty']} |" for row in table]
+    index = "\n".join(["| method | year | what it changes | formula |", "|---|---|---|---|", *rows]) + "\n"
+    return "\n".join([METHODS_HEAD.format(count=len(table)), index, *map(_section, table)])
 
 
 def _section(entry: dict[str, Any]) -> str:
@@ -70,7 +86,9 @@ def _section(entry: dict[str, Any]) -> str:
         f"[{entry['paper']}]({entry['url']})",
         f"```\n{entry['composition']}\n```",
         _options(entry["options"]),
-        _paragraph(entry["defaults"]),
+        _conventions(entry["conventions"]),
+        _paragraph(entry["defaults"] and f"Defaults: {entry['defaults']}"),
+        _paragraph(entry["unconfirmed"] and f"Not confirmed: {entry['unconfirmed']}"),
         f"Needs: {', '.join(f'`{need}`' for need in entry['needs']) or 'nothing'}.",
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
@@ -81,6 +99,11 @@ def _options(options: dict[str, Any]) -> str:
         return "It has no options."
     rows = [f"| `{name}` | `{default!r}` |" for name, default in options.items()]
     return "\n".join(["| option | default |", "|---|---|", *rows])
+
+
+def _conventions(conventions: dict[str, dict[str, Any]]) -> str:
+    others = [f"`{name}`" for name in conventions if name != "paper"]
+    return f"[Conventions](conventions.md#top) beside the paper's: {', '.join(others)}." if others else ""
 
 
 def _paragraph(text: str) -> str:
@@ -117,7 +140,12 @@ def _names_table() -> str:
     return "\n".join(rows)
 
 
-PAGES = {"methods.md": methods_page, "metrics.md": metrics_page, "networks.md": networks_page}
+PAGES = {
+    "methods.md": methods_page,
+    "conventions.md": conventions.page,
+    "metrics.md": metrics_page,
+    "networks.md": networks_page,
+}
 
 
 def main() -> None:

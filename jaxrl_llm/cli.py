@@ -216,11 +216,16 @@ def _methods(options, _) -> int:
 
     if options.show is None:
         for entry in methods.table():
-            print(f"{entry['name']:20} {entry['summary']}")
+            print(f"{entry['name']:24} {entry['year']}  {entry['certainty']:6}  {entry['summary']}")
         return 0
     methods.get(options.show)  # an unknown name is an error that lists the known ones
     entry = next(entry for entry in methods.table() if entry["name"] == options.show)
-    chosen = ", ".join(f"{name}={value!r}" for name, value in entry["options"].items())
-    print(f"{entry['name']}: {entry['summary']}\n{entry['paper']}, {entry['url']}\n")
-    print(f"{entry['composition']}\noptions   = {chosen or 'none'}\nneeds     = {', '.join(entry['needs']) or 'nothing'}")
+    print(f"{entry['name']}: {entry['summary']}\n{entry['paper']}, {entry['url']} ({entry['certainty']})\n")
+    print(entry["composition"])
+    for name in ("options", "conventions"):
+        print(f"{name:11} = {', '.join(f'{key}={value!r}' for key, value in entry[name].items()) or 'none'}")
+    print(f"needs       = {', '.join(entry['needs']) or 'nothing'}")
+    for title, name in {"Defaults": "defaults", "Not confirmed": "unconfirmed"}.items():
+        if entry[name]:
+            print(f"\n{title}: {entry[name]}")
     return 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 # exp(20) = 4.9e8 keeps products with advantages and squared terms finite in float32.
 MAX_LOG_RATIO = 20.0
+KL_KINDS = ("k1", "k2", "k3", "abs", "k1+", "k3+", "abs+")
 
 
 def masked(value, mask):
@@ -42,23 +44,24 @@ def kl_estimate(logp, reference_logp, kind: str):
     """Single-sample estimate of KL(policy || reference), in nats, from a token that the policy sampled.
 
     With x = reference_logp - logp: "k1" is -x (unbiased, of either sign), "k2" is x^2 / 2 (its gradient is that of the
-    KL), "k3" is exp(x) - 1 - x (unbiased, never negative).
+    KL), "k3" is exp(x) - 1 - x (unbiased, never negative), "abs" is |x|. "k1+", "k3+" and "abs+" have the value of the kind and
+    the gradient of "k2".
 
     Args:
       logp: log-probabilities of the policy, nats, any shape.
       reference_logp: log-probabilities of the reference, nats, same shape.
-      kind: "k1", "k2" or "k3".
+      kind: one of `KL_KINDS`.
 
     Raises:
       ValueError: an unknown kind.
 
-    Source: J. Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html
+    Source: J. Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html; the gradients of k1, k2 and k3,
+      and the kinds with "+", https://arxiv.org/abs/2510.01555 and verl
     """
+    if kind not in KL_KINDS:
+        raise ValueError(f"kind of KL estimate is {kind!r}; it must be one of {KL_KINDS}")
     x = log_ratio(reference_logp, logp)
-    if kind == "k1":
-        return -x
-    if kind == "k2":
-        return 0.5 * jnp.square(x)
-    if kind == "k3":
-        return jnp.expm1(x) - x
-    raise ValueError(f"kind of KL estimate is {kind!r}; it must be 'k1', 'k2' or 'k3'")
+    square = 0.5 * jnp.square(x)
+    # Unlike `jnp.abs`, the maximum has slope 0 at 0, where policy and reference agree.
+    value = {"k1": -x, "k2": square, "k3": jnp.expm1(x) - x, "abs": jnp.maximum(x, -x)}[kind.removesuffix("+")]
+    return square + jax.lax.stop_gradient(value - square) if kind.endswith("+") else value

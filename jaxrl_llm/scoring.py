@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.dense import DENSE, dense_statistics, pick_candidates
 from jaxrl_llm.types import Batch, Scores
 
 Scorer = Callable[[Any, Batch], Scores]
-STATISTICS = frozenset({"entropy", "mean_logp", "value", "value_outputs", "hidden", "router_logits"})
+STATISTICS = frozenset({"entropy", "mean_logp", "value", "value_outputs", "hidden", "router_logits", *DENSE})
 # Those that a bare function from tokens to logits cannot give.
 _OF_NETWORKS = frozenset({"value", "value_outputs", "hidden", "router_logits"})
 TOKEN_CHUNK = 8192
@@ -30,7 +31,8 @@ def make_scorer(policy, needs=(), *, temperature: float = 1.0, replay_routes: bo
     Args:
       policy: a network with `hidden` and `unembedding` (chunked path), or any callable
         `apply(params, tokens, positions, segments) -> logits [B, T, V]`.
-      needs: statistics beyond `logp`: "entropy", "mean_logp", "value", "value_outputs", "hidden", "router_logits".
+      needs: statistics beyond `logp`: "entropy", "mean_logp", "value", "value_outputs", "hidden", "router_logits", and those
+        of `dense.dense_statistics`: "candidate_logp", "log_collision" and "top_entropy:0.3", 0.3 being the share that is cut.
       temperature: the logits are divided by it; the policy that is scored is the one that is sampled at this
         temperature.
       replay_routes: whether tokens go to the experts of `batch.extras["routes"]` [B, T, layers, k], those that the sampler
@@ -41,8 +43,9 @@ def make_scorer(policy, needs=(), *, temperature: float = 1.0, replay_routes: bo
         temperature of 0 or less.
     """
     needs = frozenset(needs)
-    if needs - STATISTICS:
-        raise ValueError(f"needs has unknown statistics {sorted(needs - STATISTICS)}; known are {sorted(STATISTICS)}")
+    unknown = sorted(name for name in needs if name.partition(":")[0] not in STATISTICS)
+    if unknown:
+        raise ValueError(f"needs has unknown statistics {unknown}; known are {sorted(STATISTICS)}")
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; a policy can be scored only at a temperature above 0")
     chunked = getattr(policy, "hidden", None) is not None and getattr(policy, "unembedding", None) is not None
@@ -89,8 +92,12 @@ def _values(network, params, hidden, batch: Batch, needs) -> dict[str, jax.Array
     """Those of "value" and "value_outputs" that are needed, of the state before each token."""
     first = is_first(batch)
     found = {name: getattr(network, name)(params, hidden) for name in ("value", "value_outputs") if name in needs}
-    absent = {2: first, 3: first[..., None]}
-    return {name: jnp.where(absent[values.ndim], 0.0, _previous(values)) for name, values in found.items()}
+    return {name: _none_at(first, _previous(values)) for name, values in found.items()}
+
+
+def _none_at(first, values):
+    """Values [B, T, ...] with 0 at the first tokens."""
+    return jnp.where(first.reshape(*first.shape, *[1] * (values.ndim - 2)), 0.0, values)
 
 
 def _score_network(network, needs: frozenset[str], temperature: float, replay_routes: bool, params, batch: Batch) -> Scores:
@@ -98,7 +105,9 @@ def _score_network(network, needs: frozenset[str], temperature: float, replay_ro
     before, cap = _previous(hidden), getattr(network, "logit_softcap", None)
     statistics = token_statistics(before, network.unembedding(params), batch.tokens, temperature, needs, softcap=cap)
     first = is_first(batch)
-    scores = {name: jnp.where(first, 0.0, values) for name, values in statistics.items()}
+    head = Head(network.unembedding(params).shape[0], 1.0 / temperature, cap)
+    statistics |= dense_statistics(head.all_logits, (before, network.unembedding(params)), batch, needs)
+    scores = {name: _none_at(first, values) for name, values in statistics.items()}
     scores |= _values(network, params, hidden, batch, needs)
     if "hidden" in needs:
         scores["hidden"] = jnp.where(first[..., None], 0.0, before)
@@ -126,8 +135,30 @@ def _score_logits(apply, needs: frozenset[str], temperature: float, params, batc
         statistics["entropy"] = -jnp.sum(probabilities * finite, axis=-1)
     if "mean_logp" in needs:
         statistics["mean_logp"] = log_probabilities.mean(axis=-1)
+    statistics |= dense_statistics(lambda logits: logits, (_previous(logits),), batch, needs)
     first = is_first(batch)
-    return Scores(**{name: jnp.where(first, 0.0, values) for name, values in statistics.items()})
+    return Scores(**{name: _none_at(first, values) for name, values in statistics.items()})
+
+
+def make_picker(policy, pick, *, temperature: float = 1.0) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+    """Builds `candidates(params, batch, key) -> ids [B, T, K]`: tokens that the policy might have said, without gradient.
+
+    Args:
+      policy: as in `make_scorer`.
+      pick: `pick(log_probabilities [n, V], tokens [n], keys [n]) -> ids [n, K]`, see `objectives.candidates`.
+      temperature: the logits are divided by it.
+    """
+    chunked = getattr(policy, "hidden", None) is not None and getattr(policy, "unembedding", None) is not None
+
+    def candidates(params, batch: Batch, key) -> jax.Array:
+        if not chunked:
+            logits = getattr(policy, "apply", policy)(params, batch.tokens, batch.positions, batch.segment) / temperature
+            return pick_candidates(lambda logits: logits, (_previous(logits),), batch, key, pick)
+        hidden = policy.hidden(params, batch.tokens, batch.positions, batch.segment)
+        head = Head(policy.unembedding(params).shape[0], 1.0 / temperature, getattr(policy, "logit_softcap", None))
+        return pick_candidates(head.all_logits, (_previous(hidden), policy.unembedding(params)), batch, key, pick)
+
+    return candidates
 
 
 def token_statistics(
@@ -197,6 +228,10 @@ class Head(NamedTuple):
         if self.softcap is None:
             return rows, self.scale * products
         return rows, self.scale * self.softcap * jnp.tanh(products / self.softcap)
+
+    def all_logits(self, hidden, matrix):
+        """Logits [N, V] of all rows of the matrix at once; the head's chunk has to be all of them."""
+        return self.logits(hidden, matrix, 0)[1]
 
     def slope(self, logits):
         """d logit / d product."""

@@ -12,9 +12,9 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "jaxrl_llm"
 # Lowest first. A room imports only rooms of earlier lines, never one of its own line or a later one.
 LEVELS = (
     ("__init__", "__version__", "types", "compose", "numerics"),
-    ("controllers",),
+    ("controllers", "optimizers"),
     ("estimators", "objectives", "networks"),
-    ("distributed",),
+    ("distributed", "dense"),
     ("scoring", "sampling"),
     ("rewards", "environments", "data"),
     ("rollouts",),

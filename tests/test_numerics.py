@@ -89,6 +89,14 @@ def test_k3_keeps_small_differences():
     np.testing.assert_allclose(found, 4.50045e-8, rtol=2e-3)
 
 
+@pytest.mark.parametrize("kind", ["k1", "k3", "abs"])
+def test_straight_through_kinds_have_the_gradient_of_k2(kind):
+    logp, reference = jnp.array([-1.0, -0.3, -2.0]), jnp.array([-0.4, -0.3, -2.5])
+    np.testing.assert_allclose(kl_estimate(logp, reference, f"{kind}+"), kl_estimate(logp, reference, kind), rtol=1e-6)
+    found, expected = (jax.grad(lambda x, k=k: kl_estimate(x, reference, k).sum())(logp) for k in (f"{kind}+", "k2"))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_unknown_kind():
-    with pytest.raises(ValueError, match="'k4'.*'k1', 'k2' or 'k3'"):
+    with pytest.raises(ValueError, match="'k4'.*'k1', 'k2', 'k3', 'abs'"):
         kl_estimate(jnp.zeros(()), jnp.zeros(()), "k4")

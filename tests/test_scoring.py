@@ -11,7 +11,8 @@ from oracles import statistics as oracle
 from oracles.tiny_policy import jit
 
 from jaxrl_llm.networks import DecoderConfig, decoder
-from jaxrl_llm.scoring import actor_critic_scorer, make_scorer, token_statistics
+from jaxrl_llm.objectives import sampled, top
+from jaxrl_llm.scoring import actor_critic_scorer, make_picker, make_scorer, token_statistics
 from jaxrl_llm.types import Batch
 
 NEEDS = frozenset({"entropy", "mean_logp"})
@@ -277,3 +278,68 @@ def test_the_cap_of_a_network_reaches_its_scores():
     expected = np.take_along_axis(np.asarray(logp), tokens[:, 1:, None], -1)[..., 0]
     np.testing.assert_allclose(make_scorer(capped)(params, batch).logp[:, 1:], expected, atol=1e-5)
     assert np.ptp(capped.apply(params, tokens)) <= 1.0
+
+
+DENSE = frozenset({"candidate_logp", "log_collision", "top_entropy:0.4"})
+
+
+def with_candidates(batch: Batch) -> Batch:
+    ids = np.random.default_rng(6).integers(-1, 32, (*batch.tokens.shape, 4)).astype(np.int32)
+    return dataclasses.replace(batch, extras={"candidates": ids})
+
+
+def test_dense_statistics(network, monkeypatch):
+    """Against loops in float64, one token at a time in the chunked path; and the gradients of both paths."""
+    monkeypatch.setattr("jaxrl_llm.dense.LOGITS", 100)  # chunks of one token of each row, and of several
+    batch = with_candidates(packed_batch())
+    both = [make_scorer(policy, DENSE, temperature=0.7) for policy in (network, network.apply)]
+
+    def run(score):
+        def total(params):
+            scores = score(params, batch)
+            known = jnp.where(batch.extras["candidates"] >= 0, scores.candidate_logp, 0.0)
+            return jnp.sum(known) + 2 * jnp.sum(scores.log_collision) - jnp.sum(scores.top_entropy), scores
+
+        return jit(jax.grad(total, has_aux=True))(network.params)
+
+    (gradients, scores), (bare_gradients, _) = run(both[0]), run(both[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * (1 + np.abs(b).max())), gradients, bare_gradients
+    )
+    logits = np.asarray(jit(network.apply)(network.params, batch.tokens, batch.positions, batch.segment), np.float64) / 0.7
+    for b, t in np.ndindex(*batch.tokens.shape):
+        if batch.segment[b, t] == 0 or batch.positions[b, t] == 0:
+            assert not scores.log_collision[b, t] and not scores.top_entropy[b, t] and not scores.candidate_logp[b, t].any()
+            continue
+        logp = logits[b, t - 1] - np.log(np.exp(logits[b, t - 1]).sum())
+        np.testing.assert_allclose(scores.log_collision[b, t], np.log(np.exp(2 * logp).sum()), rtol=1e-4, atol=1e-5)
+        kept = np.sort(logp)[int(0.4 * len(logp)) :]
+        share = np.exp(kept) / np.exp(kept).sum()
+        np.testing.assert_allclose(scores.top_entropy[b, t], -(share * np.log(share)).sum(), rtol=1e-4)
+        for found, number in zip(scores.candidate_logp[b, t], batch.extras["candidates"][b, t], strict=True):
+            assert found == -np.inf if number < 0 else abs(found - logp[number]) < 1e-4
+
+
+def test_candidates_are_picked_alike_for_any_packing(network):
+    batch, key = packed_batch(), jax.random.key(3)
+    rollout = np.array([[4, 4, 4, 7, 7, 7, 7, 0], [2] * 8], np.int32)
+    batch = dataclasses.replace(batch, rollout=rollout)
+    for pick in (sampled(count=5), top(count=3)):
+        packed = jit(make_picker(network, pick))(network.params, batch, key)
+        bare = jit(make_picker(network.apply, pick))(network.params, batch, key)
+        np.testing.assert_array_equal(packed, bare)
+        part = Batch(tokens=batch.tokens[:1, 3:7], mask=np.ones((1, 4), np.float32), rollout=rollout[:1, 3:7])
+        alone = jit(make_picker(network, pick))(network.params, part, key)
+        np.testing.assert_array_equal(alone[0, 1:], packed[0, 4:7])
+
+
+def test_dense_statistics_without_candidates(network):
+    with_them = with_candidates(packed_batch())
+    both = [
+        jit(make_scorer(network, {"log_collision", "top_entropy:0.4"}))(network.params, batch)
+        for batch in (packed_batch(), with_them)
+    ]
+    np.testing.assert_array_equal(both[0].top_entropy, both[1].top_entropy)
+    assert both[0].log_collision.any()
+    with pytest.raises(ValueError, match="candidate_logp needs batch.extras\\['candidates'\\]"):
+        make_scorer(network, DENSE)(network.params, packed_batch())

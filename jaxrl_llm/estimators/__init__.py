@@ -1,31 +1,124 @@
 """From rewards to advantages and weights: pure functions from `Rollouts` to `Rollouts`."""
 
+from jaxrl_llm.estimators.anchors import optimal_value
 from jaxrl_llm.estimators.base import Estimator, chain, stateful, stateless
+from jaxrl_llm.estimators.baselines import (
+    given_baseline,
+    leave_one_out_baseline,
+    length_weighted_baseline,
+    mean_baseline,
+    median_baseline,
+)
+from jaxrl_llm.estimators.combine import blend
+from jaxrl_llm.estimators.conflicts import conflict_weighting
+from jaxrl_llm.estimators.entropies import entropy_penalty, entropy_shaped_advantage, sequence_entropy_reward
 from jaxrl_llm.estimators.filters import drop_uniform_groups
-from jaxrl_llm.estimators.groups import group_advantage
-from jaxrl_llm.estimators.normalisers import whiten
-from jaxrl_llm.estimators.returns import gae, kl_in_reward, reward_to_go, rewards_per_token
+from jaxrl_llm.estimators.gae import gae, length_adaptive_decay, minus_value
+from jaxrl_llm.estimators.groups import component_advantage, group_advantage
+from jaxrl_llm.estimators.kl_penalty import adaptive_kl_in_reward
+from jaxrl_llm.estimators.lengths import (
+    cosine_length_reward,
+    efficient_length_reward,
+    length_penalty,
+    relative_length_reward,
+    shortest_correct_penalty,
+)
+from jaxrl_llm.estimators.normalisers import running_scale, whiten
+from jaxrl_llm.estimators.pass_at_k import best_lead_advantage, pass_at_k_advantage
+from jaxrl_llm.estimators.returns import kl_in_reward, reward_to_go, rewards_per_token
+from jaxrl_llm.estimators.reweighting import (
+    entropy_guided_weight,
+    exponential_weight,
+    group_gap_weight,
+    max_entropy_weight,
+    semantic_entropy_weight,
+)
+from jaxrl_llm.estimators.risk import risk_advantage
+from jaxrl_llm.estimators.scales import mad_scale, mean_scale, std_scale
+from jaxrl_llm.estimators.schedules import budget_length_reward, format_diversity_reward, history_length_reward
 from jaxrl_llm.estimators.scores import row_scores
-from jaxrl_llm.estimators.shaping import overlong_penalty
+from jaxrl_llm.estimators.selection import down_sample, drop_surplus_negatives, policy_filtration, resample_by_score
+from jaxrl_llm.estimators.shaping import early_call_bonus, flaw_penalty, overlong_penalty, tool_call_reward, unlikeliness_reward
+from jaxrl_llm.estimators.statistics import best_and_worst, row_statistics
+from jaxrl_llm.estimators.tables import cumulative_advantage, role_advantage, tracked_advantage
+from jaxrl_llm.estimators.token_baseline import optimal_token_baseline
+from jaxrl_llm.estimators.tree import prefix_tree_advantage
+from jaxrl_llm.estimators.turns import state_advantage, turn_returns
+from jaxrl_llm.estimators.votes import majority_reward, novelty_reward, pseudo_label_advantage
 from jaxrl_llm.estimators.weighting import constant, pair_mean, sequence_mean, sequence_mean_token_sum, token_mean
 
 __all__ = [
+    "optimal_value",
+    "adaptive_kl_in_reward",
     "Estimator",
+    "best_and_worst",
+    "best_lead_advantage",
+    "blend",
+    "budget_length_reward",
     "chain",
+    "component_advantage",
+    "conflict_weighting",
     "constant",
+    "cosine_length_reward",
+    "cumulative_advantage",
+    "down_sample",
+    "drop_surplus_negatives",
     "drop_uniform_groups",
+    "early_call_bonus",
+    "efficient_length_reward",
+    "entropy_guided_weight",
+    "entropy_penalty",
+    "entropy_shaped_advantage",
+    "exponential_weight",
+    "flaw_penalty",
+    "format_diversity_reward",
     "gae",
+    "given_baseline",
     "group_advantage",
+    "group_gap_weight",
+    "history_length_reward",
     "kl_in_reward",
+    "leave_one_out_baseline",
+    "length_adaptive_decay",
+    "length_penalty",
+    "length_weighted_baseline",
+    "mad_scale",
+    "majority_reward",
+    "max_entropy_weight",
+    "mean_baseline",
+    "mean_scale",
+    "median_baseline",
+    "minus_value",
+    "novelty_reward",
+    "optimal_token_baseline",
     "overlong_penalty",
     "pair_mean",
+    "pass_at_k_advantage",
+    "policy_filtration",
+    "prefix_tree_advantage",
+    "pseudo_label_advantage",
+    "relative_length_reward",
+    "resample_by_score",
     "reward_to_go",
     "rewards_per_token",
+    "risk_advantage",
+    "role_advantage",
     "row_scores",
+    "row_statistics",
+    "running_scale",
+    "semantic_entropy_weight",
+    "sequence_entropy_reward",
     "sequence_mean",
     "sequence_mean_token_sum",
+    "shortest_correct_penalty",
+    "state_advantage",
     "stateful",
     "stateless",
+    "std_scale",
     "token_mean",
+    "tool_call_reward",
+    "tracked_advantage",
+    "turn_returns",
+    "unlikeliness_reward",
     "whiten",
 ]

@@ -118,7 +118,7 @@ def chain(*estimators: Estimator) -> Estimator:
     """Applies estimators in order; the state is the tuple of their states.
 
     Example:
-      >>> chain(group_advantage(scale="std"), token_mean())
+      >>> chain(group_advantage(scale=std_scale()), token_mean())
       chain(group_advantage(), token_mean())
     """
     parts = tuple(part for estimator in estimators for part in estimator.parts)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.scores import group_range, row_scores
+from jaxrl_llm.estimators.pools import group_range
+from jaxrl_llm.estimators.scores import row_scores
 from jaxrl_llm.types import Rollouts
 
 

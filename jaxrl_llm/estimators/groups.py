@@ -4,69 +4,80 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import Composable
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.scores import group_mean, group_range, group_sum, row_scores, set_row_advantage
-from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.estimators.baselines import mean_baseline
+from jaxrl_llm.estimators.scales import std_scale
+from jaxrl_llm.estimators.scores import component_weights, row_scores, set_row_advantage
+from jaxrl_llm.numerics import safe_divide
 from jaxrl_llm.types import Rollouts
 
-BASELINES = ("mean", "leave_one_out", "none")
-SCALES = ("std", "batch_std", "none")
+MEAN, STD = mean_baseline(), std_scale()
 
 
 @stateless
 def group_advantage(
     rollouts: Rollouts,
     *,
-    baseline: str = "mean",
-    scale: str = "std",
-    degrees_of_freedom: int = 0,
-    epsilon: float = 1e-6,
+    baseline: Composable | None = MEAN,
+    scale: Composable | None = STD,
     reward_weights: tuple[float, ...] | None = None,
 ) -> Rollouts:
-    """Advantage of a row = (its score - baseline of its group) / (scale + epsilon), given to each of its actions.
+    """Advantage of a row = (its score - baseline) / scale, given to each of its actions.
 
-    Degenerate groups: where all scores are equal, and in groups of one, the advantage is exactly 0 (with
-    `baseline="none"`, the scaled score itself). Rows without any reward leave statistics and training.
+    Degenerate groups: where all scores are equal, and in groups of one, the advantage is exactly 0 under every baseline that
+    is relative to the group. Rows without any reward leave statistics and training.
 
     Args:
       rollouts: N rows; groups may differ in size.
-      baseline: "mean" of the group, "leave_one_out" (mean of the others), or "none".
-      scale: "std" of the group, "batch_std" of all scores of the step, or "none".
-      degrees_of_freedom: 0 for the population, 1 for Bessel's standard deviation; without effect for scale "none".
-      epsilon: added to the standard deviation.
+      baseline: see `baselines`; None for none.
+      scale: see `scales`; None for none.
       reward_weights: factor of each reward component; 1 by default.
 
     Raises:
-      ValueError: an unknown baseline or scale.
+      ValueError: a baseline or scale that is no function.
 
-    Source: GRPO, https://arxiv.org/abs/2402.03300; RLOO, https://arxiv.org/abs/2402.14740;
-      Dr. GRPO (scale "none"), https://arxiv.org/abs/2503.20783.
+    Source: GRPO, https://arxiv.org/abs/2402.03300; Dr. GRPO (no scale), https://arxiv.org/abs/2503.20783.
     """
-    if baseline not in BASELINES:
-        raise ValueError(f"baseline is {baseline!r}; it must be one of {BASELINES}")
-    if scale not in SCALES:
-        raise ValueError(f"scale is {scale!r}; it must be one of {SCALES}")
     score, present = row_scores(rollouts, reward_weights)
-    group = rollouts.group
-    advantage = score - _baseline(baseline, score, present, group)
-    if scale != "none":
-        pool = group if scale == "std" else jnp.zeros_like(group)
-        advantage /= _deviation(score, present, pool, degrees_of_freedom) + epsilon
-    if baseline != "none":
-        advantage = jnp.where(group_range(score, present, group) > 0, advantage, 0.0)
-    return set_row_advantage(rollouts, advantage, present)
+    return set_row_advantage(rollouts, _standardised(score, present, rollouts, baseline, scale), present)
 
 
-def _baseline(kind: str, score, present, group):
-    if kind == "none":
-        return jnp.zeros_like(score)
-    if kind == "mean":
-        return group_mean(score, present, group)
-    others = group_sum(present, group) - present
-    return safe_divide(group_sum(masked(score, present), group) - masked(score, present), others)
+@stateless
+def component_advantage(
+    rollouts: Rollouts,
+    *,
+    baseline: Composable | None = MEAN,
+    scale: Composable | None = STD,
+    reward_weights: tuple[float, ...] | None = None,
+) -> Rollouts:
+    """Each reward component is made an advantage by itself, and these are summed: A = sum_k w_k (r_k - b_k) / s_k.
+
+    So a component with small differences counts as much as one with large differences. Rows that lack a component are left out
+    of its statistics, and get none of it. Token rewards have no part here.
+
+    Args:
+      rollouts: N rows with K reward components.
+      baseline: as in `group_advantage`, of each component.
+      scale: as in `group_advantage`, of each component.
+      reward_weights: factor w_k of each component; 1 by default.
+
+    Source: GDPO, https://arxiv.org/abs/2601.05242, whose second step is `whiten(over="rows")`.
+    """
+    weights = component_weights(rollouts, reward_weights)
+    _, present = row_scores(rollouts, reward_weights)
+    total = jnp.zeros(present.shape)
+    for component, weight in enumerate(weights):
+        value = rollouts.rewards[:, component].astype(jnp.float32)
+        known = present * ~jnp.isnan(value)
+        share = _standardised(jnp.nan_to_num(value), known, rollouts, baseline, scale)
+        total += weight * known * share
+    return set_row_advantage(rollouts, total, present)
 
 
-def _deviation(score, present, group, degrees_of_freedom: int):
-    centred = masked(score - group_mean(score, present, group), present)
-    freedom = jnp.maximum(group_sum(present, group) - degrees_of_freedom, 0.0)
-    return jnp.sqrt(safe_divide(group_sum(jnp.square(centred), group), freedom))
+def _standardised(score, present, rollouts, baseline, scale):
+    for name, slot, example in (("baseline", baseline, "mean_baseline()"), ("scale", scale, "std_scale()")):
+        if slot is not None and not callable(slot):
+            raise ValueError(f"{name} is {slot!r}; it must be a function such as {example}, or None for none")
+    difference = score if baseline is None else score - baseline(score, present, rollouts)
+    return difference if scale is None else safe_divide(difference, scale(score, present, rollouts))

@@ -1,4 +1,4 @@
-"""Advantages from rewards in time: discounted returns and generalised advantage estimation."""
+"""Rewards in time: penalties on the way, and discounted returns."""
 
 from __future__ import annotations
 
@@ -44,51 +44,16 @@ def reward_to_go(rollouts: Rollouts, *, discount: float = 1.0, reward_weights: t
     Source: REINFORCE++, https://arxiv.org/abs/2501.03262, equation for A_t before normalisation.
     """
     rewards, present = rewards_per_token(rollouts, reward_weights)
+    returns = discounted_sums(rewards, rollouts.mask, discount)
+    return rollouts.replace(advantage=masked(returns, rollouts.mask), valid=rollouts.valid * present)
 
-    def step(following, inputs):
-        reward, is_action = inputs
-        total = jnp.where(is_action, reward + discount * following, following)
+
+def discounted_sums(rewards, steps, discount: float):
+    """Discounted sum [N, T] of the rewards from each place onwards; time passes at places where `steps` [N, T] is positive."""
+
+    def backward(following, inputs):
+        reward, is_step = inputs
+        total = jnp.where(is_step, reward + discount * following, following)
         return total, total
 
-    _, returns = jax.lax.scan(step, jnp.zeros(rewards.shape[0]), (rewards.T, rollouts.mask.T > 0), reverse=True)
-    return rollouts.replace(advantage=masked(returns.T, rollouts.mask), valid=rollouts.valid * present)
-
-
-@stateless(annotations=("behavior_value",), provides=("returns",))
-def gae(
-    rollouts: Rollouts,
-    *,
-    discount: float = 1.0,
-    trace_decay: float = 0.95,
-    reward_weights: tuple[float, ...] | None = None,
-) -> Rollouts:
-    """Generalised advantage estimation over the actions of each row; the state after the last action has value 0.
-
-    delta_t = r_t + discount * V_{t+1} - V_t, A_t = delta_t + discount * trace_decay * A_{t+1}, where t + 1 is the next
-    action: tokens between two actions (a prompt, a tool's answer) take no time. The critic's targets A_t + V_t go to
-    `extras["returns"]` [N, T].
-
-    Args:
-      rollouts: with `extras["behavior_value"]` [N, T], value of the state before each token.
-      discount: gamma.
-      trace_decay: lambda.
-      reward_weights: factor of each reward component; 1 by default.
-
-    Source: https://arxiv.org/abs/1506.02438
-    """
-    rewards, present = rewards_per_token(rollouts, reward_weights)
-    values = masked(rollouts.extras["behavior_value"], rollouts.mask)
-
-    def step(carry, inputs):
-        next_value, next_advantage = carry
-        reward, value, is_action = inputs
-        delta = reward + discount * next_value - value
-        advantage = delta + discount * trace_decay * next_advantage
-        carry = (jnp.where(is_action, value, next_value), jnp.where(is_action, advantage, next_advantage))
-        return carry, advantage
-
-    zeros = jnp.zeros(rewards.shape[0])
-    _, advantages = jax.lax.scan(step, (zeros, zeros), (rewards.T, values.T, rollouts.mask.T > 0), reverse=True)
-    advantage = masked(advantages.T, rollouts.mask)
-    extras = {**rollouts.extras, "returns": advantage + values}
-    return rollouts.replace(advantage=advantage, extras=extras, valid=rollouts.valid * present)
+    return jax.lax.scan(backward, jnp.zeros(rewards.shape[0]), (rewards.T, steps.T > 0), reverse=True)[1].T

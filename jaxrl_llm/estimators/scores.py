@@ -1,11 +1,10 @@
-"""From reward components to one score a row, and reductions over ragged groups."""
+"""From reward components to one score a row, and from one advantage a row to its actions."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.numerics import masked
 from jaxrl_llm.types import Rollouts
 
 
@@ -26,10 +25,7 @@ def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = No
       ValueError: the number of weights is not K.
     """
     rewards = rollouts.rewards.astype(jnp.float32)
-    components = rewards.shape[1]
-    if reward_weights is not None and len(reward_weights) != components:
-        raise ValueError(f"reward_weights has {len(reward_weights)} entries; the rollouts have {components} reward components")
-    weights = jnp.ones(components) if reward_weights is None else jnp.asarray(reward_weights, jnp.float32)
+    weights = jnp.asarray(component_weights(rollouts, reward_weights), jnp.float32)
     known = ~jnp.isnan(rewards)
     score = jnp.sum(jnp.where(known, rewards, 0.0) * weights, axis=1)
     if rollouts.token_rewards is not None:
@@ -38,22 +34,20 @@ def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = No
     return score, present.astype(jnp.float32)
 
 
-def group_sum(values, group):
-    """Sum of `values` [N] over the rows of each row's own group, [N]."""
-    return jax.ops.segment_sum(values, group, num_segments=values.shape[0])[group]
+def component_weights(rollouts: Rollouts, reward_weights: tuple[float, ...] | None) -> tuple[float, ...]:
+    """The factor of each reward component, 1 by default; refuses another number of them."""
+    components = rollouts.rewards.shape[1]
+    weights = (1.0,) * components if reward_weights is None else reward_weights
+    if len(weights) != components:
+        raise ValueError(f"reward_weights has {len(weights)} entries; the rollouts have {components} reward components")
+    return weights
 
 
-def group_mean(values, present, group):
-    """Mean of `values` [N] over the present rows of each row's own group, [N]; 0 where there are none."""
-    return safe_divide(group_sum(masked(values, present), group), group_sum(present, group))
-
-
-def group_range(values, present, group):
-    """Largest minus smallest of the present `values` [N] of each row's own group, [N]; 0 where there are none."""
-    rows = values.shape[0]
-    high = jax.ops.segment_max(jnp.where(present > 0, values, -jnp.inf), group, num_segments=rows)[group]
-    low = jax.ops.segment_min(jnp.where(present > 0, values, jnp.inf), group, num_segments=rows)[group]
-    return jnp.where(high >= low, high - low, 0.0)
+def row_logp(rollouts: Rollouts):
+    """Log-probability [N] (nats) of the actions of each row under the policy that sampled it; 0 where nobody knows."""
+    if rollouts.behavior_logp is None:
+        return jnp.zeros(rollouts.tokens.shape[0])
+    return masked(rollouts.behavior_logp, rollouts.mask).sum(axis=1)
 
 
 def set_row_advantage(rollouts: Rollouts, advantage, present) -> Rollouts:
@@ -67,3 +61,20 @@ def last_action(mask):
     width = mask.shape[1]
     position = jnp.where(mask > 0, jnp.arange(width), -1).max(axis=1)
     return (jnp.arange(width) == position[:, None]).astype(jnp.float32)
+
+
+def by_action(mask, *arrays):
+    """Arrays [N, T] with the t-th action of each row in column t, behind which comes what is no action; and the way back.
+
+    Returns:
+      A list of the arrays, 0 where a row has no t-th action, and a function that takes such an array to the places it
+      came from.
+    """
+    order = jnp.argsort(mask <= 0, axis=1, stable=True)
+    there = jnp.take_along_axis(mask, order, axis=1)
+    packed = [masked(jnp.take_along_axis(array, order, axis=1), there) for array in arrays]
+
+    def back(values):
+        return masked(jnp.take_along_axis(values, jnp.argsort(order, axis=1), axis=1), mask)
+
+    return packed, back

@@ -5,7 +5,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.scores import last_action
+from jaxrl_llm.estimators.components import component_of, with_component
+from jaxrl_llm.estimators.pools import group_bounds, group_mean, group_rank, group_sum
+from jaxrl_llm.estimators.scores import last_action, row_logp
+from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
@@ -27,3 +30,88 @@ def overlong_penalty(rollouts: Rollouts, *, max_length: int, buffer: int, penalt
     amount = -penalty * jnp.clip((actions - (max_length - buffer)) / buffer, 0.0, 1.0)
     earlier = 0.0 if rollouts.token_rewards is None else rollouts.token_rewards
     return rollouts.replace(token_rewards=earlier + amount[:, None] * last_action(rollouts.mask))
+
+
+@stateless
+def unlikeliness_reward(rollouts: Rollouts, *, strength: float = 0.25, component: int = 0) -> Rollouts:
+    """Multiplies the reward by 1 - strength * rank / G: of right answers, those that were unlikely get most.
+
+    The rank is 0 for the least likely row of the group, by its sum of `behavior_logp`, and at most G - 1 for G rows; equally
+    likely rows share the lower rank.
+
+    Source: https://arxiv.org/abs/2506.02355
+    """
+    value, present = component_of(rollouts, component)
+    rank = group_rank(row_logp(rollouts), present, rollouts.group)
+    factor = 1.0 - strength * safe_divide(rank.astype(jnp.float32), group_sum(present, rollouts.group))
+    return with_component(rollouts, component, value * factor)
+
+
+@stateless(annotations=("calls",))
+def tool_call_reward(rollouts: Rollouts, *, smoothing: float = 1.0, threshold: float = 0.5, component: int = 0) -> Rollouts:
+    """Multiplies the reward by how near the number of tool calls is to the least that a right answer of the group took.
+
+    With m calls and n the least: where n is 0, cos(pi m / (2 m + smoothing)), with `smoothing` above 0 slowing the fall, and 1
+    for m = 0; else sin(pi f / (2 n)) with f = 2 m n / (m + n), which is 1 at m = n. Without any right answer n is 0.
+
+    Args:
+      rollouts: with `extras["calls"]` int [N].
+      smoothing: c.
+      threshold: rewards above it are right.
+      component: the reward component that is multiplied.
+
+    Raises:
+      ValueError: smoothing that is not positive.
+
+    Source: OTC, https://arxiv.org/abs/2504.14870
+    """
+    if smoothing <= 0:
+        raise ValueError(f"smoothing is {smoothing}; it must be positive")
+    value, present = component_of(rollouts, component)
+    calls = rollouts.extras["calls"].astype(jnp.float32)
+    least, _ = group_bounds(calls, present * (value > threshold), rollouts.group)
+    least = jnp.where(jnp.isfinite(least), least, 0.0)
+    without = jnp.cos(jnp.pi * calls / (2.0 * calls + smoothing))
+    near = jnp.sin(jnp.pi * safe_divide(calls, calls + least))
+    return with_component(rollouts, component, value * jnp.where(least > 0, near, without))
+
+
+@stateless(annotations=("flawed",))
+def flaw_penalty(rollouts: Rollouts, *, penalty: float = 1.0, threshold: float = 0.5, component: int = 0) -> Rollouts:
+    """Takes `penalty` off the reward of right answers whose reasoning is flawed, `extras["flawed"]` [N] being 1.
+
+    Source: FAPO, https://arxiv.org/abs/2510.22543
+    """
+    value, _ = component_of(rollouts, component)
+    flawed = (value > threshold) & (rollouts.extras["flawed"] > 0)
+    return with_component(rollouts, component, value - penalty * flawed)
+
+
+@stateless(annotations=("first_call",))
+def early_call_bonus(
+    rollouts: Rollouts, *, strength: float = -2.0, bound: float = 0.7, threshold: float = 0.5, component: int = 0
+) -> Rollouts:
+    """Adds to the advantages of right answers that call a tool, the more the earlier they do (`strength` below 0).
+
+    Within E, the right rows of the group with a call, A <- A + clip(strength (p - mean p) / mean l, -bound |A|, bound
+    |A|), where p is the number of actions before the first call and l the length. It stands behind the baseline and the
+    scale, which would otherwise undo it.
+
+    Args:
+      rollouts: with one advantage a row, and `extras["first_call"]` int [N], number of actions before the first call, -1
+        without.
+      strength: delta.
+      bound: k; below 1 it keeps the sign of the advantage.
+      threshold: rewards above it are right.
+      component: the reward component that says what is right.
+
+    Source: ASPO in https://arxiv.org/abs/2508.19201
+    """
+    value, present = component_of(rollouts, component)
+    first = rollouts.extras["first_call"].astype(jnp.float32)
+    chosen = present * (value > threshold) * (first >= 0)
+    length = group_mean(rollouts.mask.sum(axis=1), chosen, rollouts.group)
+    later = safe_divide(first - group_mean(first, chosen, rollouts.group), length)
+    size = bound * jnp.abs(rollouts.advantage)
+    bias = chosen[:, None] * jnp.clip(strength * later[:, None], -size, size)
+    return rollouts.replace(advantage=masked(rollouts.advantage + bias, rollouts.mask))

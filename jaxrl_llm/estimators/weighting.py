@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.scores import group_sum
+from jaxrl_llm.estimators.pools import group_sum
 from jaxrl_llm.numerics import safe_divide
 from jaxrl_llm.types import Rollouts
 

@@ -13,6 +13,7 @@ from jaxrl_llm.compose import Composable, keyword_defaults
 from jaxrl_llm.controllers import Controller
 from jaxrl_llm.estimators import Estimator
 from jaxrl_llm.objectives import Objective
+from jaxrl_llm.objectives.candidates import picks_of
 
 # What packing always adds.
 FROM_ROLLOUTS = frozenset({"source", "turn"})
@@ -48,11 +49,23 @@ class Method:
         """What somebody must compute before the update: "reference_logp", "behavior_value"... and score statistics."""
         strategy, estimator, objective = self.strategy, self.estimator, self.objective
         sampled = getattr(strategy, "provides", frozenset()) | FROM_ROLLOUTS
-        return (estimator.annotations - sampled) | (objective.annotations - estimator.provides - sampled) | objective.needs
+        asked = getattr(strategy, "annotations", frozenset()) | (estimator.annotations - sampled)
+        return asked | (objective.annotations - estimator.provides - sampled) | objective.needs
+
+    @property
+    def candidates(self) -> frozenset[Composable]:
+        """Rules that say which tokens the objective looks at beside the one that stands there."""
+        return picks_of(self.objective.terms)
 
     @property
     def needs_reference(self) -> bool:
-        return any(name.startswith("reference_") for name in self.needs)
+        return any(name.startswith("reference_") for name in self.needs) or any(
+            dict(rule.options)["of"] == "reference" for rule in self.candidates
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(name.startswith("teacher_") for name in self.needs)
 
     @property
     def needs_critic(self) -> bool:

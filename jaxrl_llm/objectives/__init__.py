@@ -1,36 +1,217 @@
 """From scores to losses: pure, hashable functions `(Scores, Batch) -> (loss, metrics)`."""
 
+from jaxrl_llm.objectives.adaptive_clips import balanced_clip, entropy_clip, entropy_scale, probability_clip, proximal_clip
+from jaxrl_llm.objectives.advantage_regression import advantage_regression
 from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted_sum
+from jaxrl_llm.objectives.batch_masks import (
+    covariance_clip_mask,
+    second_moment_mask,
+    top_covariance_mask,
+    top_entropy_mask,
+)
+from jaxrl_llm.objectives.batch_statistics import token_uniform
+from jaxrl_llm.objectives.candidates import sampled, top, vocabulary
+from jaxrl_llm.objectives.contrast import (
+    brevity_weight,
+    contrastive_policy_gradient,
+    discriminative,
+    group_preference,
+    log_ratio_regression,
+    probability_ratio,
+    squared_hinge_kl,
+)
+from jaxrl_llm.objectives.distillation import (
+    alpha_divergence,
+    divergence,
+    forward_divergence,
+    jensen_shannon,
+    one_token_rollouts,
+    reverse_divergence,
+)
+from jaxrl_llm.objectives.entropy import smoothed_entropy, top_entropy_bonus
+from jaxrl_llm.objectives.implicit_rewards import (
+    alpha_transform,
+    anchored_ratio,
+    beyond_shared_length,
+    collision_ratio,
+    jensen_shannon_transform,
+    length_bonus,
+    log_odds,
+    token_guidance,
+)
+from jaxrl_llm.objectives.masks import divergence_mask, focal, positive_advantage, ring_mask
+from jaxrl_llm.objectives.off_policy import batch_normalised, importance_weight, rejection
+from jaxrl_llm.objectives.optimal_transport import quantile_preference
 from jaxrl_llm.objectives.policy import policy
-from jaxrl_llm.objectives.preference import bradley_terry
-from jaxrl_llm.objectives.ratios import sequence_ratio, token_ratio
+from jaxrl_llm.objectives.preference import bradley_terry, chosen_likelihood, preference
+from jaxrl_llm.objectives.preference_links import (
+    apo_down_link,
+    apo_zero_link,
+    bco_link,
+    biased_link,
+    discopop_link,
+    exo_link,
+    hinge_link,
+    ipo_link,
+    nca_link,
+    positive_link,
+    robust_link,
+    sigmoid_link,
+    sppo_link,
+)
+from jaxrl_llm.objectives.projection import projected
+from jaxrl_llm.objectives.ranking import pairwise_clip, pairwise_ranking, plackett_luce
+from jaxrl_llm.objectives.ratios import (
+    geometric_ratio,
+    likelihood,
+    mixture_ratio,
+    prefix_ratio,
+    sequence_ratio,
+    sequence_token_ratio,
+    sequence_total_ratio,
+    token_ratio,
+    turn_ratio,
+)
+from jaxrl_llm.objectives.regularised import rpg
 from jaxrl_llm.objectives.regularizers import entropy_bonus, kl
 from jaxrl_llm.objectives.routing import load_balancing, router_z
-from jaxrl_llm.objectives.supervised import negative_log_likelihood
-from jaxrl_llm.objectives.trust import cispo, clip, score_function, unclipped
+from jaxrl_llm.objectives.self_improvement import self_improving
+from jaxrl_llm.objectives.soft_trust import gradient_preserving_clip, sapo, shaped, vespo
+from jaxrl_llm.objectives.supervised import (
+    blended,
+    label_smoothing,
+    negative_log_likelihood,
+    own_mean,
+    probability,
+    sequence_likelihood,
+    uncertainty,
+)
+from jaxrl_llm.objectives.trust import cispo, clip, flipped, score_function, unclipped
+from jaxrl_llm.objectives.unpaired import (
+    controlled_reference_point,
+    given_reference_point,
+    logistic_link,
+    mean_reference_point,
+    saturating_link,
+    unpaired,
+)
+from jaxrl_llm.objectives.valuation import dro, nft, rover
 from jaxrl_llm.objectives.values import categorical_value_loss, quantile_value_loss, value_loss
 
 __all__ = [
     "Objective",
+    "advantage_regression",
+    "alpha_divergence",
+    "alpha_transform",
+    "anchored_ratio",
+    "apo_down_link",
+    "apo_zero_link",
+    "balanced_clip",
+    "batch_normalised",
+    "bco_link",
+    "beyond_shared_length",
+    "biased_link",
+    "blended",
     "bradley_terry",
+    "brevity_weight",
     "by_source",
     "categorical_value_loss",
+    "chosen_likelihood",
     "cispo",
     "clip",
+    "collision_ratio",
+    "contrastive_policy_gradient",
+    "controlled_reference_point",
+    "covariance_clip_mask",
+    "discopop_link",
+    "discriminative",
+    "divergence",
+    "divergence_mask",
+    "dro",
     "entropy_bonus",
+    "entropy_clip",
+    "entropy_scale",
+    "exo_link",
+    "flipped",
+    "focal",
+    "forward_divergence",
+    "geometric_ratio",
+    "given_reference_point",
+    "gradient_preserving_clip",
+    "group_preference",
+    "hinge_link",
+    "importance_weight",
+    "ipo_link",
+    "jensen_shannon",
+    "jensen_shannon_transform",
     "kl",
+    "label_smoothing",
+    "length_bonus",
+    "likelihood",
     "load_balancing",
+    "log_odds",
+    "log_ratio_regression",
+    "logistic_link",
+    "mean_reference_point",
+    "mixture_ratio",
+    "nca_link",
     "negative_log_likelihood",
+    "nft",
     "objective",
+    "one_token_rollouts",
+    "own_mean",
+    "pairwise_clip",
+    "pairwise_ranking",
+    "plackett_luce",
     "policy",
+    "positive_advantage",
+    "positive_link",
+    "preference",
+    "prefix_ratio",
+    "probability",
+    "probability_clip",
+    "probability_ratio",
+    "projected",
+    "proximal_clip",
+    "quantile_preference",
     "quantile_value_loss",
+    "rejection",
+    "reverse_divergence",
+    "ring_mask",
+    "robust_link",
     "router_z",
+    "rover",
+    "rpg",
+    "sampled",
+    "sapo",
+    "saturating_link",
     "scaled",
     "score_function",
+    "second_moment_mask",
+    "self_improving",
+    "sequence_likelihood",
     "sequence_ratio",
+    "sequence_token_ratio",
+    "sequence_total_ratio",
+    "shaped",
+    "sigmoid_link",
+    "smoothed_entropy",
+    "sppo_link",
+    "squared_hinge_kl",
+    "token_guidance",
     "token_ratio",
+    "token_uniform",
+    "top",
+    "top_covariance_mask",
+    "top_entropy_bonus",
+    "top_entropy_mask",
     "traits",
+    "turn_ratio",
+    "uncertainty",
     "unclipped",
+    "unpaired",
     "value_loss",
+    "vespo",
+    "vocabulary",
     "weighted_sum",
 ]

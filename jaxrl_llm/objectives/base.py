@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -49,8 +50,7 @@ class Objective:
             token_loss, term_metrics = term(scores, batch)
             value = weighted_sum(token_loss, batch)
             loss += value
-            metrics[f"loss/{term.function.__name__}"] = value
-            metrics.update(term_metrics)
+            metrics |= _apart({f"loss/{term.function.__name__}": value} | term_metrics, metrics)
         return loss, metrics
 
     def _check(self, scores: Scores, batch: Batch) -> None:
@@ -65,6 +65,15 @@ class Objective:
 
     def __repr__(self) -> str:
         return f"objective({', '.join(map(repr, self.terms))})"
+
+
+def _apart(found: dict, earlier: dict) -> dict:
+    """The metrics of a term, those that an earlier term has too under names of their own: "loss/preference_2"..."""
+    named = {}
+    for name, value in found.items():
+        number = 1 + sum(re.fullmatch(rf"{re.escape(name)}(_\d+)?", other) is not None for other in earlier)
+        named[name if number == 1 else f"{name}_{number}"] = value
+    return named
 
 
 def objective(*terms: Composable) -> Objective:

@@ -1,8 +1,7 @@
-"""Reductions that losses on preferences share: from tokens to rollouts, and from rollouts to pairs.
+"""Reductions that losses on preferences share: from rollouts to pairs.
 
 A pair is a group of one preferred and one other rollout. They may stand in different packed rows and have any numbers:
-nothing here depends on the packing. Arrays of rollouts and of pairs have S = B * T slots, as many as there could be;
-most of them stay empty.
+nothing here depends on the packing. Arrays of rollouts and of pairs have S = B * T slots, as in `objectives.groups`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.objectives.groups import dense, rollout_sum
 from jaxrl_llm.types import Array, Batch, IntBT
 
 
@@ -40,7 +40,7 @@ def find_pairs(batch: Batch) -> Pairs:
     A pair is complete when its group has exactly one preferred (> 0) and one rejected (< 0) rollout with an action. Others,
     such as one that lost a member or whose member is masked, have no part: no weight, no loss, no gradient.
     """
-    rollout, group = _dense(batch.rollout, batch), _dense(batch.group, batch)
+    rollout, group = dense(batch.rollout, batch), dense(batch.group, batch)
     slots = batch.tokens.size
     pair = jnp.maximum(jax.ops.segment_max(group.ravel(), rollout.ravel(), slots), 0)
     preference = masked(batch.extras["preference"], batch.mask)
@@ -53,12 +53,6 @@ def find_pairs(batch: Batch) -> Pairs:
     members = ((side & complete[pair]).astype(jnp.float32) for side in (chosen, rejected))
     pairs = Pairs(rollout, pair, *members, weight=jnp.zeros(slots))
     return pairs._replace(weight=sum(two_sides(rollout_sum(batch.weight, batch.mask, rollout), pairs)))
-
-
-def rollout_sum(per_token, mask, rollout):
-    """Sum of `per_token` [B, T] over the tokens of each rollout where `mask` is positive, [S]."""
-    values = masked(per_token, mask).astype(jnp.float32)
-    return jax.ops.segment_sum(values.ravel(), rollout.ravel(), values.size)
 
 
 def two_sides(per_rollout, pairs: Pairs):
@@ -98,9 +92,3 @@ def at_end(batch: Batch):
     """Whether a token is the last of its sequence, bool [B, T]."""
     following = jnp.pad(batch.segment[:, 1:], ((0, 0), (0, 1)))
     return (batch.segment > 0) & (batch.segment != following)
-
-
-def _dense(numbers, batch: Batch):
-    """Numbers [B, T] without the gaps between them, all below S; the tokens of padding share one of their own."""
-    known = jnp.where(batch.segment > 0, numbers, -1)
-    return jnp.unique(known, size=known.size, return_inverse=True)[1].reshape(known.shape)

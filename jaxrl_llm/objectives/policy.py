@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import kl_estimate, masked, without_infinities
 from jaxrl_llm.objectives.base import weighted_sum
-from jaxrl_llm.objectives.ratios import token_ratio
+from jaxrl_llm.objectives.batch_statistics import counted
+from jaxrl_llm.objectives.ratios import TOKEN_RATIO
 from jaxrl_llm.objectives.trust import clip
 from jaxrl_llm.types import Batch, Scores
 
-TOKEN_RATIO, CLIP = token_ratio(), clip()
+CLIP = clip()
 
 
 @composable
@@ -42,7 +43,7 @@ def policy(
     known = scores.replace(logp=without_infinities(masked(scores.logp, batch.mask)))
     token_loss = trust(log_ratio, known, batch)
     for factor in factors:
-        token_loss *= jax.lax.stop_gradient(masked(factor(known, batch), batch.mask))
+        token_loss *= factor_value(factor, scores, batch)
     metrics = surrogate_parts(token_loss, batch)
     if ratio is not None:
         metrics |= ratio_statistics(log_ratio, batch)
@@ -50,6 +51,11 @@ def policy(
         bounds = dict(trust.options)
         metrics |= clip_fractions(log_ratio, batch, bounds["low"], bounds["high"])
     return token_loss, metrics
+
+
+def factor_value(factor: Composable, scores: Scores, batch: Batch):
+    """A factor without gradient, [B, T], and 0 where no action is."""
+    return jax.lax.stop_gradient(masked(factor(scores, batch), batch.mask))
 
 
 def surrogate_parts(token_loss, batch: Batch) -> dict[str, jnp.ndarray]:
@@ -63,7 +69,7 @@ def surrogate_parts(token_loss, batch: Batch) -> dict[str, jnp.ndarray]:
 
 def ratio_statistics(log_ratio, batch: Batch) -> dict[str, jnp.ndarray]:
     """Mean and largest importance ratio of the actions, and the KL divergence (nats) that it tells of."""
-    actions = batch.mask * (batch.weight != 0)
+    actions = counted(batch)
     count = jnp.maximum(actions.sum(), 1.0)
     return {
         "ratio/mean": masked(jnp.exp(log_ratio), actions).sum() / count,
@@ -74,7 +80,7 @@ def ratio_statistics(log_ratio, batch: Batch) -> dict[str, jnp.ndarray]:
 
 def clip_fractions(log_ratio, batch: Batch, low: float, high: float) -> dict[str, jnp.ndarray]:
     """Shares of the actions whose gradient a clip at 1 - low or 1 + high removes."""
-    actions = batch.mask * (batch.weight != 0)
+    actions = counted(batch)
     count = jnp.maximum(actions.sum(), 1.0)
     ratio = jnp.exp(log_ratio)
     return {

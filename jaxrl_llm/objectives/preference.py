@@ -5,10 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import composable
+from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.numerics import without_infinities
 from jaxrl_llm.objectives.base import coefficient_value, traits
-from jaxrl_llm.objectives.pairs import at_end, find_pairs, pair_statistics, pair_to_tokens, rollout_sum, two_sides
+from jaxrl_llm.objectives.groups import rollout_mean, rollout_sum
+from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
+from jaxrl_llm.objectives.pairs import at_end, find_pairs, pair_statistics, pair_to_tokens, two_sides
+from jaxrl_llm.objectives.preference_links import sigmoid_link
 from jaxrl_llm.types import Batch, Scores
+
+SIGMOID = sigmoid_link()
 
 
 @composable(needs=("value",), annotations=("preference",))
@@ -39,3 +45,56 @@ def bradley_terry(scores: Scores, batch: Batch, *, center: float | str = 0.0):
     loss = jax.nn.softplus(margin - (chosen - rejected))
     loss += coefficient_value(center, batch) * jnp.square(chosen + rejected)
     return pair_to_tokens(loss, pairs), pair_statistics(chosen, rejected, pairs)
+
+
+@composable(annotations=("preference",))
+@traits(coupled=True)
+def preference(
+    scores: Scores,
+    batch: Batch,
+    *,
+    link: Composable = SIGMOID,
+    evidence: Composable = REFERENCE_RATIO,
+    factors: tuple[Composable, ...] = (),
+    average: bool = False,
+    transform: Composable | None = None,
+    importance: Composable | None = None,
+):
+    """`link(c, r)` of each pair, from the implicit rewards c and r of the preferred and of the other rollout.
+
+    A reward is `transform` of the sum over the actions of a rollout of `evidence` times `factors` (or of their mean, with
+    `average`). With the defaults this is DPO. Each pair counts by the weights of its actions (`estimators.pair_mean`: the
+    mean over pairs); incomplete pairs contribute 0.
+
+    Args:
+      link: loss from two rewards, see `objectives.preference_links`.
+      evidence: what a token tells (nats); the log-ratio to the reference, or `likelihood()` for losses without one.
+      factors: of tokens in their rollout's reward, without gradient.
+      average: rewards are means over actions.
+      transform: of each reward, for other divergences than the reverse KL.
+      importance: function `(scores, batch) -> nats` [B, T]; a pair's loss is multiplied by the exp of the means over the
+        actions of both rollouts, without gradient.
+    """
+    pairs = find_pairs(batch)
+    reward = rollout_reward(
+        scores, batch, pairs.rollout, evidence=evidence, factors=factors, average=average, transform=transform
+    )
+    chosen, rejected = two_sides(reward, pairs)
+    loss = link(chosen, rejected)
+    if importance is not None:
+        usual = two_sides(rollout_mean(importance(scores, batch), batch.mask, pairs.rollout), pairs)
+        loss *= jax.lax.stop_gradient(jnp.exp(sum(usual)))
+    return pair_to_tokens(loss, pairs), pair_statistics(chosen, rejected, pairs)
+
+
+@composable(annotations=("preference",))
+@traits(coupled=True)
+def chosen_likelihood(scores: Scores, batch: Batch, *, coefficient: float = 1.0, average: bool = True):
+    """-`coefficient` log pi of the preferred rollout of each pair, the mean over its actions or, without `average`, the sum.
+
+    Pairs count as in `preference`. Source: RPO, https://arxiv.org/abs/2405.16436; ORPO, https://arxiv.org/abs/2403.07691
+    """
+    pairs = find_pairs(batch)
+    reduce = rollout_mean if average else rollout_sum
+    chosen, _ = two_sides(reduce(without_infinities(scores.logp), batch.mask, pairs.rollout), pairs)
+    return pair_to_tokens(-coefficient * chosen, pairs), {}

@@ -1,4 +1,4 @@
-"""Log importance ratios [B, T] (nats) between the policy and the one that sampled."""
+"""Log importance ratios [B, T] (nats) between the policy and the one that sampled; 0 where no action is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable
-from jaxrl_llm.numerics import log_ratio, masked, safe_divide
+from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
 from jaxrl_llm.objectives.base import logp_name, logp_of
 from jaxrl_llm.types import Batch, Scores
 
@@ -18,6 +18,13 @@ def segment_total(per_token, segment):
         return jax.ops.segment_sum(values, numbers, num_segments=values.shape[0] + 1)[numbers]
 
     return jax.vmap(row)(per_token, segment)
+
+
+def segment_mean(per_token, mask, segment):
+    """Mean over the actions of each token's own sequence, [B, T]; 0 where no action is."""
+    actions = (mask > 0).astype(per_token.dtype)
+    mean = safe_divide(segment_total(masked(per_token, mask), segment), segment_total(actions, segment))
+    return masked(mean, mask)
 
 
 @composable(annotations=logp_name)
@@ -39,7 +46,126 @@ def sequence_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
 
     Source: GSPO, https://arxiv.org/abs/2507.18071
     """
-    per_token = token_ratio.function(scores, batch, against=against)
-    actions = (batch.mask > 0).astype(per_token.dtype)
-    mean = safe_divide(segment_total(per_token, batch.segment), segment_total(actions, batch.segment))
-    return jnp.where(actions > 0, mean, 0.0)
+    return segment_mean(token_ratio.function(scores, batch, against=against), batch.mask, batch.segment)
+
+
+@composable(annotations=logp_name)
+def sequence_total_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
+    """Sum over the actions of a sequence of their log-ratios, at every action of it: the ratio of whole sequences.
+
+    It is kept within +-20 nats and has no gradient beyond.
+
+    Source: importance sampling of a whole answer as one action, as in RLOO, https://arxiv.org/abs/2402.14740
+    """
+    total = segment_total(token_ratio.function(scores, batch, against=against), batch.segment)
+    return masked(jnp.clip(total, -MAX_LOG_RATIO, MAX_LOG_RATIO), batch.mask)
+
+
+@composable(annotations=logp_name)
+def sequence_token_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
+    """Value of the length-normalised ratio of the sequence, gradient of the token's own: s_t = sg(s) pi_t / sg(pi_t).
+
+    A token may then have an advantage of its own; where all tokens of a sequence share one, the gradient of their mean is
+    that of `sequence_ratio`.
+
+    Source: GSPO-token, https://arxiv.org/abs/2507.18071, section 4.3
+    """
+    token = token_ratio.function(scores, batch, against=against)
+    sequence = segment_mean(token, batch.mask, batch.segment)
+    return masked(token + jax.lax.stop_gradient(sequence - token), batch.mask)
+
+
+@composable(annotations=logp_name)
+def geometric_ratio(scores: Scores, batch: Batch, *, low: float = 0.4, high: float = 0.4, against: str = "behavior"):
+    """Mean over the actions of a sequence of their clipped log-ratios: the geometric mean of clipped ratios.
+
+    A log-ratio x counts as min(x, `high`) where A > 0 and as max(x, -`low`) elsewhere: the clip of PPO, token by token and in
+    log space. The trust region over it is `unclipped`.
+
+    Args:
+      low: largest fall of a token's log-probability (nats) that counts.
+      high: largest rise.
+      against: as in `token_ratio`.
+
+    Source: GMPO, https://arxiv.org/abs/2507.20673, equation 4
+    """
+    token = token_ratio.function(scores, batch, against=against)
+    bounded = jnp.where(batch.advantage > 0, jnp.minimum(token, high), jnp.maximum(token, -low))
+    return segment_mean(bounded, batch.mask, batch.segment)
+
+
+@composable(annotations=logp_name)
+def prefix_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
+    """Log-ratio of a token plus the smallest one among the earlier actions of its sequence; of the first, its own alone.
+
+    It stands for the product of all ratios up to the token, which explodes with length.
+
+    Source: MinPRO, https://arxiv.org/abs/2601.22718
+    """
+    token = token_ratio.function(scores, batch, against=against)
+    lowest = _running_minimum(jnp.where(batch.mask > 0, token, jnp.inf), batch.segment)
+    before = jnp.pad(lowest[:, :-1], ((0, 0), (1, 0)), constant_values=jnp.inf)
+    same = batch.segment == jnp.pad(batch.segment[:, :-1], ((0, 0), (1, 0)))
+    earlier = same & (before < jnp.inf)
+    return masked(jnp.clip(token + jnp.where(earlier, before, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO), batch.mask)
+
+
+def _running_minimum(values, segment):
+    """Smallest of the values [B, T] of the own sequence up to each token."""
+
+    def join(left, right):
+        (before, of), (value, own) = left, right
+        return jnp.where(of == own, jnp.minimum(before, value), value), own
+
+    return jax.lax.associative_scan(join, (values, jnp.asarray(segment)), axis=1)[0]
+
+
+@composable(annotations=logp_name)
+def turn_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
+    """Mean of the log-ratios of the actions of one turn of a sequence, at every action of it.
+
+    Source: turn-level importance sampling, Turn-PPO and ST-PPO, https://arxiv.org/abs/2511.20718
+    """
+    turn = batch.extras["turn"]
+    starts = (batch.segment[:, 1:] != batch.segment[:, :-1]) | (turn[:, 1:] != turn[:, :-1])
+    part = jnp.pad(jnp.cumsum(starts, axis=1), ((0, 0), (1, 0)))
+    return segment_mean(token_ratio.function(scores, batch, against=against), batch.mask, part)
+
+
+@composable
+def likelihood(scores: Scores, batch: Batch):
+    """log pi(token): the log-ratio to an author who counts as certain of each token.
+
+    Source: LUFFY, https://arxiv.org/abs/2504.14945, where the probability of the demonstrations' author is set to 1
+    """
+    return masked(jnp.maximum(masked(scores.logp, batch.mask), -MAX_LOG_RATIO), batch.mask)
+
+
+def _mixed_names(options: dict) -> tuple[str, ...]:
+    return tuple(f"{who}_logp" for who in (options["against"], options["other"]) if who)
+
+
+@composable(annotations=_mixed_names)
+def mixture_ratio(scores: Scores, batch: Batch, *, against: str = "proximal", other: str | None = None, share: float = 0.25):
+    """log pi - log((1 - `share`) q + `share` m): the ratio to a mixture of two policies.
+
+    Args:
+      against: whose probability q is, as in `token_ratio`.
+      other: whose probability m is; None for 1, an author who counts as certain of each token.
+      share: of m in the mixture, above 0 and at most 1.
+
+    Raises:
+      ValueError: `share` outside of (0, 1].
+
+    Source: RL-PLUS, https://arxiv.org/abs/2508.00222, whose code takes 2 pi / (q + (q + 1) / 2), a share of 1/4; with
+      `other`, REX-RAG, https://arxiv.org/abs/2508.08149
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; it must be above 0 and at most 1: take token_ratio for none")
+    first = masked(logp_of(against, batch), batch.mask)
+    second = masked(logp_of(other, batch), batch.mask) if other else jnp.zeros_like(first)
+    mixture = jnp.log((1.0 - share) * jnp.exp(first) + share * jnp.exp(second))
+    return masked(log_ratio(masked(scores.logp, batch.mask), mixture), batch.mask)
+
+
+TOKEN_RATIO = token_ratio()

@@ -2,7 +2,7 @@
 
 from jaxrl_llm.rollouts.collect import Collection, collect, prompt_text
 from jaxrl_llm.rollouts.records import concatenate, make_rollouts, select_rows
-from jaxrl_llm.rollouts.strategies import dynamic_sampling, grouped
+from jaxrl_llm.rollouts.strategies import dynamic_sampling, grouped, grouped_with_anchors, grouped_with_greedy, guided
 
 __all__ = [
     "Collection",
@@ -10,6 +10,9 @@ __all__ = [
     "concatenate",
     "dynamic_sampling",
     "grouped",
+    "grouped_with_anchors",
+    "grouped_with_greedy",
+    "guided",
     "make_rollouts",
     "prompt_text",
     "select_rows",

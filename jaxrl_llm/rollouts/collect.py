@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from jaxrl_llm.data.chat import encode_prompt
+from jaxrl_llm.data.dialogues import encode_example
 from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.rollouts.records import make_rollouts
-from jaxrl_llm.sampling import Samples, finish_name, generate
+from jaxrl_llm.sampling import STOP, Samples, finish_name, generate
 from jaxrl_llm.types import Rollouts
 
+ANSWERS = ("sampled", "greedy", "given")
 Example = dict[str, Any]
 Score = Callable[[list[str], list[str], dict[str, list]], np.ndarray]
 
@@ -42,6 +44,7 @@ def collect(
     num_samples: int,
     first_uid: int = 0,
     *,
+    answers: str = "sampled",
     sampling: dict[str, Any],
     reward_weights: Sequence[float] = (),
     max_prompt_tokens: int,
@@ -59,6 +62,8 @@ def collect(
       prompt_ids: number of each example in its source.
       num_samples: completions of each example.
       first_uid: number of the first sample within the step.
+      answers: "sampled" as `sampling` says; "greedy"; or "given", which takes the examples' own "completion" as it stands, with
+        source 1 and a `behavior_logp` of 0, the convention for text whose author's probabilities are unknown.
       sampling: keyword arguments of `sampling.generate`, "max_new_tokens" among them.
       reward_weights: factor of each component in the rollouts; the records keep the rewards as they are.
       max_prompt_tokens: longest prompt.
@@ -66,8 +71,11 @@ def collect(
       step: of the training.
 
     Raises:
-      ValueError: a prompt of more than `max_prompt_tokens` tokens.
+      ValueError: a prompt of more than `max_prompt_tokens` tokens; an example without a completion, or one of more than
+        "max_new_tokens" tokens, where these are to be given; unknown answers.
     """
+    if answers not in ANSWERS:
+        raise ValueError(f"answers is {answers!r}; it must be one of {ANSWERS}")
     prompts = [encode_prompt(tokenizer, example["prompt"], tools=example.get("tools")) for example in examples]
     for number, prompt in zip(prompt_ids, prompts, strict=True):
         if len(prompt) > max_prompt_tokens:
@@ -76,14 +84,39 @@ def collect(
                 "raise max_prompt_tokens or set task.drop_long to leave such prompts out"
             )
     uids = range(first_uid, first_uid + len(prompts) * num_samples)
-    samples = generate(network, params, prompts, num_samples=num_samples, seed=seed, step=step, uids=uids, **sampling)
+    if answers == "given":
+        samples = given_samples(tokenizer, examples, num_samples, sampling["max_new_tokens"])
+    else:
+        chosen = sampling | ({"temperature": 0.0} if answers == "greedy" else {})
+        samples = generate(network, params, prompts, num_samples=num_samples, seed=seed, step=step, uids=uids, **chosen)
     texts = [tokenizer.decode(row[:length]) for row, length in zip(samples.tokens, samples.length, strict=True)]
     repeated = [example for example in examples for _ in range(num_samples)]
     rewards = score([prompt_text(example) for example in repeated], texts, _columns(repeated, samples))
     width = max_prompt_tokens + sampling["max_new_tokens"]
     weighted = rewards * np.asarray(reward_weights) if len(reward_weights) else rewards
     rollouts = make_rollouts(prompts, samples, weighted, prompt_ids, width=width, version=step)
+    if answers == "given":
+        rollouts = rollouts.replace(source=np.ones_like(rollouts.source))
     return Collection(rollouts, _records(repeated, texts, rewards, rollouts, samples))
+
+
+def given_samples(tokenizer: Tokenizer, examples: Sequence[Example], num_samples: int, width: int) -> Samples:
+    """The completion of each example `num_samples` times over, in the form of samples; all log-probabilities are 0."""
+    rows = []
+    for number, example in enumerate(examples):
+        ids, learned = encode_example(tokenizer, example)
+        rows.append([token for token, is_learned in zip(ids, learned, strict=True) if is_learned])
+        if len(rows[-1]) > width:
+            raise ValueError(
+                f"the completion of example {number} has {len(rows[-1])} tokens, more than max_new_tokens = {width}"
+            )
+    rows = [row for row in rows for _ in range(num_samples)]
+    tokens, zeros = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.float32)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = row
+    length = np.array([len(row) for row in rows], np.int32)
+    logp = dict.fromkeys(("logp", "tempered_logp", "sampling_logp"), zeros)
+    return Samples(tokens=tokens, length=length, finish_reason=np.full(len(rows), STOP, np.int32), **logp)
 
 
 def _columns(examples: Sequence[Example], samples: Samples) -> dict[str, list]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,35 +11,123 @@ import numpy as np
 
 from jaxrl_llm.data import pack
 from jaxrl_llm.data.packing import unpack
+from jaxrl_llm.methods import Method
+from jaxrl_llm.networks import Network
+from jaxrl_llm.scoring import STATISTICS, make_picker, make_scorer
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.types import Batch, Rollouts
 
-Pass = Callable[[Any, Batch], Any]
+# What a strategy asks for that has the reference policy answer.
+REFERENCE_SAMPLES = "reference_samples"
+# What the loop itself adds to rollouts: from samples, answers, a critic, and pairs.
+GIVEN = frozenset(
+    {"behavior_logp", "behavior_value", "answer", "candidates", "preference", "margin", "source", "turn", REFERENCE_SAMPLES}
+)
+# Whose statistics an annotation may be: "proximal_logp", "reference_candidate_logp", "teacher_entropy"...
+POLICIES = ("proximal", "reference", "teacher")
+Annotate = Callable[[Any, Rollouts], Rollouts]
+# (state, batch) -> arrays [B, T, ...] by name
+Pass = Callable[[Any, Batch], dict[str, Any]]
 
 
-def make_annotate(run: Run, passes: Mapping[str, Pass], *, width: int, parts: int) -> Callable[[Any, Rollouts], Rollouts]:
-    """Builds `annotate(state, rollouts) -> rollouts` that fills `extras`.
+@dataclasses.dataclass(frozen=True)
+class Annotator:
+    """A network that says something about the tokens of a step.
+
+    Attributes:
+      network: without parameters.
+      params: state -> its parameters.
+      temperature: that its logits are divided by.
+    """
+
+    network: Network
+    params: Callable[[Any], Any]
+    temperature: float = 1.0
+
+
+def statistics_of(who: str, needs) -> frozenset[str]:
+    """Statistics of a policy among the needs of a method: "reference_logp" asks for "logp" of the reference."""
+    own = {name for name in needs if name.startswith(f"{who}_") and name != REFERENCE_SAMPLES}
+    return frozenset(name.removeprefix(f"{who}_") for name in own)
+
+
+def scoring_passes(method: Method, annotators: Mapping[str, Annotator]) -> list[Pass]:
+    """One pass for each policy that the method needs statistics of; in front of them one for its candidates.
+
+    Raises:
+      ValueError: a policy that nobody has, a statistic that is none, or an array that the loop cannot make.
+    """
+    own = {name for name in method.needs if name.startswith(tuple(f"{who}_" for who in POLICIES))}
+    foreign = sorted(method.needs - GIVEN - own - method.objective.needs)
+    if foreign:
+        raise ValueError(
+            f"{method.name!r} needs {foreign[0]!r} in the rollouts' extras, which this loop cannot make; "
+            "fill it in a loop of your own, or choose another method"
+        )
+    passes = [_candidates(method, annotators)] if "candidates" in method.needs else []
+    for who in POLICIES:
+        statistics = statistics_of(who, method.needs)
+        unknown = sorted(statistics - STATISTICS - {"logp"})
+        if unknown:
+            raise ValueError(f"{method.name!r} needs {who}_{unknown[0]}; of a policy there are {sorted(STATISTICS | {'logp'})}")
+        if statistics:
+            passes.append(_statistics(who, _annotator(method, annotators, who), statistics))
+    return passes
+
+
+def _annotator(method: Method, annotators: Mapping[str, Annotator], who: str) -> Annotator:
+    if who not in annotators:
+        raise ValueError(f"{method.name!r} needs a {who} policy, and there is none; set config.{who}.directory")
+    return annotators[who]
+
+
+def _statistics(who: str, annotator: Annotator, statistics: frozenset[str]) -> Pass:
+    score = jax.jit(make_scorer(annotator.network, statistics - {"logp"}, temperature=annotator.temperature))
+
+    def scored(state, batch: Batch) -> dict[str, Any]:
+        scores = score(annotator.params(state), batch)
+        return {f"{who}_{name}": getattr(scores, name) for name in sorted(statistics)}
+
+    return scored
+
+
+def _candidates(method: Method, annotators: Mapping[str, Annotator]) -> Pass:
+    rules = method.candidates
+    if len(rules) != 1:
+        raise ValueError(f"{method.name!r} looks at candidates of {len(rules)} rules, {sorted(map(repr, rules))}; give it one")
+    (rule,) = rules
+    annotator = _annotator(method, annotators, dict(rule.options)["of"])
+    pick = jax.jit(make_picker(annotator.network, rule, temperature=annotator.temperature))
+
+    def picked(state, batch: Batch) -> dict[str, Any]:
+        key = jax.random.key(0) if state is None else jax.random.fold_in(state.key, batch.step)
+        return {"candidates": pick(annotator.params(state), batch, key)}
+
+    return picked
+
+
+def make_annotate(run: Run, passes: list[Pass], *, width: int, parts: int) -> Callable[[Any, Rollouts, int], Rollouts]:
+    """Builds `annotate(state, rollouts, step=0) -> rollouts` that fills `extras`; a pass sees what those before it added.
 
     Args:
       run: the run.
-      passes: `(state, batch) -> values [B, T]` by the name in `extras`.
+      passes: see `scoring_passes`.
       width: tokens of a packed row.
       parts: number of parts that the rows are scored in.
     """
 
-    def annotate(state, rollouts: Rollouts) -> Rollouts:
-        if not passes:
-            return rollouts
-        batch = pack(rollouts, width, multiple=run.row_multiple(parts))
-        extras = dict(rollouts.extras)
-        for name, score in passes.items():
-            extras[name] = unpack(in_parts(run, score, state, batch, parts), batch, *rollouts.tokens.shape)
-        return rollouts.replace(extras=extras)
+    def annotate(state, rollouts: Rollouts, step: int = 0) -> Rollouts:
+        for scored in passes:
+            batch = pack(rollouts, width, multiple=run.row_multiple(parts), step=step)
+            found = in_parts(run, scored, state, batch, parts)
+            added = {name: unpack(values, batch, *rollouts.tokens.shape) for name, values in found.items()}
+            rollouts = rollouts.replace(extras=rollouts.extras | added)
+        return rollouts
 
     return annotate
 
 
-def in_parts(run: Run, score: Pass, state, batch: Batch, parts: int):
+def in_parts(run: Run, score, state, batch: Batch, parts: int):
     """What `score(state, batch)` gives, as NumPy arrays, its rows scored in as many `parts` as those of an update."""
     rows, scalars = batch.replace(step=None, coefficients={}), {"step": batch.step, "coefficients": batch.coefficients}
     pieces = [jax.tree.map(lambda leaf, part=part: np.array_split(leaf, parts)[part], rows) for part in range(parts)]

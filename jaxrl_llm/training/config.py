@@ -15,7 +15,7 @@ from jaxrl_llm import methods
 from jaxrl_llm.sampling import make_sampling
 
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
-FREE_SECTIONS = ("method.options", "preference.options", "task.options", "task.test_options")
+FREE_SECTIONS = ("method.options", "sft.options", "preference.options", "task.options", "task.test_options")
 
 # The reward whose network lies in `rewards.model`.
 REWARD_MODEL = "reward_model"
@@ -40,6 +40,8 @@ def default_config() -> ConfigDict:
             # A shared critic is a value head on the policy; otherwise it is a network of its own.
             # Its head has one output, or several that are "bins" over a range or "quantiles", see `networks.DecoderConfig`.
             "critic": {"learning_rate_factor": 1.0, "shared": False, "head": "plain", "outputs": 1, "range": (0.0, 1.0)},
+            # Folder of the policy that a method distils: of a run, from Hugging Face, or a converted one.
+            "teacher": {"directory": ""},
             "rewards": _rewards(),
             "evaluation": _evaluation(),
             "checkpoint": {"every": 50, "keep": 2, "best_metric": ""},
@@ -121,6 +123,9 @@ def _optimizer(learning_rate: float) -> dict:
 def _sft() -> dict:
     return {
         "steps": 0,
+        # One that learns from completions: "sft", "dft"...
+        "method": "sft",
+        "options": {},
         "batch": 64,
         # Distinct examples that are shown; 0 for all of the source.
         "examples": 0,
@@ -161,6 +166,8 @@ def _rl() -> dict:
         "stop_strings": (),
         # Largest difference in nats between the sampler's and the learner's log-probabilities before it is reported.
         "max_logp_gap": 1e-4,
+        # Every so many steps the reference policy moves by a share of the way to the policy; 0 for never.
+        "reference": {"every": 0, "share": 1.0},
         "optimizer": _optimizer(1e-6),
     }
 
@@ -247,6 +254,25 @@ def _check_positive(config: ConfigDict) -> None:
                 raise ValueError(f"config.{name} is {config[section][key]}; it must be at least {least}")
 
 
+def _check_other_policies(config: ConfigDict) -> None:
+    """A teacher or a moving reference is there when a method needs it, and only then."""
+    phases = {config.method.name: config.rl, config.preference.method: config.preference, config.sft.method: config.sft}
+    used = [name for name, phase in phases.items() if phase.steps]
+    trained = [methods.get(name) for name in used if name in methods.names()]
+    taught, directory = any(method.needs_teacher for method in trained), config.teacher.directory
+    if taught and not directory:
+        raise ValueError(
+            f"{' and '.join(used)}: a method needs a teacher; set config.teacher.directory to the folder of a policy"
+        )
+    if directory and trained and not taught:
+        raise ValueError(f"config.teacher.directory would change nothing: {' and '.join(used)} needs no teacher; leave it out")
+    reference = config.rl.reference
+    if reference.every < 0 or not 0 < reference.share <= 1:
+        raise ValueError(f"config.rl.reference is {reference.to_dict()}; every must be 0 or more, share above 0 and at most 1")
+    if reference.share != 1 and not reference.every:
+        raise ValueError("config.rl.reference.share would change nothing: config.rl.reference.every is 0")
+
+
 def _check_inert(config: ConfigDict) -> None:
     """Options that would change nothing are errors."""
     has_critic = config.method.name not in methods.names() or methods.get(config.method.name).needs_critic
@@ -257,6 +283,7 @@ def _check_inert(config: ConfigDict) -> None:
         raise ValueError(f"config.critic.outputs is {critic.outputs} for head={critic.head!r}; plain heads have 1, others more")
     if config.critic.shared and config.critic.learning_rate_factor != 1.0:
         raise ValueError("config.critic.learning_rate_factor would change nothing: config.critic.shared is True")
+    _check_other_policies(config)
     network = config.network
     if network.quantization and not network.adapter.pattern and not network.trains:
         raise ValueError(
@@ -270,8 +297,9 @@ def _check_inert(config: ConfigDict) -> None:
         raise ValueError(f"config.rewards.model would change nothing: config.rewards.names has no {REWARD_MODEL!r}; add it")
     if named and not config.rewards.model:
         raise ValueError(f"config.rewards.names has {REWARD_MODEL!r}; set config.rewards.model to its folder")
-    if config.preference.options and not config.preference.steps:
-        raise ValueError("config.preference.options would change nothing: config.preference.steps is 0")
+    for section in ("preference", "sft"):
+        if config[section].options and not config[section].steps:
+            raise ValueError(f"config.{section}.options would change nothing: config.{section}.steps is 0")
 
 
 def _check_optimizers(config: ConfigDict) -> None:
@@ -298,16 +326,30 @@ def preference_method(config: ConfigDict) -> methods.Method:
     Raises:
       ValueError: it does not exist, does not have an option, or does not learn from pairs.
     """
-    method = methods.get(config.preference.method, **config.preference.options.to_dict())
-    if method.learns_from != "pairs":
-        known = [name for name in methods.names() if methods.get(name).learns_from == "pairs"]
-        fault = f"config.preference.method is {method.name!r}, which learns from {method.learns_from}"
+    return _method_from("preference", config, "pairs")
+
+
+def supervised_method(config: ConfigDict) -> methods.Method:
+    """The method of the supervised phase.
+
+    Raises:
+      ValueError: it does not exist, does not have an option, or does not learn from completions.
+    """
+    return _method_from("sft", config, "completions")
+
+
+def _method_from(section: str, config: ConfigDict, material: str) -> methods.Method:
+    chosen = config[section]
+    method = methods.get(chosen.method, **chosen.options.to_dict())
+    if method.learns_from != material:
+        known = [name for name in methods.names() if methods.get(name).learns_from == material]
+        fault = f"config.{section}.method is {method.name!r}, which learns from {method.learns_from}"
         raise ValueError(f"{fault}; take one of {known}")
     return method
 
 
 def _check_preference(config: ConfigDict) -> None:
-    method = preference_method(config)
+    method, _ = preference_method(config), supervised_method(config)
     if config.preference.steps and config.rl.steps and method.needs_value_head:
         raise ValueError(
             f"config.rl.steps is {config.rl.steps} behind {method.name!r}, which makes no policy; set config.rl.steps=0, and "

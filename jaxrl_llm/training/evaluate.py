@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, rewards, rollouts
 from jaxrl_llm.training import build
-from jaxrl_llm.training.config import check_config, method_options, preference_method
+from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
 from jaxrl_llm.training.evaluation import evaluate
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.preference import make_pair_evaluation
@@ -75,6 +75,7 @@ def evaluate_pairs(directory: str | pathlib.Path, config: ConfigDict) -> dict[st
             test_source=build.build_source(config, tokenizer, test=True),
             method=methods.get(config.method.name, **method_options(config)),
             preference_method=method,
+            supervised_method=supervised_method(config),
             pool=pool,
             rewards={},
         )

@@ -71,7 +71,7 @@ def all_phases(run: Run) -> dict[str, Phase]:
     by_imitation = Phase(
         name=SUPERVISED,
         steps=config.sft.steps,
-        method=methods.get("sft"),
+        method=run.supervised_method,
         initial_state=lambda params: supervised.initial_state(run),
         params=_all_params,
         make_step=lambda reference: supervised.make_supervised_step(run),

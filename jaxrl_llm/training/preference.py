@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrl_llm.data import Cursor, pack, preference_rollouts
 from jaxrl_llm.scoring import Scorer, actor_critic_scorer, make_scorer
-from jaxrl_llm.training.annotate import in_parts, make_annotate
+from jaxrl_llm.training.annotate import Annotator, in_parts, make_annotate, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.method_state import coefficients, initial_method_state, make_estimate, observe
 from jaxrl_llm.training.run import Run
@@ -42,7 +42,7 @@ def make_preference_step(run: Run, reference=None) -> Callable:
       reference: parameters of the reference policy, or None where the method needs none.
     """
     settings, method = run.config.preference, run.preference_method
-    annotate, estimate = _make_annotate(run)(reference), make_estimate(method)
+    annotate, estimate = _make_annotate(run, reference), make_estimate(method)
     pure = make_update(
         None, method.objective, _optimizer(run), micro_batches=settings.micro_batches, scorer=make_pair_scorer(run)
     )
@@ -50,7 +50,7 @@ def make_preference_step(run: Run, reference=None) -> Callable:
 
     def step(state: TrainState, cursor: Cursor, number: int):
         pairs, numbers, cursor = run.draw(cursor, settings.batch)
-        rollouts = annotate(state, preference_rollouts(run.tokenizer, pairs, settings.row_tokens, numbers))
+        rollouts = annotate(state, preference_rollouts(run.tokenizer, pairs, settings.row_tokens, numbers), number)
         rollouts, method_state = estimate(rollouts, state.method_state, jax.random.fold_in(state.key, number))
         rollouts = jax.device_get(rollouts)
         batch = _pack(run, rollouts, method_state, number)
@@ -71,16 +71,19 @@ def make_pair_scorer(run: Run) -> Scorer:
     return lambda params, batch: values({"policy": None, "critic": params}, batch)
 
 
-def _make_annotate(run: Run) -> Callable[[Any], Callable[[Any, Rollouts], Rollouts]]:
-    """Builds `(parameters of the reference) -> annotate`, so that many references share one compiled program."""
-    settings, scorer = run.config.preference, jax.jit(make_scorer(run.network.without_params()))
+def _make_annotate(run: Run, reference) -> Callable[..., Rollouts]:
+    """Builds `annotate(state, rollouts, step=0) -> rollouts`; the state may be the parameters of a policy, as in evaluation."""
+    settings, network, method = run.config.preference, run.network.without_params(), run.preference_method
 
-    def with_reference(reference):
-        passes = {"reference_logp": lambda state, batch: scorer(run.whole(reference), batch).logp}
-        needed = passes if run.preference_method.needs_reference else {}
-        return make_annotate(run, needed, width=settings.row_tokens, parts=settings.micro_batches)
+    def of_policy(state):
+        return run.whole(getattr(state, "params", state))
 
-    return with_reference
+    annotators = {"proximal": Annotator(network, of_policy)}
+    annotators["reference"] = Annotator(network, of_policy if reference is None else lambda state: run.whole(reference))
+    if run.teacher is not None:
+        annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params)
+    passes = scoring_passes(method, annotators)
+    return make_annotate(run, passes, width=settings.row_tokens, parts=settings.micro_batches)
 
 
 def _pack(run: Run, rollouts: Rollouts, method_state, number: int) -> Batch:
@@ -105,20 +108,19 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
     """
     settings, method = run.config.preference, run.preference_method
     score, measure = jax.jit(make_pair_scorer(run)), jax.jit(lambda scores, batch: method.objective(scores, batch)[1])
-    estimate, with_reference, fresh = make_estimate(method), _make_annotate(run), initial_method_state(method)
+    estimate, annotate, fresh = make_estimate(method), _make_annotate(run, reference), initial_method_state(method)
 
     def evaluate(params, number: int) -> dict[str, float]:
         count = min(run.config.evaluation.prompts, len(run.test_source))
-        annotate = with_reference(params if reference is None else reference)
         totals = dict.fromkeys(_HELD_OUT, 0.0)
         for start in range(0, count, settings.batch):
             numbers = range(start, min(start + settings.batch, count))
             pairs = [run.test_source[index] for index in numbers]
-            rollouts = annotate(None, preference_rollouts(run.tokenizer, pairs, settings.row_tokens, numbers))
+            rollouts = annotate(params, preference_rollouts(run.tokenizer, pairs, settings.row_tokens, numbers))
             rollouts, _ = estimate(rollouts, fresh, jax.random.key(run.config.seed))
             batch = _pack(run, jax.device_get(rollouts), fresh, number)
             found = measure(in_parts(run, score, run.whole(params), batch, settings.micro_batches), batch)
-            totals = {name: total + float(found[name]) * len(pairs) for name, total in totals.items()}
+            totals = {name: total + float(found.get(name, np.nan)) * len(pairs) for name, total in totals.items()}
         return summarise({name: total / count for name, total in totals.items()}, count)
 
     return evaluate

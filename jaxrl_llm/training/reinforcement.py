@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,10 +11,14 @@ import optax
 
 from jaxrl_llm.data import Cursor, pack
 from jaxrl_llm.data.packing import has_weight
+from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
-from jaxrl_llm.rollouts import select_rows
+from jaxrl_llm.optimizers import Average, polyak
+from jaxrl_llm.rewards import final_number
+from jaxrl_llm.rollouts import Collection, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
 from jaxrl_llm.training import annotate, build
+from jaxrl_llm.training.annotate import Annotator, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.method_state import coefficients, initial_method_state, make_estimate, observe
 from jaxrl_llm.training.run import Run
@@ -32,8 +35,29 @@ def separate_critic(run: Run) -> bool:
 def initial_state(run: Run, params) -> TrainState:
     """State before the first RL update; a critic of its own begins as a copy of the policy with a value head of zeros."""
     params = {"policy": params, "critic": critic_params(run, params)} if separate_critic(run) else params
-    state = initial_method_state(run.method)
-    return TrainState.create(params, optimizer(run), method_state=state, key=jax.random.key(run.config.seed))
+    method_state = initial_method_state(run.method)
+    if moving_reference(run) is not None:
+        method_state |= {"reference": moving_reference(run).init(params["policy"] if separate_critic(run) else params)}
+    return TrainState.create(params, optimizer(run), method_state=method_state, key=jax.random.key(run.config.seed))
+
+
+def moving_reference(run: Run) -> Average | None:
+    """How the reference policy follows the policy; None where it stays, or where nobody needs it."""
+    settings = run.config.rl.reference
+    return polyak(share=settings.share, every=settings.every) if settings.every and run.method.needs_reference else None
+
+
+def with_answers(method: Method, collection: Collection) -> Rollouts:
+    """The rollouts, for methods that compare answers with `extras["answer"]`: equal numbers for equal final numbers.
+
+    A completion without a number has the answer -1.
+    """
+    if "answer" not in method.needs:
+        return collection.rollouts
+    answers = [final_number(record["completion"]) for record in collection.records]
+    numbers = {answer: number for number, answer in enumerate(dict.fromkeys(answer for answer in answers if answer))}
+    found = np.array([numbers.get(answer, -1) for answer in answers], np.int32)
+    return collection.rollouts.replace(extras=collection.rollouts.extras | {"answer": found})
 
 
 def policy_params(run: Run, state: TrainState):
@@ -74,6 +98,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     """
     rl, method = run.config.rl, run.method
     annotated = make_annotate(run, reference)
+    average = moving_reference(run)
     estimate = make_estimate(method)
     objective = build.with_critic_loss(run.config, method.objective)
     objective = build.with_router_losses(run.config, run.network, objective)
@@ -82,19 +107,34 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     update = jax.jit(pure, donate_argnums=0)
 
     def step(state: TrainState, cursor: Cursor, number: int):
-        collect = run.collector(policy_params(run, state), number)
+        collect = _collector(run, state, reference, number)
         collection, cursor, metrics = method.strategy(run.draw, collect, cursor, rl.prompts)
-        rollouts = annotated(state, collection.rollouts)
+        rollouts = annotated(state, with_answers(method, collection), number)
         metrics |= rollout_metrics(run, rollouts, collection.records)
         key = jax.random.fold_in(state.key, number)
         rollouts, method_state = estimate(rollouts, state.method_state, key)
         rollouts = jax.device_get(rollouts)
         state, update_metrics = _updates(run, update, state.replace(method_state=method_state), rollouts, number)
         metrics = update_metrics | metrics
-        state = state.replace(method_state=observe(method, state.method_state, metrics))
-        return state, cursor, metrics, collection.records
+        method_state = observe(method, state.method_state, metrics)
+        if average is not None:
+            moved = jax.jit(average.update)(policy_params(run, state), method_state["reference"])[1]
+            method_state |= {"reference": moved}
+        return state.replace(method_state=method_state), cursor, metrics, collection.records
 
     return step
+
+
+def _collector(run: Run, state: TrainState, reference, number: int) -> Callable[..., Collection]:
+    """The collector of the policy; with `answers="reference"` it is that of the reference policy."""
+    own = run.collector(policy_params(run, state), number)
+
+    def collect(*arguments, answers: str = "sampled") -> Collection:
+        if answers == "reference":
+            return run.collector(reference_params(state, reference), number)(*arguments)
+        return own(*arguments, answers=answers)
+
+    return collect
 
 
 def row_tokens(run: Run) -> int:
@@ -111,19 +151,35 @@ def _scorer(run: Run, needs: frozenset[str]):
     return actor_critic_scorer(actor, critic_network(run), of_critic) if separate else actor
 
 
-def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts], Rollouts]:
-    """Builds `annotate(state, rollouts) -> rollouts` with what the method needs in `extras`, one pass for each network."""
-    passes: dict[str, Any] = {}
-    if run.method.needs_reference:
-        scorer = jax.jit(make_scorer(run.network.without_params(), temperature=run.config.rl.temperature))
-        passes["reference_logp"] = lambda state, batch: scorer(run.whole(reference), batch).logp
+def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts, int], Rollouts]:
+    """Builds `annotate(state, rollouts, step) -> rollouts` with what the method needs in `extras`."""
+    network, temperature = run.network.without_params(), run.config.rl.temperature
+    annotators = {
+        "proximal": Annotator(network, lambda state: run.whole(policy_params(run, state)), temperature),
+        "reference": Annotator(network, lambda state: run.whole(reference_params(state, reference)), temperature),
+    }
+    if run.teacher is not None:
+        annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params, temperature)
+    passes = scoring_passes(run.method, annotators)
     if run.method.needs_critic:
-        critic = jax.jit(make_scorer(critic_network(run), {"value"}))
-        own = separate_critic(run)
-        passes["behavior_value"] = lambda state, batch: (
-            critic(run.whole(state.params["critic"] if own else state.params), batch).value
-        )
+        passes.append(_values_pass(run))
     return annotate.make_annotate(run, passes, width=row_tokens(run), parts=run.config.rl.micro_batches)
+
+
+def reference_params(state: TrainState, reference):
+    """The reference policy: the one of the beginning, or the average in the state where it moves."""
+    moving = state.method_state.get("reference")
+    return reference if moving is None else moving["average"]
+
+
+def _values_pass(run: Run):
+    critic = jax.jit(make_scorer(critic_network(run), {"value"}))
+    own = separate_critic(run)
+
+    def scored(state, batch):
+        return {"behavior_value": critic(run.whole(state.params["critic"] if own else state.params), batch).value}
+
+    return scored
 
 
 def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: int):

@@ -18,8 +18,9 @@ from jaxrl_llm import distributed, methods, rewards, rollouts
 from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices
 from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import build, metrics
-from jaxrl_llm.training.config import check_config, method_options, preference_method
+from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
 from jaxrl_llm.training.reward_functions import build_rewards
+from jaxrl_llm.training.teacher import build_teacher
 from jaxrl_llm.types import Batch
 
 # Evaluation samples must not repeat the noise of training samples.
@@ -43,7 +44,9 @@ class Run:
       test_source: held-out examples.
       method: of the RL phase.
       preference_method: of the preference phase.
+      supervised_method: of the supervised phase.
       pool: of reward workers.
+      teacher: the network of the teacher, with its parameters; None where no method needs it.
       mesh: of devices; None for one device.
       rewards: functions by name.
     """
@@ -56,9 +59,11 @@ class Run:
     test_source: Sequence[dict[str, Any]]
     method: methods.Method
     preference_method: methods.Method
+    supervised_method: methods.Method
     pool: rewards.RewardPool
     rewards: dict[str, Callable]
     frozen: Any = None
+    teacher: Network | None = None
     mesh: jax.sharding.Mesh | None = None
 
     def whole(self, params):
@@ -144,10 +149,12 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
             network=network.with_params(trained),
             frozen=frozen,
             mesh=mesh,
+            teacher=build_teacher(config, network, mesh),
             source=source,
             test_source=build.build_source(config, tokenizer, test=True),
             method=methods.get(config.method.name, **method_options(config)),
             preference_method=preference_method(config),
+            supervised_method=supervised_method(config),
             pool=pool,
             rewards=build_rewards(config, mesh),
         )

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxrl_llm import methods
 from jaxrl_llm.data import Cursor, Tokenizer, encode_example, next_indices, pack
 from jaxrl_llm.training import build
+from jaxrl_llm.training.annotate import Annotator, make_annotate, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.method_state import coefficients, initial_method_state, make_estimate, observe
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.update import make_update
@@ -19,7 +20,8 @@ from jaxrl_llm.types import Rollouts
 
 def initial_state(run: Run) -> TrainState:
     """State before the first supervised update."""
-    return TrainState.create(run.network.params, _optimizer(run), key=jax.random.key(run.config.seed))
+    state = initial_method_state(run.supervised_method)
+    return TrainState.create(run.network.params, _optimizer(run), method_state=state, key=jax.random.key(run.config.seed))
 
 
 def _optimizer(run: Run):
@@ -28,11 +30,11 @@ def _optimizer(run: Run):
 
 def make_supervised_step(run: Run) -> Callable:
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`."""
-    settings, method = run.config.sft, methods.get("sft")
+    settings, method = run.config.sft, run.supervised_method
     network = run.network.without_params()
     objective = build.with_router_losses(run.config, network, method.objective)
     update = jax.jit(make_update(network, objective, _optimizer(run), micro_batches=settings.micro_batches), donate_argnums=0)
-    estimate = jax.jit(method.estimator.update)
+    estimate, annotate = make_estimate(method), _make_annotate(run)
     size = settings.examples or len(run.source)
     if size > len(run.source):
         raise ValueError(f"config.sft.examples is {size}; the source has only {len(run.source)}")
@@ -40,15 +42,26 @@ def make_supervised_step(run: Run) -> Callable:
     def step(state: TrainState, cursor: Cursor, number: int):
         indices, cursor = next_indices(size, cursor, settings.batch, run.config.seed)
         examples = [run.source[int(index)] for index in indices]
-        rollouts = demonstrations(run.tokenizer, examples, settings.row_tokens)
-        rollouts, _ = estimate(rollouts, method.estimator.init(), state.key)
-        multiple = run.row_multiple(settings.micro_batches)
-        batch = pack(jax.device_get(rollouts), settings.row_tokens, multiple=multiple, step=number)
-        state, metrics = update(state, run.place(batch), run.frozen)
+        rollouts = annotate(state, demonstrations(run.tokenizer, examples, settings.row_tokens), number)
+        rollouts, method_state = estimate(rollouts, state.method_state, state.key)
+        scalars, multiple = coefficients(method, method_state, number), run.row_multiple(settings.micro_batches)
+        batch = pack(jax.device_get(rollouts), settings.row_tokens, multiple=multiple, step=number, coefficients=scalars)
+        state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        state = state.replace(method_state=observe(method, state.method_state, metrics))
         return state, cursor, metrics | {"tokens": float(np.sum(rollouts.length))}, []
 
     return step
+
+
+def _make_annotate(run: Run):
+    """Builds `annotate(state, rollouts, step)` with what the method needs in `extras`."""
+    network, settings = run.network.without_params(), run.config.sft
+    annotators = {"proximal": Annotator(network, lambda state: run.whole(state.params))}
+    if run.teacher is not None:
+        annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params)
+    passes = scoring_passes(run.supervised_method, annotators)
+    return make_annotate(run, passes, width=settings.row_tokens, parts=settings.micro_batches)
 
 
 def demonstrations(tokenizer: Tokenizer, examples, width: int) -> Rollouts:

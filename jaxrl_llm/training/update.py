@@ -144,7 +144,9 @@ def merge_rows(tree, batch: Batch):
 
 
 def _largest_gap(scores: Scores, batch: Batch):
-    gap = jnp.abs(jnp.where(batch.mask > 0, scores.logp - batch.behavior_logp, 0.0))
+    # Only the policy's own samples: nobody knows the probabilities of given texts.
+    sampled = (batch.mask > 0) & (batch.extras.get("source", 0) == 0)
+    gap = jnp.abs(jnp.where(sampled, scores.logp - batch.behavior_logp, 0.0))
     return jax.lax.stop_gradient(gap).max()
 
 

@@ -1,7 +1,5 @@
 """Every estimator against its oracle, on random, ragged and degenerate rollouts."""
 
-import functools
-
 import jax
 import numpy as np
 import oracles
@@ -9,49 +7,12 @@ import pytest
 from hypothesis import given
 from oracles import advantages as oracle
 from oracles.cases import modest, rollout_cases
+from running import assert_close, assert_close_at_actions, build, check_outside, run
 
 from jaxrl_llm import estimators
 from jaxrl_llm.types import Rollouts
 
 WEIGHTS = (None, (0.5, -2.0))
-
-
-def build(case) -> Rollouts:
-    return Rollouts(
-        tokens=case.tokens,
-        length=case.length,
-        mask=case.mask,
-        rewards=case.rewards,
-        group=case.group,
-        valid=case.valid,
-        token_rewards=case.token_rewards,
-        behavior_logp=case.behavior_logp,
-        advantage=case.advantage,
-        extras={"reference_logp": case.reference_logp, "behavior_value": case.behavior_value},
-    )
-
-
-@functools.cache
-def program(estimator):
-    return jax.jit(lambda rollouts: estimator.update(rollouts, estimator.init(), jax.random.key(0))[0])
-
-
-def run(estimator, case) -> Rollouts:
-    return jax.tree.map(np.asarray, program(estimator)(build(case)))
-
-
-def assert_close(actual, expected, rtol=2e-5, atol=2e-6):
-    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=rtol, atol=atol)
-
-
-def assert_close_at_actions(actual, expected, case, **tolerances):
-    assert_close(np.where(case.mask > 0, actual, 0), np.where(case.mask > 0, expected, 0), **tolerances)
-
-
-def check_outside(rollouts, case):
-    """Tokens that are not actions carry nothing, and nothing that a loss reads is NaN."""
-    assert not rollouts.advantage[case.mask == 0].any()
-    assert np.isfinite(rollouts.advantage).all()
 
 
 def scores_of(case, reward_weights=None):
@@ -83,35 +44,6 @@ def test_rewards_per_token(reward_weights, case):
     assert_close(present, expected_present)
 
 
-@pytest.mark.parametrize("baseline", ["mean", "leave_one_out", "none"])
-@pytest.mark.parametrize(("scale", "options"), [
-    ("std", {}), ("std", {"degrees_of_freedom": 1, "epsilon": 1e-4}), ("batch_std", {}),
-    ("batch_std", {"degrees_of_freedom": 1, "reward_weights": (0.5, -2.0)}), ("none", {}),
-])  # fmt: skip
-@modest
-@given(case=rollout_cases())
-def test_group_advantage(baseline, scale, options, case):
-    found = run(estimators.group_advantage(baseline=baseline, scale=scale, **options), case)
-    options = dict(options)
-    score, present = scores_of(case, options.pop("reward_weights", None))
-    advantage, valid = oracle.group_advantage(score, present, case.mask, case.group, baseline=baseline, scale=scale, **options)
-    assert_close(found.advantage, advantage)
-    assert_close(found.valid, valid)
-    check_outside(found, case)
-
-
-@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
-@modest
-@given(case=rollout_cases())
-def test_group_advantage_is_exactly_zero_without_signal(baseline, case):
-    found = run(estimators.group_advantage(baseline=baseline), case)
-    score, present = scores_of(case)
-    for number in set(case.group):
-        own = score[(case.group == number) & (present > 0)]
-        if len(set(own)) <= 1:
-            assert not found.advantage[case.group == number].any()
-
-
 @pytest.mark.parametrize("reward_weights", WEIGHTS)
 @modest
 @given(case=rollout_cases())
@@ -129,23 +61,6 @@ def test_reward_to_go(options, case):
     assert_close(found.advantage, oracle.reward_to_go(rewards, case.mask, discount=options.get("discount", 1.0)))
     assert_close(found.valid, case.valid * present)
     check_outside(found, case)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"discount": 0.9, "trace_decay": 0.5}, {"trace_decay": 1.0, "reward_weights": (2.0, 0.5)}]
-)
-@modest
-@given(case=rollout_cases())
-def test_gae(options, case):
-    found = run(estimators.gae(**options), case)
-    options = dict(options)
-    rewards, present = token_rewards_of(case, options.pop("reward_weights", None))
-    advantage, returns = oracle.gae(rewards, case.behavior_value, case.mask, **options)
-    assert_close(found.advantage, advantage)
-    assert_close_at_actions(found.extras["returns"], returns, case)
-    assert_close(found.valid, case.valid * present)
-    check_outside(found, case)
-    assert np.isfinite(found.extras["returns"]).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"shift_mean": False}, {"degrees_of_freedom": 0, "epsilon": 1e-4}])

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from jaxrl_llm import estimators
-from jaxrl_llm.estimators import chain, drop_uniform_groups, gae, group_advantage, reward_to_go, token_mean, whiten
+from jaxrl_llm.estimators import (
+    chain,
+    drop_uniform_groups,
+    gae,
+    group_advantage,
+    leave_one_out_baseline,
+    reward_to_go,
+    std_scale,
+    token_mean,
+    whiten,
+)
 from jaxrl_llm.types import Rollouts
 
 KEY = jax.random.key(0)
@@ -26,8 +36,8 @@ def update(estimator, rollouts):
 
 def test_groups_of_different_sizes():
     rollouts = rollouts_of([1, 3, 2, 4, 6], group=np.array([0, 0, 1, 1, 1], np.int32))
-    by_mean = update(group_advantage(scale="none"), rollouts).advantage[:, 0]
-    by_others = update(group_advantage(baseline="leave_one_out", scale="none"), rollouts).advantage[:, 0]
+    by_mean = update(group_advantage(scale=None), rollouts).advantage[:, 0]
+    by_others = update(group_advantage(baseline=leave_one_out_baseline(), scale=None), rollouts).advantage[:, 0]
     np.testing.assert_allclose(by_mean, [-1, 1, -2, 0, 2])
     np.testing.assert_allclose(by_others, [-2, 2, -3, 0, 3])
 
@@ -35,13 +45,13 @@ def test_groups_of_different_sizes():
 @pytest.mark.parametrize(("degrees_of_freedom", "expected"), [(0, np.sqrt(1.5)), (1, 1.0)])
 def test_standard_deviations_have_names(degrees_of_freedom, expected):
     rollouts = rollouts_of([1, 2, 3], group=np.zeros(3, np.int32))
-    found = update(group_advantage(degrees_of_freedom=degrees_of_freedom, epsilon=0.0), rollouts)
+    found = update(group_advantage(scale=std_scale(degrees_of_freedom=degrees_of_freedom, epsilon=0.0)), rollouts)
     np.testing.assert_allclose(found.advantage[:, 0], [-expected, 0, expected], rtol=1e-6)
 
 
 def test_rewards_may_be_integers_of_the_user():
     rollouts = rollouts_of([0, 1], group=np.zeros(2, np.int32)).replace(rewards=np.array([[0], [1]]))
-    found = update(group_advantage(scale="none"), rollouts)
+    found = update(group_advantage(scale=None), rollouts)
     np.testing.assert_allclose(found.advantage[:, 0], [-0.5, 0.5])
 
 
@@ -75,7 +85,7 @@ def test_all_rewards_missing_leaves_nothing():
 
 def test_missing_rewards_leave_their_group():
     rollouts = rollouts_of([1, np.nan, 3], group=np.zeros(3, np.int32))
-    found = update(group_advantage(scale="none"), rollouts)
+    found = update(group_advantage(scale=None), rollouts)
     np.testing.assert_allclose(found.advantage[:, 0], [-1, 0, 1])
     np.testing.assert_allclose(found.valid, [1, 0, 1])
 
@@ -103,14 +113,14 @@ def test_chains_carry_state_and_fold_the_key():
 
 
 def test_equal_compositions_are_equal():
-    assert group_advantage() == group_advantage(scale="std")
-    assert hash(group_advantage()) == hash(group_advantage(scale="std"))
-    assert group_advantage() != group_advantage(scale="none")
+    assert group_advantage() == group_advantage(scale=std_scale())
+    assert hash(group_advantage()) == hash(group_advantage(scale=std_scale()))
+    assert group_advantage() != group_advantage(scale=None)
     assert chain(group_advantage(), token_mean()) == chain(group_advantage(), token_mean())
 
 
 def test_estimators_print_as_code():
-    assert repr(chain(group_advantage(scale="none"), token_mean())) == "chain(group_advantage(scale='none'), token_mean())"
+    assert repr(chain(group_advantage(scale=None), token_mean())) == "chain(group_advantage(scale=None), token_mean())"
 
 
 def test_annotations_are_declared():

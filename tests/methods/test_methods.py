@@ -1,5 +1,8 @@
 """Every named method: built, printed, refused where an option is unknown or inert, trained for one step; and reductions."""
 
+import contextlib
+import re
+
 import jax
 import numpy as np
 import optax
@@ -12,8 +15,10 @@ from jaxrl_llm.data.packing import pack
 from jaxrl_llm.estimators import chain, group_advantage, token_mean
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import TrainState, make_gradient, make_update
+from jaxrl_llm.training.metrics import defined
 from jaxrl_llm.types import Rollouts
 
+# Those that the default tests look at whole; for all of them it is slow.
 NAMES = ("cispo", "dapo", "dr_grpo", "gspo", "grpo", "ppo", "reinforce", "reinforce_plus_plus", "reward_model", "rloo", "sft")
 
 
@@ -30,7 +35,7 @@ def rollouts(params):
 def gradient_of(method, rollouts, params):
     """Gradient of one step; the loss is the same function for equal inputs."""
     scorer = make_scorer(tiny_policy.policy, method.objective.needs)
-    batch = pack(tiny_policy.estimated(method, rollouts), 12)
+    batch = pack(tiny_policy.estimated(method, rollouts), 12, coefficients=tiny_policy.coefficients(method))
     return jit(make_gradient(scorer, method.objective))(params, batch)[1]
 
 
@@ -88,19 +93,35 @@ def test_ppo_needs_a_critic_that_learns():
         methods.get("ppo", value_coefficient=0)
 
 
+def alternatives(name, option, value):
+    """Other values of an option; those of a string are the ones that a refusal of nonsense names."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int | float):
+        return [value + 2, value + 1, value / 2 + 0.03, 0.5]
+    if isinstance(value, tuple):
+        return [tuple(0.9 * each for each in value)]
+    try:
+        methods.get(name, **{option: "nonsense"})
+    except (ValueError, TypeError, ArithmeticError) as error:
+        return [*re.findall(r"'([\w.+-]+)'", str(error)), 0.3, 1, True, 3]
+    return ["k2", "none"]
+
+
 @pytest.mark.parametrize("name", methods.names())
 def test_every_option_changes_the_composition(name):
     """An option that can be set without effect would be silence."""
-    others = {float: lambda value: value / 2 + 0.03, int: lambda value: value + 2, str: lambda value: "none"}
     plain = methods.get(name)
     for option, value in methods.options_of(name).items():
-        chosen = 0.3 if value is None else others[type(value)](value)
-        if option == "kl_kind":
-            chosen = "k2" if dict(plain.options)["kl_coefficient"] else None
-        elif option in ("overlong_buffer", "degrees_of_freedom"):
-            chosen = 1
-        if chosen is not None:
-            assert methods.get(name, **{option: chosen}).composition() != plain.composition(), option
+        accepted = []
+        for other in alternatives(name, option, value):
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                accepted += [methods.get(name, **{option: other})] if other != value else []
+        for method in accepted:
+            assert method.composition() != plain.composition() or method.controllers != plain.controllers, (
+                option,
+                method.options,
+            )
 
 
 def test_table_is_complete():
@@ -125,25 +146,30 @@ def test_options_reach_the_composition():
     assert [methods.get(name).needs_value_head for name in ("sft", "reward_model", "ppo")] == [False, True, False]
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", tiny_policy.some_slow(NAMES, methods.names()))
 def test_one_step_moves_parameters(name, params, rollouts):
     method = methods.get(name)
     scorer = make_scorer(tiny_policy.policy, method.objective.needs)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
     update = jit(make_update(tiny_policy.apply, method.objective, optimizer, scorer=scorer))
-    batch = pack(tiny_policy.estimated(method, rollouts), 12)
+    batch = pack(tiny_policy.estimated(method, rollouts), 12, coefficients=tiny_policy.coefficients(method))
     state, metrics = update(TrainState.create(params, optimizer), batch)
     assert float(metrics["skipped"]) == 0 and float(metrics["gradient_norm"]) > 0
     assert all(np.isfinite(value) for value in metrics.values())
+    assert all(defined(metric) for metric in metrics)
     moved = jax.tree.map(lambda new, old: float(np.abs(new - old).max()), state.params, params)
     assert moved["mix"] > 0 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize("name", methods.names())
+def learns_from_rewards(name):
+    """Whether it samples, and not only to imitate a teacher."""
+    method = methods.get(name)
+    return method.learns_from == "samples" and not method.needs_teacher
+
+
+@pytest.mark.parametrize("name", tiny_policy.some_slow(NAMES, filter(learns_from_rewards, methods.names())))
 def test_a_step_without_any_reward_changes_nothing(name, params, rollouts):
     method = methods.get(name)
-    if method.learns_from != "samples":
-        return
     missing = rollouts.replace(rewards=np.full_like(rollouts.rewards, np.nan))
     found = tiny_policy.estimated(method, missing)
     assert not found.weight.any()

@@ -160,3 +160,12 @@ def test_a_dual_bound_of_one_or_less_is_refused():
     scores, batch = one_token(1.0, -1.0)
     with pytest.raises(ValueError, match="dual is 0.5"):
         objective(policy(trust=clip(dual=0.5)))(scores, batch)
+
+
+def test_terms_of_one_kind_have_metrics_of_their_own():
+    term = objectives.negative_log_likelihood()
+    batch = Batch(tokens=np.zeros((1, 2), np.int32), mask=np.array([[0.0, 1.0]], np.float32))
+    scores = Scores(logp=np.array([[0.0, -2.0]], np.float32))
+    both = objectives.objective(objectives.scaled(term=term, coefficient=1.0), objectives.scaled(term=term, coefficient=0.5))
+    loss, metrics = both(scores, batch)
+    assert float(loss) == 3.0 and float(metrics["loss/scaled"]) == 2.0 and float(metrics["loss/scaled_2"]) == 1.0

@@ -39,56 +39,6 @@ def rewards_per_token(rewards, valid, mask, token_rewards=None, reward_weights=N
     return result, present
 
 
-def mean_and_deviation(values, degrees_of_freedom):
-    """Mean and sqrt(sum (x - mean)^2 / (n - ddof)); the deviation of too few values is 0."""
-    if not values:
-        return 0.0, 0.0
-    mean = 0.0
-    for value in values:
-        mean += value / len(values)
-    if len(values) <= degrees_of_freedom:
-        return mean, 0.0
-    squares = 0.0
-    for value in values:
-        squares += (value - mean) ** 2
-    return mean, math.sqrt(squares / (len(values) - degrees_of_freedom))
-
-
-def group_advantage(score, present, mask, group, *, baseline="mean", scale="std", degrees_of_freedom=0, epsilon=1e-6):
-    """A_n = (R_n - b_n) / (s_n + epsilon), given to each action; absent rows get 0 and lose their validity.
-
-    GRPO (https://arxiv.org/abs/2402.03300), section 4.1.2: b = mean, s = std of the group. RLOO
-    (https://arxiv.org/abs/2402.14740), equation 9: b_i = mean over j != i, s = 1. Dr. GRPO
-    (https://arxiv.org/abs/2503.20783): b = mean, s = 1. In groups of one and where all scores are equal, R - b = 0.
-    """
-    advantage = np.zeros(mask.shape)
-    everything = [score[n] for n in range(len(score)) if present[n] > 0]
-    for n in range(len(score)):
-        if present[n] == 0:
-            continue
-        own = [score[m] for m in range(len(score)) if present[m] > 0 and group[m] == group[n]]
-        others = [score[m] for m in range(len(score)) if present[m] > 0 and group[m] == group[n] and m != n]
-        signal = min(own) != max(own)
-        if baseline == "none":
-            difference = score[n]
-        elif not signal:
-            difference = 0.0
-        elif baseline == "mean":
-            difference = score[n] - sum(own) / len(own)
-        else:
-            difference = score[n] - sum(others) / len(others)
-        if scale == "none":
-            denominator = 1.0
-        else:
-            values = own if scale == "std" else everything
-            deviation = mean_and_deviation(values, degrees_of_freedom)[1] if min(values) != max(values) else 0.0
-            denominator = deviation + epsilon
-        for t in range(mask.shape[1]):
-            if mask[n, t] > 0:
-                advantage[n, t] = difference / denominator
-    return advantage, present.copy()
-
-
 def drop_uniform_groups(score, present, valid, group):
     """DAPO (https://arxiv.org/abs/2503.14476), equation 11: only groups whose scores differ stay."""
     result = np.zeros(len(valid))
@@ -109,32 +59,29 @@ def reward_to_go(token_reward, mask, *, discount=1.0):
     return result
 
 
-def gae(token_reward, value, mask, *, discount=1.0, trace_decay=0.95):
-    """https://arxiv.org/abs/1506.02438, equation 16: A_i = sum_l (gamma lambda)^l delta_{i+l}, over actions only.
+def whiten(advantage, valid, mask, *, over="tokens", shift_mean=True, degrees_of_freedom=1, epsilon=1e-8, placement="inside"):
+    """(A - mean) / sqrt(variance + epsilon) over all actions of valid rows; the mean comes back unless `shift_mean`.
 
-    delta_i = r_i + gamma V_{i+1} - V_i with V = 0 after the last action. Returns A and the targets A + V.
+    Over "rows", the mean is that of the means of rows, and the variance that of the mean squares of rows.
     """
-    advantage, returns = np.zeros(mask.shape), np.zeros(mask.shape)
-    for n in range(len(mask)):
-        actions = [t for t in range(mask.shape[1]) if mask[n, t] > 0]
-        for i in range(len(actions)):
-            for j in range(i, len(actions)):
-                following = float(value[n, actions[j + 1]]) if j + 1 < len(actions) else 0.0
-                delta = token_reward[n, actions[j]] + discount * following - float(value[n, actions[j]])
-                advantage[n, actions[i]] += (discount * trace_decay) ** (j - i) * delta
-            returns[n, actions[i]] = advantage[n, actions[i]] + float(value[n, actions[i]])
-    return advantage, returns
-
-
-def whiten(advantage, valid, mask, *, shift_mean=True, degrees_of_freedom=1, epsilon=1e-8):
-    """(A - mean) / sqrt(variance + epsilon) over all actions of valid rows; the mean comes back unless `shift_mean`."""
-    places = [(n, t) for n in range(len(mask)) for t in range(mask.shape[1]) if mask[n, t] > 0 and valid[n] > 0]
-    values = [float(advantage[place]) for place in places]
-    mean, deviation = mean_and_deviation(values, degrees_of_freedom)
+    rows = [[(n, t) for t in range(mask.shape[1]) if mask[n, t] > 0 and valid[n] > 0] for n in range(len(mask))]
+    rows = [row for row in rows if row] if over == "rows" else [[place] for row in rows for place in row]
+    values = [[float(advantage[place]) for place in row] for row in rows]
+    mean = sum(sum(row) / len(row) for row in values) / len(rows) if rows else 0.0
+    squares = sum(sum((value - mean) ** 2 for value in row) / len(row) for row in values)
+    variance = squares / (len(rows) - degrees_of_freedom) if len(rows) > degrees_of_freedom else 0.0
+    differ = len({value for row in values for value in row}) > 1
+    variance = variance if differ else 0.0
+    divisor = {
+        "inside": math.sqrt(variance + epsilon),
+        "outside": math.sqrt(variance) + epsilon,
+        "floor": max(math.sqrt(variance), epsilon),
+    }[placement]
     result = np.zeros(mask.shape)
-    for place, value in zip(places, values, strict=True):
-        difference = value - mean if min(values) != max(values) else 0.0
-        result[place] = difference / math.sqrt(deviation**2 + epsilon) + (0.0 if shift_mean else mean)
+    for row in rows:
+        for place in row:
+            difference = float(advantage[place]) - mean if differ else 0.0
+            result[place] = difference / divisor + (0.0 if shift_mean else mean)
     return result
 
 

@@ -6,13 +6,14 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxrl_llm.types import Rollouts
 
 # Programs of tests run once or twice: quick compilation is worth more than quick programs.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 VOCABULARY, WIDTH = 32, 8
-EXTRAS = ("reference_logp", "behavior_value", "preference")
+CANDIDATES = 5
 
 
 def init(seed: int = 0):
@@ -54,21 +55,73 @@ def random_rollouts(params, *, rows: int = 10, width: int = 10, groups: int = 3,
     logp = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.roll(tokens, -1, 1)[..., None], 2)[..., 0]
     logp = np.roll(logp, 1, axis=1)
     pairs = random.permutation(rows).astype(np.int32)  # of rows that need not stand together
-    near = [np.where(mask > 0, logp + 0.3 * random.normal(size=logp.shape), 0).astype(np.float32) for _ in range(2)]
+    near = [np.where(mask > 0, logp + 0.3 * random.normal(size=logp.shape), 0).astype(np.float32) for _ in range(4)]
+    behavior, reference, proximal, teacher = near
     return Rollouts(
         tokens=tokens,
         length=length,
         mask=mask,
         rewards=random.normal(size=(rows, 2)).astype(np.float32),
         group=np.sort(random.integers(0, groups, rows)).astype(np.int32),
-        behavior_logp=near[0],
+        prompt_id=np.arange(rows, dtype=np.int32) // 4,
+        turn=np.cumsum(random.random((rows, width)) < 0.3, axis=1).astype(np.int32),
+        source=(random.random(rows) < 0.3).astype(np.int32),
+        behavior_logp=behavior,
         extras={
-            "reference_logp": near[1],
+            "reference_logp": reference,
+            "proximal_logp": proximal,
+            "teacher_logp": teacher,
             "behavior_value": random.normal(size=logp.shape).astype(np.float32),
             "pair": pairs // 2,
             "preference": np.where(pairs % 2 == 0, 1.0, -1.0).astype(np.float32),
+            # Six rollouts a group: each answer alone, and behind a prompt that shows the one or the other.
+            "six": pairs // 6,
+            "revises": np.array([0.0, 1.0, -1.0], np.float32)[pairs % 6 // 2],
+            **_about_rows(random, rows, width),
+            **_about_distributions(random, tokens),
         },
     )
+
+
+def _about_rows(random, rows: int, width: int) -> dict:
+    """What an environment, a judge or an earlier pass would say of whole rows."""
+    return {
+        "answer": random.integers(-1, 3, rows).astype(np.int32),
+        "embedding": random.normal(size=(rows, 4)).astype(np.float32),
+        "greedy_reward": random.normal(size=rows).astype(np.float32),
+        "anchor_reward": random.normal(size=rows).astype(np.float32),
+        "anchor_rewards": random.normal(size=(rows, 4)).astype(np.float32) + 1,
+        "stratum": random.integers(0, 2, rows).astype(np.int32),
+        "state": random.integers(0, 3, (rows, width)).astype(np.int32),
+        "format": random.integers(0, 2, rows).astype(np.int32),
+        "calls": random.integers(0, 4, rows).astype(np.int32),
+        "optimal_value": random.normal(size=rows).astype(np.float32),
+        "first_call": random.integers(-1, 4, rows).astype(np.int32),
+        "flawed": random.integers(0, 2, rows).astype(np.float32),
+        "easy": random.integers(0, 2, rows).astype(np.float32),
+        "role": random.integers(0, 2, rows).astype(np.int32),
+        "drift": random.exponential(0.1, rows).astype(np.float32),
+    }
+
+
+def _about_distributions(random, tokens) -> dict:
+    """Entropies, and candidates with the token itself among them and what three policies say of those."""
+    shape = tokens.shape
+    candidates = (tokens[..., None] + random.permuted(np.tile(np.arange(VOCABULARY), (*shape, 1)), axis=-1)) % VOCABULARY
+    candidates = np.concatenate([tokens[..., None], candidates[candidates != tokens[..., None]].reshape(*shape, -1)], -1)
+    shares = {
+        f"{who}_candidate_logp": np.log(0.9 * random.dirichlet(np.ones(CANDIDATES + 1), shape)[..., :CANDIDATES] + 1e-3)
+        for who in ("proximal", "reference", "teacher")
+    }
+    per_token = {
+        "proximal_entropy": random.exponential(1.0, shape),
+        "proximal_mean_logp": -4.0 - random.exponential(1.0, shape),
+        "proximal_log_collision": -random.exponential(1.0, shape),
+        **shares,
+    }
+    return {"candidates": candidates[..., :CANDIDATES].astype(np.int32)} | {
+        name: values.astype(np.float32) for name, values in per_token.items()
+    }
 
 
 def estimated(method, rollouts: Rollouts) -> Rollouts:
@@ -76,10 +129,23 @@ def estimated(method, rollouts: Rollouts) -> Rollouts:
 
     For methods on pairs, these are the groups.
     """
-    rollouts = rollouts.replace(group=rollouts.extras["pair"]) if "preference" in method.needs else rollouts
-    kept = {name: rollouts.extras[name] for name in EXTRAS if name in method.needs}
+    groups = "six" if "revises" in method.needs else "pair"
+    rollouts = rollouts.replace(group=rollouts.extras[groups]) if "preference" in method.needs else rollouts
+    wanted = method.needs | getattr(method.strategy, "provides", frozenset())
+    kept = {name: values for name, values in rollouts.extras.items() if name in wanted}
     found, _ = _compiled(method.estimator.update)(rollouts.replace(extras=kept), method.estimator.init(), jax.random.key(0))
     return jax.tree.map(np.asarray, found)
 
 
 _compiled = functools.cache(jit)
+
+
+def coefficients(method, step: int = 3) -> dict:
+    """The scalars that the method's controllers give before anything was measured; where that is 0, a number of its own."""
+    found = {name: float(controller.value(controller.init(), step)) for name, controller in method.controllers}
+    return {name: np.float32(value or 0.25) for name, value in found.items()}
+
+
+def some_slow(chosen, names):
+    """Parameters of a test: all `names`, those that are not chosen marked as slow."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxrl_llm.rollouts import Collection, dynamic_sampling, grouped
+from jaxrl_llm.rollouts import Collection, dynamic_sampling, grouped, grouped_with_anchors, grouped_with_greedy, guided
 from jaxrl_llm.types import Rollouts
 
 
@@ -11,14 +11,15 @@ class Source:
     """Prompts 0, 1, 2... whose samples get the rewards of `table[prompt]`; remembers what was asked of it."""
 
     def __init__(self, table):
-        self.table, self.draws, self.collections = table, [], []
+        self.table, self.draws, self.collections, self.answers = table, [], [], []
 
     def draw(self, cursor, count):
         numbers = list(range(cursor, cursor + count))
         self.draws.append((cursor, count))
         return [{"prompt": str(number)} for number in numbers], numbers, cursor + count
 
-    def collect(self, examples, prompt_ids, num_samples, first_uid):
+    def collect(self, examples, prompt_ids, num_samples, first_uid, answers="sampled"):
+        self.answers.append(answers)
         rows = len(examples) * num_samples
         self.collections.append((list(prompt_ids), range(first_uid, first_uid + rows)))
         rewards = np.array([self.table(number, sample) for number in prompt_ids for sample in range(num_samples)], np.float32)
@@ -110,3 +111,32 @@ def test_no_rounds_at_all_are_refused():
 def test_strategies_print_and_compare():
     assert repr(dynamic_sampling(samples=4)) == "dynamic_sampling(samples=4)"
     assert grouped(samples=8) == grouped() and hash(grouped()) == hash(grouped(samples=8))
+
+
+def test_greedy_completions_are_a_baseline_beside_the_rollouts():
+    source = Source(lambda number, sample: 10 * number + sample)
+    strategy = grouped_with_greedy(samples=2)
+    collection, cursor, metrics = strategy(source.draw, source.collect, 1, 2)
+    np.testing.assert_array_equal(collection.rollouts.extras["greedy_reward"], [10, 10, 20, 20])
+    np.testing.assert_array_equal(collection.rollouts.rewards[:, 0], [10, 11, 20, 21])
+    assert source.answers == ["sampled", "greedy"] and source.collections[1] == ([1, 2], range(4, 6))
+    assert cursor == 3 and metrics == {"greedy_reward": 15.0} and strategy.provides == {"greedy_reward"}
+
+
+def test_demonstrations_join_the_groups_of_their_prompts():
+    source = Source(informative({0}))
+    collection, cursor, _ = guided(samples=2, demonstrations=1)(source.draw, source.collect, 0, 2)
+    np.testing.assert_array_equal(collection.rollouts.group, [0, 0, 1, 1, 0, 1])
+    np.testing.assert_array_equal(collection.rollouts.prompt_id, [0, 0, 1, 1, 0, 1])
+    assert source.answers == ["sampled", "given"] and len(collection.records) == 6 and cursor == 2
+
+
+def test_anchors_are_rewards_of_the_reference_policy():
+    source = Source(lambda number, sample: 10 * number + sample)
+    strategy = grouped_with_anchors(samples=2, anchors=3)
+    collection, _, metrics = strategy(source.draw, source.collect, 1, 2)
+    found = collection.rollouts.extras
+    np.testing.assert_array_equal(found["anchor_rewards"], [[10, 11, 12]] * 2 + [[20, 21, 22]] * 2)
+    np.testing.assert_array_equal(found["anchor_reward"], [11, 11, 21, 21])
+    assert source.answers == ["sampled", "reference"] and source.collections[1] == ([1, 2], range(4, 10))
+    assert metrics == {"anchor_reward": 16.0} and strategy.annotations == {"reference_samples"}

@@ -1,0 +1,113 @@
+"""Writes docs/proofs.md: `python docs/prove.py`. Runs the tests of all methods, slow ones too, and counts who passes what.
+
+It takes a quarter of an hour. What is counted: whether every function of a composition has an oracle of its name, which
+the suite compares with it by value and gradient; whether loss and gradient are the same for any split; which reductions
+to other methods hold; and whether a step of a tiny model is finite and moves it.
+"""
+
+import pathlib
+import sys
+
+import pytest
+
+from jaxrl_llm import methods
+from jaxrl_llm.compose import Composable
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Combinators, which have tests of their own, and strategies, which compute nothing that a loss could get wrong.
+STRUCTURE = {"policy", "by_source", "scaled"}
+SPLITS, STEP = "test_splits_do_not_matter", "test_one_step_moves_parameters"
+HEAD = """# Proofs
+
+What is tested of each method, counted by `python docs/prove.py`, which runs the tests and writes this page.
+
+* **oracle**: every function that the method is made of is compared, by value and gradient, with a version in NumPy float64 and
+  plain loops, on random ragged inputs and on degenerate ones: the number of those functions.
+* **splits**: the same loss and gradient, through the update, for 1, 2 and 5 micro-batches, two packings, rows in another order,
+  and a 2x4 mesh of devices.
+* **reductions**: tests in which it becomes another method, as its paper says.
+* **step**: one step of a tiny model by `methods.get` is finite and moves it.
+
+{totals}
+
+| method | oracle | splits | reductions | step |
+|---|---|---|---|---|
+"""
+
+
+class Counter:
+    """Collects the outcomes of tests by the method that they are about."""
+
+    def __init__(self):
+        self.passed, self.failed, self.reductions = {SPLITS: set(), STEP: set()}, set(), {}
+        self._reduces = {}
+
+    def pytest_collection_modifyitems(self, config, items):
+        """Keeps what is counted; that every oracle agrees is the business of the suite."""
+        for item in items:
+            for mark in item.iter_markers("reduction"):
+                self._reduces.setdefault(item.nodeid, set()).update(mark.args)
+        counted = [item for item in items if item.nodeid in self._reduces or item.originalname in self.passed]
+        config.hook.pytest_deselected(items=[item for item in items if item not in counted])
+        items[:] = counted
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.failed.add(report.nodeid)
+        if report.when != "call" or not report.passed:
+            return
+        for test, names in self.passed.items():
+            if f"::{test}[" in report.nodeid:
+                names.add(report.nodeid.partition("[")[2].rstrip("]"))
+        for name in self._reduces.get(report.nodeid, ()):
+            self.reductions.setdefault(name, set()).add(report.nodeid.partition("[")[0].rpartition("::")[2])
+
+
+def functions_of(method) -> set[str]:
+    """Names of all functions that an estimator and an objective are made of, nested ones included."""
+    found, rest = set(), [*method.estimator.parts, *method.objective.terms]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, tuple):
+            rest += part
+        elif isinstance(part, Composable):
+            found.add(part.function.__name__)
+            rest += [value for _, value in part.options]
+    return found - STRUCTURE
+
+
+def page(counter: Counter, oracles: set[str]) -> str:
+    """The page, from what the tests did."""
+    names, rows, proven = methods.names(), [], {"oracle": 0, "splits": 0, "reductions": 0, "step": 0}
+    for name in names:
+        functions = functions_of(methods.get(name))
+        reductions = sorted(counter.reductions.get(name, ()))
+        cells = {
+            "oracle": f"{len(functions)}" if functions <= oracles else f"missing: {', '.join(sorted(functions - oracles))}",
+            "splits": "yes" if name in counter.passed[SPLITS] else "no",
+            "reductions": ", ".join(test.removeprefix("test_").replace("_", " ") for test in reductions),
+            "step": "yes" if name in counter.passed[STEP] else "no",
+        }
+        for column, cell in cells.items():
+            proven[column] += bool(cell) and cell != "no" and not cell.startswith("missing")
+        rows.append(f"| {name} | {' | '.join(cells.values())} |")
+    shares = ", ".join(f"{column} {count}" for column, count in proven.items())
+    return HEAD.format(totals=f"Of {len(names)} methods: {shares}.") + "\n".join(rows) + "\n"
+
+
+def main() -> int:
+    """Runs the tests and writes the page; 1 where one of them failed."""
+    counter = Counter()
+    tests = [str(ROOT / "tests" / name) for name in ("methods", "objectives", "estimators", "optimizers")]
+    tests.append(str(ROOT / "tests" / "training" / "test_update.py"))
+    chosen = ["-m", "slow or not slow", "--rootdir", str(ROOT), *sys.argv[1:]]
+    pytest.main([*tests, *chosen], plugins=[counter])
+    import oracles  # on the path once pytest has run
+
+    (ROOT / "docs" / "proofs.md").write_text(page(counter, oracles.names()), encoding="utf-8")
+    print(*sorted(counter.failed), sep="\n")
+    return bool(counter.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Factors on the advantages of whole rows or groups."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxrl_llm.estimators.base import stateless
+from jaxrl_llm.estimators.components import component_of
+from jaxrl_llm.estimators.entropies import mean_entropy
+from jaxrl_llm.estimators.pools import classes, group_bounds, group_mean, group_sum
+from jaxrl_llm.estimators.scores import row_logp, row_scores
+from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.types import Rollouts
+
+
+def _times(rollouts: Rollouts, factor) -> Rollouts:
+    return rollouts.replace(advantage=masked(rollouts.advantage * factor[:, None], rollouts.mask))
+
+
+def row_advantage(rollouts: Rollouts):
+    """Mean advantage over the actions of each row, [N]; 0 for a row without actions."""
+    return safe_divide(masked(rollouts.advantage, rollouts.mask).sum(axis=1), rollouts.mask.sum(axis=1))
+
+
+def group_shares(values, present, group):
+    """Softmax of `values` [N] over the present rows of each group, [N]."""
+    high = group_bounds(values, present, group)[1]
+    mass = present * jnp.exp(jnp.where(present > 0, values - jnp.where(jnp.isfinite(high), high, 0.0), 0.0))
+    return safe_divide(mass, group_sum(mass, group))
+
+
+@stateless
+def max_entropy_weight(rollouts: Rollouts, *, sharpness: float = 1.0, threshold: float = 0.5, component: int = 0) -> Rollouts:
+    """Multiplies advantages by exp(-sharpness * KL(p || 1/2)), p the share of right rows of the group: half right counts most.
+
+    KL(p || 1/2) = p log(2 p) + (1 - p) log(2 (1 - p)), in nats.
+
+    Source: MGPO in VibeThinker, https://arxiv.org/abs/2511.06221
+    """
+    value, present = component_of(rollouts, component)
+    share = group_mean(present * (value > threshold), present, rollouts.group)
+    distance = sum(p * jnp.log(jnp.where(p > 0, 2.0 * p, 1.0)) for p in (share, 1.0 - share))
+    return _times(rollouts, jnp.exp(-sharpness * distance))
+
+
+@stateless(annotations=("proximal_entropy",))
+def entropy_guided_weight(rollouts: Rollouts, *, entropy_weight: float = 1.0, temperature: float = 1.0) -> Rollouts:
+    """Multiplies advantages by n times the softmax of (A + entropy_weight * H) / temperature over the n rows of the group.
+
+    A is the mean advantage of the row and H its mean entropy in nats. Equal rows keep what they have.
+
+    Raises:
+      ValueError: a temperature that is not positive.
+
+    Source: EGSW, https://arxiv.org/abs/2503.22456
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
+    present = (rollouts.valid > 0).astype(jnp.float32)
+    merit = (row_advantage(rollouts) + entropy_weight * mean_entropy(rollouts)) / temperature
+    share = group_shares(merit, present, rollouts.group)
+    return _times(rollouts, share * group_sum(present, rollouts.group))
+
+
+@stateless(annotations=("answer",))
+def semantic_entropy_weight(rollouts: Rollouts, *, strength: float = 0.0417) -> Rollouts:
+    """Multiplies advantages by 1 / (1 + strength * H / log n): prompts whose n answers disagree change the policy less.
+
+    H = -sum_c p_c log p_c over classes of equal answers; p_c is the sum over its rows of the softmax, over the group, of
+    their mean `behavior_logp`. Rows without an answer are classes by themselves. One class gives 1.
+
+    Args:
+      rollouts: with `extras["answer"]` int [N], -1 where there is none.
+      strength: of the reduction.
+
+    Source: SEED-GRPO, https://arxiv.org/abs/2505.12346
+    """
+    group, answer = rollouts.group, rollouts.extras["answer"]
+    present = (rollouts.valid > 0).astype(jnp.float32)
+    share = group_shares(safe_divide(row_logp(rollouts), rollouts.mask.sum(axis=1)), present, group)
+    meaning = classes(group, jnp.where(answer < 0, -1 - jnp.arange(answer.shape[0]), answer))
+    mass = group_sum(share, meaning)
+    entropy = -group_sum(share * jnp.log(jnp.where(mass > 0, mass, 1.0)), group)
+    most = jnp.log(jnp.maximum(group_sum(present, group), 1.0))
+    return _times(rollouts, 1.0 / (1.0 + strength * safe_divide(entropy, most)))
+
+
+@stateless
+def exponential_weight(rollouts: Rollouts, *, temperature: float = 1.0) -> Rollouts:
+    """Multiplies advantages by exp(A / temperature): what was better than expected counts more.
+
+    Raises:
+      ValueError: a temperature that is not positive.
+
+    Source: RED-Weight, https://arxiv.org/abs/2509.24203
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
+    advantage = masked(rollouts.advantage, rollouts.mask)
+    return rollouts.replace(advantage=advantage * jnp.exp(jnp.minimum(advantage / temperature, 20.0)))
+
+
+@stateless(annotations=("easy",))
+def group_gap_weight(rollouts: Rollouts, *, strength: float = 1.0, reward_weights: tuple[float, ...] | None = None) -> Rollouts:
+    """Multiplies advantages so that the step also closes the gap between the scores of an easy and a hard part of the data.
+
+    With J_g = sum_i p_ig R_i / sum_i p_ig for the two parts, what grows is mean(R) - strength * ((J_1 - J_0) / 2)^2,
+    whose derivative with respect to R_i, times the number of rows n, is the factor: 1 - strength * n (J_1 - J_0) / 2
+    (p_i1 / sum p_1 - p_i0 / sum p_0).
+
+    Args:
+      rollouts: with `extras["easy"]` [N], the probability p_i1 that the row is of the easy part; that of the other is 1 - p_i1.
+      strength: of the penalty on the variance between the parts.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Source: group invariant learning, https://arxiv.org/abs/2310.11971
+    """
+    score, present = row_scores(rollouts, reward_weights)
+    parts = [masked(chance, present) for chance in (1.0 - rollouts.extras["easy"], rollouts.extras["easy"])]
+    shares = [safe_divide(part, part.sum()) for part in parts]
+    hard, easy = ((share * masked(score, present)).sum() for share in shares)
+    gap = 0.5 * jnp.where(parts[0].any() & parts[1].any(), easy - hard, 0.0)
+    return _times(rollouts, 1.0 - strength * present.sum() * gap * (shares[1] - shares[0]))

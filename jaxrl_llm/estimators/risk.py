@@ -1,0 +1,116 @@
+"""Advantages from the tails of the distribution of scores."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxrl_llm.estimators.base import stateful
+from jaxrl_llm.estimators.pools import classes, group_mean, group_quantile, group_sum, group_variance, one_each
+from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
+from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.types import Rollouts
+
+CREDITS = ("share", "std", "uniform")
+EPSILON = 1e-6
+
+
+def _no_quantiles(**options):
+    return {"quantiles": jnp.zeros(2), "started": jnp.zeros((), bool)}
+
+
+@stateful(_no_quantiles)
+def risk_advantage(
+    rollouts: Rollouts,
+    state,
+    key,
+    *,
+    bundle: int = 5,
+    levels: tuple[float, float] = (0.2, 0.8),
+    tail_weight: float = 1.5,
+    rate: float = 0.1,
+    credit: str = "share",
+    reward_weights: tuple[float, ...] | None = None,
+):
+    """Mixed value at risk of bundles: several prompts are one exam, and bad exams count most.
+
+    `bundle` consecutive groups make a bundle; the j-th rows of its groups make a paper with the score S, the sum of
+    theirs. With the quantiles q_a and q_b of the scores of papers at the levels a and b, A = (w A_tail + A_middle) / (w +
+    1) / std, where A_tail = -(q_a - S)_+ / a, A_middle = [(S - q_a)_+ - (S - q_b)_+] / (b - a), w is `tail_weight` and
+    std Bessel's deviation of the bundle's papers. The quantiles are those of the first step, then they follow: q <- q +
+    rate (level - share of S < q).
+
+    Args:
+      rollouts: N rows; `group` is numbered in the order of prompts, and rows of a group are taken in their order.
+      bundle: prompts in a paper.
+      levels: a and b.
+      tail_weight: w.
+      rate: step size of the quantiles.
+      credit: how a paper's advantage goes to its rows: "share", in proportion to their difference from the mean score of
+        their group (evenly where these add up to 0), "std", divided by the deviation of their group, or "uniform", to
+        each.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: a bundle below 1, levels that are not 0 < a < b < 1, or an unknown credit.
+
+    Source: RiskPO, https://arxiv.org/abs/2510.00911
+    """
+    _check(bundle, levels, credit)
+    score, present = row_scores(rollouts, reward_weights)
+    score, together = masked(score, present), rollouts.group // bundle
+    paper = classes(together, _number_in_group(rollouts.group, present))
+    total, counted = group_sum(score, paper), one_each(present, paper)
+    quantiles = _quantiles(state, total, counted, levels)
+    spread = jnp.sqrt(group_variance(total, counted, together, 1)) + EPSILON
+    value = _mixed_value(total, quantiles, levels, tail_weight) / spread
+    advantage = value * _credit(credit, score, present, rollouts.group, paper)
+    return set_row_advantage(rollouts, advantage, present), _followed(state, quantiles, total, counted, levels, rate)
+
+
+def _check(bundle: int, levels, credit: str) -> None:
+    if bundle < 1:
+        raise ValueError(f"bundle is {bundle}; it must be at least 1 prompt")
+    if not 0 < levels[0] < levels[1] < 1:
+        raise ValueError(f"levels is {levels}; it must be two numbers between 0 and 1, the smaller one first")
+    if credit not in CREDITS:
+        raise ValueError(f"credit is {credit!r}; it must be one of {CREDITS}")
+
+
+def _number_in_group(group, present):
+    """How many present rows of its own group stand before a row, int [N]."""
+    rows = jnp.arange(group.shape[0])
+    earlier = (group[:, None] == group) & (rows[:, None] > rows) & (present > 0)
+    return earlier.sum(axis=1).astype(jnp.int32)
+
+
+def _mixed_value(total, quantiles, levels, tail_weight: float):
+    low, high = levels
+    middle = jnp.maximum(total - quantiles[0], 0.0) - jnp.maximum(total - quantiles[1], 0.0)
+    tail = -jnp.maximum(quantiles[0] - total, 0.0)
+    return (tail_weight * tail / (low + EPSILON) + middle / (high - low + EPSILON)) / (tail_weight + 1)
+
+
+def _quantiles(state, total, counted, levels):
+    everything = jnp.zeros(total.shape, jnp.int32)
+    empirical = jnp.stack([group_quantile(total, counted, everything, level)[0] for level in levels])
+    return jnp.where(state["started"], state["quantiles"], empirical)
+
+
+def _followed(state, quantiles, total, counted, levels, rate: float):
+    """The state after the step; a step without any paper leaves it as it is."""
+    below = safe_divide((counted * (total < quantiles[:, None])).sum(axis=1), counted.sum())
+    some = counted.any()
+    moved = quantiles + rate * (jnp.asarray(levels) - below)
+    return {"quantiles": jnp.where(some, moved, state["quantiles"]), "started": state["started"] | some}
+
+
+def _credit(kind: str, score, present, group, paper):
+    """What of the advantage of its paper each row gets, [N]."""
+    if kind == "uniform":
+        return jnp.ones_like(score)
+    if kind == "std":
+        deviation = jnp.sqrt(group_variance(score, present, group, 1))
+        return 1.0 / (jnp.where(deviation < 1e-3, 1.0, deviation) + EPSILON)
+    lead = masked(score - group_mean(score, present, group), present)
+    total, members = group_sum(lead, paper), group_sum(present, paper)
+    return jnp.where(jnp.abs(total) > EPSILON, safe_divide(lead, total), safe_divide(jnp.ones_like(score), members))

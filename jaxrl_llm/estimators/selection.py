@@ -1,0 +1,178 @@
+"""Which rows and tokens of a step are learnt from."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.estimators.base import stateful
+from jaxrl_llm.estimators.pools import group_bounds, group_rank, group_sum
+from jaxrl_llm.estimators.reweighting import row_advantage
+from jaxrl_llm.estimators.schedules import no_steps
+from jaxrl_llm.estimators.scores import row_logp, row_scores
+from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.types import Rollouts
+
+KEPT = ("best_and_random", "best_and_worst", "best")
+EMPHASES = ("power", "largest", "largest_and_random")
+
+
+def extremes(rollouts: Rollouts, score, present):
+    """The best and the worst present row of each group, as masks [N]; they are one row in a group of one.
+
+    Of several best rows it is the likeliest, of several worst ones the least likely under the policy that sampled, by sums of
+    `behavior_logp`; rows that are alike in this too are told apart by their number.
+    """
+    rows = jnp.arange(score.shape[0])
+    place = jnp.zeros_like(rows).at[jnp.lexsort((rows, row_logp(rollouts), score, rollouts.group))].set(rows)
+    first, last = group_bounds(place, present, rollouts.group)
+    return (place == last) & (present > 0), (place == first) & (present > 0)
+
+
+@stateful()
+def policy_filtration(rollouts, state, key, *, keep: str = "best_and_random", reward_weights: tuple[float, ...] | None = None):
+    """Keeps two rows of each group, or one: those whose rewards a reward model can be trusted with.
+
+    Args:
+      keep: "best_and_random" (the best and one of the others, drawn from the key), "best_and_worst", or "best".
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: an unknown kind of rows.
+
+    Source: PF-PPO, https://arxiv.org/abs/2409.06957
+    """
+    if keep not in KEPT:
+        raise ValueError(f"keep is {keep!r}; it must be one of {KEPT}")
+    score, present = row_scores(rollouts, reward_weights)
+    best, worst = extremes(rollouts, score, present)
+    if keep == "best_and_random":
+        others = present * ~best
+        luck = jax.random.uniform(key, score.shape)
+        worst = (luck == group_bounds(luck, others, rollouts.group)[1]) & (others > 0)
+    kept = best if keep == "best" else best | worst
+    return rollouts.replace(valid=rollouts.valid * kept), state
+
+
+@stateful()
+def resample_by_score(
+    rollouts, state, key, *, emphasis: str = "power", power: float = 2.0, reward_weights: tuple[float, ...] | None = None
+):
+    """Draws as many rows as there are, with replacement, by their scores: `weight` is multiplied by how often a row was drawn.
+
+    It stands behind the estimator that sets the weights.
+
+    Args:
+      emphasis: the chance of a row is in proportion to |R|^power ("power"), or to 1 for the rows of the step with the
+        highest and the lowest score and 0 for others ("largest"), or to 0.4 for those with the highest score and 0.1 for
+        others ("largest_and_random").
+      power: of the score; only for "power".
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: an unknown emphasis.
+
+    Source: PF-PPO in verl, compute_pf_ppo_reweight_data, https://github.com/verl-project/verl
+    """
+    if emphasis not in EMPHASES:
+        raise ValueError(f"emphasis is {emphasis!r}; it must be one of {EMPHASES}")
+    score, present = row_scores(rollouts, reward_weights)
+    everything = jnp.zeros_like(rollouts.group)
+    low, high = group_bounds(score, present, everything)
+    chance = {
+        "power": jnp.abs(score) ** power + 1e-8,
+        "largest": ((score == low) | (score == high)).astype(jnp.float32),
+        "largest_and_random": jnp.where(score == high, 0.4, 0.1),
+    }[emphasis]
+    rows = score.shape[0]
+    drawn = jax.random.categorical(key, jnp.log(masked(chance, present)), shape=(rows,))
+    # Draws beyond the number of present rows do not count.
+    counts = jnp.zeros(rows).at[drawn].add(1.0 * (jnp.arange(rows) < present.sum()))
+    return rollouts.replace(weight=rollouts.weight * (present * counts)[:, None]), state
+
+
+@stateful()
+def drop_surplus_negatives(rollouts, state, key):
+    """Leaves in each group at most as many rows with a negative mean advantage as with a positive one, drawn from the key.
+
+    Source: RED-Drop, https://arxiv.org/abs/2509.24203
+    """
+    advantage, present = row_advantage(rollouts), (rollouts.valid > 0).astype(jnp.float32)
+    positive, negative = (present * side for side in (advantage > 0, advantage < 0))
+    luck = jax.random.uniform(key, advantage.shape)
+    rank = group_rank(luck, negative, rollouts.group)
+    surplus = (negative > 0) & (rank >= group_sum(positive, rollouts.group))
+    return rollouts.replace(valid=rollouts.valid * ~surplus), state
+
+
+@stateful(no_steps, annotations=("proximal_entropy",))
+def down_sample(
+    rollouts,
+    steps,
+    key,
+    *,
+    rows: tuple[float, float] = (0.5, 1.0),
+    tokens: tuple[float, float] = (0.5, 1.0),
+    steps_total: int,
+):
+    """Keeps the rows of the step whose advantages vary most, and of these the tokens with the largest |A| * entropy.
+
+    Of n rows, ceil(share * n) are kept: the i with the largest and the others with the smallest advantages, with that i
+    that makes their variance largest. Then as many tokens, ceil(share * m) of the m in these rows, as equal values allow.
+    Shares go along a line from the first to the second entry of `rows` and `tokens` within `steps_total` steps.
+
+    Args:
+      rollouts: with one advantage a row, and `extras["proximal_entropy"]` [N, T] in nats.
+      rows: share of rows at the start and at the end.
+      tokens: share of tokens at the start and at the end.
+      steps_total: steps from one to the other.
+
+    Raises:
+      ValueError: shares that are not in (0, 1], or `steps_total` below 1.
+
+    Source: D3S, https://arxiv.org/abs/2509.22115
+    """
+    _check_shares(rows, tokens, steps_total)
+    way = jnp.minimum(steps / steps_total, 1.0)
+    share_of_rows, share_of_tokens = (first + (last - first) * way for first, last in (rows, tokens))
+    kept = _most_varied(row_advantage(rollouts), row_logp(rollouts), rollouts.valid > 0, share_of_rows)
+    taken = rollouts.mask * kept[:, None]
+    merit = jnp.abs(masked(rollouts.advantage * rollouts.extras["proximal_entropy"], taken))
+    mask = rollouts.mask * _largest(merit, taken, share_of_tokens)
+    return rollouts.replace(mask=mask, advantage=masked(rollouts.advantage, mask), valid=rollouts.valid * kept), steps + 1
+
+
+def _check_shares(rows, tokens, steps_total: int) -> None:
+    for name, shares in (("rows", rows), ("tokens", tokens)):
+        if not all(0 < share <= 1 for share in shares):
+            raise ValueError(f"{name} is {shares}; its shares must be above 0 and at most 1")
+    if steps_total < 1:
+        raise ValueError(f"steps_total is {steps_total}; it must be at least 1")
+
+
+def _count(share, whole):
+    """ceil(share * whole), where rounding shall not make 0.5 * 4 a little more than 2."""
+    return jnp.ceil(share * whole - 1e-4)
+
+
+def _most_varied(values, tie, present, share):
+    """The rows [N] that `down_sample` keeps: first and last ones in the order of values, and of `tie` among equal ones."""
+    number, size = present.sum(), values.shape[0]
+    wanted = _count(share, number)
+    order = jnp.lexsort((tie, values, ~present))
+    ranked = jnp.where(jnp.arange(size) < number, values[order], 0.0)
+    sums, squares = (jnp.concatenate([jnp.zeros(1), jnp.cumsum(x)]) for x in (ranked, jnp.square(ranked)))
+    low = jnp.arange(size + 1)
+    start = jnp.clip(number - (wanted - low), 0, number).astype(jnp.int32)
+    moments = [part[low] + part[number] - part[start] for part in (sums, squares)]
+    variance = safe_divide(moments[1], wanted) - jnp.square(safe_divide(moments[0], wanted))
+    best = jnp.argmax(jnp.where(low <= wanted, variance, -jnp.inf))
+    rank = jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size))
+    return (present & ((rank < best) | (rank >= start[best]))).astype(jnp.float32)
+
+
+def _largest(values, taken, share):
+    """Where `values` are among the largest `share` of those that are taken; all that equal the last of them are."""
+    wanted = _count(share, taken.sum()).astype(jnp.int32)
+    ranked = jnp.sort(jnp.where(taken > 0, values, -jnp.inf).ravel(), descending=True)
+    return taken * (values >= ranked[jnp.maximum(wanted - 1, 0)])

@@ -1,0 +1,159 @@
+"""What is remembered of each prompt from visit to visit, as arrays with one entry for each prompt of the data set."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxrl_llm.estimators.base import stateful
+from jaxrl_llm.estimators.pools import classes, group_mean, group_sum, group_variance
+from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
+from jaxrl_llm.numerics import masked, safe_divide
+
+
+def read(table, prompt_id, otherwise: float):
+    """Entries [N] of `table` [P] for the prompts of the rows; `otherwise` for prompts with a number outside of it."""
+    known = (prompt_id >= 0) & (prompt_id < table.shape[0])
+    return jnp.where(known, table[jnp.clip(prompt_id, 0, table.shape[0] - 1)], otherwise)
+
+
+def write(table, prompt_id, values, present):
+    """`table` with `values` [N] for the prompts of the present rows, where rows of one prompt have one value."""
+    place = jnp.where((present > 0) & (prompt_id >= 0), prompt_id, table.shape[0])
+    return table.at[place].set(values, mode="drop")
+
+
+def check_size(prompts: int) -> None:
+    """Refuses tables without an entry."""
+    if prompts < 1:
+        raise ValueError(f"prompts is {prompts}; it must be the number of prompts in the data set, at least 1")
+
+
+def _beta_prior(*, prompts: int, prior: tuple[float, float] = (0.5, 0.5), **options):
+    check_size(prompts)
+    return {"successes": jnp.full(prompts, prior[0]), "failures": jnp.full(prompts, prior[1])}
+
+
+@stateful(_beta_prior, annotations=lambda options: () if options["half_life"] is None else ("drift",))
+def tracked_advantage(
+    rollouts,
+    state,
+    key,
+    *,
+    prompts: int,
+    prior: tuple[float, float] = (0.5, 0.5),
+    half_life: float | None = 0.06,
+    forgetting: tuple[float, float] = (0.875, 0.96),
+    reward_weights: tuple[float, ...] | None = None,
+):
+    """Advantage = score - success rate of the prompt in earlier steps: no group is needed.
+
+    The rate of a prompt is a / (a + b), of the counts before this step. Behind it they become a <- rho a + r and
+    b <- rho b + 1 - r, summed over the rows of the prompt, with its scores r within [0, 1]. Old counts fade by
+    rho = 2^(-drift / half_life), kept within `forgetting`.
+
+    Args:
+      rollouts: with `extras["drift"]` [N] in nats per token, how far the policy has moved on the prompt since its last visit
+        (0 at the first), unless `half_life` is None.
+      prompts: size of the table; prompts numbered from there on have no memory and their rate is that of the prior.
+      prior: successes a and failures b at the start.
+      half_life: drift that halves the counts; None for `forgetting[0]` whatever the drift.
+      forgetting: smallest and largest rho.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: no prompts, or bounds of forgetting that are not 0 <= low <= high <= 1.
+
+    Source: SPO, https://arxiv.org/abs/2509.13232, with `whiten(over="rows")` behind it.
+    """
+    if not 0 <= forgetting[0] <= forgetting[1] <= 1:
+        raise ValueError(f"forgetting is {forgetting}; it must be two numbers from 0 to 1, the smaller one first")
+    score, present = row_scores(rollouts, reward_weights)
+    prompt = rollouts.prompt_id
+    successes, failures = read(state["successes"], prompt, prior[0]), read(state["failures"], prompt, prior[1])
+    pool, reward = classes(prompt), masked(jnp.clip(score, 0.0, 1.0), present)
+    kept = forgetting[0]
+    if half_life is not None:
+        drift = group_mean(rollouts.extras["drift"], present, pool)
+        kept = jnp.clip(jnp.exp2(-drift / half_life), *forgetting)
+    after = {
+        "successes": kept * successes + group_sum(reward, pool),
+        "failures": kept * failures + group_sum(present - reward, pool),
+    }
+    advantage = score - successes / (successes + failures)
+    return set_row_advantage(rollouts, advantage, present), {
+        name: write(state[name], prompt, values, present) for name, values in after.items()
+    }
+
+
+def _no_visits(*, prompts: int, **options):
+    check_size(prompts)
+    return {name: jnp.zeros(prompts) for name in ("visits", "mean", "variance")}
+
+
+@stateful(_no_visits)
+def cumulative_advantage(rollouts, state, key, *, prompts: int, reward_weights: tuple[float, ...] | None = None):
+    """Smooth standardisation: the scores of a prompt against those of this visit and those of all visits so far.
+
+    With i the number of visits, this one included, A_new = (R - mu_i) / s_i and A_tot = (R - mu_tot) / s_tot, each 0 where its
+    deviation is. The advantage is that of ((i - 1) A_new + A_tot) / i and (A_new + (i - 1) A_tot) / i with the smaller size.
+    Deviations are Bessel's, and those of all visits are merged as the paper does. At the first visit it is GRPO.
+
+    Args:
+      rollouts: N rows; all rows of a prompt are one visit.
+      prompts: size of the table; every visit of prompts numbered from there on is the first.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: no prompts.
+
+    Source: DCPO, https://arxiv.org/abs/2509.02333
+    """
+    score, present = row_scores(rollouts, reward_weights)
+    prompt, pool = rollouts.prompt_id, classes(rollouts.prompt_id)
+    before, mean, variance = (read(state[name], prompt, 0.0) for name in ("visits", "mean", "variance"))
+    now, spread = group_mean(score, present, pool), group_variance(score, present, pool, 1)
+    visits = before + 1
+    after = {
+        "visits": visits,
+        "mean": mean + (now - mean) / visits,
+        "variance": (before * variance + spread + before / visits * jnp.square(now - mean)) / visits,
+    }
+    new = safe_divide(score - now, jnp.sqrt(spread))
+    total = safe_divide(score - after["mean"], jnp.sqrt(after["variance"]))
+    by_new, by_total = (before * new + total) / visits, (new + before * total) / visits
+    advantage = jnp.where(jnp.abs(by_new) < jnp.abs(by_total), by_new, by_total)
+    return set_row_advantage(rollouts, advantage, present), {
+        name: write(state[name], prompt, values, present) for name, values in after.items()
+    }
+
+
+def _no_scores(*, roles: int = 2, **options):
+    if roles < 1:
+        raise ValueError(f"roles is {roles}; it must be at least 1")
+    return jnp.zeros(roles)
+
+
+@stateful(_no_scores, annotations=("role",))
+def role_advantage(
+    rollouts, means, key, *, roles: int = 2, decay: float = 0.95, reward_weights: tuple[float, ...] | None = None
+):
+    """Advantage = score - running mean of the scores of the row's role, this step's included: for games of several players.
+
+    The mean b of a role starts at 0 and becomes decay * b + (1 - decay) * (mean score of its present rows).
+
+    Args:
+      rollouts: with `extras["role"]` int [N].
+      roles: number of roles; rows with another number have the baseline 0.
+      decay: of the mean.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: no roles.
+
+    Source: role-conditioned advantage estimation in SPIRAL, https://arxiv.org/abs/2506.24119
+    """
+    score, present = row_scores(rollouts, reward_weights)
+    role = rollouts.extras["role"]
+    now = group_mean(score, present, classes(role))
+    means = write(means, role, decay * read(means, role, 0.0) + (1.0 - decay) * now, present)
+    return set_row_advantage(rollouts, score - read(means, role, 0.0), present), means

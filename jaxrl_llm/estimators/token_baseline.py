@@ -1,0 +1,45 @@
+"""A baseline for each place of the answers to one prompt."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxrl_llm.estimators.base import stateless
+from jaxrl_llm.estimators.pools import group_bounds, group_sum
+from jaxrl_llm.estimators.scores import by_action
+from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.types import Rollouts
+
+TAILS = ("own", "none")
+
+
+@stateless(annotations=("proximal_logp", "proximal_log_collision"))
+def optimal_token_baseline(rollouts: Rollouts, *, tail: str = "own") -> Rollouts:
+    """Takes the baseline of least variance off advantages that are returns, for each number of action by itself.
+
+    B_t = sum(G W) / sum(W) over the rows of the group that have a t-th action, where G is its return and W the sum, over the
+    actions up to it, of the squared gradient of the log-probability with respect to the logits, 1 - 2 p + sum(p'^2).
+
+    Args:
+      rollouts: with returns as advantages, as `reward_to_go` gives them; `extras["proximal_logp"]` [N, T], the log-probability
+        of the token, and `extras["proximal_log_collision"]` [N, T], log of the sum of squared probabilities there.
+      tail: what happens where one row alone goes on: "own", the baseline is its own return and nothing is learnt, or "none", no
+        baseline (verl).
+
+    Raises:
+      ValueError: an unknown tail.
+
+    Source: https://github.com/verl-project/verl, compute_multi_turn_optimal_token_baseline_advantage
+    """
+    if tail not in TAILS:
+        raise ValueError(f"tail is {tail!r}; it must be one of {TAILS}")
+    taken = rollouts.mask * rollouts.valid[:, None]
+    chance, collision = (jnp.exp(jnp.minimum(rollouts.extras[f"proximal_{name}"], 0.0)) for name in ("logp", "log_collision"))
+    energy = jnp.cumsum(masked(1.0 - 2.0 * chance + collision, rollouts.mask), axis=1)
+    (there, returns, weight), back = by_action(rollouts.mask, taken, masked(rollouts.advantage, taken), masked(energy, taken))
+    baseline = safe_divide(group_sum(returns * weight, rollouts.group), group_sum(weight, rollouts.group))
+    low, high = group_bounds(returns, there, rollouts.group)
+    baseline = jnp.where(high > low, baseline, returns)
+    if tail == "none":
+        baseline = jnp.where(group_sum(1.0 * (there > 0), rollouts.group) > 1, baseline, 0.0)
+    return rollouts.replace(advantage=masked(back(returns - baseline), taken))

@@ -1,0 +1,139 @@
+"""Methods whose bounds or masks follow the whole batch: its balance, its moments, its covariances, its entropies."""
+
+from __future__ import annotations
+
+from jaxrl_llm import objectives
+from jaxrl_llm.estimators import chain, group_advantage, token_mean
+from jaxrl_llm.methods.base import method
+from jaxrl_llm.objectives import clip, kl, objective, policy, unclipped
+from jaxrl_llm.rollouts import dynamic_sampling, grouped
+
+
+@method(
+    paper="BAPO: Stabilizing Off-Policy RL via Balanced Policy Optimization with Adaptive Clipping (Xi et al., 2025)",
+    url="https://arxiv.org/abs/2510.18927",
+)
+def bapo(
+    *,
+    samples: int = 8,
+    lowest_bound: float = 0.6,
+    lower_bound: float = 0.9,
+    upper_bound: float = 1.2,
+    highest_bound: float = 3.0,
+    step: float = 0.05,
+    positive_share: float = 0.5,
+    clip_dual: float | None = 3.0,
+):
+    """GRPO whose clip bounds rise in each batch until positive advantages supply half of the loss.
+
+    Defaults: The ranges of the bounds (0.6 to 0.9, 1.2 to 3.0) and the share are the paper's. Step, order of the search and
+      dual clip are those of the authors' code. `samples` is ours.
+    """
+    lower, upper = (lowest_bound, lower_bound), (upper_bound, highest_bound)
+    trust = objectives.balanced_clip(lower=lower, upper=upper, step=step, positive_share=positive_share, dual=clip_dual)
+    return grouped(samples=samples), chain(group_advantage(), token_mean()), objective(policy(trust=trust))
+
+
+@method(paper="Prosperity before Collapse (Zheng et al., 2025)", url="https://arxiv.org/abs/2510.01161")
+def m2po(*, samples: int = 8, budget: float = 0.04, harmful_only: bool = False):
+    """GRPO without a clip that leaves out the tokens of the largest log-ratios until their mean square is small.
+
+    Defaults: The budget is the paper's. `harmful_only=False` is its text; the authors' code counts and clips only tokens whose
+      clip could bind, and stops one step before the budget is used up. `samples` is ours.
+    """
+    mask = objectives.second_moment_mask(budget=budget, harmful_only=harmful_only)
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), token_mean()),
+        objective(policy(trust=unclipped(), factors=(mask,))),
+    )
+
+
+ENTROPY_MECHANISM = {"paper": "The Entropy Mechanism of Reinforcement Learning (Cui et al., 2025)"}
+
+
+@method(**ENTROPY_MECHANISM, url="https://arxiv.org/abs/2505.22617")
+def clip_cov(
+    *,
+    samples: int = 8,
+    max_rounds: int = 8,
+    clip_low: float = 1.0,
+    clip_high: float = 1.0,
+    share: float = 2e-4,
+    lowest: float = 1.0,
+    highest: float = 5.0,
+):
+    """DAPO that drops a random few of the tokens whose log-probability and advantage vary together most.
+
+    Defaults: All but `max_rounds` are those of the authors' scripts, whose statistics are of a micro-batch; here they are of
+      the whole batch, whatever the micro-batches.
+    """
+    mask = objectives.covariance_clip_mask(share=share, lowest=lowest, highest=highest, low=clip_low, high=clip_high)
+    return (
+        dynamic_sampling(samples=samples, max_rounds=max_rounds),
+        chain(group_advantage(), token_mean()),
+        objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(mask,))),
+    )
+
+
+@method(**ENTROPY_MECHANISM, url="https://arxiv.org/abs/2505.22617")
+def kl_cov(*, samples: int = 8, max_rounds: int = 8, share: float = 2e-3, coefficient: float = 1.0):
+    """Unclipped policy gradient with a KL penalty on the few tokens whose log-probability and advantage vary together most.
+
+    Defaults: All but `max_rounds` are those of the authors' scripts for 7B models, whose statistics are of a micro-batch; here
+      they are of the whole batch, whatever the micro-batches.
+    """
+    few = objectives.top_covariance_mask(share=share)
+    return (
+        dynamic_sampling(samples=samples, max_rounds=max_rounds),
+        chain(group_advantage(), token_mean()),
+        objective(policy(trust=unclipped()), kl(coefficient=coefficient, kind="abs", against="behavior", factors=(few,))),
+    )
+
+
+@method(
+    paper="From Uniform to Heterogeneous: Tailoring Policy Optimization to Every Token's Nature (Liu et al., 2025)",
+    url="https://arxiv.org/abs/2509.16591",
+    certainty="sketch",
+)
+def hapo_heterogeneous(
+    *,
+    samples: int = 16,
+    max_rounds: int = 8,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    widening: float = 1.0,
+    strength: float = 1.0,
+    level: float = 0.8,
+    clip_dual: float | None = 10.0,
+):
+    """DAPO whose clip and advantages follow the entropy of each token.
+
+    Defaults: All but `max_rounds` are those of the paper and of the authors' scripts.
+
+    Unconfirmed: What it all does together: the paper's temperature that follows the entropy, and its group statistics over
+      tokens, are left out. The authors' code never widens the lower bound, by a sign; here it does, as the text says.
+    """
+    bounds = {"low": clip_low, "high": clip_high, "level": level}
+    trust = objectives.entropy_clip(**bounds, widening=widening, dual=clip_dual)
+    return (
+        dynamic_sampling(samples=samples, max_rounds=max_rounds),
+        chain(group_advantage(), token_mean()),
+        objective(policy(trust=trust, factors=(objectives.entropy_scale(**bounds, strength=strength),))),
+    )
+
+
+@method(paper="Beyond the 80/20 Rule (Wang et al., 2025)", url="https://arxiv.org/abs/2506.01939")
+def forking_tokens(
+    *, samples: int = 16, max_rounds: int = 8, share: float = 0.2, clip_low: float = 0.2, clip_high: float = 0.28
+):
+    """DAPO on the fifth of the tokens whose distributions have the highest entropy.
+
+    Defaults: The share and DAPO's clip are the paper's; `max_rounds` is ours. The quantile is of the whole batch: TRL takes
+      that of a micro-batch, and its result depends on the split. DAPO's penalty for long answers is left out.
+    """
+    return (
+        dynamic_sampling(samples=samples, max_rounds=max_rounds),
+        chain(group_advantage(), token_mean()),
+        objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(objectives.top_entropy_mask(share=share),))),
+    )

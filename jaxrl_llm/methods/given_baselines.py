@@ -1,0 +1,100 @@
+"""Methods whose baseline comes from outside of the group: a greedy answer, a reference policy, or earlier steps."""
+
+from __future__ import annotations
+
+from jaxrl_llm.estimators import (
+    chain,
+    given_baseline,
+    group_advantage,
+    role_advantage,
+    sequence_mean,
+    sequence_mean_token_sum,
+    token_mean,
+    tracked_advantage,
+    whiten,
+)
+from jaxrl_llm.methods.advantages import clipped
+from jaxrl_llm.methods.base import method
+from jaxrl_llm.objectives import objective, policy, score_function
+from jaxrl_llm.rollouts import grouped, grouped_with_anchors, grouped_with_greedy
+
+
+@method(
+    paper="ReMax: A Simple, Effective, and Efficient RL Method for Aligning LLMs (Li et al., 2023)",
+    url="https://arxiv.org/abs/2310.10505",
+)
+def remax(*, samples: int = 1):
+    """REINFORCE with the reward of the greedy answer to the prompt as baseline.
+
+    Defaults: One sample is the paper's. Its KL penalty in the reward is left out.
+    """
+    return (
+        grouped_with_greedy(samples=samples),
+        chain(group_advantage(baseline=given_baseline(), scale=None), sequence_mean_token_sum()),
+        objective(policy(ratio=None, trust=score_function())),
+    )
+
+
+@method(
+    paper="PVPO: Pre-Estimated Value-Based Policy Optimization for Agentic Reasoning (Feng et al., 2025)",
+    url="https://arxiv.org/abs/2508.21104",
+)
+def pvpo(*, samples: int = 8, anchors: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
+    """GRPO with a fixed baseline: the mean reward of a reference policy's answers to the same prompt; no scale.
+
+    Defaults: samples, anchors and clip are ours; the paper's were not found. It samples the reference once for each prompt,
+      here that happens when the prompt is drawn. The choice of prompts by it, and answers of a larger model for prompts that
+      the reference never solves, are left to the data.
+    """
+    return (
+        grouped_with_anchors(samples=samples, anchors=anchors),
+        chain(group_advantage(baseline=given_baseline(annotation="anchor_reward"), scale=None), sequence_mean()),
+        clipped(clip_low, clip_high),
+    )
+
+
+@method(paper="Single-stream Policy Optimization (Xu and Ding, 2025)", url="https://arxiv.org/abs/2509.13232")
+def spo(
+    *,
+    samples: int = 1,
+    prompts: int = 100_000,
+    drift_half_life: float | None = None,
+    forgetting_low: float = 0.875,
+    forgetting_high: float = 0.96,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    clip_dual: float = 10.0,
+):
+    """One sample a prompt, compared with a running estimate of the prompt's success rate, and standardised over the step.
+
+    Defaults: Samples, clip, dual clip and forgetting are those of the authors' recipe. `drift_half_life=None` is its constant
+      forgetting, `forgetting_low`; the paper takes 0.06 nats, and then somebody must measure `drift`. `prompts`, the size
+      of the table, is ours. The table begins at one half a success in one; the paper begins with 8 samples a prompt, and
+      draws prompts by their uncertainty, which is left to the data.
+    """
+    tracker = tracked_advantage(prompts=prompts, half_life=drift_half_life, forgetting=(forgetting_low, forgetting_high))
+    return (
+        grouped(samples=samples),
+        chain(tracker, whiten(over="rows", placement="outside"), token_mean()),
+        clipped(clip_low, clip_high, dual=clip_dual),
+    )
+
+
+@method(
+    paper="SPIRAL: Self-Play on Zero-Sum Games Incentivizes Reasoning (Liu et al., 2025)",
+    url="https://arxiv.org/abs/2506.24119",
+    certainty="sketch",
+)
+def rae(*, samples: int = 1, roles: int = 2, decay: float = 0.95):
+    """REINFORCE with a running mean of the scores of each role as baseline, for games that the policy plays with itself.
+
+    Defaults: Roles and decay are the paper's; one sample a prompt is ours. `role` is the number of the row's player.
+
+    Unconfirmed: the paper updates the mean after each game, and keeps one for each kind of game; here it is updated once a
+      step, with the mean score of the role's rows.
+    """
+    return (
+        grouped(samples=samples),
+        chain(role_advantage(roles=roles, decay=decay), sequence_mean_token_sum()),
+        objective(policy(ratio=None, trust=score_function())),
+    )

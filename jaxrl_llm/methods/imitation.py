@@ -1,0 +1,113 @@
+"""Supervised methods beyond the plain likelihood, and mixtures of imitation with a policy gradient."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxrl_llm.compose import composable
+from jaxrl_llm.controllers import scheduled
+from jaxrl_llm.estimators import chain, group_advantage, sequence_mean, token_mean
+from jaxrl_llm.methods.base import method
+from jaxrl_llm.objectives import (
+    blended,
+    by_source,
+    clip,
+    label_smoothing,
+    negative_log_likelihood,
+    objective,
+    own_mean,
+    policy,
+    probability,
+    uncertainty,
+)
+from jaxrl_llm.rollouts import guided
+
+
+@method(
+    paper="On the Generalization of SFT: A Reinforcement Learning Perspective with Reward Rectification (Wu et al., 2025)",
+    url="https://arxiv.org/abs/2508.05629",
+)
+def dft():
+    """SFT whose tokens count by their probability, which takes the implicit reward 1 / probability away."""
+    return None, chain(token_mean()), objective(negative_log_likelihood(factors=(probability(),)))
+
+
+@method(
+    paper="Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2015)",
+    url="https://arxiv.org/abs/1512.00567",
+)
+def smoothed_sft(*, smoothing: float = 0.1):
+    """SFT with soft targets: a share of each token's mass is spread over the whole vocabulary.
+
+    Defaults: The paper's, for images.
+    """
+    return None, chain(token_mean()), objective(label_smoothing(smoothing=smoothing))
+
+
+@composable
+def warm_cosine(step, *, warmup: int, decay: int, peak: float, valley: float):
+    """Rises linearly from 0 to `peak` in `warmup` steps, then falls along a cosine to `valley` within `decay` steps."""
+    rising = peak * jnp.minimum(step / max(warmup, 1), 1.0)
+    progress = jnp.clip((step - warmup) / max(decay, 1), 0.0, 1.0)
+    falling = valley + (peak - valley) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return jnp.where(step < warmup, rising, falling)
+
+
+def _chord(imitation, *, samples: int, demonstrations: int, clip_low: float, clip_high: float, **schedule) -> tuple:
+    """(1 - mu) times the policy term on samples plus mu times imitation of demonstrations, each the mean of its own rows."""
+    samples_term = own_mean(term=policy(trust=clip(low=clip_low, high=clip_high)))
+    return (
+        guided(samples=samples, demonstrations=demonstrations),
+        chain(group_advantage(), sequence_mean()),
+        objective(
+            blended(
+                first=by_source(terms=((0, samples_term),)),
+                second=by_source(terms=((1, own_mean(term=imitation)),)),
+                share="imitation",
+            )
+        ),
+        {"imitation": scheduled(schedule=warm_cosine(**schedule))},
+    )
+
+
+@method(paper="On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", url="https://arxiv.org/abs/2508.11408")
+def chord(
+    *,
+    samples: int = 8,
+    demonstrations: int = 1,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    warmup: int = 200,
+    decay: int = 400,
+    peak: float = 0.5,
+    valley: float = 0.02,
+):
+    """GRPO on samples and SFT on demonstrations, in a mixture whose share of imitation rises and then decays.
+
+    Defaults: The clip is the paper's. The schedule and the numbers of samples are ours; the authors' framework has
+      a constant share of 0.1. A demonstration stands in the group of its prompt, and its reward in the mean of that.
+    """
+    return _chord(
+        negative_log_likelihood(), samples=samples, demonstrations=demonstrations, clip_low=clip_low, clip_high=clip_high,
+        warmup=warmup, decay=decay, peak=peak, valley=valley,
+    )  # fmt: skip
+
+
+@method(paper="On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", url="https://arxiv.org/abs/2508.11408")
+def chord_phi(
+    *,
+    samples: int = 8,
+    demonstrations: int = 1,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    share: float = 0.1,
+):
+    """CHORD whose demonstrations count by p (1 - p) of each token: neither what is known nor what seems impossible.
+
+    Defaults: The clip is the paper's, the constant share of imitation that of the authors' framework. The numbers of
+      samples are ours.
+    """
+    return _chord(
+        negative_log_likelihood(factors=(uncertainty(),)), samples=samples, demonstrations=demonstrations,
+        clip_low=clip_low, clip_high=clip_high, warmup=0, decay=1, peak=share, valley=share,
+    )  # fmt: skip

@@ -1,0 +1,188 @@
+"""Methods for samples of other policies: older ones, other engines, demonstrations."""
+
+from __future__ import annotations
+
+from jaxrl_llm import objectives
+from jaxrl_llm.estimators import chain, constant, group_advantage, sequence_mean, token_mean
+from jaxrl_llm.methods.base import method
+from jaxrl_llm.objectives import (
+    by_source,
+    clip,
+    entropy_bonus,
+    importance_weight,
+    kl,
+    objective,
+    policy,
+    token_ratio,
+    unclipped,
+)
+from jaxrl_llm.rollouts import grouped, guided
+
+PROXIMAL = token_ratio(against="proximal")
+LEVELS = {
+    "token": token_ratio(),
+    "sequence": objectives.sequence_total_ratio(),
+    "geometric": objectives.sequence_ratio(),
+}
+
+
+def _corrected(samples, clip_low, clip_high, **weight):
+    """Three policies: the ratio is to the proximal one, the weight corrects from it to the sampler."""
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), token_mean()),
+        objective(policy(ratio=PROXIMAL, trust=clip(low=clip_low, high=clip_high), factors=(importance_weight(**weight),))),
+    )
+
+
+def _level(name: str):
+    if name not in LEVELS:
+        raise ValueError(f"level is {name!r}; it must be one of {tuple(LEVELS)}")
+    return LEVELS[name]
+
+
+@method(paper="Batch size-invariance for policy optimization (Hilton et al., 2022)", url="https://arxiv.org/abs/2110.00641")
+def decoupled_ppo(
+    *,
+    samples: int = 8,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    weight_low: float | None = None,
+    weight_high: float | None = None,
+):
+    """GRPO clipped around the policy before the step's updates, with the importance weight of that policy over the sampler's.
+
+    Defaults: The clip is PPO's; the weight has no bounds. The paper has a critic; group advantages, as in AReaL
+      (https://arxiv.org/abs/2505.24298), and `samples` are ours.
+    """
+    return _corrected(samples, clip_low, clip_high, low=weight_low, high=weight_high)
+
+
+@method(
+    paper="Your Efficient RL Framework Secretly Brings You Off-Policy RL Training (Yao et al., 2025)",
+    url="https://fengyao.notion.site/off-policy-rl",
+)
+def tis(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, weight_high: float = 2.0, level: str = "token"):
+    """GRPO weighted by how much likelier the samples are to the learner than to the sampler's engine, up to a bound.
+
+    Defaults: The bound is the authors', on the weight of each token; `level` may also be "sequence" or "geometric" (the
+      geometric mean over a sequence). Group advantages, clip and `samples` are ours.
+    """
+    return _corrected(samples, clip_low, clip_high, high=weight_high, ratio=_level(level))
+
+
+@method(
+    paper="Every Step Evolves: Scaling Reinforcement Learning for Trillion-Scale Thinking Model (Ling Team, 2025)",
+    url="https://arxiv.org/abs/2510.18855",
+    conventions={"trl-1.16": {"level": "sequence", "weight_low": None, "weight_high": 3.0}},
+)
+def icepop(
+    *,
+    samples: int = 8,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    weight_low: float | None = 0.5,
+    weight_high: float | None = 5.0,
+    level: str = "token",
+):
+    """TIS that leaves out what the learner and the sampler's engine disagree on beyond bounds, rather than bounding its weight.
+
+    Defaults: The bounds are the authors', on the weight of each token. TRL's default correction ("sequence_mask") takes whole
+      sequences. The clip and `samples` are ours.
+    """
+    weight = {"low": weight_low, "high": weight_high, "outside": "mask"}
+    return _corrected(samples, clip_low, clip_high, **weight, ratio=_level(level))
+
+
+@method(
+    paper="Squeeze the Soaked Sponge: Efficient Off-policy RFT (Liang et al., 2025)",
+    url="https://arxiv.org/abs/2507.06892",
+    certainty="sketch",
+)
+def remix(
+    *,
+    samples: int = 8,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coefficient: float = 0.01,
+    base_share: float = 1.0,
+):
+    """GRPO on samples of older policies, clipped around the present one, with KL penalties to the base and the present policy.
+
+    Defaults: All are ours.
+
+    Unconfirmed: The size of the KL coefficient. The paper mixes the samples of the last two policies, lets `base_share` fall
+      from 1 to 0.5 and later resets the base policy; replay and schedules are left to the run.
+    """
+    base = kl(coefficient=kl_coefficient * base_share)
+    present = (kl(coefficient=kl_coefficient * (1.0 - base_share), against="proximal"),) if base_share < 1 else ()
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), token_mean()),
+        objective(policy(trust=objectives.proximal_clip(low=clip_low, high=clip_high)), base, *present),
+    )
+
+
+@method(paper="DeepSeek-V3.2 (DeepSeek-AI, 2025)", url="https://arxiv.org/abs/2512.02556", certainty="sketch")
+def deepseek_v32(
+    *, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.01, mask_above: float = 0.1
+):
+    """GRPO without wrong answers that the policy has left far behind, and with an unbiased estimate of the KL divergence.
+
+    Defaults: All are ours.
+
+    Unconfirmed: The paper gives no numbers. Its routing replay and its kept sampling masks are matters of the sampler.
+    """
+    mask = objectives.rejection(kind="k1", over="mean", high=mask_above, of="policy", among="negative")
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(scale=None), sequence_mean()),
+        objective(
+            policy(trust=clip(low=clip_low, high=clip_high), factors=(mask,)),
+            kl(coefficient=kl_coefficient, ratio=token_ratio()),
+        ),
+    )
+
+
+@method(paper="Learning to Reason under Off-Policy Guidance (Yan et al., 2025)", url="https://arxiv.org/abs/2504.14945")
+def luffy(
+    *,
+    samples: int = 7,
+    demonstrations: int = 1,
+    gamma: float = 0.1,
+    entropy_coefficient: float = 0.001,
+    max_length: int = 8192,
+):
+    """GRPO with a demonstration in each group, whose tokens gain most where the policy finds them unlikely: p / (p + gamma).
+
+    Defaults: Those of the authors' script. In a run of the program, `max_length` is `rl.max_new_tokens` unless it is set.
+    """
+    own, given = policy(trust=unclipped()), policy(ratio=objectives.likelihood(), trust=objectives.shaped(gamma=gamma))
+    bonus = ((0, entropy_bonus(coefficient=entropy_coefficient)),) if entropy_coefficient else ()
+    return (
+        guided(samples=samples, demonstrations=demonstrations),
+        chain(group_advantage(scale=None), constant(length=max_length)),
+        objective(by_source(terms=((0, own), *bonus, (1, given)))),
+    )
+
+
+@method(
+    paper="RL-PLUS: Countering Capability Boundary Collapse of LLMs (Dong et al., 2025)",
+    url="https://arxiv.org/abs/2508.00222",
+    certainty="sketch",
+)
+def rl_plus(*, samples: int = 7, demonstrations: int = 1, share: float = 0.25, power: float = 0.5, max_length: int = 8192):
+    """GRPO with demonstrations whose ratio is to a mixture of the old policy and an author certain of every token.
+
+    Defaults: `samples`, `demonstrations`, `share` and `power` are those of the authors' code; `max_length` is ours. In a run of
+      the program, it is `rl.max_new_tokens` unless it is set.
+
+    Unconfirmed: The authors take the baseline over the sampled answers alone; here it is over the demonstration too. Their
+      entropy bonus of 0.001 is left out.
+    """
+    given = policy(ratio=objectives.mixture_ratio(share=share), trust=unclipped(), factors=(objectives.focal(power=power),))
+    return (
+        guided(samples=samples, demonstrations=demonstrations),
+        chain(group_advantage(scale=None), constant(length=max_length)),
+        objective(by_source(terms=((0, policy(trust=unclipped())), (1, given)))),
+    )

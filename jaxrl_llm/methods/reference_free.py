@@ -1,0 +1,138 @@
+"""Methods on pairs without a reference policy."""
+
+from __future__ import annotations
+
+from jaxrl_llm.estimators import chain, sequence_mean
+from jaxrl_llm.methods.base import method
+from jaxrl_llm.methods.preferences import inverse, on_pairs
+from jaxrl_llm.objectives import (
+    alpha_transform,
+    biased_link,
+    by_source,
+    chosen_likelihood,
+    hinge_link,
+    likelihood,
+    log_odds,
+    negative_log_likelihood,
+    objective,
+    preference,
+    scaled,
+    sigmoid_link,
+)
+
+LIKELIHOOD = likelihood()
+
+
+@method(
+    paper="SimPO: Simple Preference Optimization with a Reference-Free Reward (Meng et al., 2024)",
+    url="https://arxiv.org/abs/2405.14734",
+)
+def simpo(*, beta: float = 2.0, gamma: float = 0.5):
+    """DPO with the mean log-probability of a token as reward, no reference, and a margin that has to be won by.
+
+    Defaults: Those of the authors' code, where gamma is given as gamma / beta = 0.25.
+    """
+    return on_pairs(preference(link=sigmoid_link(beta=beta, margin=gamma), evidence=LIKELIHOOD, average=True))
+
+
+@method(paper="AlphaPO: Reward Shape Matters for LLM Alignment (Gupta et al., 2025)", url="https://arxiv.org/abs/2501.03884")
+def alphapo(*, beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25):
+    """SimPO with a reward (1 - p^-alpha) / alpha of the mean token probability p in place of log p.
+
+    Defaults: All are ours; the paper tunes them for each model. `alpha` 0 is SimPO.
+    """
+    reward = alpha_transform(alpha=alpha)
+    link = sigmoid_link(beta=beta, margin=gamma)
+    return on_pairs(preference(link=link, evidence=LIKELIHOOD, average=True, transform=reward))
+
+
+@method(paper="Contrastive Preference Optimization (Xu et al., 2024)", url="https://arxiv.org/abs/2401.08417")
+def cpo(*, beta: float = 0.1, imitation: float = 1.0):
+    """DPO against a uniform reference, which cancels, plus imitation of the preferred answer.
+
+    Defaults: The paper's. Its formula has the sum over the tokens of the preferred answer; here, as in TRL, to which its
+      authors gave their code, it is the mean.
+    """
+    return on_pairs(preference(link=sigmoid_link(beta=beta), evidence=LIKELIHOOD), chosen_likelihood(coefficient=imitation))
+
+
+@method(
+    paper="ORPO: Monolithic Preference Optimization without Reference Model (Hong et al., 2024)",
+    url="https://arxiv.org/abs/2403.07691",
+)
+def orpo(*, coefficient: float = 0.1):
+    """Imitation of the preferred answer plus a logistic loss on the ratio of the two answers' odds.
+
+    Defaults: The paper's, for Mistral. TRL imitates the tokens of the prompt too; here only those of the answer count.
+    """
+    odds = preference(link=sigmoid_link(beta=1.0), evidence=LIKELIHOOD, average=True, transform=log_odds())
+    return on_pairs(chosen_likelihood(), scaled(term=odds, coefficient=coefficient))
+
+
+@method(
+    paper="SLiC-HF: Sequence Likelihood Calibration with Human Feedback (Zhao et al., 2023)",
+    url="https://arxiv.org/abs/2305.10425",
+)
+def slic(*, margin: float = 1.0, imitation: float = 0.1):
+    """Hinge loss on the difference of two log-probabilities, plus imitation of the preferred answer.
+
+    Defaults: Both are ours; the paper imitates the answer of the fine-tuning data, for which the preferred one stands here.
+      TRL's "hinge" is this link on DPO's rewards without imitation.
+    """
+    link = hinge_link(beta=1.0, margin=margin)
+    return on_pairs(preference(link=link, evidence=LIKELIHOOD), chosen_likelihood(coefficient=imitation, average=False))
+
+
+@method(
+    paper="Statistical Rejection Sampling Improves Preference Optimization (Liu et al., 2023)",
+    url="https://arxiv.org/abs/2309.06657",
+)
+def hinge_dpo(*, beta: float = 0.1):
+    """DPO with the hinge loss of SLiC, which stops at a margin of 1 / beta, in place of the logistic one.
+
+    Defaults: `beta` is TRL's, whose name for it is "hinge"; the paper compares several.
+    """
+    return on_pairs(preference(link=hinge_link(beta=beta)))
+
+
+@method(
+    paper="Contrastive Preference Learning: Learning from Human Feedback without RL (Hejna et al., 2023)",
+    url="https://arxiv.org/abs/2310.13639",
+)
+def cpl(*, alpha: float = 0.1, bias: float = 0.5):
+    """Logistic loss on sums of log-probabilities as advantages, with less weight on those of the other segment.
+
+    Defaults: The paper's for control tasks; its discount is 1 here.
+    """
+    return on_pairs(preference(link=biased_link(beta=alpha, bias=bias), evidence=LIKELIHOOD))
+
+
+@method(
+    paper="Direct Preference-based Policy Optimization without Reward Modeling (An et al., 2023)",
+    url="https://arxiv.org/abs/2301.12842",
+    certainty="sketch",
+)
+def dppo_pbrl(*, temperature: float = 0.1, bias: float = 1.0):
+    """Contrast of distances to two segments: the policy gets nearer to the preferred one than to the other.
+
+    Defaults: Those of the authors' code for control tasks.
+
+    Unconfirmed: The paper's distance is between actions of robots. Minus the mean log-probability of a token stands for it
+      here, and pairs stand for its ranking of a batch by a learned predictor.
+    """
+    return on_pairs(
+        preference(link=biased_link(beta=inverse("temperature", temperature), bias=bias), evidence=LIKELIHOOD, average=True)
+    )
+
+
+@method(paper="Triple Preference Optimization (Saeidi et al., 2024)", url="https://arxiv.org/abs/2405.16681")
+def tpo(*, beta: float = 0.2, imitation: float = 1.0):
+    """Imitation of a gold answer beside a reference-free contrast of a preferred with another one: three answers a prompt.
+
+    Defaults: Ours. The gold answer is the row of source 1, without a preference; means are over prompts where each has
+      its three rows.
+    """
+    # A prompt has three rows of 1 / N each: two in the contrast, one in the imitation.
+    contrast = scaled(term=preference(link=sigmoid_link(beta=beta), evidence=LIKELIHOOD), coefficient=1.5)
+    gold = by_source(terms=((1, negative_log_likelihood(coefficient=3.0 * imitation)),))
+    return None, chain(sequence_mean()), objective(contrast, gold)

@@ -1,0 +1,146 @@
+"""Methods whose importance ratio is that of a sequence, of its tokens together, or of a prefix."""
+
+from __future__ import annotations
+
+from jaxrl_llm import objectives
+from jaxrl_llm.estimators import (
+    chain,
+    given_baseline,
+    group_advantage,
+    kl_in_reward,
+    sequence_mean,
+    sequence_mean_token_sum,
+    token_mean,
+)
+from jaxrl_llm.methods.base import method, reject_inert
+from jaxrl_llm.objectives import clip, objective, policy, unclipped
+from jaxrl_llm.rollouts import grouped, grouped_with_anchors
+
+
+@method(paper="Group Sequence Policy Optimization (Zheng et al., 2025)", url="https://arxiv.org/abs/2507.18071")
+def gspo_token(*, samples: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4):
+    """GSPO whose tokens keep advantages and gradients of their own under the ratio of their sequence.
+
+    Defaults: The clip is the paper's. `samples` is ours.
+    """
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), sequence_mean()),
+        objective(policy(ratio=objectives.sequence_token_ratio(), trust=clip(low=clip_low, high=clip_high))),
+    )
+
+
+@method(paper="Length-Unbiased Sequence Policy Optimization (Liu et al., 2026)", url="https://arxiv.org/abs/2602.05261")
+def luspo(*, samples: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4):
+    """GSPO with the loss of each sequence multiplied by its length, so that long answers are not under-weighted.
+
+    Defaults: The clip is that of GSPO. `samples` is ours.
+    """
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), sequence_mean_token_sum()),
+        objective(policy(ratio=objectives.sequence_ratio(), trust=clip(low=clip_low, high=clip_high))),
+    )
+
+
+@method(paper="Geometric-Mean Policy Optimization (Zhao et al., 2025)", url="https://arxiv.org/abs/2507.20673")
+def gmpo(*, samples: int = 8, clip_low: float = 0.4, clip_high: float = 0.4):
+    """GRPO on the geometric mean of the ratios of a sequence, each clipped in log space.
+
+    Defaults: The clip, in nats, is the paper's. `samples` is ours.
+    """
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), sequence_mean()),
+        objective(policy(ratio=objectives.geometric_ratio(low=clip_low, high=clip_high), trust=unclipped())),
+    )
+
+
+@method(
+    paper="A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization (2026)",
+    url="https://arxiv.org/abs/2601.22718",
+    certainty="sketch",
+)
+def minpro(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28):
+    """CISPO whose weight also holds the smallest ratio of the earlier tokens, for the product of all of them.
+
+    Defaults: All are ours.
+
+    Unconfirmed: The formula is from a survey, not from the paper; the bounds of the clip were not found.
+    """
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), token_mean()),
+        objective(policy(ratio=objectives.prefix_ratio(), trust=objectives.cispo(low=clip_low, high=clip_high))),
+    )
+
+
+@method(
+    paper="VESPO: Variational Sequence-Level Soft Policy Optimization (Shen et al., 2026)",
+    url="https://arxiv.org/abs/2602.10693",
+)
+def vespo(
+    *,
+    samples: int = 8,
+    positive_shape: float = 2.0,
+    positive_rate: float = 3.0,
+    negative_shape: float = 3.0,
+    negative_rate: float = 2.0,
+):
+    """REINFORCE with group advantages and a weight of whole sequences that falls off on both sides of ratio 1.
+
+    Defaults: Shapes k and rates lambda are those of TRL 1.16, which follows the paper. `samples` is ours.
+    """
+    weight = objectives.vespo(positive=(positive_shape, positive_rate), negative=(negative_shape, negative_rate))
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), token_mean()),
+        objective(policy(ratio=objectives.sequence_total_ratio(), trust=weight)),
+    )
+
+
+@method(
+    paper="Pairwise Proximal Policy Optimization (Wu et al., 2023)",
+    url="https://arxiv.org/abs/2310.00212",
+    certainty="sketch",
+)
+def p3o(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.05, kl_kind: str | None = None):
+    """Clipped ratios of whole answers with half the difference of two rewards as advantage: a pairwise policy gradient.
+
+    Defaults: Two samples are the method. Clip and coefficient are ours. `kl_kind=None` means k1.
+
+    Unconfirmed: The exact surrogate. This is version 1, each answer clipped by itself; version 2 clips the pair as a whole.
+    """
+    reject_inert(kl_coefficient == 0 and kl_kind is not None, "kl_kind", kl_kind, "kl_coefficient is 0")
+    penalty = (kl_in_reward(coefficient=kl_coefficient, kind=kl_kind or "k1"),) if kl_coefficient else ()
+    return (
+        grouped(samples=2),
+        chain(*penalty, group_advantage(scale=None), sequence_mean()),
+        objective(policy(ratio=objectives.sequence_total_ratio(), trust=clip(low=clip_low, high=clip_high))),
+    )
+
+
+@method(
+    paper="Improving Language Models with Advantage-based Offline Policy Gradients (Baheti et al., 2023)",
+    url="https://arxiv.org/abs/2305.14718",
+    certainty="sketch",
+)
+def a_lol(*, samples: int = 4, anchors: int = 4, clip_low: float = 0.9, clip_high: float = 0.9):
+    """Likelihood of answers better than the reference's mean, times advantage and clipped ratio of the whole answer.
+
+    Defaults: The clip is the paper's. `samples` and `anchors` are ours.
+
+    Unconfirmed: Nothing of the loss; but the paper learns from a fixed data set, drawn in proportion to the advantage, and has
+      a value head on the reference for its mean reward, which is sampled here ("anchor_reward").
+    """
+    return (
+        grouped_with_anchors(samples=samples, anchors=anchors),
+        chain(group_advantage(baseline=given_baseline(annotation="anchor_reward"), scale=None), sequence_mean_token_sum()),
+        objective(
+            policy(
+                ratio=objectives.sequence_total_ratio(against="reference"),
+                trust=objectives.cispo(low=clip_low, high=clip_high),
+                factors=(objectives.positive_advantage(),),
+            )
+        ),
+    )

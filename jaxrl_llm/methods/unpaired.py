@@ -1,0 +1,61 @@
+"""Methods on single answers that are marked as desirable or not."""
+
+from __future__ import annotations
+
+from jaxrl_llm.controllers import moving_average
+from jaxrl_llm.estimators import chain, sequence_mean
+from jaxrl_llm.methods.base import method
+from jaxrl_llm.objectives import (
+    controlled_reference_point,
+    given_reference_point,
+    logistic_link,
+    mean_reference_point,
+    objective,
+    saturating_link,
+    unpaired,
+)
+
+
+@method(
+    paper="KTO: Model Alignment as Prospect Theoretic Optimization (Ethayarajh et al., 2024)",
+    url="https://arxiv.org/abs/2402.01306",
+    certainty="sketch",
+    conventions={"trl-1.16": {"mismatched": True}},
+)
+def kto(*, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, mismatched: bool = False):
+    """Gains and losses against a reference point, with diminishing sensitivity: no pairs are needed.
+
+    Defaults: The paper's, but for the reference point.
+
+    Unconfirmed: The paper's reference point, an estimate of the KL from the reference, is the mean log-ratio of answers to
+      other prompts, which needs another pass of scoring: with `mismatched` it comes from `extras["mismatched_ratio"]` [N].
+      By default the mean is over the batch's own answers, which is ours.
+    """
+    point = given_reference_point() if mismatched else mean_reference_point()
+    term = unpaired(link=saturating_link(), beta=beta, reference_point=point, desirable=desirable, undesirable=undesirable)
+    return None, chain(sequence_mean()), objective(term)
+
+
+@method(paper="Anchored Preference Optimization (D'Oosterlinck et al., 2024)", url="https://arxiv.org/abs/2408.06266")
+def apo_zero_unpaired(*, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0):
+    """KTO with a reference point of 0: each answer by itself, likelier or less likely than for the reference.
+
+    Defaults: Those of TRL's trainer of KTO, which has this loss.
+    """
+    term = unpaired(link=saturating_link(), beta=beta, desirable=desirable, undesirable=undesirable)
+    return None, chain(sequence_mean()), objective(term)
+
+
+@method(
+    paper="Binary Classifier Optimization for Large Language Model Alignment (Jung et al., 2024)",
+    url="https://arxiv.org/abs/2404.04656",
+)
+def bco(*, beta: float = 0.1, decay: float = 0.9):
+    """A binary classifier of answers whose logit is the implicit reward, shifted by its moving average.
+
+    Defaults: `beta` is TRL's; the decay of the moving average is ours. The weights for another distribution of undesirable
+      answers are left out.
+    """
+    term = unpaired(link=logistic_link(), beta=beta, reference_point=controlled_reference_point())
+    shift = moving_average(decay=decay, measure="reward_center")
+    return None, chain(sequence_mean()), objective(term), {"reward_shift": shift}

@@ -1,0 +1,175 @@
+"""Methods without an importance ratio in the loss: masks, squares, likelihoods and regressions keep the policy near."""
+
+from __future__ import annotations
+
+from jaxrl_llm import objectives
+from jaxrl_llm.estimators import (
+    chain,
+    drop_uniform_groups,
+    group_advantage,
+    mean_scale,
+    row_statistics,
+    sequence_mean,
+    sequence_mean_token_sum,
+    token_mean,
+)
+from jaxrl_llm.methods.base import method
+from jaxrl_llm.objectives import kl, negative_log_likelihood, objective, policy, score_function, token_ratio
+from jaxrl_llm.rollouts import dynamic_sampling, grouped
+
+
+@method(paper="GPG: Group Policy Gradient (Chu et al., 2025)", url="https://arxiv.org/abs/2504.02546")
+def gpg(*, samples: int = 8):
+    """REINFORCE with the group's mean as baseline, over informative groups alone, without ratio, clip and KL.
+
+    Defaults: `samples` is ours. The paper's factor alpha, all samples over those of informative groups, is the normalisation
+      over the tokens of informative groups here; its F_norm is 1. In verl, alpha is all samples over those of a reward other
+      than 0.
+    """
+    return (
+        grouped(samples=samples),
+        chain(drop_uniform_groups(), group_advantage(scale=None), token_mean()),
+        objective(policy(ratio=None, trust=score_function())),
+    )
+
+
+@method(paper="Maximum Likelihood Reinforcement Learning (Tajwar et al., 2026)", url="https://arxiv.org/abs/2602.02710")
+def maxrl(*, samples: int = 8):
+    """REINFORCE with the group's mean as baseline and as scale: the gradient of the log of the success rate, for rewards 0, 1.
+
+    Defaults: `samples` is ours.
+    """
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(scale=mean_scale()), sequence_mean_token_sum()),
+        objective(policy(ratio=None, trust=score_function())),
+    )
+
+
+@method(
+    paper="Offline Regularised Reinforcement Learning for LLMs Alignment (Richemond et al., 2024)",
+    url="https://arxiv.org/abs/2405.19107",
+    certainty="sketch",
+)
+def dro(*, samples: int = 8, beta: float = 0.05):
+    """REINFORCE with group advantages and a squared log-ratio to the sampler in place of ratio and clip.
+
+    Defaults: `samples` and `beta` are ours (verl has no default for it).
+
+    Unconfirmed: The paper regresses r - V on `beta` times the log-ratio of whole answers, with a learned V. This is the loss of
+      that name in verl: token by token, and with group advantages.
+    """
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), token_mean()),
+        objective(policy(trust=objectives.dro(beta=beta))),
+    )
+
+
+GROUP_REINFORCE = {
+    "paper": "Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm (Yao et al., 2025)",
+    "url": "https://arxiv.org/abs/2509.24203",
+}
+
+
+@method(**GROUP_REINFORCE)
+def rec(
+    *,
+    samples: int = 8,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    far_low: float | None = None,
+    far_high: float | None = None,
+):
+    """REINFORCE with the group's mean as baseline and the mask of the clip, but no importance weight.
+
+    Defaults: The one-sided mask with the paper's bounds. With `far_low` (0.6 in the paper) or `far_high` (2.0) it is a ring.
+      `samples` is ours.
+    """
+    ring = {"two_sided": True, "far_low": far_low, "far_high": far_high} if (far_low, far_high) != (None, None) else {}
+    mask = objectives.ring_mask(low=clip_low, high=clip_high, **ring)
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(scale=None), token_mean()),
+        objective(policy(trust=score_function(), factors=(mask,))),
+    )
+
+
+@method(**GROUP_REINFORCE)
+def opmd(*, samples: int = 8, temperature: float = 0.1):
+    """REINFORCE with the group's mean as baseline and `temperature` times the squared log-ratio of each token.
+
+    Defaults: Both are ours.
+    """
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(scale=None), token_mean()),
+        objective(policy(trust=objectives.dro(beta=2 * temperature))),
+    )
+
+
+@method(paper="Asymmetric REINFORCE for off-Policy RL (Arnal et al., 2025)", url="https://arxiv.org/abs/2506.20520")
+def asymre(*, samples: int = 8, shift: float = 0.1):
+    """REINFORCE with a baseline lower than the group's mean: off policy, wrong answers had better count less than right ones.
+
+    Defaults: The paper finds shifts a little above 0 safe; 0.1 and `samples` are ours. The shift of the baseline is written as
+      a likelihood of all answers.
+    """
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(scale=None), token_mean()),
+        objective(policy(ratio=None, trust=score_function()), negative_log_likelihood(coefficient=shift)),
+    )
+
+
+@method(
+    paper="Bridging Supervised Learning and Reinforcement Learning in Math Reasoning (Chen et al., 2025)",
+    url="https://arxiv.org/abs/2505.18116",
+)
+def nft(
+    *,
+    samples: int = 16,
+    max_rounds: int = 10,
+    threshold: float = 0.5,
+    negative: float = 1.0,
+    weighting: str = "failure",
+):
+    """Likelihood of right answers, and of wrong ones under the implicit policy that the right ones leave.
+
+    Defaults: Those of the authors' scripts; the loss is the mean over tokens here, theirs a sum over 1000. With
+      `weighting="std"` the on-policy gradient is that of GRPO for rewards 0 and 1. Scores above `threshold`, which is ours, are
+      right.
+    """
+    return (
+        dynamic_sampling(samples=samples, max_rounds=max_rounds),
+        chain(row_statistics(threshold=threshold), drop_uniform_groups(), token_mean()),
+        objective(policy(trust=objectives.nft(negative=negative, weighting=weighting))),
+    )
+
+
+@method(paper="Random Policy Valuation is Enough for LLM Reasoning (He et al., 2025)", url="https://arxiv.org/abs/2509.24981")
+def rover(*, samples: int = 8, rho: float = 1.0):
+    """Regression of the log-ratio, as the value of a uniformly random policy, on the reward and the value of what follows.
+
+    Defaults: Those of the authors' code: 8 samples for mathematics, where they also divide by the deviation; here, as for their
+      Countdown task, they do not.
+    """
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(scale=None), token_mean()),
+        objective(policy(ratio=token_ratio(against="proximal"), trust=objectives.rover(rho=rho))),
+    )
+
+
+@method(paper="DeepVideo-R1: Difficulty-aware Regressive GRPO (Park et al., 2025)", url="https://arxiv.org/abs/2506.07464")
+def reg_grpo(*, samples: int = 8, kl_coefficient: float = 0.04, epsilon: float = 1e-4):
+    """Regression of GRPO's advantages on the log-ratios of the answers, standardised within the group.
+
+    Defaults: All are ours. `epsilon`, which the paper leaves out, is added to the deviation of the log-ratios, which is 0 while
+      the policy has not moved. The paper's augmentation of questions that are too easy or too hard is left out.
+    """
+    return (
+        grouped(samples=samples),
+        chain(group_advantage(), sequence_mean()),
+        objective(objectives.advantage_regression(epsilon=epsilon), kl(coefficient=kl_coefficient)),
+    )

@@ -1,0 +1,195 @@
+"""Clips whose bounds follow the token's probability, its entropy, another policy or the balance of the batch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.numerics import log_ratio as difference
+from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.objectives.base import logp_name, logp_of, traits
+from jaxrl_llm.objectives.batch_statistics import action_quantile, counted
+from jaxrl_llm.objectives.ratios import TOKEN_RATIO
+from jaxrl_llm.objectives.trust import clipped_loss
+from jaxrl_llm.types import Batch, Scores
+
+# Entropies below e^-20 nats count alike, so that their logarithms stay finite.
+SMALLEST_ENTROPY = 2e-9
+
+
+@composable(annotations=logp_name)
+def probability_clip(
+    log_ratio,
+    scores: Scores,
+    batch: Batch,
+    *,
+    low: float = 0.16,
+    high: float = 0.2,
+    dual: float = 10.0,
+    against: str = "behavior",
+):
+    """The clip at the ratios r where |(r - 1) r| q = `low` below 1 and = `high` above it: wider for rarer tokens.
+
+    That is from 1/2 + sqrt(max(1/4 - low / q, 0)) to min(1/2 + sqrt(1/4 + high / q), max(`dual`, 10)), with the probability q
+    of the token under the old policy.
+
+    Args:
+      low: bound of the change below.
+      high: bound of the change above.
+      dual: as in `clip`.
+      against: whose probability q is, that of the ratio: "behavior" or "proximal".
+
+    Source: DCPO, https://arxiv.org/abs/2509.02333
+    """
+    del scores
+    inverse = jnp.exp(-jnp.maximum(masked(logp_of(against, batch), batch.mask), -60.0))
+    lower = 0.5 + jnp.sqrt(jnp.maximum(0.25 - low * inverse, 0.0))
+    upper = jnp.minimum(0.5 + jnp.sqrt(0.25 + high * inverse), max(dual, 10.0))
+    return clipped_loss(jnp.exp(log_ratio), batch.advantage, lower, upper, dual)
+
+
+@composable(annotations=("proximal_logp", "behavior_logp"))
+def proximal_clip(log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, high: float = 0.2):
+    """The clip of r = pi / mu to within p - low and p + high, with p = proximal / mu: around the policy before the updates.
+
+    For samples of older policies, whose ratio to the sampler is far from 1 before the first update. On samples of the
+    proximal policy itself it is `clip`.
+
+    Source: ReMix, https://arxiv.org/abs/2507.06892; generalised PPO, https://arxiv.org/abs/2111.00072
+    """
+    del scores
+    proximal, behavior = (masked(logp_of(who, batch), batch.mask) for who in ("proximal", "behavior"))
+    centre = jnp.exp(difference(proximal, behavior))
+    return clipped_loss(jnp.exp(log_ratio), batch.advantage, centre - low, centre + high)
+
+
+@composable
+@traits(coupled=True)
+def balanced_clip(
+    log_ratio,
+    scores: Scores,
+    batch: Batch,
+    *,
+    lower: tuple[float, float] = (0.6, 0.9),
+    upper: tuple[float, float] = (1.2, 3.0),
+    step: float = 0.05,
+    positive_share: float = 0.5,
+    dual: float | None = 3.0,
+):
+    """The clip with the narrowest bounds at which positive advantages make up `positive_share` of the loss.
+
+    Bounds are raised on a fixed grid, first the lower one from its first to its last value, then the upper one, until
+    P / (P + N) >= `positive_share`, with P = sum over A >= 0 of min(r, upper) A and N = sum over A < 0 of max(r, lower) |A|,
+    weighted as in the loss. Where no bounds reach it, the last ones stand.
+
+    Args:
+      lower: first and last lower bound of the ratio.
+      upper: first and last upper bound of the ratio.
+      step: distance of two bounds on the grid.
+      positive_share: between 0 and 1.
+      dual: as in `clip`.
+
+    Raises:
+      ValueError: falling ranges, or a `step` of 0 or less.
+
+    Source: BAPO, https://arxiv.org/abs/2510.18927
+    """
+    del scores
+    grid = jnp.asarray(_bound_grid(lower, upper, step))
+    ratio, weight = jax.lax.stop_gradient(jnp.exp(log_ratio)), masked(batch.weight, batch.mask)
+    advantage = masked(batch.advantage, counted(batch))
+
+    def reached(bounds):
+        positive = jnp.sum(weight * jnp.minimum(ratio, bounds[1]) * jnp.maximum(advantage, 0.0))
+        negative = jnp.sum(weight * jnp.maximum(ratio, bounds[0]) * jnp.maximum(-advantage, 0.0))
+        return positive >= positive_share * (positive + negative)
+
+    enough = jax.lax.map(reached, grid)
+    chosen = grid[jnp.where(enough.any(), jnp.argmax(enough), len(grid) - 1)]
+    return clipped_loss(jnp.exp(log_ratio), batch.advantage, chosen[0], chosen[1], dual)
+
+
+def _bound_grid(lower, upper, step: float) -> list[tuple[float, float]]:
+    """Pairs of bounds in the order in which they are tried."""
+    if step <= 0 or lower[0] > lower[1] or upper[0] > upper[1]:
+        raise ValueError(f"lower={lower}, upper={upper}, step={step}: ranges must not fall and the step must be above 0")
+    lows, highs = (_values(*ends, step) for ends in (lower, upper))
+    return [(low, highs[0]) for low in lows] + [(lows[-1], high) for high in highs[1:]]
+
+
+def _values(first: float, last: float, step: float) -> list[float]:
+    count = int((last - first) / step + 1e-6)
+    return [first + number * step for number in range(count)] + [last]
+
+
+@composable(annotations=("proximal_entropy",))
+@traits(coupled=True)
+def entropy_clip(
+    log_ratio,
+    scores: Scores,
+    batch: Batch,
+    *,
+    low: float = 0.2,
+    high: float = 0.2,
+    widening: float = 1.0,
+    level: float = 0.8,
+    dual: float | None = 10.0,
+):
+    """The clip with a wider lower bound at tokens of low entropy and a wider upper bound at those of high entropy.
+
+    With h in [-1, 1] of `relative_entropy`: from 1 - low (1 + `widening` max(-h, 0)) to 1 + high (1 + `widening` max(h, 0)).
+
+    Args:
+      low: as in `clip`.
+      high: as in `clip`.
+      widening: alpha, 0 for `clip`.
+      level: quantile of the log-entropies at which h is 0.
+      dual: as in `clip`.
+
+    Source: HAPO, https://arxiv.org/abs/2509.16591; its released code has the lower bounds never widen, by a sign
+    """
+    del scores
+    entropy = relative_entropy(batch, level)
+    lower = 1.0 - low * (1.0 + widening * jnp.maximum(-entropy, 0.0))
+    upper = 1.0 + high * (1.0 + widening * jnp.maximum(entropy, 0.0))
+    return clipped_loss(jnp.exp(log_ratio), batch.advantage, lower, upper, dual)
+
+
+@composable(annotations=("proximal_entropy",))
+@traits(coupled=True)
+def entropy_scale(
+    scores: Scores,
+    batch: Batch,
+    *,
+    low: float = 0.2,
+    high: float = 0.2,
+    strength: float = 1.0,
+    level: float = 0.8,
+    ratio: Composable = TOKEN_RATIO,
+):
+    """Factor 1 + `strength` h of tokens, with h of `relative_entropy`, where the ratio and the entropy call for it.
+
+    Tokens of high entropy (h > 0) count more where the ratio has left 1 - low / 2 to 1 + high / 2, those of low entropy count
+    less where it is still within; 1 elsewhere.
+
+    Args:
+      low: as in `clip`.
+      high: as in `clip`.
+      strength: beta, between 0 and 1.
+      level: as in `entropy_clip`.
+      ratio: log importance ratio.
+
+    Source: HAPO, https://arxiv.org/abs/2509.16591
+    """
+    moved, entropy = jnp.exp(ratio(scores, batch)), relative_entropy(batch, level)
+    within = (moved >= 1.0 - low / 2) & (moved <= 1.0 + high / 2)
+    return jnp.where(within == (entropy <= 0), 1.0 + strength * entropy, 1.0)
+
+
+def relative_entropy(batch: Batch, level: float):
+    """Log-entropy of each action relative to a quantile of the batch, scaled to 1 at the largest and -1 at the smallest."""
+    actions = counted(batch)
+    entropy = jnp.maximum(masked(batch.extras["proximal_entropy"], actions), SMALLEST_ENTROPY)
+    distance = masked(jnp.log(entropy) - action_quantile(jnp.log(entropy), actions, level), actions)
+    return jnp.where(distance > 0, safe_divide(distance, distance.max()), safe_divide(distance, -distance.min()))

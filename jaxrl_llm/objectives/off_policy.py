@@ -1,0 +1,149 @@
+"""Corrections of samples that came from another policy: factors `(scores, batch) -> factor` [B, T] of a policy term.
+
+Each compares the policy named `of` with the one that its ratio is against. With three policies (decoupled), the ratio of the
+term itself is against "proximal", and the factor corrects from "proximal" to "behavior", the sampler. With two (bypass),
+`of` is "policy", and the factor takes the place of the term's ratio.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.numerics import kl_estimate, masked, safe_divide
+from jaxrl_llm.objectives.base import logp_of, traits
+from jaxrl_llm.objectives.batch_statistics import action_mean, counted
+from jaxrl_llm.objectives.ratios import TOKEN_RATIO, segment_mean, segment_total
+from jaxrl_llm.types import Batch, Scores
+
+OVER = ("token", "sum", "mean", "max")
+OUTSIDE = ("truncate", "mask")
+AMONG = ("all", "negative", "leaving")
+
+
+def _logp_of_option(options: dict) -> tuple[str, ...]:
+    return () if options["of"] == "policy" else (f"{options['of']}_logp",)
+
+
+def log_weight(of: str, ratio: Composable, scores: Scores, batch: Batch):
+    """`ratio` [B, T] (nats) of the policy named `of`; "policy" is the one that trains."""
+    return ratio(scores if of == "policy" else scores.replace(logp=logp_of(of, batch)), batch)
+
+
+@composable(annotations=_logp_of_option)
+def importance_weight(
+    scores: Scores,
+    batch: Batch,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    outside: str = "truncate",
+    of: str = "proximal",
+    ratio: Composable = TOKEN_RATIO,
+):
+    """exp(ratio), bounded: importance weight of a token, of a sequence or of its geometric mean, by the `ratio`.
+
+    Args:
+      low: lower bound of the weight.
+      high: upper bound of the weight.
+      outside: "truncate" to the bounds (truncated importance sampling), or "mask": 0 outside of them (IcePop).
+      of: whose probability stands above: "proximal" or "policy".
+      ratio: `token_ratio()`, `sequence_total_ratio()`, `sequence_ratio()` (geometric mean).
+
+    Raises:
+      ValueError: an unknown `outside`, or "mask" without any bound.
+
+    Source: decoupled PPO, https://arxiv.org/abs/2110.00641 (no bounds); TIS,
+      https://fengyao.notion.site/off-policy-rl; IcePop, https://arxiv.org/abs/2510.18855
+    """
+    if outside not in OUTSIDE:
+        raise ValueError(f"outside is {outside!r}; it must be one of {OUTSIDE}")
+    if outside == "mask" and low is None and high is None:
+        raise ValueError("outside='mask' needs low or high; nothing is outside without a bound")
+    weight = jnp.exp(log_weight(of, ratio, scores, batch))
+    bounded = jnp.clip(weight, low, high)
+    return bounded if outside == "truncate" else jnp.where(weight == bounded, weight, 0.0)
+
+
+@composable
+@traits(coupled=True)
+def batch_normalised(scores: Scores, batch: Batch, *, factor: Composable):
+    """`factor` divided by its mean over the actions of the batch, so that it leaves the size of the loss alone.
+
+    Source: option `rollout_is_batch_normalize` of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html
+    """
+    actions = counted(batch)
+    value = masked(factor(scores, batch), actions)
+    return safe_divide(value, action_mean(value, actions))
+
+
+@composable(annotations=_logp_of_option)
+def rejection(
+    scores: Scores,
+    batch: Batch,
+    *,
+    kind: str = "k1",
+    over: str = "mean",
+    low: float | None = None,
+    high: float | None = None,
+    among: str = "all",
+    of: str = "proximal",
+    ratio: Composable = TOKEN_RATIO,
+):
+    """1 where an estimate of KL(mu || pi) lies within bounds, 0 elsewhere: drops tokens or whole sequences.
+
+    pi is the policy named `of`, mu the one that `ratio` is against. With `over="max"`, kind "k1" and high = -log c, a sequence
+    is dropped when the ratio pi / mu of one of its tokens is below c (a "veto"). With `over="mean"`, kind "k1", `of="policy"`
+    and `among="negative"`, it is the off-policy sequence mask of DeepSeek-V3.2; with kind "tv" and `among="leaving"`, the mask
+    of VACO.
+
+    Args:
+      kind: "k1" (log mu - log pi), "k2" or "k3", see `numerics.kl_estimate`, or "tv": |pi / mu - 1|, twice the total variation
+        on average.
+      over: "token", or "sum", "mean" or "max" over the actions of the sequence.
+      low: lower bound, nats.
+      high: upper bound, nats.
+      among: which actions may be dropped: "all", "negative" (A < 0) or "leaving" (A > 0 where pi > mu, A < 0 where pi < mu:
+        those that take pi further from mu).
+      of: "proximal" or "policy".
+      ratio: log-ratio of a token.
+
+    Raises:
+      ValueError: an unknown `over`, `among` or kind, or no bound.
+
+    Source: rejection of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html; DeepSeek-V3.2,
+      https://arxiv.org/abs/2512.02556; VACO, https://arxiv.org/abs/2603.01365, as in open-instruct
+    """
+    if over not in OVER:
+        raise ValueError(f"over is {over!r}; it must be one of {OVER}")
+    if among not in AMONG:
+        raise ValueError(f"among is {among!r}; it must be one of {AMONG}")
+    if low is None and high is None:
+        raise ValueError("rejection needs low or high; it would keep everything")
+    moved = log_weight(of, ratio, scores, batch)
+    estimate = jnp.abs(jnp.expm1(moved)) if kind == "tv" else kl_estimate(jnp.zeros_like(moved), moved, kind)
+    value = _over(over, estimate, batch)
+    outside = jnp.zeros_like(value, bool) if low is None else value < low
+    outside = outside if high is None else outside | (value > high)
+    droppable = {"all": True, "negative": batch.advantage < 0, "leaving": batch.advantage * moved > 0}[among]
+    return 1.0 - (outside & droppable)
+
+
+def _over(kind: str, estimate, batch: Batch):
+    if kind == "token":
+        return estimate
+    if kind == "sum":
+        return segment_total(masked(estimate, batch.mask), batch.segment)
+    if kind == "mean":
+        return segment_mean(estimate, batch.mask, batch.segment)
+    return _segment_max(jnp.where(batch.mask > 0, estimate, -jnp.inf), batch.segment)
+
+
+def _segment_max(per_token, segment):
+    """Largest value [B, T] of each token's own sequence within its row."""
+
+    def row(values, numbers):
+        return jax.ops.segment_max(values, numbers, num_segments=values.shape[0] + 1)[numbers]
+
+    return jax.vmap(row)(per_token, segment)

@@ -1,0 +1,118 @@
+"""Online merging: each optimizer step is merged with the direction that supervised training took."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class MergingState(NamedTuple):
+    """State of an online merge.
+
+    Attributes:
+      direction: task vector, in the shape of the parameters.
+      count: int32 [], steps done.
+    """
+
+    direction: Any
+    count: jax.Array
+
+
+def task_vector(tuned, base, *, density: float = 1.0, bound: float = 1.0):
+    """`tuned - base`, of each leaf only the share `density` of largest magnitude, clipped to +-`bound`.
+
+    Args:
+      tuned: parameters after supervised training.
+      base: parameters before it, in the same shape.
+      density: share of the entries of each leaf that are kept.
+      bound: largest magnitude of an entry.
+
+    Raises:
+      ValueError: the density is not in (0, 1].
+
+    Source: https://arxiv.org/abs/2405.17931
+    """
+    _check_density(density)
+    return jax.tree.map(lambda a, b: jnp.clip(_largest(a - b, density), -bound, bound), tuned, base)
+
+
+def online_dare(direction, *, keep: float, mix: float, seed: int = 0) -> optax.GradientTransformation:
+    """OnDARE: update <- mix * direction + (1 - mix) * Bernoulli(keep) * update / keep, to be chained behind Adam.
+
+    Args:
+      direction: see `task_vector`; it becomes part of the optimizer's state.
+      keep: probability that an entry of the update is kept.
+      mix: share of the direction in each step.
+      seed: of the mask; a step's mask depends on seed, step and leaf alone.
+
+    Raises:
+      ValueError: `keep` is not in (0, 1].
+
+    Source: https://arxiv.org/abs/2405.17931; the authors' script has keep 0.01 and mix 1e-7
+    """
+    _check_density(keep, "keep")
+
+    def update(updates, state: MergingState, params=None):
+        del params
+        key = jax.random.fold_in(jax.random.key(seed), state.count)
+        leaves, structure = jax.tree.flatten(updates)
+
+        def merged(number, leaf, towards):
+            kept = jax.random.bernoulli(jax.random.fold_in(key, number), keep, leaf.shape)
+            return mix * towards + (1.0 - mix) * jnp.where(kept, leaf / keep, 0.0)
+
+        towards = jax.tree.leaves(state.direction)
+        found = [merged(number, *pair) for number, pair in enumerate(zip(leaves, towards, strict=True))]
+        return jax.tree.unflatten(structure, found), state._replace(count=state.count + 1)
+
+    return optax.GradientTransformation(_begin(direction), update)
+
+
+def online_ties(direction, *, density: float, mix: float) -> optax.GradientTransformation:
+    """OnTIES: entries of the direction and of the update count where they agree with the sign of the two together.
+
+    With d the largest entries of the update and s = sign(direction + d):
+    update <- mix * direction * [sign(direction) = s] + (1 - mix) * d * [sign(d) = s].
+
+    Args:
+      direction: see `task_vector`; it becomes part of the optimizer's state.
+      density: share of the entries of each leaf of the update that are kept, the largest.
+      mix: share of the direction in each step.
+
+    Raises:
+      ValueError: the density is not in (0, 1].
+
+    Source: https://arxiv.org/abs/2405.17931
+    """
+    _check_density(density)
+
+    def merged(leaf, towards):
+        kept = _largest(leaf, density)
+        sign = jnp.sign(towards + kept)
+        of_direction = jnp.where(jnp.sign(towards) == sign, towards, 0.0)
+        return mix * of_direction + (1.0 - mix) * jnp.where(jnp.sign(kept) == sign, kept, 0.0)
+
+    def update(updates, state: MergingState, params=None):
+        del params
+        return jax.tree.map(merged, updates, state.direction), state._replace(count=state.count + 1)
+
+    return optax.GradientTransformation(_begin(direction), update)
+
+
+def _begin(direction):
+    return lambda params: MergingState(jax.tree.map(jnp.asarray, direction), jnp.zeros((), jnp.int32))
+
+
+def _largest(leaf, density: float):
+    """The leaf with all but its share `density` of largest magnitude set to 0; at least one entry stays, ties all stay."""
+    count = max(int(density * leaf.size), 1)
+    lowest = jax.lax.top_k(jnp.abs(leaf).ravel(), count)[0][-1]
+    return jnp.where(jnp.abs(leaf) >= lowest, leaf, 0.0)
+
+
+def _check_density(value: float, name: str = "density") -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} is {value}; it must be above 0 and at most 1")
