@@ -15,6 +15,7 @@ from jaxrl_llm.estimators.entropies import entropy_penalty, entropy_shaped_advan
 from jaxrl_llm.estimators.filters import drop_uniform_groups
 from jaxrl_llm.estimators.gae import gae, length_adaptive_decay, minus_value
 from jaxrl_llm.estimators.groups import component_advantage, group_advantage
+from jaxrl_llm.estimators.hidden_reward import hidden_reward_weighting
 from jaxrl_llm.estimators.kl_penalty import adaptive_kl_in_reward
 from jaxrl_llm.estimators.lengths import (
     cosine_length_reward,
@@ -48,6 +49,7 @@ from jaxrl_llm.estimators.votes import majority_reward, novelty_reward, pseudo_l
 from jaxrl_llm.estimators.weighting import constant, pair_mean, sequence_mean, sequence_mean_token_sum, token_mean
 
 __all__ = [
+    "hidden_reward_weighting",
     "optimal_value",
     "adaptive_kl_in_reward",
     "Estimator",

@@ -54,8 +54,8 @@ class Method:
 
     @property
     def candidates(self) -> frozenset[Composable]:
-        """Rules that say which tokens the objective looks at beside the one that stands there."""
-        return picks_of(self.objective.terms)
+        """Rules that say which tokens the method looks at beside those that stand there."""
+        return picks_of((*self.estimator.parts, *self.objective.terms))
 
     @property
     def needs_reference(self) -> bool:

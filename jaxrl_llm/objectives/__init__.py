@@ -28,7 +28,7 @@ from jaxrl_llm.objectives.distillation import (
     one_token_rollouts,
     reverse_divergence,
 )
-from jaxrl_llm.objectives.entropy import smoothed_entropy, top_entropy_bonus
+from jaxrl_llm.objectives.entropy import overconfidence, smoothed_entropy, top_entropy_bonus
 from jaxrl_llm.objectives.implicit_rewards import (
     alpha_transform,
     anchored_ratio,
@@ -99,6 +99,7 @@ from jaxrl_llm.objectives.valuation import dro, nft, rover
 from jaxrl_llm.objectives.values import categorical_value_loss, quantile_value_loss, value_loss
 
 __all__ = [
+    "overconfidence",
     "Objective",
     "advantage_regression",
     "alpha_divergence",

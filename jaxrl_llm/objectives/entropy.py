@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from jaxrl_llm.compose import composable
-from jaxrl_llm.numerics import masked
+from jaxrl_llm.numerics import masked, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import coefficient_value, weighted_sum
+from jaxrl_llm.objectives.ratios import segment_total
 from jaxrl_llm.types import Batch, Scores
+
+# Log-probability (nats) of a sequence above which its penalty is constant.
+_CERTAIN = -1e-3
 
 
 @composable(needs=lambda options: (f"top_entropy:{options['cut']}",))
@@ -55,3 +61,21 @@ def smoothed_entropy(
     outside = (mean > 0) & ((entropy < low * mean) | (entropy > high * mean))
     smooth = coefficient_value(smoothing, batch) * penalty * outside
     return -coefficient_value(coefficient, batch) * (entropy - smooth), {"policy_entropy": weighted_sum(entropy, batch)}
+
+
+@composable
+def overconfidence(scores: Scores, batch: Batch, *, coefficient: float | str = 1.0):
+    """-`coefficient` / log pi(y) of each sequence y, shared by its actions: large where the policy is sure of a whole answer.
+
+    Above -0.001 nats the penalty is constant. With weights `sequence_mean_token_sum` it is the mean over sequences.
+
+    Args:
+      coefficient: a number, or the name of a scalar in `batch.coefficients`.
+
+    Source: the penalty of REINVENT, https://doi.org/10.1186/s13321-017-0235-x, as studied in
+      https://arxiv.org/abs/2310.02902
+    """
+    actions = (batch.mask > 0).astype(jnp.float32)
+    total = segment_total(without_infinities(masked(scores.logp, actions)), batch.segment)
+    value = -1.0 / jnp.minimum(total, _CERTAIN)
+    return coefficient_value(coefficient, batch) * safe_divide(value, segment_total(actions, batch.segment)), {}

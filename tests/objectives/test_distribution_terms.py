@@ -105,6 +105,13 @@ def test_smoothed_entropy(history, case):
     harness.check(term, case, functools.partial(oracle.smoothed_entropy, **options), by=("entropy",))
 
 
+@brief
+@given(case=batch_cases())
+def test_overconfidence(case):
+    expected = functools.partial(oracle.overconfidence, coefficient=0.3)
+    harness.check(objectives.overconfidence(coefficient=0.3), case, expected)
+
+
 def test_refusals():
     logp = np.log(np.full((1, 1, 2), 0.5))
     with pytest.raises(ValueError, match="beta is 2; it must be from 0 to 1"):

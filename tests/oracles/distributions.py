@@ -143,3 +143,13 @@ def sampled(log_probabilities, temperature):
     """Probabilities that the draws come from."""
     shaped = np.exp(np.asarray(log_probabilities, np.float64) / temperature)
     return shaped / shaped.sum(axis=-1, keepdims=True)
+
+
+def overconfidence(live, case, *, coefficient):
+    """-c sum_t w_t / (|y| log pi(y)), log pi(y) the sum over the actions of its sequence; not above -1/1000."""
+    total = np.longdouble(0)
+    for b, t in actions(case):
+        own = [u for c, u in actions(case) if c == b and case.segment[b, u] == case.segment[b, t]]
+        logp = sum(live.logp[b, u] if np.isfinite(live.logp[b, u]) else np.longdouble(0) for u in own)
+        total += case.weight[b, t] * -coefficient / (min(logp, np.longdouble(-1e-3)) * len(own))
+    return total

@@ -116,6 +116,7 @@ def _about_distributions(random, tokens) -> dict:
     per_token = {
         "proximal_entropy": random.exponential(1.0, shape),
         "proximal_mean_logp": -4.0 - random.exponential(1.0, shape),
+        "proximal_hidden": random.normal(size=(*shape, WIDTH)),
         "proximal_log_collision": -random.exponential(1.0, shape),
         **shares,
     }

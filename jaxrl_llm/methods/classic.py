@@ -1,0 +1,153 @@
+"""The classic methods: policy gradients with a reward-to-go or a critic, imitation, and models of rewards."""
+
+from __future__ import annotations
+
+from jaxrl_llm.estimators import (
+    chain,
+    gae,
+    group_advantage,
+    leave_one_out_baseline,
+    pair_mean,
+    reward_to_go,
+    sequence_mean,
+    sequence_mean_token_sum,
+    token_mean,
+    whiten,
+)
+from jaxrl_llm.methods.base import method
+from jaxrl_llm.methods.choices import kl_reward
+from jaxrl_llm.objectives import (
+    bradley_terry,
+    entropy_bonus,
+    negative_log_likelihood,
+    objective,
+    policy,
+    score_function,
+    sequence_total_ratio,
+    value_loss,
+)
+from jaxrl_llm.objectives import clip as ratio_clip
+from jaxrl_llm.rollouts import grouped
+
+
+@method(paper="Simple statistical gradient-following algorithms (Williams, 1992)", url="https://doi.org/10.1007/BF00992696")
+def reinforce(*, samples: int = 1, kl_coefficient: float = 0.0, kl_kind: str | None = None):
+    """Score-function gradient of the reward-to-go, without a baseline.
+
+    Defaults: The paper is about networks in general: all defaults are ours. `kl_kind=None` means k1.
+    """
+    return (
+        grouped(samples=samples),
+        chain(*kl_reward(kl_coefficient, kl_kind), reward_to_go(), sequence_mean_token_sum()),
+        objective(policy(ratio=None, trust=score_function())),
+    )
+
+
+@method(
+    paper="Back to Basics: Revisiting REINFORCE Style Optimization (Ahmadian et al., 2024)",
+    url="https://arxiv.org/abs/2402.14740",
+    conventions={"trl-1.16": {"samples": 2, "clip": 0.2}},
+)
+def rloo(*, samples: int = 4, kl_coefficient: float = 0.05, kl_kind: str | None = None, clip: float | None = None):
+    """REINFORCE on whole sequences with the mean reward of the other samples as baseline.
+
+    Defaults: The paper tries 2 and 4 samples. The KL coefficient is ours. `kl_kind=None` means k1. A number for `clip` takes,
+      as TRL does, the clipped ratio of whole sequences in place of the plain gradient, which it equals on policy.
+    """
+    if clip is None:
+        ratio, trust, weighting = None, score_function(), sequence_mean_token_sum()
+    else:
+        ratio, trust, weighting = sequence_total_ratio(), ratio_clip(low=clip, high=clip), sequence_mean()
+    return (
+        grouped(samples=samples),
+        chain(
+            *kl_reward(kl_coefficient, kl_kind),
+            group_advantage(baseline=leave_one_out_baseline(), scale=None),
+            weighting,
+        ),
+        objective(policy(ratio=ratio, trust=trust)),
+    )
+
+
+@method(
+    paper="Proximal Policy Optimization Algorithms (Schulman et al., 2017)",
+    url="https://arxiv.org/abs/1707.06347",
+    conventions={"verl-0.10": {"clip_dual": 3.0, "trace_decay": 1.0, "kl_coefficient": 0.0, "value_clip": 0.5}},
+)
+def ppo(
+    *,
+    samples: int = 1,
+    discount: float = 1.0,
+    trace_decay: float = 0.95,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    clip_dual: float | None = None,
+    value_coefficient: float = 0.5,
+    value_clip: float | None = 0.2,
+    value_huber: float | None = None,
+    entropy_coefficient: float = 0.0,
+    kl_coefficient: float = 0.05,
+    kl_kind: str | None = None,
+    kl_target: float | None = None,
+):
+    """Clipped surrogate with a learned critic, generalised advantage estimation and a KL penalty in the reward.
+
+    Defaults: The clip 0.2 and `trace_decay` 0.95 are the paper's, for control tasks. There the discount is 0.99;
+      for texts, whose reward comes at the end, it is 1. The KL penalty in the reward is that of Ziegler et al.
+      (https://arxiv.org/abs/1909.08593); its coefficient, the value's coefficient and the value's clip are ours.
+      `kl_kind=None` means k1, and `kl_target=None` a fixed coefficient; a number (nats an answer) is a KL that it follows.
+    """
+    if value_coefficient <= 0:
+        raise ValueError(f"value_coefficient is {value_coefficient}; a critic that never learns gives no baseline: take 'grpo'")
+    bonus = (entropy_bonus(coefficient=entropy_coefficient),) if entropy_coefficient else ()
+    return (
+        grouped(samples=samples),
+        chain(
+            *kl_reward(kl_coefficient, kl_kind, kl_target),
+            gae(discount=discount, trace_decay=trace_decay),
+            whiten(),
+            token_mean(),
+        ),
+        objective(
+            policy(trust=ratio_clip(low=clip_low, high=clip_high, dual=clip_dual)),
+            value_loss(coefficient=value_coefficient, clip=value_clip, huber=value_huber),
+            *bonus,
+        ),
+    )
+
+
+@method(paper="REINFORCE++ (Hu et al., 2025)", url="https://arxiv.org/abs/2501.03262")
+def reinforce_plus_plus(
+    *,
+    samples: int = 1,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coefficient: float = 0.01,
+    kl_kind: str | None = None,
+):
+    """Clipped surrogate on rewards-to-go with a token KL penalty, standardised over the whole batch; no critic.
+
+    Defaults: One sample and a KL penalty of kind k1 in the reward (`kl_kind=None`) are the paper's. Its text
+      (version 9) states neither clip nor coefficient: both are ours.
+    """
+    return (
+        grouped(samples=samples),
+        chain(*kl_reward(kl_coefficient, kl_kind), reward_to_go(), whiten(), token_mean()),
+        objective(policy(trust=ratio_clip(low=clip_low, high=clip_high))),
+    )
+
+
+@method(paper="Training language models to follow instructions (Ouyang et al., 2022)", url="https://arxiv.org/abs/2203.02155")
+def sft():
+    """Negative log-likelihood of given completions, each token alike."""
+    return None, chain(token_mean()), objective(negative_log_likelihood())
+
+
+@method(paper="Learning to summarize from human feedback (Stiennon et al., 2020)", url="https://arxiv.org/abs/2009.01325")
+def reward_model(*, center: float = 0.0):
+    """Bradley-Terry model of preferences: a value head that scores the preferred answer above the other one.
+
+    Defaults: The paper has no centring: `center` is that of https://arxiv.org/abs/2312.09244; TRL recommends 0.01
+      where it is wanted.
+    """
+    return None, chain(pair_mean()), objective(bradley_terry(center=center))
