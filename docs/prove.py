@@ -5,6 +5,7 @@ the suite compares with it by value and gradient; whether loss and gradient are 
 to other methods hold; and whether a step of a tiny model is finite and moves it.
 """
 
+import os
 import pathlib
 import sys
 
@@ -35,32 +36,35 @@ What is tested of each method, counted by `python docs/prove.py`, which runs the
 """
 
 
+def pytest_collection_modifyitems(config, items):
+    """Keeps what is counted, also in worker processes; that every oracle agrees is the business of the suite."""
+    counted = []
+    for item in items:
+        reduced = sorted({name for mark in item.iter_markers("reduction") for name in mark.args})
+        item.user_properties.append(("reduced", reduced))
+        if reduced or item.originalname in (SPLITS, STEP):
+            counted.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in counted])
+    items[:] = counted
+
+
 class Counter:
     """Collects the outcomes of tests by the method that they are about."""
 
     def __init__(self):
         self.passed, self.failed, self.reductions = {SPLITS: set(), STEP: set()}, set(), {}
-        self._reduces = {}
-
-    def pytest_collection_modifyitems(self, config, items):
-        """Keeps what is counted; that every oracle agrees is the business of the suite."""
-        for item in items:
-            for mark in item.iter_markers("reduction"):
-                self._reduces.setdefault(item.nodeid, set()).update(mark.args)
-        counted = [item for item in items if item.nodeid in self._reduces or item.originalname in self.passed]
-        config.hook.pytest_deselected(items=[item for item in items if item not in counted])
-        items[:] = counted
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
             self.failed.add(report.nodeid)
         if report.when != "call" or not report.passed:
             return
-        for test, names in self.passed.items():
-            if f"::{test}[" in report.nodeid:
-                names.add(report.nodeid.partition("[")[2].rstrip("]"))
-        for name in self._reduces.get(report.nodeid, ()):
-            self.reductions.setdefault(name, set()).add(report.nodeid.partition("[")[0].rpartition("::")[2])
+        test, _, parameters = report.nodeid.partition("[")
+        test = test.rpartition("::")[2]
+        if test in self.passed:
+            self.passed[test].add(parameters.rstrip("]"))
+        for name in dict(report.user_properties)["reduced"]:
+            self.reductions.setdefault(name, set()).add(test)
 
 
 def functions_of(method) -> set[str]:
@@ -100,9 +104,11 @@ def main() -> int:
     counter = Counter()
     tests = [str(ROOT / "tests" / name) for name in ("methods", "objectives", "estimators", "optimizers")]
     tests.append(str(ROOT / "tests" / "training" / "test_update.py"))
-    chosen = ["-m", "slow or not slow", "--rootdir", str(ROOT), *sys.argv[1:]]
-    pytest.main([*tests, *chosen], plugins=[counter])
-    import oracles  # on the path once pytest has run
+    # This file is a plugin of the workers too.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "docs"), os.environ.get("PYTHONPATH", "")])
+    sys.path.append(str(ROOT / "tests"))
+    pytest.main([*tests, "-m", "slow or not slow", "-n", "2", "-p", "prove", "--rootdir", str(ROOT)], plugins=[counter])
+    import oracles
 
     (ROOT / "docs" / "proofs.md").write_text(page(counter, oracles.names()), encoding="utf-8")
     print(*sorted(counter.failed), sep="\n")

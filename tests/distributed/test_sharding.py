@@ -18,6 +18,8 @@ from jaxrl_llm.training import TrainState, make_update
 from jaxrl_llm.training.update import make_gradient
 from jaxrl_llm.types import Batch
 
+pytestmark = pytest.mark.slow
+
 CONFIG = DecoderConfig(
     vocab_size=48, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, qk_norm="head"
 )

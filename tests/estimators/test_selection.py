@@ -7,7 +7,7 @@ from hypothesis import given
 from oracles import advantages, filters
 from oracles.cases import brief
 from running import Rollouts, assert_close, check_outside, rich_cases, run, step
-from test_shaping import COMPONENT, THRESHOLD, check_component, component, few, once
+from test_shaping_estimators import COMPONENT, THRESHOLD, check_component, component, few, once
 
 from jaxrl_llm import estimators
 

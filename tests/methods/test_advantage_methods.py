@@ -208,8 +208,8 @@ def test_reinforce_plus_plus_baseline_centres_groups_and_scales_the_step(rollout
 
 
 def test_what_must_be_given_is_named():
-    assert "anchor_reward" in methods.get("pvpo").needs and not methods.get("pvpo").needs_reference
     assert "greedy_reward" not in methods.get("remax").needs, "its strategy brings it"
+    assert "anchor_reward" not in methods.get("pvpo").needs and methods.get("pvpo").needs_reference
     assert "drift" in methods.get("spo", drift_half_life=0.06).needs and "drift" not in methods.get("spo").needs
     assert methods.get("vapo").needs_critic and methods.get("pf_ppo").needs_critic
     assert {"stratum", "state", "calls"} <= methods.get("stratified_grpo").needs | methods.get("gigpo").needs | methods.get(

@@ -31,6 +31,8 @@ from jaxrl_llm.networks.matrices import matrices, product
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.types import Batch
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"vocab_size": 37, "hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
 DENSE = DecoderConfig(**SIZES)
 TIED = dataclasses.replace(DENSE, tie_embeddings=True, attention_bias=True, scale_embeddings=True)

@@ -24,6 +24,8 @@ from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import make_gradient
 from jaxrl_llm.types import Batch, Scores
 
+pytestmark = pytest.mark.slow
+
 CONFIG = DecoderConfig(
     vocab_size=37,
     hidden_size=16,

@@ -25,6 +25,8 @@ from jaxrl_llm.networks import (
     split_params,
 )
 
+pytestmark = pytest.mark.slow
+
 TOKENS = np.random.default_rng(0).integers(0, tiny_huggingface.VOCABULARY, (2, 20))
 TOLERANCE = 2e-4
 ALL = "attention|mlp|embedding|head"

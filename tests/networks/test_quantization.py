@@ -28,6 +28,8 @@ from jaxrl_llm.networks import (
 )
 from jaxrl_llm.networks.codes import NF4, decode, encode
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("int8", "int4", "nf4")
 SIZES = {"vocab_size": 37, "hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4, "head_dim": 16}
 DENSE = DecoderConfig(**SIZES, num_kv_heads=2)

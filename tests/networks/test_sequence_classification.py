@@ -13,6 +13,8 @@ import transformers
 
 from jaxrl_llm.networks import DecoderConfig, decoder, families, load_huggingface, save_huggingface
 
+pytestmark = pytest.mark.slow
+
 # Every family whose class `transformers` has, some with their variants; biases, ties, windows and routers among them.
 CLASSES = {
     "llama2": "LlamaForSequenceClassification",

@@ -35,7 +35,7 @@ def rollouts(params, *, members: int = 2, rows: int = 12, seed: int = 1, roles=(
     extras = near | {
         "preference": role[:, 0],
         "revises": role[:, 1],
-        "optimal_value": random.normal(size=rows).astype(np.float32),
+        "anchor_rewards": (1 + random.normal(size=(rows, 4))).astype(np.float32),
     }
     return plain.replace(group=(place // members).astype(np.int32), source=source, extras=extras)
 
@@ -46,7 +46,8 @@ def _near(logp, mask, random):
 
 def estimated(method, step):
     """The rollouts as the estimator leaves them, without what the method does not ask for."""
-    kept = {name: value for name, value in step.extras.items() if name in method.needs}
+    wanted = method.needs | getattr(method.strategy, "provides", frozenset())
+    kept = {name: value for name, value in step.extras.items() if name in wanted}
     found, _ = _compiled(method.estimator.update)(step.replace(extras=kept), method.estimator.init(), jax.random.key(0))
     return jax.tree.map(np.asarray, found)
 

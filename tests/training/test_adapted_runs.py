@@ -12,6 +12,8 @@ from jaxrl_llm.training import metrics, policies, reinforcement
 from jaxrl_llm.training.config import check_config
 from jaxrl_llm.training.policies import convert, load_policy
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = 64  # codes of 4 bits come in blocks of 64 inputs
 
 

@@ -31,6 +31,8 @@ from jaxrl_llm.objectives import negative_log_likelihood, objective
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import TrainState, make_gradient, make_update
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
 DENSE = DecoderConfig(**SIZES, tie_embeddings=True)
 SPARSE = DecoderConfig(**SIZES, experts=ExpertsConfig(count=4, per_token=2, width=64))

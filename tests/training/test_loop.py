@@ -36,8 +36,8 @@ def largest_change(one, other):
     return max(float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
-def test_the_table_of_runs_has_every_method():
-    assert set(METHOD_OPTIONS) == {name for name in methods.names() if methods.get(name).learns_from == "samples"}
+def test_the_table_of_runs_has_methods_on_samples():
+    assert set(METHOD_OPTIONS) <= {name for name in methods.names() if methods.get(name).learns_from == "samples"}
 
 
 @pytest.mark.parametrize("name", sorted(METHOD_OPTIONS))

@@ -23,14 +23,18 @@ def test_every_name_that_the_supervised_phase_logs_is_defined():
 
 
 def test_no_definition_without_a_metric():
-    """Every plain name of the table is logged by some run, but those that only sampled evaluation has.
-
-    That of mixtures of experts is logged by a run of test_network_options.
-    """
+    """Every plain name of the table is logged by some run; those of experts and of further methods are so in other tests."""
     runs = [*map(finished, METHOD_OPTIONS), finished_both_phases(), finished_reward_model()]
     logged = {key for run in runs for record in run.metrics for key in record}
     plain = {name for name in metrics.DEFINITIONS if "*" not in name}
-    assert plain - {"expert_load_max"} <= logged
+    assert plain - {"expert_load_max"} - OF_OTHER_METHODS <= logged
+
+
+# What a step of each method measures is looked up in `methods.test_methods`.
+OF_OTHER_METHODS = {
+    "anchor_reward", "constrained_kl", "fast/loss", "greedy_reward", "policy_entropy", "ranking_left_out", "reward_center",
+    "reward_desirable", "reward_reference_point", "reward_undesirable", "top_entropy",
+}  # fmt: skip
 
 
 def test_undefined_names_are_told_apart():

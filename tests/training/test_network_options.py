@@ -11,6 +11,8 @@ from jaxrl_llm.training import reinforcement
 from jaxrl_llm.training.build import build_tokenizer, network_structure
 from jaxrl_llm.training.config import check_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def experts_directory(tmp_path_factory):

@@ -14,6 +14,8 @@ from jaxrl_llm.training import reinforcement
 from jaxrl_llm.training.annotate import scoring_passes
 from jaxrl_llm.training.config import check_config
 
+pytestmark = pytest.mark.slow
+
 
 def short(name, steps=2, **options):
     config = tiny_config("dr_grpo")
