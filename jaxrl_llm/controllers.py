@@ -22,18 +22,16 @@ class Controller:
 
     Attributes:
       init: `init() -> state`, a pytree of arrays.
-      value: `value(state, step) -> float32 []`.
+      value: `value(state, step) -> float32 []`; it has the options, and prints as the code that makes the controller.
       update: `update(state, metrics) -> state`, from the metrics of a step.
-      made_by: the function and options it comes from, for printing.
     """
 
     init: Callable[[], Any]
-    value: Callable[[Any, Any], Any]
+    value: Composable
     update: Callable[[Any, Mapping[str, Any]], Any]
-    made_by: Composable
 
     def __repr__(self) -> str:
-        return repr(self.made_by)
+        return repr(self.value)
 
 
 def controlled(*, init=None, update=None):
@@ -51,7 +49,6 @@ def controlled(*, init=None, update=None):
                 init=Composable(init or _no_state, bound.options),
                 value=bound,
                 update=Composable(update or _unchanged, bound.options),
-                made_by=bound,
             )
 
         factory.__name__, factory.__doc__, factory.function = value.__name__, value.__doc__, value

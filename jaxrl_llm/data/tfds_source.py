@@ -28,6 +28,7 @@ def tfds_source(name: str, split: str, data_dir: str | pathlib.Path, columns: Ma
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         data = builder.as_data_source(split=split)
+    # Each of these is how tfds says that a data set is not there, not prepared, of another format or without the split.
     except (tfds.core.DatasetNotFoundError, AssertionError, NotImplementedError, ValueError) as error:
         mend = 'prepare it there with file_format="array_record", or with prepare_jsonl'
         raise ValueError(f"data set {name!r}, split {split!r}, cannot be read from {data_dir}: {error}; {mend}") from error

@@ -99,6 +99,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     rl, method = run.config.rl, run.method
     annotated = make_annotate(run, reference)
     average = moving_reference(run)
+    follow = None if average is None else jax.jit(average.update)
     estimate = make_estimate(method)
     objective = build.with_critic_loss(run.config, method.objective)
     objective = build.with_router_losses(run.config, run.network, objective)
@@ -117,9 +118,8 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
         state, update_metrics = _updates(run, update, state.replace(method_state=method_state), rollouts, number)
         metrics = update_metrics | metrics
         method_state = observe(method, state.method_state, metrics)
-        if average is not None:
-            moved = jax.jit(average.update)(policy_params(run, state), method_state["reference"])[1]
-            method_state |= {"reference": moved}
+        if follow is not None:
+            method_state |= {"reference": follow(policy_params(run, state), method_state["reference"])[1]}
         return state.replace(method_state=method_state), cursor, metrics, collection.records
 
     return step
