@@ -1,5 +1,6 @@
 """Hand-computed values, combinators, and what estimators refuse."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,7 @@ def test_chain_is_equal_to_its_steps_one_by_one():
     rollouts = rollouts_of([1, 3, 2, 4], group=np.array([0, 0, 1, 1], np.int32))
     joined = update(chain(group_advantage(), token_mean()), rollouts)
     stepwise = update(token_mean(), update(group_advantage(), rollouts))
-    jax.tree.map(np.testing.assert_array_equal, joined, stepwise)
+    chex.assert_trees_all_equal(joined, stepwise)
 
 
 def test_chains_carry_state_and_fold_the_key():
@@ -153,4 +154,4 @@ def test_inputs_are_not_edited():
     rollouts = rollouts_of([1, 2, 3], group=np.zeros(3, np.int32))
     before = jax.tree.map(np.copy, rollouts)
     update(chain(group_advantage(), token_mean()), rollouts)
-    jax.tree.map(np.testing.assert_array_equal, rollouts, before)
+    chex.assert_trees_all_equal(rollouts, before)

@@ -25,7 +25,7 @@ def gradient(value, scores, batch):
     return np.asarray(program(value)(scores, batch).logp)
 
 
-def same(first, second, scores, batch, rtol=2e-5):
+def assert_same(first, second, scores, batch, rtol=2e-5):
     found, expected = (gradient(value, scores, batch) for value in (first, second))
     assert np.abs(expected).max() > 1e-4, "nothing to compare"
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=1e-6 * np.abs(expected).max())
@@ -82,9 +82,9 @@ REINFORCE = surrogate(ratio=None, trust=score_function())
 
 @pytest.mark.reduction("gspo_token")
 def test_gspo_token_is_gspo_where_a_sequence_shares_one_advantage():
-    same(loss_of("gspo_token"), loss_of("gspo"), *case("gspo", drift=1e-4))
+    assert_same(loss_of("gspo_token"), loss_of("gspo"), *case("gspo", drift=1e-4))
     wide = {"clip_low": 0.2, "clip_high": 0.2}
-    same(loss_of("gspo_token", **wide), loss_of("gspo", **wide), *case("gspo"))
+    assert_same(loss_of("gspo_token", **wide), loss_of("gspo", **wide), *case("gspo"))
 
 
 @pytest.mark.reduction("gspo", "luspo", "gmpo", "minpro", "gspo_token")
@@ -93,10 +93,12 @@ def test_of_one_token_ratios_are_alike():
     scores, batch = case("gspo", single=True)
     wide = {"clip_low": 0.2, "clip_high": 0.2}
     for name in ("gspo", "luspo", "gspo_token"):
-        same(loss_of(name, **wide), surrogate(), scores, batch)
+        assert_same(loss_of(name, **wide), surrogate(), scores, batch)
     bounds = {"low": 1 - np.exp(-0.2), "high": np.expm1(0.3)}
-    same(loss_of("gmpo", clip_low=0.2, clip_high=0.3), surrogate(trust=clip(**bounds)), scores, batch)
-    same(loss_of("minpro", clip_low=0.2, clip_high=0.3), surrogate(trust=objectives.cispo(low=0.2, high=0.3)), scores, batch)
+    assert_same(loss_of("gmpo", clip_low=0.2, clip_high=0.3), surrogate(trust=clip(**bounds)), scores, batch)
+    assert_same(
+        loss_of("minpro", clip_low=0.2, clip_high=0.3), surrogate(trust=objectives.cispo(low=0.2, high=0.3)), scores, batch
+    )
     weights = [case(name, single=True)[1].weight for name in ("gspo", "luspo", "gmpo")]
     np.testing.assert_allclose(weights[0], weights[1])
     np.testing.assert_allclose(weights[0], weights[2])
@@ -119,14 +121,14 @@ def test_luspo_weighs_gspo_by_length():
 def test_on_policy_it_is_reinforce(name):
     """At ratio 1 nothing is bounded: the gradient is that of A log pi, under the method's own weights."""
     scores, batch = case(name, on_policy=True)
-    same(loss_of(name), REINFORCE, scores, batch)
+    assert_same(loss_of(name), REINFORCE, scores, batch)
 
 
 @pytest.mark.reduction("rover")
 def test_rover_on_policy_is_twice_reinforce():
     scores, batch = case("rover", on_policy=True)
     double = objective(objectives.scaled(term=policy(ratio=None, trust=score_function()), coefficient=2.0))
-    same(loss_of("rover"), double, scores, batch)
+    assert_same(loss_of("rover"), double, scores, batch)
 
 
 @pytest.mark.reduction("reg_grpo")
@@ -149,51 +151,51 @@ def test_nft_on_policy_is_grpo(weighting):
     scale = np.sqrt(accuracy * (1 - accuracy)) if weighting == "std" else np.ones_like(accuracy)
     advantage = np.where(batch.weight > 0, (correct - accuracy) / np.maximum(scale, 1e-9), 0).astype(np.float32)
     batch = batch.replace(advantage=advantage)
-    same(loss_of("nft", weighting=weighting), REINFORCE, scores, batch)
+    assert_same(loss_of("nft", weighting=weighting), REINFORCE, scores, batch)
 
 
 @pytest.mark.reduction("ce_gppo", "gppo")
 def test_ce_gppo_between_clip_and_gppo():
     scores, batch = case("ce_gppo", drift=0.6)
     zero = {"low_gradient": 0.0, "high_gradient": 0.0, "clip_dual": None}
-    same(loss_of("ce_gppo", **zero), surrogate(trust=clip(high=0.28)), scores, batch)
+    assert_same(loss_of("ce_gppo", **zero), surrogate(trust=clip(high=0.28)), scores, batch)
     assert loss_of("ce_gppo", low_gradient=1.0) == loss_of("gppo")
 
 
 @pytest.mark.reduction("bapo")
 def test_bapo_with_fixed_bounds_is_the_clip():
     bounds = {"lowest_bound": 0.8, "lower_bound": 0.8, "upper_bound": 1.2, "highest_bound": 1.2}
-    same(loss_of("bapo", **bounds), surrogate(trust=clip(dual=3.0)), *case("bapo", drift=0.6))
+    assert_same(loss_of("bapo", **bounds), surrogate(trust=clip(dual=3.0)), *case("bapo", drift=0.6))
 
 
 @pytest.mark.reduction("m2po", "dppo", "kl_cov", "clip_cov")
 def test_masks_that_spare_everything_leave_the_surrogate():
     scores, batch = case("m2po", drift=0.6)
-    same(loss_of("m2po", budget=1e6), surrogate(trust=unclipped()), scores, batch)
-    same(loss_of("dppo", bound_low=1.0, bound_high=1.0), surrogate(trust=unclipped()), scores, batch)
-    same(loss_of("kl_cov", coefficient=0.0), surrogate(trust=unclipped()), scores, batch)
+    assert_same(loss_of("m2po", budget=1e6), surrogate(trust=unclipped()), scores, batch)
+    assert_same(loss_of("dppo", bound_low=1.0, bound_high=1.0), surrogate(trust=unclipped()), scores, batch)
+    assert_same(loss_of("kl_cov", coefficient=0.0), surrogate(trust=unclipped()), scores, batch)
     none = loss_of("clip_cov", lowest=1e6, highest=2e6, clip_low=0.2, clip_high=0.2)
-    same(none, surrogate(), scores, batch)
+    assert_same(none, surrogate(), scores, batch)
 
 
 @pytest.mark.reduction("kl_cov")
 def test_kl_cov_of_all_tokens_is_a_penalty_on_all():
     expected = objective(policy(trust=unclipped()), kl(coefficient=0.5, kind="abs", against="behavior"))
-    same(loss_of("kl_cov", share=1.0, coefficient=0.5), expected, *case("kl_cov", drift=0.6))
+    assert_same(loss_of("kl_cov", share=1.0, coefficient=0.5), expected, *case("kl_cov", drift=0.6))
 
 
 @pytest.mark.reduction("dppo")
 def test_dppo_of_verl_has_the_same_gradient_below_its_cap():
     scores, batch = case("dppo")
-    same(methods.get("dppo", convention="verl-0.10").objective, loss_of("dppo"), scores, batch)
+    assert_same(methods.get("dppo", convention="verl-0.10").objective, loss_of("dppo"), scores, batch)
 
 
 @pytest.mark.reduction("forking_tokens", "hapo_heterogeneous")
 def test_of_all_tokens_entropies_do_not_matter():
     scores, batch = case("forking_tokens", drift=0.6)
-    same(loss_of("forking_tokens", share=1.0), surrogate(trust=clip(high=0.28)), scores, batch)
+    assert_same(loss_of("forking_tokens", share=1.0), surrogate(trust=clip(high=0.28)), scores, batch)
     plain = loss_of("hapo_heterogeneous", widening=0.0, strength=0.0)
-    same(plain, surrogate(trust=clip(dual=10.0)), scores, batch)
+    assert_same(plain, surrogate(trust=clip(dual=10.0)), scores, batch)
 
 
 @pytest.mark.reduction("decoupled_ppo", "tis", "icepop", "remix")
@@ -201,9 +203,9 @@ def test_where_sampler_and_proximal_policy_agree_nothing_is_corrected():
     scores, batch = case("tis", drift=0.6)
     batch = batch.replace(extras=batch.extras | {"proximal_logp": batch.behavior_logp})
     for name in ("decoupled_ppo", "tis", "icepop"):
-        same(loss_of(name), surrogate(), scores, batch)
+        assert_same(loss_of(name), surrogate(), scores, batch)
     expected = objective(policy(), kl(coefficient=0.01))
-    same(loss_of("remix"), expected, scores, batch)
+    assert_same(loss_of("remix"), expected, scores, batch)
 
 
 @pytest.mark.parametrize("level", ["sequence", "geometric"])
@@ -211,7 +213,7 @@ def test_where_sampler_and_proximal_policy_agree_nothing_is_corrected():
 def test_of_one_token_levels_of_weights_are_alike(level):
     scores, batch = case("tis", single=True, drift=0.6)
     for name in ("tis", "icepop"):
-        same(loss_of(name, level=level), loss_of(name), scores, batch)
+        assert_same(loss_of(name, level=level), loss_of(name), scores, batch)
 
 
 def test_an_unknown_level_is_refused():
@@ -224,24 +226,24 @@ def test_decoupled_unclipped_is_the_plain_importance_weight():
     """pi / proximal * proximal / mu = pi / mu."""
     ratio, weight = objectives.token_ratio(against="proximal"), objectives.importance_weight()
     decoupled = surrogate(ratio=ratio, trust=unclipped(), factors=(weight,))
-    same(decoupled, surrogate(trust=unclipped()), *case("decoupled_ppo"))
+    assert_same(decoupled, surrogate(trust=unclipped()), *case("decoupled_ppo"))
 
 
 @pytest.mark.reduction("rec")
 def test_rec_with_the_importance_weight_is_the_clip():
     masked = surrogate(trust=unclipped(), factors=(objectives.ring_mask(),))
-    same(masked, surrogate(), *case("rec", drift=0.6))
+    assert_same(masked, surrogate(), *case("rec", drift=0.6))
 
 
 @pytest.mark.reduction("rec")
 def test_a_ring_that_reaches_the_bounds_is_the_one_sided_mask():
     scores, batch = case("rec", drift=0.6)
-    same(loss_of("rec", far_low=0.2, far_high=0.2), loss_of("rec"), scores, batch)
+    assert_same(loss_of("rec", far_low=0.2, far_high=0.2), loss_of("rec"), scores, batch)
 
 
 @pytest.mark.reduction("asymre")
 def test_asymre_without_a_shift_is_reinforce():
-    same(loss_of("asymre", shift=0.0), REINFORCE, *case("asymre"))
+    assert_same(loss_of("asymre", shift=0.0), REINFORCE, *case("asymre"))
 
 
 @pytest.mark.reduction("asymre")
@@ -257,7 +259,7 @@ def test_rpg_without_a_penalty_is_the_clip():
     scores, batch = case("rpg", drift=0.6)
     for style in ("reinforce", "differentiable"):
         loss = loss_of("rpg", kl_coefficient=0.0, style=style)
-        same(loss, surrogate(trust=clip(high=0.28, dual=10.0)), scores, batch)
+        assert_same(loss, surrogate(trust=clip(high=0.28, dual=10.0)), scores, batch)
 
 
 @pytest.mark.reduction("rpg")
@@ -266,7 +268,7 @@ def test_rpg_without_a_penalty_is_the_clip():
 def test_both_styles_of_rpg_have_one_gradient_within_the_bounds(direction, normalised):
     options = {"kl_coefficient": 0.3, "direction": direction, "normalised": normalised, "clip_low": 1.0, "clip_high": 1e6}
     losses = [loss_of("rpg", **options, clip_dual=None, style=style) for style in ("reinforce", "differentiable")]
-    same(*losses, *case("rpg", drift=0.6))
+    assert_same(*losses, *case("rpg", drift=0.6))
 
 
 @pytest.mark.reduction("gpg")
@@ -305,7 +307,7 @@ def test_p3o_takes_half_the_difference_of_two_rewards():
 def test_without_demonstrations_only_the_policy_is_left():
     for name in ("luffy", "rl_plus"):
         scores, batch = case(name, method_options={"max_length": 10})
-        same(loss_of(name), surrogate(trust=unclipped()), scores, batch)
+        assert_same(loss_of(name), surrogate(trust=unclipped()), scores, batch)
 
 
 @pytest.mark.reduction("luffy", "rl_plus")

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +100,7 @@ def test_export_loads_in_transformers_and_in_ours(pair, tmp_path):
     assert np.abs(their_logits(theirs, TOKENS) - found).max() <= TOLERANCE
     again = load_huggingface(tmp_path)
     assert again == network
-    jax.tree.map(np.testing.assert_array_equal, again.params, changed)
+    chex.assert_trees_all_equal(again.params, changed)
 
 
 ONE_OF_EACH = ["llama3_tied", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"]
@@ -244,7 +245,7 @@ def test_a_tied_checkpoint_may_store_its_head_and_old_buffers(tmp_path):
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
 
     rewrite(tmp_path, add)
-    jax.tree.map(np.testing.assert_array_equal, load_huggingface(tmp_path).params, expected)
+    chex.assert_trees_all_equal(load_huggingface(tmp_path).params, expected)
 
 
 def test_a_directory_without_safetensors_is_refused(tmp_path):

@@ -132,6 +132,11 @@ def estimated(method, rollouts: Rollouts) -> Rollouts:
     """
     groups = "six" if "revises" in method.needs else "pair"
     rollouts = rollouts.replace(group=rollouts.extras[groups]) if "preference" in method.needs else rollouts
+    return estimated_in_groups(method, rollouts)
+
+
+def estimated_in_groups(method, rollouts: Rollouts) -> Rollouts:
+    """The same, in the groups that the rollouts have."""
     wanted = method.needs | getattr(method.strategy, "provides", frozenset())
     kept = {name: values for name, values in rollouts.extras.items() if name in wanted}
     found, _ = _compiled(method.estimator.update)(rollouts.replace(extras=kept), method.estimator.init(), jax.random.key(0))

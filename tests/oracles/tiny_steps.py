@@ -9,6 +9,7 @@ from jaxrl_llm.data.packing import pack
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import make_gradient
 from oracles import tiny_policy
+from oracles.tiny_policy import estimated_in_groups as estimated
 from oracles.tiny_policy import jit
 
 # Per token, of policies near to the one that learns; and per row.
@@ -42,14 +43,6 @@ def rollouts(params, *, members: int = 2, rows: int = 12, seed: int = 1, roles=(
 
 def _near(logp, mask, random):
     return np.where(mask > 0, np.minimum(logp + 0.3 * random.normal(size=logp.shape), 0), 0).astype(np.float32)
-
-
-def estimated(method, step):
-    """The rollouts as the estimator leaves them, without what the method does not ask for."""
-    wanted = method.needs | getattr(method.strategy, "provides", frozenset())
-    kept = {name: value for name, value in step.extras.items() if name in wanted}
-    found, _ = _compiled(method.estimator.update)(step.replace(extras=kept), method.estimator.init(), jax.random.key(0))
-    return jax.tree.map(np.asarray, found)
 
 
 def batch_of(method, step, *, width: int = 12, number: int = 0):
@@ -90,6 +83,3 @@ def assert_close(actual, expected, factor: float = 1.0, rtol: float = 2e-5):
     largest = factor * max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     assert largest > 1e-5, "nothing to compare"
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, factor * b, rtol=rtol, atol=1e-5 * largest), actual, expected)
-
-
-_compiled = functools.cache(jit)

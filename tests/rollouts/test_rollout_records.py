@@ -1,6 +1,6 @@
 """Rollouts from samples, chosen rows, and joined parts."""
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -101,7 +101,7 @@ def test_concatenated_groups_stay_apart():
 
 def test_concatenating_one_part_changes_nothing():
     part = two_prompts()
-    jax.tree.map(np.testing.assert_array_equal, concatenate([part]), part)
+    chex.assert_trees_all_equal(concatenate([part]), part)
 
 
 def test_extras_travel():

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -205,4 +206,4 @@ def test_init_of_a_seed_is_repeatable():
     config = tiny_config()
     tokenizer = build.build_tokenizer(config)
     one, other = (build.build_network(config, tokenizer).params for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    chex.assert_trees_all_equal(one, other)
