@@ -30,8 +30,13 @@ def kl_in_reward(rollouts: Rollouts, *, coefficient: float = 0.05, kind: str = "
 
     The policy's side is `behavior_logp`, the policy that sampled; `extras["reference_logp"]` [N, T] the reference's.
 
+    Raises:
+      ValueError: an unknown kind, or one such as "k3+", whose other gradient has no meaning in a reward.
+
     Source: Ziegler et al., https://arxiv.org/abs/1909.08593; kinds: `numerics.kl_estimate`.
     """
+    if kind.endswith("+"):
+        raise ValueError(f"kind is {kind!r}, but a reward has no gradient that the '+' could change; take {kind[:-1]!r}")
     penalty = kl_estimate(rollouts.behavior_logp, rollouts.extras["reference_logp"], kind)
     earlier = 0.0 if rollouts.token_rewards is None else rollouts.token_rewards
     return rollouts.replace(token_rewards=earlier - coefficient * masked(penalty, rollouts.mask))

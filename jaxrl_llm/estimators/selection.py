@@ -56,7 +56,13 @@ def policy_filtration(rollouts, state, key, *, keep: str = "best_and_random", re
 
 @stateful()
 def resample_by_score(
-    rollouts, state, key, *, emphasis: str = "power", power: float = 2.0, reward_weights: tuple[float, ...] | None = None
+    rollouts,
+    state,
+    key,
+    *,
+    emphasis: str = "power",
+    power: float | None = None,
+    reward_weights: tuple[float, ...] | None = None,
 ):
     """Draws as many rows as there are, with replacement, by their scores: `weight` is multiplied by how often a row was drawn.
 
@@ -66,21 +72,23 @@ def resample_by_score(
       emphasis: the chance of a row is in proportion to |R|^power ("power"), or to 1 for the rows of the step with the
         highest and the lowest score and 0 for others ("largest"), or to 0.4 for those with the highest score and 0.1 for
         others ("largest_and_random").
-      power: of the score; only for "power".
+      power: of the score, for the emphasis "power"; None for 2.
       reward_weights: factor of each reward component; 1 by default.
 
     Raises:
-      ValueError: an unknown emphasis.
+      ValueError: an unknown emphasis, or a power for another one than "power".
 
     Source: PF-PPO in verl, compute_pf_ppo_reweight_data, https://github.com/verl-project/verl
     """
     if emphasis not in EMPHASES:
         raise ValueError(f"emphasis is {emphasis!r}; it must be one of {EMPHASES}")
+    if power is not None and emphasis != "power":
+        raise ValueError(f"power is {power}, which the emphasis {emphasis!r} does not read; leave it out")
     score, present = row_scores(rollouts, reward_weights)
     everything = jnp.zeros_like(rollouts.group)
     low, high = group_bounds(score, present, everything)
     chance = {
-        "power": jnp.abs(score) ** power + 1e-8,
+        "power": jnp.abs(score) ** (2.0 if power is None else power) + 1e-8,
         "largest": ((score == low) | (score == high)).astype(jnp.float32),
         "largest_and_random": jnp.where(score == high, 0.4, 0.1),
     }[emphasis]

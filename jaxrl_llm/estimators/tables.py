@@ -56,17 +56,19 @@ def tracked_advantage(
         (0 at the first), unless `half_life` is None.
       prompts: size of the table; prompts numbered from there on have no memory and their rate is that of the prior.
       prior: successes a and failures b at the start.
-      half_life: drift that halves the counts; None for `forgetting[0]` whatever the drift.
-      forgetting: smallest and largest rho.
+      half_life: drift that halves the counts; None for one rho whatever the drift.
+      forgetting: smallest and largest rho, equal ones without `half_life`.
       reward_weights: factor of each reward component; 1 by default.
 
     Raises:
-      ValueError: no prompts, or bounds of forgetting that are not 0 <= low <= high <= 1.
+      ValueError: no prompts, bounds of forgetting that are not 0 <= low <= high <= 1, or two of them without `half_life`.
 
     Source: SPO, https://arxiv.org/abs/2509.13232, with `whiten(over="rows")` behind it.
     """
     if not 0 <= forgetting[0] <= forgetting[1] <= 1:
         raise ValueError(f"forgetting is {forgetting}; it must be two numbers from 0 to 1, the smaller one first")
+    if half_life is None and forgetting[0] != forgetting[1]:
+        raise ValueError(f"forgetting is {forgetting}, but without half_life there is one rho: give it twice, or a half_life")
     score, present = row_scores(rollouts, reward_weights)
     prompt = rollouts.prompt_id
     successes, failures = read(state["successes"], prompt, prior[0]), read(state["failures"], prompt, prior[1])

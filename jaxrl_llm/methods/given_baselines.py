@@ -14,7 +14,7 @@ from jaxrl_llm.estimators import (
     whiten,
 )
 from jaxrl_llm.methods.advantages import clipped
-from jaxrl_llm.methods.base import method
+from jaxrl_llm.methods.base import method, reject_inert
 from jaxrl_llm.objectives import objective, policy, score_function
 from jaxrl_llm.rollouts import grouped, grouped_with_anchors, grouped_with_greedy
 
@@ -60,19 +60,23 @@ def spo(
     prompts: int = 100_000,
     drift_half_life: float | None = None,
     forgetting_low: float = 0.875,
-    forgetting_high: float = 0.96,
+    forgetting_high: float | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
     clip_dual: float = 10.0,
 ):
     """One sample a prompt, compared with a running estimate of the prompt's success rate, and standardised over the step.
 
-    Defaults: Samples, clip, dual clip and forgetting are those of the authors' recipe. `drift_half_life=None` is its constant
-      forgetting, `forgetting_low`; the paper takes 0.06 nats, and then somebody must measure `drift`. `prompts`, the size
-      of the table, is ours. The table begins at one half a success in one; the paper begins with 8 samples a prompt, and
-      draws prompts by their uncertainty, which is left to the data.
+    Defaults: Samples, clip, dual clip and forgetting are those of the authors' recipe. `drift_half_life=None` is its
+      constant forgetting, `forgetting_low`; the paper takes 0.06 nats, with forgetting up to 0.96
+      (`forgetting_high=None`), and then somebody must measure `drift`. `prompts`, the size of the table, is ours. The
+      table begins at one half a success in one; the paper begins with 8 samples a prompt, and draws prompts by their
+      uncertainty, which is left to the data.
     """
-    tracker = tracked_advantage(prompts=prompts, half_life=drift_half_life, forgetting=(forgetting_low, forgetting_high))
+    constant = drift_half_life is None
+    reject_inert(constant and forgetting_high is not None, "forgetting_high", forgetting_high, "drift_half_life is None")
+    highest = forgetting_low if constant else 0.96 if forgetting_high is None else forgetting_high
+    tracker = tracked_advantage(prompts=prompts, half_life=drift_half_life, forgetting=(forgetting_low, highest))
     return (
         grouped(samples=samples),
         chain(tracker, whiten(over="rows", placement="outside"), token_mean()),

@@ -112,7 +112,7 @@ def test_risk_advantage(credit, first, second):
             assert_close(state["quantiles"], quantiles)
 
 
-@pytest.mark.parametrize("options", [{}, {"half_life": None, "prior": (2.0, 1.0)}])
+@pytest.mark.parametrize("options", [{}, {"half_life": None, "forgetting": (0.9, 0.9), "prior": (2.0, 1.0)}])
 @brief
 @given(first=rich_cases(), second=rich_cases())
 def test_tracked_advantage(options, first, second):
@@ -175,6 +175,7 @@ def test_the_first_visit_of_dcpo_is_grpo(case):
     (lambda: estimators.cumulative_advantage(prompts=0), "prompts is 0"),
     (lambda: estimators.role_advantage(roles=0), "roles is 0"),
     (lambda: estimators.tracked_advantage(prompts=3, forgetting=(0.9, 0.8)), "forgetting is"),
+    (lambda: estimators.tracked_advantage(prompts=3, half_life=None), "without half_life there is one rho"),
 ])  # fmt: skip
 def test_refusals_name_the_value(estimator, message):
     rollouts = Rollouts(

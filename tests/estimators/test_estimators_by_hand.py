@@ -138,6 +138,7 @@ def test_annotations_are_declared():
     (lambda: estimators.overlong_penalty(max_length=4, buffer=0), "buffer is 0"),
     (lambda: estimators.constant(length=0), "length is 0"),
     (lambda: estimators.kl_in_reward(kind="k4"), "'k4'"),
+    (lambda: estimators.kl_in_reward(kind="k3+"), "a reward has no gradient"),
 ])  # fmt: skip
 def test_refusals_name_the_value(estimator, message):
     rollouts = rollouts_of([1, 2], behavior_logp=np.zeros((2, 2), np.float32), extras={"reference_logp": np.zeros((2, 2))})

@@ -216,6 +216,7 @@ def test_drop_surplus_negatives(case):
     (lambda: estimators.exponential_weight(temperature=-1.0), "temperature is -1.0"),
     (lambda: estimators.policy_filtration(keep="all"), "keep is 'all'"),
     (lambda: estimators.resample_by_score(emphasis="all"), "emphasis is 'all'"),
+    (lambda: estimators.resample_by_score(emphasis="largest", power=3.0), "power is 3.0, which the emphasis 'largest'"),
     (lambda: estimators.down_sample(rows=(0.0, 1.0), steps_total=1), "rows is"),
     (lambda: estimators.down_sample(steps_total=0), "steps_total is 0"),
 ])  # fmt: skip

@@ -81,6 +81,7 @@ def test_unknown_names_list_the_known_ones():
     ("reinforce_plus_plus", {"kl_coefficient": 0.0, "kl_kind": "k1"}, "kl_kind"),
     ("grpo", {"scale": "none", "degrees_of_freedom": 1}, "degrees_of_freedom"),
     ("grpo", {"scale": "none", "epsilon": 1e-4}, "epsilon"),
+    ("spo", {"forgetting_high": 0.9}, "forgetting_high"),
     ("dapo", {"overlong_size": 0.0, "overlong_buffer": 8}, "overlong_buffer"),
 ])  # fmt: skip
 def test_inert_options_are_refused(name, options, inert):
