@@ -18,6 +18,8 @@ import numpy as np
 Array = jax.Array | np.ndarray
 # Shapes in the annotations below: N rollouts of T tokens with K reward components; B packed rows of T tokens.
 FloatNT = IntNT = FloatBT = IntBT = Array
+# Begins the names of needs that are no arrays but rows of a kind, "rows_of_demonstrations": who gives them, says so.
+ROWS_OF = "rows_of_"
 
 
 def record(cls):
@@ -44,6 +46,13 @@ def record(cls):
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     cls.replace = dataclasses.replace
     return cls
+
+
+def missing(node, names) -> tuple[str, ...]:
+    """Those of `names` that a record has neither as a field nor among its `extras`, sorted; "rows_of_..." name no array."""
+    arrays = sorted(name for name in names if not name.startswith(ROWS_OF))
+    found = {name: getattr(node, name) if hasattr(node, name) else node.extras.get(name) for name in arrays}
+    return tuple(name for name, value in found.items() if value is None)
 
 
 def _fill(node, name: str, value) -> None:

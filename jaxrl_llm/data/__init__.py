@@ -3,10 +3,12 @@
 from jaxrl_llm.data.arithmetic import ANSWER_MARKER, ARITHMETIC_ALPHABET, arithmetic_source, worked_solution
 from jaxrl_llm.data.chat import encode_chat, encode_prompt, render_chat
 from jaxrl_llm.data.dialogues import continue_dialogue, encode_dialogue, encode_example
+from jaxrl_llm.data.goals import goal_conditioned
 from jaxrl_llm.data.jsonl import jsonl_source
 from jaxrl_llm.data.order import Cursor, epoch_order, next_indices
 from jaxrl_llm.data.packing import first_fit, pack
-from jaxrl_llm.data.preferences import arithmetic_preferences, filter_long_pairs, preference_rollouts, preference_source
+from jaxrl_llm.data.preference_rows import PAIR, filter_long_pairs, mismatched_rollouts, preference_rollouts
+from jaxrl_llm.data.preferences import arithmetic_preferences, preference_source
 from jaxrl_llm.data.reasoning_gym import reasoning_gym_source
 from jaxrl_llm.data.sources import Example, Source, as_chat, filter_long, map_source, split_turns
 from jaxrl_llm.data.streaming import DecoderState, decode_step
@@ -18,6 +20,7 @@ __all__ = [
     "ARITHMETIC_ALPHABET",
     "Cursor",
     "DecoderState",
+    "PAIR",
     "Example",
     "Source",
     "Tokenizer",
@@ -36,9 +39,11 @@ __all__ = [
     "filter_long",
     "filter_long_pairs",
     "first_fit",
+    "goal_conditioned",
     "jsonl_source",
     "load_tokenizer",
     "map_source",
+    "mismatched_rollouts",
     "next_indices",
     "pack",
     "preference_rollouts",

@@ -1,7 +1,8 @@
-"""Pairs of completions of which one is preferred: from files, made up, and as rollouts.
+"""Pairs of completions of which one is preferred, and single ones that are marked: from files, and made up.
 
 An example has a "prompt" (text or chat messages), the texts "chosen" and "rejected", and perhaps a "margin" by which the
-one is better. Its "completion" is the chosen text, so that a supervised phase can imitate it.
+one is better and a third text, "gold". Its "completion" is the chosen text, so that a supervised phase can imitate it. An
+answer that is marked by itself as desirable or not is an example with one of both texts alone.
 """
 
 from __future__ import annotations
@@ -9,28 +10,26 @@ from __future__ import annotations
 import json
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxrl_llm.data.arithmetic import ANSWER_MARKER, SPLITS, arithmetic_source
-from jaxrl_llm.data.chat import encode_prompt
 from jaxrl_llm.data.jsonl import read_jsonl
 from jaxrl_llm.data.sources import Example, Source, select_columns
-from jaxrl_llm.data.tokenizers import Tokenizer
-from jaxrl_llm.types import Rollouts
 
 HELD_OUT_SHARE = 10  # one prompt in ten is held out
 _OTHER_STREAM = 2**63  # keeps the slips independent of the problems that they are made in
 
 
 def preference_source(path: str | pathlib.Path, columns: Mapping[str, str] | None = None, *, split: str = "all") -> Source:
-    """The pairs of a JSONL file, one a line, read and checked at once.
+    """The pairs of a JSONL file, one a line, or its marked answers, read and checked at once.
 
     "chosen" and "rejected" are texts behind a "prompt", or lists of chat messages that end with the assistant's. Lists
     may repeat the prompt, as whole conversations; then their common beginning is the prompt, and there need be no column
-    for it.
+    for it. A text "gold" may stand beside them. Rows of "prompt", "completion" and "label" (true or false) are single answers,
+    desirable or not; the completion is a text or a list of one message of the assistant.
 
     Args:
       path: UTF-8 file.
@@ -46,7 +45,7 @@ def preference_source(path: str | pathlib.Path, columns: Mapping[str, str] | Non
     pairs = []
     for number, row in read_jsonl(path):
         place = f"{path}, line {number}"
-        pairs.append(as_pair(select_columns({"prompt": None} | row, names, place), place))
+        pairs.append(as_preference(select_columns({"prompt": None} | row, names, place), place))
     if split != "all":
         pairs = [pair for pair in pairs if _is_held_out(pair["prompt"]) == (split == "test")]
     if not pairs:
@@ -102,6 +101,38 @@ def _with_slip(solution: str, column_word: int, digit_word: int) -> str:
     return ";".join(steps) + f"{ANSWER_MARKER}{wrong}"
 
 
+def as_preference(example: Mapping[str, Any], place: str) -> Example:
+    """The example of a pair, see `as_pair`, or, of one with a "label", of a single answer, see `as_marked_answer`."""
+    return as_marked_answer(example, place) if "label" in example else as_pair(example, place)
+
+
+def as_marked_answer(example: Mapping[str, Any], place: str) -> Example:
+    """The example {"prompt", "completion", "label"} with its text as "chosen" where the label is true, else as "rejected".
+
+    Args:
+      example: as in a file; see `preference_source`.
+      place: what messages call it.
+
+    Raises:
+      ValueError: a label that is neither true nor false, or a prompt or completion that is none.
+    """
+    prompt, completion, label = (example.get(name) for name in ("prompt", "completion", "label"))
+    if label not in (True, False) or not isinstance(label, bool | int):
+        raise ValueError(f"{place}: 'label' is {label!r}; give true for a desirable answer, false for an undesirable one")
+    if isinstance(completion, list) and len(completion) == 1 and completion[0].get("role") == "assistant":
+        completion = completion[0].get("content")
+    if not isinstance(completion, str):
+        raise ValueError(f"{place}: 'completion' is {completion!r}; give a text or a list of one message of the assistant")
+    _check_prompt(prompt, place)
+    kept = {name: value for name, value in example.items() if name not in ("completion", "label")}
+    return kept | ({"chosen": completion, "completion": completion} if label else {"rejected": completion})
+
+
+def _check_prompt(prompt, place: str) -> None:
+    if not isinstance(prompt, str | list):
+        raise ValueError(f"{place}: 'prompt' is {prompt!r}; give a text or a list of chat messages")
+
+
 def as_pair(example: Mapping[str, Any], place: str) -> Example:
     """The example with "prompt", texts "chosen" and "rejected", and "completion", the chosen one.
 
@@ -121,8 +152,7 @@ def as_pair(example: Mapping[str, Any], place: str) -> Example:
     elif not (isinstance(chosen, str) and isinstance(rejected, str)):
         kinds = f"{type(chosen).__name__} and {type(rejected).__name__}"
         raise ValueError(f"{place}: 'chosen' and 'rejected' are {kinds}; give two texts or two lists of chat messages")
-    if not isinstance(prompt, str | list):
-        raise ValueError(f"{place}: 'prompt' is {prompt!r}; give a text or a list of chat messages")
+    _check_prompt(prompt, place)
     if not isinstance(example.get("margin", 0.0), int | float):
         raise ValueError(f"{place}: 'margin' is {example['margin']!r}; give a number, or leave the column out")
     return dict(example) | {"prompt": prompt, "chosen": chosen, "rejected": rejected, "completion": chosen}
@@ -148,95 +178,3 @@ def _split_conversations(prompt, chosen: list, rejected: list, place: str):
 
 def _is_held_out(prompt) -> bool:
     return zlib.crc32(json.dumps(prompt, sort_keys=True).encode()) % HELD_OUT_SHARE == 0
-
-
-def filter_long_pairs(
-    source: Sequence[Example], tokenizer: Tokenizer, width: int, *, drop: bool = False
-) -> tuple[Sequence[Example], int]:
-    """Sees to it that both texts of every pair fit into a row; none is ever cut.
-
-    Args:
-      source: pairs.
-      tokenizer: counts the tokens, chat template and end token included.
-      width: tokens of a row; `preference_rollouts` needs one for the place behind the text.
-      drop: leave longer pairs out instead of raising.
-
-    Returns:
-      The pairs that fit and the number of those left out.
-
-    Raises:
-      ValueError: a pair is longer and `drop` is false, or none is left.
-    """
-    name, kept = getattr(source, "name", "examples"), []
-    for index in range(len(source)):
-        longest = 1 + max(len(prompt) + len(text) for prompt, text in _encoded(tokenizer, source[index], f"{name} {index}"))
-        if longest <= width:
-            kept.append(index)
-        elif not drop:
-            fault = f"pair {index} takes {longest} places, more than the {width} of a row"
-            raise ValueError(f"{name}: {fault}; raise the width of rows or drop long pairs")
-    if not kept:
-        raise ValueError(f"{name}: none of its {len(source)} pairs fits into {width} places; raise the width of rows")
-    if len(kept) == len(source):
-        return source, 0
-    return Source(name, len(kept), lambda index: source[kept[index]]), len(source) - len(kept)
-
-
-def preference_rollouts(
-    tokenizer: Tokenizer, pairs: Sequence[Example], width: int, numbers: Sequence[int] | None = None
-) -> Rollouts:
-    """Two rows for each of P pairs, the chosen one first; the tokens of the completions are the actions.
-
-    A row has one place more than its text (token 0, no action): a value belongs to the state before its place, so that
-    the one there is what a value head says of the last token.
-
-    Args:
-      tokenizer: of prompts and completions; each completion gets the end token.
-      pairs: examples as those of `preference_source`.
-      width: T, places of a row.
-      numbers: of the pairs in their source.
-
-    Returns:
-      Rollouts of NumPy arrays, N = 2 P; `group` is the number of the pair, `extras` hold "preference" [N] (1 or -1) and
-      "margin" [N] (0 where a pair has none), `rewards` are 0.
-
-    Raises:
-      ValueError: an example is no pair, or longer than `width`; the message gives its number.
-    """
-    numbers = range(len(pairs)) if numbers is None else numbers
-    rows = 2 * len(pairs)
-    tokens, mask, length = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.float32), np.zeros(rows, np.int32)
-    for pair, (number, example) in enumerate(zip(numbers, pairs, strict=True)):
-        for side, (prompt, text) in enumerate(_encoded(tokenizer, example, f"pair {number}")):
-            row, end = 2 * pair + side, len(prompt) + len(text)
-            if end >= width:
-                raise ValueError(f"pair {number} takes {end + 1} places, more than width = {width}; widen the rows")
-            tokens[row, :end] = prompt + text
-            mask[row, len(prompt) : end] = 1.0
-            length[row] = end + 1
-    return Rollouts(
-        tokens=tokens,
-        length=length,
-        mask=mask,
-        rewards=np.zeros((rows, 1), np.float32),
-        group=np.repeat(np.arange(len(pairs), dtype=np.int32), 2),
-        prompt_id=np.repeat(np.asarray(numbers, np.int32), 2),
-        extras={
-            "preference": np.tile(np.array([1.0, -1.0], np.float32), len(pairs)),
-            "margin": np.repeat(np.array([pair.get("margin", 0.0) for pair in pairs], np.float32), 2),
-        },
-    )
-
-
-def _encoded(tokenizer: Tokenizer, example: Example, place: str):
-    """Token ids of prompt and completion, the end token included: of the chosen text, then of the rejected one."""
-    missing = next((name for name in ("chosen", "rejected") if name not in example), None)
-    if missing:
-        raise ValueError(f"{place}: there is no {missing!r}, only {sorted(example)}; take a source of preferences")
-    return [encode_answer(tokenizer, example["prompt"], example[name], example.get("tools")) for name in ("chosen", "rejected")]
-
-
-def encode_answer(tokenizer: Tokenizer, prompt, text: str, tools=None) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt, those that sampling gives it, and of a text that answers it, with the end token."""
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    return encode_prompt(tokenizer, prompt, tools=tools), tokenizer.encode(text) + end

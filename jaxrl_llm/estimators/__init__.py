@@ -9,12 +9,12 @@ from jaxrl_llm.estimators.baselines import (
     mean_baseline,
     median_baseline,
 )
-from jaxrl_llm.estimators.combine import blend
-from jaxrl_llm.estimators.conflicts import conflict_weighting
+from jaxrl_llm.estimators.combine import among, blend
+from jaxrl_llm.estimators.conflicts import conflict_mean, conflict_weighting
 from jaxrl_llm.estimators.entropies import entropy_penalty, entropy_shaped_advantage, sequence_entropy_reward
 from jaxrl_llm.estimators.filters import drop_uniform_groups
 from jaxrl_llm.estimators.gae import gae, length_adaptive_decay, minus_value
-from jaxrl_llm.estimators.groups import component_advantage, group_advantage
+from jaxrl_llm.estimators.groups import component_advantage, group_advantage, token_group_advantage
 from jaxrl_llm.estimators.hidden_reward import hidden_reward_weighting
 from jaxrl_llm.estimators.kl_penalty import adaptive_kl_in_reward
 from jaxrl_llm.estimators.lengths import (
@@ -52,6 +52,7 @@ __all__ = [
     "hidden_reward_weighting",
     "optimal_value",
     "adaptive_kl_in_reward",
+    "among",
     "Estimator",
     "best_and_worst",
     "best_lead_advantage",
@@ -59,6 +60,7 @@ __all__ = [
     "budget_length_reward",
     "chain",
     "component_advantage",
+    "conflict_mean",
     "conflict_weighting",
     "constant",
     "cosine_length_reward",
@@ -117,6 +119,7 @@ __all__ = [
     "stateful",
     "stateless",
     "std_scale",
+    "token_group_advantage",
     "token_mean",
     "tool_call_reward",
     "tracked_advantage",

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxrl_llm.compose import Composable, bind, declared, outstanding
-from jaxrl_llm.types import Rollouts
+from jaxrl_llm.types import Rollouts, missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def stateful(init: Callable[..., Any] = no_state, *, annotations=(), provides=()
         @functools.wraps(function)
         def factory(**options) -> Estimator:
             bound = bind(function, options, annotations=annotations, provides=provides)
-            return Estimator(init=Composable(init, bound.options), update=bound, parts=(bound,))
+            return Estimator(init=Composable(init, bound.options), update=_Stateful(bound), parts=(bound,))
 
         factory.function = function
         return factory
@@ -87,11 +87,29 @@ def stateful(init: Callable[..., Any] = no_state, *, annotations=(), provides=()
 class _Stateless:
     """Hashable `update` of a stateless estimator, so that equal estimators share one compiled program."""
 
-    function: Callable[[Rollouts], Rollouts]
+    function: Composable
 
     def __call__(self, rollouts, state, key):
         del key
+        _refuse_missing(rollouts, self.function)
         return self.function(rollouts), state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stateful:
+    """The same of an estimator with a state."""
+
+    function: Composable
+
+    def __call__(self, rollouts, state, key):
+        _refuse_missing(rollouts, self.function)
+        return self.function(rollouts, state, key)
+
+
+def _refuse_missing(rollouts: Rollouts, function: Composable) -> None:
+    for name in missing(rollouts, function.annotations):
+        place = f"rollouts.{name}" if hasattr(rollouts, name) else f"rollouts.extras[{name!r}]"
+        raise ValueError(f"{function!r} needs {place}, which is missing; fill it before the estimator runs")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Sums of advantages from several estimators."""
+"""Estimators made of others: sums of advantages, and estimators that see the rows of one source alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import operator
 
 import jax
+import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import Estimator
 from jaxrl_llm.types import Rollouts
@@ -61,3 +62,57 @@ def blend(*terms: tuple[float, Estimator]) -> Estimator:
       blend((0.5, group_advantage()), (0.5, group_advantage(scale=None)))
     """
     return Estimator(_BlendInit(terms), _BlendUpdate(terms), (_Blended(terms),))
+
+
+@dataclasses.dataclass(frozen=True)
+class _AmongUpdate:
+    source: int
+    inner: Estimator
+
+    def __call__(self, rollouts: Rollouts, state, key):
+        own = jnp.asarray(rollouts.source) == self.source
+        found, state = self.inner.update(rollouts.replace(valid=rollouts.valid * own), state, key)
+        rows = own[:, None]
+        merged = rollouts.replace(
+            advantage=jnp.where(rows, found.advantage, rollouts.advantage),
+            weight=jnp.where(rows, found.weight, rollouts.weight),
+            valid=jnp.where(own, found.valid, rollouts.valid),
+            extras=rollouts.extras | found.extras,
+        )
+        return merged, state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Among:
+    """What `among` is made of, for printing and for what it needs."""
+
+    source: int
+    inner: Estimator
+
+    @property
+    def annotations(self) -> frozenset[str]:
+        return self.inner.annotations
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return self.inner.provides
+
+    def __repr__(self) -> str:
+        return f"among({self.source}, {self.inner!r})"
+
+
+def among(source: int, inner: Estimator) -> Estimator:
+    """Runs an estimator as if the step had the rows of one source alone; advantages and weights of other rows stay.
+
+    So demonstrations may stand in a group without moving its baseline, and each source has an aggregation of its own, whose
+    weights sum to 1 over its rows.
+
+    Args:
+      source: number in `rollouts.source`, 0 for the policy's own samples.
+      inner: any estimator; rewards and token rewards that it changes are not kept.
+
+    Example:
+      >>> chain(among(0, chain(group_advantage(), sequence_mean())), among(1, token_mean()))
+      chain(among(0, chain(group_advantage(), sequence_mean())), among(1, token_mean()))
+    """
+    return Estimator(inner.init, _AmongUpdate(source, inner), (_Among(source, inner),))

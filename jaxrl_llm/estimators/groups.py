@@ -6,10 +6,11 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.baselines import mean_baseline
+from jaxrl_llm.estimators.baselines import length_weighted_baseline, mean_baseline
+from jaxrl_llm.estimators.pools import group_bounds, group_sum
 from jaxrl_llm.estimators.scales import std_scale
 from jaxrl_llm.estimators.scores import component_weights, row_scores, set_row_advantage
-from jaxrl_llm.numerics import safe_divide
+from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
 MEAN, STD = mean_baseline(), std_scale()
@@ -73,6 +74,39 @@ def component_advantage(
         share = _standardised(jnp.nan_to_num(value), known, rollouts, baseline, scale)
         total += weight * known * share
     return set_row_advantage(rollouts, total, present)
+
+
+@stateless
+def token_group_advantage(
+    rollouts: Rollouts, *, limit: float = 5.0, epsilon: float = 1e-6, reward_weights: tuple[float, ...] | None = None
+) -> Rollouts:
+    """A = (score - mean) / (std + epsilon) with statistics over the actions of the group, each with the score of its row.
+
+    A long answer so counts as often as it has tokens. The deviation is the population's. A group in which a size of `limit` is
+    reached has the advantages of GRPO in place of these, with statistics over rows and Bessel's deviation.
+
+    Args:
+      rollouts: N rows.
+      limit: of |A|.
+      epsilon: added to the deviations.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: a limit that is not positive.
+
+    Source: HAPO, https://arxiv.org/abs/2509.16591, section 3.2, with the limit of https://github.com/starriver030515/HAPO
+    """
+    if limit <= 0:
+        raise ValueError(f"limit is {limit}; it must be positive")
+    score, present = row_scores(rollouts, reward_weights)
+    length, group = rollouts.mask.sum(axis=1) * present, rollouts.group
+    mean = length_weighted_baseline.function(score, present, rollouts)
+    squares = group_sum(length * jnp.square(masked(score - mean, present)), group)
+    spread = jnp.sqrt(safe_divide(squares, group_sum(length, group))) + epsilon
+    by_token = (score - mean) / spread
+    by_row = _standardised(score, present, rollouts, MEAN, std_scale(degrees_of_freedom=1, epsilon=epsilon))
+    _, largest = group_bounds(jnp.abs(by_token), present * (length > 0), group)
+    return set_row_advantage(rollouts, jnp.where(largest >= limit, by_row, by_token), present)
 
 
 def _standardised(score, present, rollouts, baseline, scale):

@@ -29,13 +29,15 @@ def hidden_reward_weighting(
     of g' M h over a right answer's actions. Groups whose answers are all right or all wrong stay as they are.
 
     Args:
-      rollouts: with advantages, `extras["proximal_hidden"]` [N, T, D] and `extras["proximal_candidate_logp"]` [N, T, V].
-      candidates: the rule for the error vectors, the same tokens everywhere: `objectives.vocabulary(of="proximal")`.
+      rollouts: with advantages, `extras["proximal_hidden"]` [N, T, D], `extras["candidates"]` and
+        `extras["proximal_candidate_logp"]` [N, T, K].
+      candidates: the rule for the entries of the error vectors, the same for all tokens of a group:
+        `objectives.tokens_of_group()`, whose probabilities are not renormalised, or `objectives.vocabulary(of="proximal")`.
       strength: p; above 0 it favours what right answers share (exploitation), below 0 the rest (exploration).
       share: beta of tau.
       threshold: an answer is right where its total reward is above.
 
-    Source: THR, https://arxiv.org/abs/2510.03669
+    Source: THR, https://arxiv.org/abs/2510.03669; the ids of the group, NTHR, https://arxiv.org/abs/2505.18830
     """
     del candidates  # the loop reads it, to fill the extras
     score, present = row_scores(rollouts)
@@ -52,16 +54,29 @@ def hidden_reward_weighting(
 
 
 def _influence(rollouts: Rollouts, actions, correct):
-    """g' M h [N, T] of each token, with the M of its own group."""
-    inside = actions[..., None]
-    hidden = masked(rollouts.extras["proximal_hidden"].astype(jnp.float32), inside)
-    own = rollouts.extras["candidates"] == rollouts.tokens[..., None]
-    error = masked(own - jnp.exp(rollouts.extras["proximal_candidate_logp"]), inside)
-    group = jnp.asarray(rollouts.group)
+    """g' M h [N, T] of each token, with the M of its own group; no array is larger than the candidates of the step."""
+    names = ("candidates", "proximal_candidate_logp", "proximal_hidden")
+    candidates, logp, states, tokens = map(jnp.asarray, (*(rollouts.extras[name] for name in names), rollouts.tokens))
+    order = jnp.argsort(rollouts.group, stable=True)
+    starts = jnp.searchsorted(jnp.asarray(rollouts.group)[order], jnp.arange(order.size + 1))
 
-    def of_row(row):
-        peers = correct * (group == group[row])
-        matrix = jnp.einsum("ntv,ntd,n->vd", error, hidden, peers)
-        return jnp.einsum("tv,vd,td->t", error[row], matrix, hidden[row])
+    def parts(row):
+        """Error vectors [T, K] and hidden states [T, D] of the actions of a row."""
+        inside = actions[row][:, None]
+        error = (candidates[row] == tokens[row][:, None]) - jnp.exp(logp[row])
+        return masked(error, inside), masked(states[row].astype(jnp.float32), inside)
 
-    return jax.lax.map(of_row, jnp.arange(actions.shape[0]))
+    def of_group(influence, number):
+        def add(place, matrix):
+            error, hidden = parts(order[place])
+            return matrix + correct[order[place]] * jnp.einsum("tv,td->vd", error, hidden)
+
+        def read(place, influence):
+            error, hidden = parts(order[place])
+            return influence.at[order[place]].set(jnp.einsum("tv,vd,td->t", error, matrix, hidden))
+
+        bounds = starts[number], starts[number + 1]
+        matrix = jax.lax.fori_loop(*bounds, add, jnp.zeros((candidates.shape[-1], states.shape[-1])))
+        return jax.lax.fori_loop(*bounds, read, influence), None
+
+    return jax.lax.scan(of_group, jnp.zeros(actions.shape), jnp.arange(order.size))[0]

@@ -14,7 +14,7 @@ def _initial(*, initial: float, **options):
     return jnp.float32(initial)
 
 
-@stateful(init=_initial, annotations=("reference_logp",))
+@stateful(init=_initial, annotations=("behavior_logp", "reference_logp"))
 def adaptive_kl_in_reward(
     rollouts: Rollouts, state, key, *, initial: float = 0.2, target: float = 6.0, horizon: float = 10_000.0, kind: str = "k1"
 ):

@@ -24,7 +24,7 @@ def rewards_per_token(rollouts: Rollouts, reward_weights: tuple[float, ...] | No
     return rewards * present[:, None], present
 
 
-@stateless(annotations=("reference_logp",))
+@stateless(annotations=("behavior_logp", "reference_logp"))
 def kl_in_reward(rollouts: Rollouts, *, coefficient: float = 0.05, kind: str = "k1") -> Rollouts:
     """Subtracts `coefficient * KL estimate` (nats) of each action from its token reward.
 

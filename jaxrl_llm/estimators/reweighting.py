@@ -62,7 +62,7 @@ def entropy_guided_weight(rollouts: Rollouts, *, entropy_weight: float = 1.0, te
     return _times(rollouts, share * group_sum(present, rollouts.group))
 
 
-@stateless(annotations=("answer",))
+@stateless(annotations=("answer", "behavior_logp"))
 def semantic_entropy_weight(rollouts: Rollouts, *, strength: float = 0.0417) -> Rollouts:
     """Multiplies advantages by 1 / (1 + strength * H / log n): prompts whose n answers disagree change the policy less.
 

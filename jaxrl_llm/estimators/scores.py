@@ -44,9 +44,7 @@ def component_weights(rollouts: Rollouts, reward_weights: tuple[float, ...] | No
 
 
 def row_logp(rollouts: Rollouts):
-    """Log-probability [N] (nats) of the actions of each row under the policy that sampled it; 0 where nobody knows."""
-    if rollouts.behavior_logp is None:
-        return jnp.zeros(rollouts.tokens.shape[0])
+    """Log-probability [N] (nats) of the actions of each row under the policy that sampled it."""
     return masked(rollouts.behavior_logp, rollouts.mask).sum(axis=1)
 
 

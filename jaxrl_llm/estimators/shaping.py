@@ -32,17 +32,18 @@ def overlong_penalty(rollouts: Rollouts, *, max_length: int, buffer: int, penalt
     return rollouts.replace(token_rewards=earlier + amount[:, None] * last_action(rollouts.mask))
 
 
-@stateless
+@stateless(annotations=("behavior_logp",))
 def unlikeliness_reward(rollouts: Rollouts, *, strength: float = 0.25, component: int = 0) -> Rollouts:
     """Multiplies the reward by 1 - strength * rank / G: of right answers, those that were unlikely get most.
 
-    The rank is 0 for the least likely row of the group, by its sum of `behavior_logp`, and at most G - 1 for G rows; equally
-    likely rows share the lower rank.
+    The rank is 0 for the least likely row of the group, by the mean of `behavior_logp` over its actions, and at most G - 1 for
+    G rows; equally likely rows share the lower rank.
 
-    Source: https://arxiv.org/abs/2506.02355
+    Source: https://arxiv.org/abs/2506.02355, with the mean over tokens of the authors' code
     """
     value, present = component_of(rollouts, component)
-    rank = group_rank(row_logp(rollouts), present, rollouts.group)
+    likelihood = safe_divide(row_logp(rollouts), rollouts.mask.sum(axis=1))
+    rank = group_rank(likelihood, present, rollouts.group)
     factor = 1.0 - strength * safe_divide(rank.astype(jnp.float32), group_sum(present, rollouts.group))
     return with_component(rollouts, component, value * factor)
 

@@ -139,9 +139,9 @@ def _no_scores(*, roles: int = 2, **options):
 def role_advantage(
     rollouts, means, key, *, roles: int = 2, decay: float = 0.95, reward_weights: tuple[float, ...] | None = None
 ):
-    """Advantage = score - running mean of the scores of the row's role, this step's included: for games of several players.
+    """Advantage = score - running mean of the scores of the row's role in earlier steps: for games of several players.
 
-    The mean b of a role starts at 0 and becomes decay * b + (1 - decay) * (mean score of its present rows).
+    The mean b of a role starts at 0 and becomes, behind the step, decay * b + (1 - decay) * (mean score of its present rows).
 
     Args:
       rollouts: with `extras["role"]` int [N].
@@ -157,5 +157,6 @@ def role_advantage(
     score, present = row_scores(rollouts, reward_weights)
     role = rollouts.extras["role"]
     now = group_mean(score, present, classes(role))
-    means = write(means, role, decay * read(means, role, 0.0) + (1.0 - decay) * now, present)
-    return set_row_advantage(rollouts, score - read(means, role, 0.0), present), means
+    before = read(means, role, 0.0)
+    after = write(means, role, decay * before + (1.0 - decay) * now, present)
+    return set_row_advantage(rollouts, score - before, present), after

@@ -69,7 +69,7 @@ def state_advantage(
     return rollouts.replace(advantage=along_turns(first * advantage, rollouts), valid=rollouts.valid * present)
 
 
-@stateless
+@stateless(annotations=("token_rewards",))
 def turn_returns(
     rollouts: Rollouts,
     *,
@@ -94,7 +94,7 @@ def turn_returns(
     outcome, present = row_scores(rollouts.replace(token_rewards=None), reward_weights)
     first = first_actions(rollouts)
     last = last_action(first)
-    gains = jnp.zeros_like(first) if rollouts.token_rewards is None else over_turns(rollouts.token_rewards, rollouts)
+    gains = over_turns(rollouts.token_rewards, rollouts)
     groups = jnp.broadcast_to(rollouts.group[:, None], first.shape).ravel()
     inner = (first - last) * present[:, None]
     gains = inner * _standardised(gains.ravel(), inner.ravel(), groups, epsilon).reshape(first.shape)

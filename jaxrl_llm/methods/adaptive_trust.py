@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxrl_llm import objectives
-from jaxrl_llm.estimators import chain, group_advantage, token_mean
+from jaxrl_llm.estimators import chain, group_advantage, token_group_advantage, token_mean
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.objectives import clip, kl, objective, policy, unclipped
 from jaxrl_llm.rollouts import dynamic_sampling, grouped
@@ -111,14 +111,14 @@ def hapo_heterogeneous(
 
     Defaults: All but `max_rounds` are those of the paper and of the authors' scripts.
 
-    Unconfirmed: What it all does together: the paper's temperature that follows the entropy, and its group statistics over
-      tokens, are left out. The authors' code never widens the lower bound, by a sign; here it does, as the text says.
+    Unconfirmed: What it all does together: the paper's temperature that follows the entropy is left out. The authors' code
+      never widens the lower bound, by a sign; here it does, as the text says.
     """
-    bounds = {"low": clip_low, "high": clip_high, "level": level}
-    trust = objectives.entropy_clip(**bounds, widening=widening, dual=clip_dual)
+    bounds = {"low": clip_low, "high": clip_high, "level": level, "widening": widening}
+    trust = objectives.entropy_clip(**bounds, dual=clip_dual)
     return (
         dynamic_sampling(samples=samples, max_rounds=max_rounds),
-        chain(group_advantage(), token_mean()),
+        chain(token_group_advantage(), token_mean()),
         objective(policy(trust=trust, factors=(objectives.entropy_scale(**bounds, strength=strength),))),
     )
 

@@ -84,14 +84,12 @@ def lite_ppo(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2)
 @method(
     paper="Stratified GRPO: Handling Structural Heterogeneity in RL of LLM Search Agents (Zhu et al., 2025)",
     url="https://arxiv.org/abs/2510.06214",
-    certainty="sketch",
 )
 def stratified_grpo(*, samples: int = 8, stratum_share: float = 0.8, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO within strata of the group, such as answers with as many searches, blended with GRPO over the whole group.
 
-    Defaults: All are ours. `stratum` is the number of the row's stratum.
-
-    Unconfirmed: the paper's share, its epsilon and the kind of its deviation (Bessel's here).
+    Defaults: All are ours, epsilon and the kind of the deviation (Bessel's) too; the form is that of public code. `stratum` is
+      the number of the row's stratum.
     """
     within = group_advantage(baseline=mean_baseline(over="stratum"), scale=std_scale(over="stratum", degrees_of_freedom=1))
     overall = group_advantage(scale=BESSEL)

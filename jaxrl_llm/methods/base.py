@@ -83,6 +83,11 @@ class Method:
             return "samples"
         return "pairs" if "preference" in self.needs else "completions"
 
+    @property
+    def takes_single_answers(self) -> bool:
+        """Whether each of its terms takes a rollout by itself, so that answers need not come in pairs."""
+        return all(getattr(term.function, "level", "token") == "rollout" for term in self.objective.terms)
+
     def composition(self) -> str:
         """The method printed as the code that composes it."""
         lines = [f"strategy    = {self.strategy!r}", f"estimator   = {self.estimator!r}", f"objective   = {self.objective!r}"]

@@ -109,7 +109,7 @@ def igpo(
     """Each turn is rewarded for what it adds to the likelihood of the right answer, and learns from the sum of what follows.
 
     Defaults: Samples, discount and KL coefficient are the paper's; the clip is ours. The gains of turns stand in
-      `token_rewards`, and whoever runs the turns puts them there; without any it is GRPO.
+      `token_rewards`, and whoever runs the turns puts them there.
     """
     return (
         grouped(samples=samples),

@@ -28,6 +28,7 @@ from jaxrl_llm.objectives import (
     sampled,
     score_function,
     smoothed_entropy,
+    tokens_of_group,
     top,
     top_entropy_bonus,
     vocabulary,
@@ -99,14 +100,12 @@ def otr(*, count: int = 256, temperature: float = 1.3, wrong: float = -0.1):
 @method(
     paper="TROLL: Trust Regions for Large Language Models (Becker et al., 2025)",
     url="https://arxiv.org/abs/2510.03817",
-    certainty="sketch",
 )
 def troll(*, samples: int = 8, bound: float = 0.05, regression: float = 1.0, count: int = 64):
     """GRPO whose clip is a differentiable projection of each token's distribution onto a KL ball around the old policy.
 
-    Defaults: 64 tokens that cover 99.999% of the mass are those of the paper; `samples` is ours.
-
-    Unconfirmed: the bound of 0.05 nats and the factor 1 of the regression term.
+    Defaults: 64 tokens that cover 99.999% of the mass are those of the paper; the form is that of public code. The bound of
+      0.05 nats, the factor 1 of the regression term and `samples` are ours.
     """
     candidates = top(count=count, mass=1.0 - 1e-5, with_token=True, of="proximal")
     trust = projected(bound=bound, regression=regression, candidates=candidates)
@@ -195,9 +194,9 @@ def thr(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, stre
     Defaults: `strength` and samples are ours; a negative one explores.
 
     Unconfirmed: the sign for wrong answers, the form of the factor and the values of `strength`; the scores are those of the
-      authors' earlier NTHR. They need the old policy's probabilities of the whole vocabulary at each token.
+      authors' earlier NTHR, over the tokens that occur in the group.
     """
-    weighting = hidden_reward_weighting(candidates=vocabulary(of="proximal"), strength=strength)
+    weighting = hidden_reward_weighting(candidates=tokens_of_group(), strength=strength)
     return (
         grouped(samples=samples),
         chain(group_advantage(), weighting, sequence_mean()),

@@ -49,17 +49,14 @@ def ipo_md(*, samples: int = 2, beta: float = 0.1):
     return grouped(samples=samples), chain(best_and_worst(), pair_mean()), objective(preference(link=ipo_link(beta=beta)))
 
 
-@method(
-    paper="Nash Learning from Human Feedback (Munos et al., 2023)", url="https://arxiv.org/abs/2312.00886", certainty="sketch"
-)
+@method(paper="Nash Learning from Human Feedback (Munos et al., 2023)", url="https://arxiv.org/abs/2312.00886")
 def nash_md(*, beta: float = 0.1):
     """REINFORCE on whether a sample wins against an opponent, with a KL penalty: towards a Nash equilibrium.
 
-    Defaults: `beta` is ours.
-
-    Unconfirmed: The paper's opponent is a geometric mixture of policy and reference; here it is a second sample of the
-      policy (self-play). Which of the two wins is decided by their rewards. Standardised scores of two are 2 P - 1, P being 1
-      for the winner and 0 for the loser, which makes the factor of P - 1/2 here 1/2.
+    Defaults: `beta` is ours. The gradient is that of public code. The paper's opponent is a geometric mixture of policy and
+      reference; here it is a second sample of the policy (self-play). Which of the two wins is decided by their rewards.
+      Standardised scores of two are 2 P - 1, P being 1 for the winner and 0 for the loser, which makes the factor of
+      P - 1/2 here 1/2.
     """
     return (
         grouped(samples=2),
@@ -72,10 +69,11 @@ def nash_md(*, beta: float = 0.1):
 def xpo(*, beta: float = 0.1, alpha: float = 1e-5):
     """DPO on pairs of a sample of the policy and one of the reference, less likelihood of the latter: deliberate exploration.
 
-    Defaults: Both are those of the former trainer of TRL. Rows that the reference has sampled are of source 1.
+    Defaults: Both are those of the former trainer of TRL. Rows that the reference has sampled are of source 1; whoever makes
+      pairs of both policies' samples marks them so. Pairs of a file are not, and without such rows this would be DPO.
     """
     # Half of a pair's weight stands on each of its rows.
-    optimism = by_source(terms=((1, sequence_likelihood(coefficient=-2.0 * alpha)),))
+    optimism = by_source(terms=((1, sequence_likelihood(coefficient=-2.0 * alpha)),), others="reference")
     return on_pairs(preference(link=sigmoid_link(beta=beta)), optimism)
 
 
@@ -84,7 +82,8 @@ def inpo(*, eta: float = 0.0075, share: float = 1 / 3):
     """IPO against a geometric mixture of the reference and the policy of the last iteration: no-regret play against itself.
 
     Defaults: `eta` and `share` = tau / eta, the reference's part in the mixture, are those that others report as the
-      paper's. The last iteration's policy is that at the beginning of the step ("proximal").
+      paper's. The policy of the last iteration stands in `proximal_logp`. Where that is the policy that learns, the gradient
+      is that of IPO with `share` as factor, so whoever runs the iterations has to keep it.
     """
     return on_pairs(preference(link=ipo_link(beta=eta), evidence=anchored_ratio(share=share)))
 

@@ -87,15 +87,13 @@ def spo(
 @method(
     paper="SPIRAL: Self-Play on Zero-Sum Games Incentivizes Reasoning (Liu et al., 2025)",
     url="https://arxiv.org/abs/2506.24119",
-    certainty="sketch",
 )
 def rae(*, samples: int = 1, roles: int = 2, decay: float = 0.95):
     """REINFORCE with a running mean of the scores of each role as baseline, for games that the policy plays with itself.
 
-    Defaults: Roles and decay are the paper's; one sample a prompt is ours. `role` is the number of the row's player.
-
-    Unconfirmed: the paper updates the mean after each game, and keeps one for each kind of game; here it is updated once a
-      step, with the mean score of the role's rows.
+    Defaults: Roles and decay are the paper's; one sample a prompt is ours. `role` is the number of the row's player. As in the
+      authors' code the mean is read before it is updated. They update it after each game and keep one for each kind of game;
+      here that happens once a step, with the mean score of the role's rows.
     """
     return (
         grouped(samples=samples),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable
 from jaxrl_llm.controllers import scheduled
-from jaxrl_llm.estimators import chain, group_advantage, sequence_mean, token_mean
+from jaxrl_llm.estimators import among, chain, group_advantage, sequence_mean, token_mean
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.objectives import (
     blended,
@@ -15,7 +15,6 @@ from jaxrl_llm.objectives import (
     label_smoothing,
     negative_log_likelihood,
     objective,
-    own_mean,
     policy,
     probability,
     uncertainty,
@@ -54,17 +53,16 @@ def warm_cosine(step, *, warmup: int, decay: int, peak: float, valley: float):
 
 
 def _chord(imitation, *, samples: int, demonstrations: int, clip_low: float, clip_high: float, **schedule) -> tuple:
-    """(1 - mu) times the policy term on samples plus mu times imitation of demonstrations, each the mean of its own rows."""
-    samples_term = own_mean(term=policy(trust=clip(low=clip_low, high=clip_high)))
+    """(1 - mu) times the policy term on samples plus mu times imitation of demonstrations, each a mean of its own.
+
+    The samples alone are the group of a prompt; the imitation is the mean over all tokens of demonstrations.
+    """
+    surrogate = policy(trust=clip(low=clip_low, high=clip_high))
     return (
         guided(samples=samples, demonstrations=demonstrations),
-        chain(group_advantage(), sequence_mean()),
+        chain(among(0, chain(group_advantage(), sequence_mean())), among(1, token_mean())),
         objective(
-            blended(
-                first=by_source(terms=((0, samples_term),)),
-                second=by_source(terms=((1, own_mean(term=imitation)),)),
-                share="imitation",
-            )
+            blended(first=by_source(terms=((0, surrogate),)), second=by_source(terms=((1, imitation),)), share="imitation")
         ),
         {"imitation": scheduled(schedule=warm_cosine(**schedule))},
     )
@@ -85,7 +83,7 @@ def chord(
     """GRPO on samples and SFT on demonstrations, in a mixture whose share of imitation rises and then decays.
 
     Defaults: The clip is the paper's. The schedule and the numbers of samples are ours; the authors' framework has
-      a constant share of 0.1. A demonstration stands in the group of its prompt, and its reward in the mean of that.
+      a constant share of 0.1. There demonstrations come from a buffer of their own and have no part in any group, as here.
     """
     return _chord(
         negative_log_likelihood(), samples=samples, demonstrations=demonstrations, clip_low=clip_low, clip_high=clip_high,

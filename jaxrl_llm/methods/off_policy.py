@@ -123,15 +123,14 @@ def remix(
     )
 
 
-@method(paper="DeepSeek-V3.2 (DeepSeek-AI, 2025)", url="https://arxiv.org/abs/2512.02556", certainty="sketch")
+@method(paper="DeepSeek-V3.2 (DeepSeek-AI, 2025)", url="https://arxiv.org/abs/2512.02556")
 def deepseek_v32(
     *, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.01, mask_above: float = 0.1
 ):
     """GRPO without wrong answers that the policy has left far behind, and with an unbiased estimate of the KL divergence.
 
-    Defaults: All are ours.
-
-    Unconfirmed: The paper gives no numbers. Its routing replay and its kept sampling masks are matters of the sampler.
+    Defaults: All are ours, as the paper gives no numbers; the form is that of public code. Its routing replay and its kept
+      sampling masks are matters of the sampler.
     """
     mask = objectives.rejection(kind="k1", over="mean", high=mask_above, of="policy", among="negative")
     return (
@@ -169,20 +168,25 @@ def luffy(
 @method(
     paper="RL-PLUS: Countering Capability Boundary Collapse of LLMs (Dong et al., 2025)",
     url="https://arxiv.org/abs/2508.00222",
-    certainty="sketch",
 )
-def rl_plus(*, samples: int = 7, demonstrations: int = 1, share: float = 0.25, power: float = 0.5, max_length: int = 8192):
+def rl_plus(
+    *,
+    samples: int = 7,
+    demonstrations: int = 1,
+    share: float = 0.25,
+    power: float = 0.5,
+    entropy_coefficient: float = 0.001,
+    max_length: int = 8192,
+):
     """GRPO with demonstrations whose ratio is to a mixture of the old policy and an author certain of every token.
 
-    Defaults: `samples`, `demonstrations`, `share` and `power` are those of the authors' code; `max_length` is ours. In a run of
-      the program, it is `rl.max_new_tokens` unless it is set.
-
-    Unconfirmed: The authors take the baseline over the sampled answers alone; here it is over the demonstration too. Their
-      entropy bonus of 0.001 is left out.
+    Defaults: All but `max_length`, which is ours, are those of the authors' script, whose baseline is over samples and
+      demonstration together, as here. In a run of the program, `max_length` is `rl.max_new_tokens` unless it is set.
     """
     given = policy(ratio=objectives.mixture_ratio(share=share), trust=unclipped(), factors=(objectives.focal(power=power),))
+    bonus = ((0, entropy_bonus(coefficient=entropy_coefficient)),) if entropy_coefficient else ()
     return (
         guided(samples=samples, demonstrations=demonstrations),
         chain(group_advantage(scale=None), constant(length=max_length)),
-        objective(by_source(terms=((0, policy(trust=unclipped())), (1, given)))),
+        objective(by_source(terms=((0, policy(trust=unclipped())), *bonus, (1, given)))),
     )

@@ -9,6 +9,7 @@ from jaxrl_llm.objectives import (
     bco_link,
     beyond_shared_length,
     chosen_likelihood,
+    chosen_token_likelihood,
     collision_ratio,
     jensen_shannon_transform,
     length_bonus,
@@ -70,10 +71,10 @@ def length_regularised_dpo(*, beta: float = 0.1, alpha: float = 0.01):
     paper="WPO: Enhancing RLHF with Weighted Preference Optimization (Zhou et al., 2024)",
     url="https://arxiv.org/abs/2406.11827",
 )
-def wpo(*, beta: float = 0.1):
+def wpo(*, beta: float = 0.01):
     """DPO in which a pair counts by how usual both answers are for the policy that learns, as if it had sampled them.
 
-    Defaults: `beta` is DPO's.
+    Defaults: `beta` is that of the authors' configurations.
     """
     return on_pairs(preference(link=sigmoid_link(beta=beta), importance=collision_ratio()))
 
@@ -113,12 +114,13 @@ def tgdpo(*, beta: float = 0.1, alpha: float = 0.5):
 def mpo(*, beta: float = 0.1, relative: float = 0.8, absolute: float = 0.2, imitation: float = 1.0):
     """A mixture of three losses: which answer is better, whether each is good, and how the better one is written.
 
-    Defaults: The paper's. Its quality loss is BCO with a running shift of rewards, which is 0 here as in TRL.
+    Defaults: The paper's. Its quality loss is BCO with a running shift of rewards, which is 0 here as in TRL; the imitation is
+      the mean over the tokens of all preferred answers.
     """
     return on_pairs(
         scaled(term=preference(link=sigmoid_link(beta=beta)), coefficient=relative),
         scaled(term=preference(link=bco_link(beta=beta)), coefficient=absolute),
-        chosen_likelihood(coefficient=imitation),
+        chosen_token_likelihood(coefficient=imitation),
     )
 
 

@@ -85,8 +85,9 @@ def rdpo(*, beta: float = 0.1, flip_rate: float = 0.1):
 def ipo(*, beta: float = 0.1, average: bool = False):
     """Squared error of the difference of log-ratios from 1 / (2 beta): preferences that are certain do not run away.
 
-    Defaults: `beta`, the paper's tau, is ours, as is that of TRL. The paper has sums over tokens; TRL has means
-      (`average`), so that its beta stands for another scale.
+    Defaults: `beta`, the paper's tau, is ours, as is that of TRL. The paper's text has sums over tokens; the convention
+      "trl-1.16" has means (`average`), which, by a comment in TRL's trainer, the authors have confirmed to be meant. Its beta
+      stands for another scale.
     """
     return on_pairs(preference(link=ipo_link(beta=beta), average=average))
 
@@ -107,10 +108,10 @@ def exo(*, beta: float = 0.1, smoothing: float = 1e-3):
     paper="Noise Contrastive Alignment of Language Models with Explicit Rewards (Chen et al., 2024)",
     url="https://arxiv.org/abs/2402.05369",
 )
-def nca(*, beta: float = 0.1):
+def nca(*, beta: float = 0.01):
     """Absolute likelihoods: the preferred answer is told from the reference's answers, and both must not rise.
 
-    Defaults: `beta` is TRL's.
+    Defaults: `beta` is that of the authors' script.
     """
     return on_pairs(preference(link=nca_link(beta=beta)))
 
@@ -175,10 +176,10 @@ def dpo_positive(*, beta: float = 0.3, penalty: float = 50.0):
     paper="Distributional Preference Alignment of LLMs via Optimal Transport (Melnyk et al., 2024)",
     url="https://arxiv.org/abs/2406.05882",
 )
-def aot(*, beta: float = 0.1, smoothing: float = 0.0):
+def aot(*, beta: float = 0.01, smoothing: float = 0.0):
     """DPO between quantiles: sorted margins of the policy's log-probabilities against the reference's, over the batch.
 
-    Defaults: `beta` is TRL's.
+    Defaults: `beta` is the authors'.
     """
     return on_pairs(quantile_preference(link=sigmoid_link(beta=beta, smoothing=smoothing)))
 
@@ -187,9 +188,9 @@ def aot(*, beta: float = 0.1, smoothing: float = 0.0):
     paper="Distributional Preference Alignment of LLMs via Optimal Transport (Melnyk et al., 2024)",
     url="https://arxiv.org/abs/2406.05882",
 )
-def aot_unpaired(*, beta: float = 0.1, smoothing: float = 0.0):
+def aot_unpaired(*, beta: float = 0.01, smoothing: float = 0.0):
     """DPO between quantiles: sorted log-ratios of the preferred against those of the other answers, over the batch.
 
-    Defaults: `beta` is TRL's.
+    Defaults: `beta` is the authors'.
     """
     return on_pairs(quantile_preference(link=sigmoid_link(beta=beta, smoothing=smoothing), paired=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxrl_llm.estimators import chain, sequence_mean
+from jaxrl_llm.estimators import among, chain, pair_mean, token_mean
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.preferences import inverse, on_pairs
 from jaxrl_llm.objectives import (
@@ -10,6 +10,7 @@ from jaxrl_llm.objectives import (
     biased_link,
     by_source,
     chosen_likelihood,
+    chosen_token_likelihood,
     hinge_link,
     likelihood,
     log_odds,
@@ -36,10 +37,10 @@ def simpo(*, beta: float = 2.0, gamma: float = 0.5):
 
 
 @method(paper="AlphaPO: Reward Shape Matters for LLM Alignment (Gupta et al., 2025)", url="https://arxiv.org/abs/2501.03884")
-def alphapo(*, beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25):
+def alphapo(*, beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25):
     """SimPO with a reward (1 - p^-alpha) / alpha of the mean token probability p in place of log p.
 
-    Defaults: All are ours; the paper tunes them for each model. `alpha` 0 is SimPO.
+    Defaults: Those of the authors' configuration for Llama-3 8B; the paper tunes them for each model. `alpha` 0 is SimPO.
     """
     reward = alpha_transform(alpha=alpha)
     link = sigmoid_link(beta=beta, margin=gamma)
@@ -50,10 +51,11 @@ def alphapo(*, beta: float = 2.5, gamma: float = 0.25, alpha: float = 0.25):
 def cpo(*, beta: float = 0.1, imitation: float = 1.0):
     """DPO against a uniform reference, which cancels, plus imitation of the preferred answer.
 
-    Defaults: The paper's. Its formula has the sum over the tokens of the preferred answer; here, as in TRL, to which its
-      authors gave their code, it is the mean.
+    Defaults: The paper's. Its formula has the sum over the tokens of the preferred answer; here, as in the authors' code and in
+      TRL, it is the mean over the tokens of all preferred answers.
     """
-    return on_pairs(preference(link=sigmoid_link(beta=beta), evidence=LIKELIHOOD), chosen_likelihood(coefficient=imitation))
+    contrast = preference(link=sigmoid_link(beta=beta), evidence=LIKELIHOOD)
+    return on_pairs(contrast, chosen_token_likelihood(coefficient=imitation))
 
 
 @method(
@@ -63,10 +65,11 @@ def cpo(*, beta: float = 0.1, imitation: float = 1.0):
 def orpo(*, coefficient: float = 0.1):
     """Imitation of the preferred answer plus a logistic loss on the ratio of the two answers' odds.
 
-    Defaults: The paper's, for Mistral. TRL imitates the tokens of the prompt too; here only those of the answer count.
+    Defaults: The paper's, for Mistral. The imitation is the mean over the tokens of all preferred answers. TRL imitates the
+      tokens of the prompts too; here only those of the answers count.
     """
     odds = preference(link=sigmoid_link(beta=1.0), evidence=LIKELIHOOD, average=True, transform=log_odds())
-    return on_pairs(chosen_likelihood(), scaled(term=odds, coefficient=coefficient))
+    return on_pairs(chosen_token_likelihood(), scaled(term=odds, coefficient=coefficient))
 
 
 @method(
@@ -126,13 +129,12 @@ def dppo_pbrl(*, temperature: float = 0.1, bias: float = 1.0):
 
 
 @method(paper="Triple Preference Optimization (Saeidi et al., 2024)", url="https://arxiv.org/abs/2405.16681")
-def tpo(*, beta: float = 0.2, imitation: float = 1.0):
+def tpo(*, beta: float = 0.01, imitation: float = 1.0):
     """Imitation of a gold answer beside a reference-free contrast of a preferred with another one: three answers a prompt.
 
-    Defaults: Ours. The gold answer is the row of source 1, without a preference; means are over prompts where each has
-      its three rows.
+    Defaults: `beta` is the authors'; `imitation` of 1 is ours. The gold answer is the row of source 1, without a preference, in
+      the group of its pair; the contrast is the mean over pairs, the imitation that over the tokens of all gold answers.
     """
-    # A prompt has three rows of 1 / N each: two in the contrast, one in the imitation.
-    contrast = scaled(term=preference(link=sigmoid_link(beta=beta), evidence=LIKELIHOOD), coefficient=1.5)
-    gold = by_source(terms=((1, negative_log_likelihood(coefficient=3.0 * imitation)),))
-    return None, chain(sequence_mean()), objective(contrast, gold)
+    contrast = preference(link=sigmoid_link(beta=beta), evidence=LIKELIHOOD)
+    gold = by_source(terms=((1, negative_log_likelihood(coefficient=imitation)),), others="gold_texts")
+    return None, chain(among(0, pair_mean()), among(1, token_mean())), objective(contrast, gold)

@@ -31,10 +31,10 @@ def gspo_token(*, samples: int = 8, clip_low: float = 3e-4, clip_high: float = 4
 
 
 @method(paper="Length-Unbiased Sequence Policy Optimization (Liu et al., 2026)", url="https://arxiv.org/abs/2602.05261")
-def luspo(*, samples: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4):
+def luspo(*, samples: int = 8, clip_low: float = 2e-3, clip_high: float = 2.5e-3):
     """GSPO with the loss of each sequence multiplied by its length, so that long answers are not under-weighted.
 
-    Defaults: The clip is that of GSPO. `samples` is ours.
+    Defaults: The clip is the paper's. `samples` is ours.
     """
     return (
         grouped(samples=samples),
@@ -59,14 +59,11 @@ def gmpo(*, samples: int = 8, clip_low: float = 0.4, clip_high: float = 0.4):
 @method(
     paper="A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization (2026)",
     url="https://arxiv.org/abs/2601.22718",
-    certainty="sketch",
 )
 def minpro(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28):
     """CISPO whose weight also holds the smallest ratio of the earlier tokens, for the product of all of them.
 
-    Defaults: All are ours.
-
-    Unconfirmed: The formula is from a survey, not from the paper; the bounds of the clip were not found.
+    Defaults: All are ours; the definition of the ratio is that of public code.
     """
     return (
         grouped(samples=samples),
@@ -123,15 +120,13 @@ def p3o(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float 
 @method(
     paper="Improving Language Models with Advantage-based Offline Policy Gradients (Baheti et al., 2023)",
     url="https://arxiv.org/abs/2305.14718",
-    certainty="sketch",
 )
 def a_lol(*, samples: int = 4, anchors: int = 4, clip_low: float = 0.9, clip_high: float = 0.9):
     """Likelihood of answers better than the reference's mean, times advantage and clipped ratio of the whole answer.
 
-    Defaults: The clip is the paper's. `samples` and `anchors` are ours.
-
-    Unconfirmed: Nothing of the loss; but the paper learns from a fixed data set, drawn in proportion to the advantage, and has
-      a value head on the reference for its mean reward, which is sampled here ("anchor_reward").
+    Defaults: The clip is the paper's. `samples` and `anchors` are ours. The paper learns from a fixed data set, drawn in
+      proportion to the advantage, and has a value head on the reference for its mean reward, which is sampled here
+      ("anchor_reward").
     """
     return (
         grouped_with_anchors(samples=samples, anchors=anchors),

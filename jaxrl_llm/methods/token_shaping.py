@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jaxrl_llm.estimators import (
     chain,
+    conflict_mean,
     conflict_weighting,
-    constant,
     entropy_penalty,
     entropy_shaped_advantage,
     group_advantage,
@@ -16,21 +16,30 @@ from jaxrl_llm.estimators import (
 )
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
-from jaxrl_llm.objectives import clip, objective, policy, sequence_ratio
+from jaxrl_llm.methods.choices import choice
+from jaxrl_llm.objectives import arithmetic_sequence_ratio, clip, objective, policy
 from jaxrl_llm.rollouts import grouped
+
+GTPO_AGGREGATIONS = {"sequence_mean": sequence_mean(), "conflict_mean": conflict_mean()}
 
 
 @method(
     paper="GTPO: Trajectory-Based Policy Optimization in Large Language Models (Simoni et al., 2025)",
     url="https://arxiv.org/abs/2508.03772",
+    conventions={"authors-code": {"aggregation": "conflict_mean"}},
 )
-def gtpo(*, samples: int = 8, entropy_coefficient: float = 0.1, entropy_ceiling: float = 0.7, max_length: int = 2048):
+def gtpo(
+    *,
+    samples: int = 8,
+    entropy_coefficient: float = 0.1,
+    entropy_ceiling: float = 0.7,
+    aggregation: str = "sequence_mean",
+):
     """Spares tokens that bad answers share with good ones, counts those twice for the good, and drops uncertain answers.
 
     Defaults: Entropies and samples are those of the authors' program, which always applies the ceiling; the paper does so only
-      where the model began below it. Their sums over a sequence are divided by its length, or by the number of its
-      conflict tokens; here by `max_length`, which is ours and, in a run of the program, `rl.max_new_tokens` unless it is
-      set.
+      where the model began below it. The paper has the mean over each sequence. The program divides that by the number of
+      the sequence's conflict tokens too, and sums over sequences where we have the mean: convention "authors-code".
     """
     return (
         grouped(samples=samples),
@@ -38,7 +47,7 @@ def gtpo(*, samples: int = 8, entropy_coefficient: float = 0.1, entropy_ceiling:
             group_advantage(scale=None),
             conflict_weighting(),
             entropy_penalty(coefficient=entropy_coefficient, ceiling=entropy_ceiling),
-            constant(length=max_length),
+            choice("aggregation", aggregation, GTPO_AGGREGATIONS),
         ),
         clipped(),
     )
@@ -73,11 +82,11 @@ def grpo_s(*, samples: int = 8, base: float = 1.0, bonus: float = 0.1, clip_low:
 
     Defaults: Base, bonus and clip are the paper's as quoted by others; `samples` is ours.
 
-    Unconfirmed: whether advantages are those of the whole group, as here, or of the right and wrong rows by themselves.
-      The paper's ratio is the mean of the token ratios; here it is their geometric mean.
+    Unconfirmed: whether advantages are those of the whole group, as here, or of the right and wrong rows by themselves; that
+      the ratio of a sequence is the arithmetic mean of those of its tokens is second-hand.
     """
     return (
         grouped(samples=samples),
         chain(sequence_entropy_reward(base=base, bonus=bonus), group_advantage(scale=std_scale()), sequence_mean()),
-        objective(policy(ratio=sequence_ratio(), trust=clip(low=clip_low, high=clip_high))),
+        objective(policy(ratio=arithmetic_sequence_ratio(), trust=clip(low=clip_low, high=clip_high))),
     )

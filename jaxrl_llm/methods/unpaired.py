@@ -19,17 +19,13 @@ from jaxrl_llm.objectives import (
 @method(
     paper="KTO: Model Alignment as Prospect Theoretic Optimization (Ethayarajh et al., 2024)",
     url="https://arxiv.org/abs/2402.01306",
-    certainty="sketch",
-    conventions={"trl-1.16": {"mismatched": True}},
 )
-def kto(*, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, mismatched: bool = False):
+def kto(*, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, mismatched: bool = True):
     """Gains and losses against a reference point, with diminishing sensitivity: no pairs are needed.
 
-    Defaults: The paper's, but for the reference point.
-
-    Unconfirmed: The paper's reference point, an estimate of the KL from the reference, is the mean log-ratio of answers to
-      other prompts, which needs another pass of scoring: with `mismatched` it comes from `extras["mismatched_ratio"]` [N].
-      By default the mean is over the batch's own answers, which is ours.
+    Defaults: The paper's. The reference point, an estimate of the KL from the reference, is the mean log-ratio of answers to
+      other prompts, `extras["mismatched_ratio"]` [N], as in the authors' code (HALOs) and in TRL. Without `mismatched` it is
+      the mean over the batch's own answers, which is ours and takes no further scoring.
     """
     point = given_reference_point() if mismatched else mean_reference_point()
     term = unpaired(link=saturating_link(), beta=beta, reference_point=point, desirable=desirable, undesirable=undesirable)
@@ -50,11 +46,11 @@ def apo_zero_unpaired(*, beta: float = 0.1, desirable: float = 1.0, undesirable:
     paper="Binary Classifier Optimization for Large Language Model Alignment (Jung et al., 2024)",
     url="https://arxiv.org/abs/2404.04656",
 )
-def bco(*, beta: float = 0.1, decay: float = 0.9):
+def bco(*, beta: float = 0.01, decay: float = 0.9):
     """A binary classifier of answers whose logit is the implicit reward, shifted by its moving average.
 
-    Defaults: `beta` is TRL's; the decay of the moving average is ours. The weights for another distribution of undesirable
-      answers are left out.
+    Defaults: `beta` is the authors'; the decay of the moving average is ours. The weights for another distribution of
+      undesirable answers are left out.
     """
     term = unpaired(link=logistic_link(), beta=beta, reference_point=controlled_reference_point())
     shift = moving_average(decay=decay, measure="reward_center")

@@ -49,15 +49,12 @@ def maxrl(*, samples: int = 8):
 @method(
     paper="Offline Regularised Reinforcement Learning for LLMs Alignment (Richemond et al., 2024)",
     url="https://arxiv.org/abs/2405.19107",
-    certainty="sketch",
 )
 def dro(*, samples: int = 8, beta: float = 0.05):
     """REINFORCE with group advantages and a squared log-ratio to the sampler in place of ratio and clip.
 
-    Defaults: `samples` and `beta` are ours (verl has no default for it).
-
-    Unconfirmed: The paper regresses r - V on `beta` times the log-ratio of whole answers, with a learned V. This is the loss of
-      that name in verl: token by token, and with group advantages.
+    Defaults: `samples` and `beta` are ours (verl has no default for it). This is the loss of that name in verl: token by token,
+      and with group advantages. The paper regresses r - V on `beta` times the log-ratio of whole answers, with a learned V.
     """
     return (
         grouped(samples=samples),
@@ -112,8 +109,8 @@ def opmd(*, samples: int = 8, temperature: float = 0.1):
 def asymre(*, samples: int = 8, shift: float = 0.1):
     """REINFORCE with a baseline lower than the group's mean: off policy, wrong answers had better count less than right ones.
 
-    Defaults: The paper finds shifts a little above 0 safe; 0.1 and `samples` are ours. The shift of the baseline is written as
-      a likelihood of all answers.
+    Defaults: The shift is the authors', who find values a little above 0 safe; `samples` is ours. The shift of the baseline is
+      written as a likelihood of all answers.
     """
     return (
         grouped(samples=samples),

@@ -10,7 +10,7 @@ from jaxrl_llm.objectives.batch_masks import (
     top_entropy_mask,
 )
 from jaxrl_llm.objectives.batch_statistics import token_uniform
-from jaxrl_llm.objectives.candidates import sampled, top, vocabulary
+from jaxrl_llm.objectives.candidates import group_tokens, sampled, tokens_of_group, top, vocabulary
 from jaxrl_llm.objectives.contrast import (
     brevity_weight,
     contrastive_policy_gradient,
@@ -43,7 +43,7 @@ from jaxrl_llm.objectives.masks import divergence_mask, focal, positive_advantag
 from jaxrl_llm.objectives.off_policy import batch_normalised, importance_weight, rejection
 from jaxrl_llm.objectives.optimal_transport import quantile_preference
 from jaxrl_llm.objectives.policy import policy
-from jaxrl_llm.objectives.preference import bradley_terry, chosen_likelihood, preference
+from jaxrl_llm.objectives.preference import bradley_terry, chosen_likelihood, chosen_token_likelihood, preference
 from jaxrl_llm.objectives.preference_links import (
     apo_down_link,
     apo_zero_link,
@@ -62,6 +62,7 @@ from jaxrl_llm.objectives.preference_links import (
 from jaxrl_llm.objectives.projection import projected
 from jaxrl_llm.objectives.ranking import pairwise_clip, pairwise_ranking, plackett_luce
 from jaxrl_llm.objectives.ratios import (
+    arithmetic_sequence_ratio,
     geometric_ratio,
     likelihood,
     mixture_ratio,
@@ -107,6 +108,7 @@ __all__ = [
     "anchored_ratio",
     "apo_down_link",
     "apo_zero_link",
+    "arithmetic_sequence_ratio",
     "balanced_clip",
     "batch_normalised",
     "bco_link",
@@ -118,6 +120,7 @@ __all__ = [
     "by_source",
     "categorical_value_loss",
     "chosen_likelihood",
+    "chosen_token_likelihood",
     "cispo",
     "clip",
     "collision_ratio",
@@ -140,6 +143,7 @@ __all__ = [
     "given_reference_point",
     "gradient_preserving_clip",
     "group_preference",
+    "group_tokens",
     "hinge_link",
     "importance_weight",
     "ipo_link",
@@ -201,6 +205,7 @@ __all__ = [
     "squared_hinge_kl",
     "token_guidance",
     "token_ratio",
+    "tokens_of_group",
     "token_uniform",
     "top",
     "top_covariance_mask",

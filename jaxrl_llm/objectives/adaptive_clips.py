@@ -150,10 +150,13 @@ def entropy_clip(
     Source: HAPO, https://arxiv.org/abs/2509.16591; its released code has the lower bounds never widen, by a sign
     """
     del scores
-    entropy = relative_entropy(batch, level)
-    lower = 1.0 - low * (1.0 + widening * jnp.maximum(-entropy, 0.0))
-    upper = 1.0 + high * (1.0 + widening * jnp.maximum(entropy, 0.0))
-    return clipped_loss(jnp.exp(log_ratio), batch.advantage, lower, upper, dual)
+    below, above = _widened(low, high, relative_entropy(batch, level), widening)
+    return clipped_loss(jnp.exp(log_ratio), batch.advantage, 1.0 - below, 1.0 + above, dual)
+
+
+def _widened(low: float, high: float, entropy, widening: float):
+    """How far [B, T] below and above 1 the bounds of `entropy_clip` lie."""
+    return low * (1.0 + widening * jnp.maximum(-entropy, 0.0)), high * (1.0 + widening * jnp.maximum(entropy, 0.0))
 
 
 @composable(annotations=("proximal_entropy",))
@@ -164,26 +167,29 @@ def entropy_scale(
     *,
     low: float = 0.2,
     high: float = 0.2,
+    widening: float = 1.0,
     strength: float = 1.0,
     level: float = 0.8,
     ratio: Composable = TOKEN_RATIO,
 ):
     """Factor 1 + `strength` h of tokens, with h of `relative_entropy`, where the ratio and the entropy call for it.
 
-    Tokens of high entropy (h > 0) count more where the ratio has left 1 - low / 2 to 1 + high / 2, those of low entropy count
-    less where it is still within; 1 elsewhere.
+    Tokens of high entropy (h > 0) count more where the ratio has left the inner half of the bounds of `entropy_clip`, those
+    of low entropy count less where it is still within; 1 elsewhere.
 
     Args:
-      low: as in `clip`.
-      high: as in `clip`.
+      low: as in `entropy_clip`.
+      high: as in `entropy_clip`.
+      widening: as in `entropy_clip`.
       strength: beta, between 0 and 1.
       level: as in `entropy_clip`.
       ratio: log importance ratio.
 
-    Source: HAPO, https://arxiv.org/abs/2509.16591
+    Source: HAPO, https://arxiv.org/abs/2509.16591, with the widened bounds of https://github.com/starriver030515/HAPO
     """
     moved, entropy = jnp.exp(ratio(scores, batch)), relative_entropy(batch, level)
-    within = (moved >= 1.0 - low / 2) & (moved <= 1.0 + high / 2)
+    below, above = _widened(low, high, entropy, widening)
+    within = (moved > 1.0 - below / 2) & (moved < 1.0 + above / 2)
     return jnp.where(within == (entropy <= 0), 1.0 + strength * entropy, 1.0)
 
 

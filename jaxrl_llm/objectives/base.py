@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, any_coupled, composable, declared
 from jaxrl_llm.numerics import masked
-from jaxrl_llm.types import Batch, Scores
+from jaxrl_llm.types import ROWS_OF, Batch, Scores, missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +57,9 @@ class Objective:
         for name in sorted(self.needs):
             if getattr(scores, name.partition(":")[0]) is None:
                 raise ValueError(f"{self!r} needs scores.{name}, which is None; ask the scorer for it")
-        for name in sorted(self.annotations):
-            value = getattr(batch, name) if hasattr(batch, name) else batch.extras.get(name)
-            if value is None:
-                place = f"batch.{name}" if hasattr(batch, name) else f"batch.extras[{name!r}]"
-                raise ValueError(f"{self!r} needs {place}, which is missing; fill it before the update")
+        for name in missing(batch, self.annotations):
+            place = f"batch.{name}" if hasattr(batch, name) else f"batch.extras[{name!r}]"
+            raise ValueError(f"{self!r} needs {place}, which is missing; fill it before the update")
 
     def __repr__(self) -> str:
         return f"objective({', '.join(map(repr, self.terms))})"
@@ -81,23 +79,30 @@ def objective(*terms: Composable) -> Objective:
     return Objective(tuple(terms), any_coupled(terms))
 
 
-def traits(*, coupled: bool = False, reads_logp: bool = True) -> Callable[[Callable], Callable]:
-    """Decorator, below `composable`, of a term that is unlike most.
+def traits(*, coupled: bool = False, reads_logp: bool = True, level: str = "token") -> Callable[[Callable], Callable]:
+    """Decorator, below `composable`, of a term, ratio or factor that is unlike most.
 
     Args:
       coupled: its token losses depend on other rows, as those of pairs do.
       reads_logp: it reads `scores.logp`.
+      level: "sequence" where it says one thing of a whole sequence, or "rollout" of a term that takes each rollout by itself
+        and needs no pairs.
     """
 
     def mark(function):
-        function.coupled, function.reads_logp = coupled, reads_logp
+        function.coupled, function.reads_logp, function.level = coupled, reads_logp, level
         return function
 
     return mark
 
 
-@composable
-def by_source(scores: Scores, batch: Batch, *, terms: tuple[tuple[int, Composable], ...]):
+def _rows_of(options: dict) -> tuple[str, ...]:
+    foreign = any(source for source, _ in options["terms"])
+    return ("source", f"{ROWS_OF}{options['others']}") if foreign else ("source",)
+
+
+@composable(annotations=_rows_of)
+def by_source(scores: Scores, batch: Batch, *, terms: tuple[tuple[int, Composable], ...], others: str = "demonstrations"):
     """Each row by the term of its own source: the policy's samples by one loss, demonstrations by another.
 
     Rows of a source without a term contribute 0. A term sees weights of 0 at the rows of other sources, so that its metrics
@@ -105,7 +110,10 @@ def by_source(scores: Scores, batch: Batch, *, terms: tuple[tuple[int, Composabl
 
     Args:
       terms: pairs of a number in `batch.extras["source"]` (0 for the policy's own samples) and a term.
+      others: what rows of other sources than 0 are. It computes nothing: a program that has no such rows must refuse the
+        method rather than leave their term at 0, so they are a need of it, "rows_of_demonstrations".
     """
+    del others
     total, metrics = jnp.zeros_like(batch.weight), {}
     for source, term in terms:
         own = batch.extras["source"] == source

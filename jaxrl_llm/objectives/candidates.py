@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import masked
+from jaxrl_llm.types import Rollouts
 
 RESTS = ("bucket", "renormalise", "ignore")
 
@@ -20,6 +22,11 @@ def _picks(function):
     """Marks a rule, so that it is found among the options of a term."""
     function.picks = True
     return function
+
+
+def of_groups(rule: Composable) -> bool:
+    """Whether a rule's candidates are made from whole groups, by `group_tokens`."""
+    return rule.function is tokens_of_group.function
 
 
 @composable
@@ -67,6 +74,38 @@ def sampled(log_probabilities, tokens, keys, *, count: int, temperature: float =
         return jax.random.categorical(key, logp / temperature, shape=(count,))
 
     return jax.vmap(draw)(log_probabilities, keys)
+
+
+@composable
+@_picks
+def tokens_of_group(log_probabilities, tokens, keys, *, of: str = "proximal"):
+    """Every token that occurs among the actions of the group, the same ids at each of its places.
+
+    It looks at whole groups, not at distributions: `group_tokens` makes the candidates from rollouts, before any packing.
+
+    Raises:
+      ValueError: when it is run on single tokens.
+    """
+    del log_probabilities, tokens, keys, of
+    raise ValueError("tokens_of_group looks at whole groups; fill extras['candidates'] by objectives.group_tokens(rollouts)")
+
+
+def group_tokens(rollouts: Rollouts) -> np.ndarray:
+    """Candidates of `tokens_of_group`: the ids among the actions of each row's group, int32 [N, T, K], -1 behind them.
+
+    K is the largest number of ids of a group, rounded up to a multiple of 64, so that few sizes are ever compiled. The result
+    is a view that takes no memory along T.
+
+    Args:
+      rollouts: host arrays of N rows.
+    """
+    group, tokens, taken = np.asarray(rollouts.group), np.asarray(rollouts.tokens), np.asarray(rollouts.mask) > 0
+    ids = {number: np.unique(tokens[(group == number)[:, None] & taken]) for number in np.unique(group)}
+    width = -(-max(1, *(found.size for found in ids.values())) // 64) * 64
+    rows = np.full((group.size, 1, width), -1, np.int32)
+    for row, number in enumerate(group):
+        rows[row, 0, : ids[number].size] = ids[number]
+    return np.broadcast_to(rows, (*rollouts.tokens.shape, width))
 
 
 def picks_of(value) -> frozenset[Composable]:

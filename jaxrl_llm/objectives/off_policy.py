@@ -14,6 +14,7 @@ from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import kl_estimate, masked, safe_divide
 from jaxrl_llm.objectives.base import logp_of, traits
 from jaxrl_llm.objectives.batch_statistics import action_mean, counted
+from jaxrl_llm.objectives.groups import find_groups, rollout_mean
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO, segment_mean, segment_total
 from jaxrl_llm.types import Batch, Scores
 
@@ -69,13 +70,26 @@ def importance_weight(
 @composable
 @traits(coupled=True)
 def batch_normalised(scores: Scores, batch: Batch, *, factor: Composable):
-    """`factor` divided by its mean over the actions of the batch, so that it leaves the size of the loss alone.
+    """`factor` divided by its mean over the batch, so that it leaves the size of the loss alone.
+
+    The mean is over the actions, or, of a factor whose ratio is that of whole sequences, over the sequences, each of which
+    counts once, whatever its length.
 
     Source: option `rollout_is_batch_normalize` of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html
     """
     actions = counted(batch)
     value = masked(factor(scores, batch), actions)
-    return safe_divide(value, action_mean(value, actions))
+    if not of_sequences(factor):
+        return safe_divide(value, action_mean(value, actions))
+    groups = find_groups(batch)
+    per_sequence = rollout_mean(value, actions, groups.rollout)
+    return safe_divide(value, safe_divide(masked(per_sequence, groups.counted).sum(), groups.counted.sum()))
+
+
+def of_sequences(factor: Composable) -> bool:
+    """Whether a factor says one thing of each sequence: its ratio does."""
+    ratio = dict(factor.options).get("ratio")
+    return getattr(getattr(ratio, "function", None), "level", "token") == "sequence"
 
 
 @composable(annotations=_logp_of_option)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
-from jaxrl_llm.numerics import without_infinities
+from jaxrl_llm.numerics import masked, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import coefficient_value, traits
 from jaxrl_llm.objectives.groups import rollout_mean, rollout_sum
 from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
@@ -98,3 +98,21 @@ def chosen_likelihood(scores: Scores, batch: Batch, *, coefficient: float = 1.0,
     reduce = rollout_mean if average else rollout_sum
     chosen, _ = two_sides(reduce(without_infinities(scores.logp), batch.mask, pairs.rollout), pairs)
     return pair_to_tokens(-coefficient * chosen, pairs), {}
+
+
+@composable(annotations=("preference",))
+@traits(coupled=True)
+def chosen_token_likelihood(scores: Scores, batch: Batch, *, coefficient: float = 1.0):
+    """-`coefficient` log pi of the preferred rollouts, the mean over all of their actions: long answers count more.
+
+    The mean is over the actions of all complete pairs of the batch that count, whatever their weights, times the sum of these.
+
+    Source: the imitation of CPO, https://arxiv.org/abs/2401.08417, and ORPO, https://arxiv.org/abs/2403.07691, in their
+      authors' code and in TRL
+    """
+    pairs = find_pairs(batch)
+    counted = pairs.chosen * (pairs.weight > 0)[pairs.pair]
+    logp = masked(rollout_sum(without_infinities(scores.logp), batch.mask, pairs.rollout), counted)
+    actions = masked(rollout_sum(batch.mask > 0, batch.mask, pairs.rollout), counted)
+    mean = safe_divide(logp.sum(), actions.sum())
+    return pair_to_tokens(jnp.broadcast_to(-coefficient * mean, pairs.weight.shape), pairs), {}

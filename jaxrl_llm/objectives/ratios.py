@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable
 from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
-from jaxrl_llm.objectives.base import logp_name, logp_of
+from jaxrl_llm.objectives.base import logp_name, logp_of, traits
 from jaxrl_llm.types import Batch, Scores
 
 
@@ -41,6 +41,7 @@ def token_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
 
 
 @composable(annotations=logp_name)
+@traits(level="sequence")
 def sequence_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
     """Mean over the actions of a sequence of their log-ratios, at every action of it: the length-normalised ratio.
 
@@ -50,6 +51,7 @@ def sequence_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
 
 
 @composable(annotations=logp_name)
+@traits(level="sequence")
 def sequence_total_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
     """Sum over the actions of a sequence of their log-ratios, at every action of it: the ratio of whole sequences.
 
@@ -62,6 +64,19 @@ def sequence_total_ratio(scores: Scores, batch: Batch, *, against: str = "behavi
 
 
 @composable(annotations=logp_name)
+@traits(level="sequence")
+def arithmetic_sequence_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
+    """log of the mean over the actions of a sequence of their ratios, at every action of it.
+
+    Source: GRPO-S, https://arxiv.org/abs/2508.04349; the geometric mean is `sequence_ratio`
+    """
+    token = token_ratio.function(scores, batch, against=against)
+    mean = segment_mean(jnp.exp(token), batch.mask, batch.segment)
+    return masked(jnp.log(jnp.where(mean > 0, mean, 1.0)), batch.mask)
+
+
+@composable(annotations=logp_name)
+@traits(level="sequence")
 def sequence_token_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
     """Value of the length-normalised ratio of the sequence, gradient of the token's own: s_t = sg(s) pi_t / sg(pi_t).
 
@@ -76,6 +91,7 @@ def sequence_token_ratio(scores: Scores, batch: Batch, *, against: str = "behavi
 
 
 @composable(annotations=logp_name)
+@traits(level="sequence")
 def geometric_ratio(scores: Scores, batch: Batch, *, low: float = 0.4, high: float = 0.4, against: str = "behavior"):
     """Mean over the actions of a sequence of their clipped log-ratios: the geometric mean of clipped ratios.
 

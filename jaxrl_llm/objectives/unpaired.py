@@ -62,6 +62,7 @@ def controlled_reference_point(reward, labelled, batch: Batch, groups: Groups, *
 
 
 @composable(annotations=("preference",))
+@traits(level="rollout")
 def unpaired(
     scores: Scores,
     batch: Batch,
@@ -101,5 +102,7 @@ def unpaired(
 def _statistics(reward, side, point) -> dict[str, jax.Array]:
     """Mean rewards (nats) of desirable and undesirable rollouts, their mean, and what rewards are compared with."""
     means = [safe_divide(masked(reward, members).sum(), members.sum()) for members in (side > 0, side < 0)]
-    names = ("reward_desirable", "reward_undesirable", "reward_center", "reward_reference_point")
-    return dict(zip(names, (*means, sum(means) / 2, jnp.float32(point)), strict=True))
+    right = 0.5 * (jnp.sign(side * (reward - point)) + 1.0)
+    accuracy = safe_divide(masked(right, jnp.abs(side)).sum(), jnp.abs(side).sum())
+    names = ("reward_desirable", "reward_undesirable", "reward_center", "reward_reference_point", "label_accuracy")
+    return dict(zip(names, (*means, sum(means) / 2, jnp.float32(point), accuracy), strict=True))

@@ -10,10 +10,12 @@ from jaxrl_llm.rewards.pool import RewardFailure, RewardPool
 from jaxrl_llm.rewards.reasoning_gym import reasoning_gym_score
 from jaxrl_llm.rewards.shaping import format_reward, length_cosine, length_soft_penalty
 
-# Rewards that a configuration can name without a module.
+# Rewards that a configuration can name without a module, and functions that make rewards out of options.
 NAMED = {reward.__name__: reward for reward in (arithmetic, exact_match, gsm8k, maths, reasoning_gym_score)}
+FACTORIES = {make.__name__: make for make in (format_reward, length_cosine, length_soft_penalty, marked_answer)}
 
 __all__ = [
+    "FACTORIES",
     "NAMED",
     "RewardFailure",
     "RewardModel",

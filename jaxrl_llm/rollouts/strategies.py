@@ -92,7 +92,7 @@ def grouped_with_anchors(draw, collect, cursor, prompts: int, *, samples: int = 
     return Collection(rollouts, collection.records), cursor, {"anchor_reward": float(rewards.mean())}
 
 
-@composable
+@composable(provides=("rows_of_demonstrations",))
 def guided(draw, collect, cursor, prompts: int, *, samples: int = 7, demonstrations: int = 1):
     """`samples` completions of each prompt and `demonstrations` copies of the example's own completion, in one group.
 

@@ -13,18 +13,13 @@ from jaxrl_llm.data import pack
 from jaxrl_llm.data.packing import unpack
 from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network
+from jaxrl_llm.objectives import group_tokens
+from jaxrl_llm.objectives.candidates import of_groups
 from jaxrl_llm.scoring import STATISTICS, make_picker, make_scorer
+from jaxrl_llm.training.needs import POLICIES, REFERENCE_SAMPLES, refuse_missing
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.types import Batch, Rollouts
 
-# What a strategy asks for that has the reference policy answer.
-REFERENCE_SAMPLES = "reference_samples"
-# What the loop itself adds to rollouts: from samples, answers, a critic, and pairs.
-GIVEN = frozenset(
-    {"behavior_logp", "behavior_value", "answer", "candidates", "preference", "margin", "source", "turn", REFERENCE_SAMPLES}
-)
-# Whose statistics an annotation may be: "proximal_logp", "reference_candidate_logp", "teacher_entropy"...
-POLICIES = ("proximal", "reference", "teacher")
 Annotate = Callable[[Any, Rollouts], Rollouts]
 # (state, batch) -> arrays [B, T, ...] by name
 Pass = Callable[[Any, Batch], dict[str, Any]]
@@ -57,22 +52,21 @@ def scoring_passes(method: Method, annotators: Mapping[str, Annotator]) -> list[
     Raises:
       ValueError: a policy that nobody has, a statistic that is none, or an array that the loop cannot make.
     """
-    own = {name for name in method.needs if name.startswith(tuple(f"{who}_" for who in POLICIES))}
-    foreign = sorted(method.needs - GIVEN - own - method.objective.needs)
-    if foreign:
-        raise ValueError(
-            f"{method.name!r} needs {foreign[0]!r} in the rollouts' extras, which this loop cannot make; "
-            "fill it in a loop of your own, or choose another method"
-        )
-    passes = [_candidates(method, annotators)] if "candidates" in method.needs else []
+    refuse_missing(method)
+    passes = [_candidates(method, annotators)] if "candidates" in method.needs and not group_rule(method) else []
     for who in POLICIES:
         statistics = statistics_of(who, method.needs)
         unknown = sorted(statistics - STATISTICS - {"logp"})
         if unknown:
             raise ValueError(f"{method.name!r} needs {who}_{unknown[0]}; of a policy there are {sorted(STATISTICS | {'logp'})}")
         if statistics:
-            passes.append(_statistics(who, _annotator(method, annotators, who), statistics))
+            passes.append(statistics_pass(who, _annotator(method, annotators, who), statistics))
     return passes
+
+
+def group_rule(method: Method) -> bool:
+    """Whether the method's candidates are those of whole groups."""
+    return any(map(of_groups, method.candidates))
 
 
 def _annotator(method: Method, annotators: Mapping[str, Annotator], who: str) -> Annotator:
@@ -81,7 +75,8 @@ def _annotator(method: Method, annotators: Mapping[str, Annotator], who: str) ->
     return annotators[who]
 
 
-def _statistics(who: str, annotator: Annotator, statistics: frozenset[str]) -> Pass:
+def statistics_pass(who: str, annotator: Annotator, statistics: frozenset[str]) -> Pass:
+    """The pass that adds those statistics of a policy, "{who}_{statistic}"."""
     score = jax.jit(make_scorer(annotator.network, statistics - {"logp"}, temperature=annotator.temperature))
 
     def scored(state, batch: Batch) -> dict[str, Any]:
@@ -106,7 +101,9 @@ def _candidates(method: Method, annotators: Mapping[str, Annotator]) -> Pass:
     return picked
 
 
-def make_annotate(run: Run, passes: list[Pass], *, width: int, parts: int) -> Callable[[Any, Rollouts, int], Rollouts]:
+def make_annotate(
+    run: Run, passes: list[Pass], *, width: int, parts: int, from_groups: bool = False
+) -> Callable[[Any, Rollouts, int], Rollouts]:
     """Builds `annotate(state, rollouts, step=0) -> rollouts` that fills `extras`; a pass sees what those before it added.
 
     Args:
@@ -114,9 +111,12 @@ def make_annotate(run: Run, passes: list[Pass], *, width: int, parts: int) -> Ca
       passes: see `scoring_passes`.
       width: tokens of a packed row.
       parts: number of parts that the rows are scored in.
+      from_groups: whether the candidates are the tokens of each row's group.
     """
 
     def annotate(state, rollouts: Rollouts, step: int = 0) -> Rollouts:
+        if from_groups:
+            rollouts = rollouts.replace(extras=rollouts.extras | {"candidates": group_tokens(rollouts)})
         for scored in passes:
             batch = pack(rollouts, width, multiple=run.row_multiple(parts), step=step)
             found = in_parts(run, scored, state, batch, parts)

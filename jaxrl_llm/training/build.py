@@ -17,9 +17,17 @@ from ml_collections import ConfigDict
 from jaxrl_llm import data, distributed, methods, networks
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.networks import families
-from jaxrl_llm.objectives import Objective, categorical_value_loss, load_balancing, quantile_value_loss, router_z
+from jaxrl_llm.objectives import (
+    Objective,
+    categorical_value_loss,
+    load_balancing,
+    quantile_value_loss,
+    router_z,
+    value_loss,
+)
 from jaxrl_llm.objectives import objective as make_objective
-from jaxrl_llm.training.config import DECAYS, REWARD_MODEL
+from jaxrl_llm.training.config import DECAYS, REWARD_MODEL, preference_method
+from jaxrl_llm.training.needs import texts_of
 
 SOURCES = ("arithmetic", "jsonl", "tfds", "reasoning_gym", "preferences")
 
@@ -45,9 +53,13 @@ def build_source(config: ConfigDict, tokenizer: Tokenizer, *, test: bool = False
         source = data.as_chat(source, system=task.system or None, suffix=task.suffix)
     elif task.system or task.suffix:
         raise ValueError("config.task.system and config.task.suffix would change nothing: config.task.chat is False")
+    if task.goal:
+        source = data.goal_conditioned(source, goal=task.goal)
     source = data.filter_long(source, tokenizer, task.max_prompt_tokens, drop=task.drop_long)[0]
     if config.preference.steps:
-        source = data.filter_long_pairs(source, tokenizer, config.preference.row_tokens, drop=task.drop_long)[0]
+        texts = texts_of(preference_method(config))
+        width = config.preference.row_tokens
+        source = data.filter_long_pairs(source, tokenizer, width, drop=task.drop_long, texts=texts)[0]
     if REWARD_MODEL in (*config.rewards.names, config.evaluation.reward):
         source = data.map_source(source, _with_conversation)
     return source
@@ -212,7 +224,7 @@ def with_critic_loss(config: ConfigDict, objective: Objective) -> Objective:
       ValueError: an option of the value loss is set that the head's own loss does not have.
     """
     critic = config.critic
-    if critic.head == "plain":
+    if critic.head == "plain" and not critic.options:
         return objective
     return make_objective(*(_critic_term(critic, term) for term in objective.terms))
 
@@ -220,7 +232,9 @@ def with_critic_loss(config: ConfigDict, objective: Objective) -> Objective:
 def _critic_term(critic: ConfigDict, term):
     if term.function.__name__ != "value_loss":
         return term
-    options = dict(term.options)
+    options, chosen = dict(term.options), critic.options.to_dict()
+    if critic.head == "plain":
+        return _with_options(value_loss, options | chosen)
     inert = [name for name in ("clip", "huber") if options[name] is not None]
     if inert:
         raise ValueError(
@@ -229,8 +243,15 @@ def _critic_term(critic: ConfigDict, term):
         )
     if critic.head == "bins":
         low, high = map(float, critic.range)
-        return categorical_value_loss(low=low, high=high, coefficient=options["coefficient"])
-    return quantile_value_loss(coefficient=options["coefficient"])
+        return _with_options(categorical_value_loss, {"low": low, "high": high, "coefficient": options["coefficient"]} | chosen)
+    return _with_options(quantile_value_loss, {"coefficient": options["coefficient"]} | chosen)
+
+
+def _with_options(loss: Callable, options: dict[str, Any]):
+    try:
+        return loss(**options)
+    except TypeError as error:
+        raise ValueError(f"config.critic.options: {error}") from error
 
 
 def with_router_losses(config: ConfigDict, network: networks.Network, objective: Objective) -> Objective:
@@ -244,7 +265,8 @@ def with_router_losses(config: ConfigDict, network: networks.Network, objective:
         raise ValueError(f"config.network.router is {router.to_dict()}, but the network has no experts; leave it as it is")
     terms = []
     if router.load_balancing:
-        terms.append(load_balancing(experts_per_token=experts.per_token, coefficient=router.load_balancing))
+        options = {"coefficient": router.load_balancing, "pooled": router.pooled}
+        terms.append(load_balancing(experts_per_token=experts.per_token, **options))
     if router.z:
         terms.append(router_z(coefficient=router.z))
     return make_objective(*objective.terms, *terms) if terms else objective

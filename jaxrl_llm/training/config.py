@@ -9,13 +9,19 @@ from __future__ import annotations
 import functools
 import operator
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from jaxrl_llm import methods
 from jaxrl_llm.sampling import make_sampling
+from jaxrl_llm.training import sections
+from jaxrl_llm.training.needs import refuse_missing
+from jaxrl_llm.training.wrapping import check_wrap
 
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
-FREE_SECTIONS = ("method.options", "sft.options", "preference.options", "task.options", "task.test_options")
+FREE_SECTIONS = (
+    "method.options", "sft.options", "preference.options", "task.options", "task.test_options", "rewards.options",
+    "critic.options", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
+)  # fmt: skip
 
 # The reward whose network lies in `rewards.model`.
 REWARD_MODEL = "reward_model"
@@ -29,21 +35,20 @@ def default_config() -> ConfigDict:
     config = ConfigDict(
         {
             "seed": 0,
-            "network": _network(),
+            "network": sections.network(),
             # A directory, a tokenizer file, "bytes" or "characters:..."; "" takes the checkpoint's directory.
             "tokenizer": "",
-            "task": _task(),
-            "sft": _sft(),
-            "preference": _preference(),
+            "task": sections.task(),
+            "sft": sections.sft(),
+            "preference": sections.preference(),
             "method": {"name": "grpo", "options": {}},
-            "rl": _rl(),
+            "rl": sections.rl(),
             # A shared critic is a value head on the policy; otherwise it is a network of its own.
-            # Its head has one output, or several that are "bins" over a range or "quantiles", see `networks.DecoderConfig`.
-            "critic": {"learning_rate_factor": 1.0, "shared": False, "head": "plain", "outputs": 1, "range": (0.0, 1.0)},
+            "critic": sections.critic(),
             # Folder of the policy that a method distils: of a run, from Hugging Face, or a converted one.
             "teacher": {"directory": ""},
-            "rewards": _rewards(),
-            "evaluation": _evaluation(),
+            "rewards": sections.rewards(),
+            "evaluation": sections.evaluation(),
             "checkpoint": {"every": 50, "keep": 2, "best_metric": ""},
             "log": {"completions_every": 1, "tensorboard": True, "live": True},
             # Devices along each axis; one of them may be -1 for all that are left.
@@ -59,142 +64,6 @@ def default_config() -> ConfigDict:
 def free_section(config: ConfigDict, path: str) -> ConfigDict:
     """The section at a dotted path, such as "method.options"."""
     return functools.reduce(operator.getitem, path.split("."), config)
-
-
-def _network() -> dict:
-    return {
-        # A Hugging Face checkpoint directory, or a name of `networks.names()`, whose shapes are made from scratch; without
-        # both, a network of the sizes below is.
-        "directory": "",
-        "name": "",
-        # Of the computation, and of the parameters that are trained.
-        "dtype": "float32",
-        "param_dtype": "float32",
-        "remat": "none",
-        "family": "qwen3",
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 32,
-        # Low-rank changes over a frozen network, see `networks.AdapterConfig`: which matrices, "" for none.
-        "adapter": {"pattern": "", "rank": 16, "alpha": 32.0, "kind": "lora"},
-        # "int8", "int4" or "nf4" for the frozen matrices of layers; "" for none.
-        "quantization": "",
-        # Regular expression, searched in the paths of the parameters: those that train. "" stands for the adapter and the
-        # value head where there is an adapter, and for all parameters otherwise.
-        "trains": "",
-        # For mixtures of experts, in the supervised and the RL phase: factors of the losses on the routers, and whether the
-        # learner sends tokens to the experts that the sampler sent them to.
-        "router": {"load_balancing": 0.0, "z": 0.0, "replay": False},
-    }
-
-
-def _task() -> dict:
-    return {
-        # "arithmetic", "jsonl", "tfds", "reasoning_gym" or "preferences".
-        "source": "arithmetic",
-        "options": {},
-        # Where the held-out examples come from: options that replace those above.
-        "test_options": {},
-        # A text here turns prompts into chat messages, with the suffix behind the question.
-        "chat": False,
-        "system": "",
-        "suffix": "",
-        "max_prompt_tokens": 512,
-        "drop_long": False,
-    }
-
-
-def _optimizer(learning_rate: float) -> dict:
-    return {
-        "learning_rate": learning_rate,
-        "warmup_steps": 0,
-        # One of DECAYS, down to 0 at the last step.
-        "decay": "constant",
-        "weight_decay": 0.0,
-        "beta1": 0.9,
-        "beta2": 0.95,
-        "clip_norm": 1.0,
-    }
-
-
-def _sft() -> dict:
-    return {
-        "steps": 0,
-        # One that learns from completions: "sft", "dft"...
-        "method": "sft",
-        "options": {},
-        "batch": 64,
-        # Distinct examples that are shown; 0 for all of the source.
-        "examples": 0,
-        "row_tokens": 1024,
-        "micro_batches": 1,
-        "optimizer": _optimizer(1e-3),
-    }
-
-
-def _preference() -> dict:
-    return {
-        "steps": 0,
-        # A method that learns from pairs, and its options.
-        "method": "reward_model",
-        "options": {},
-        # Pairs of a step.
-        "batch": 64,
-        "row_tokens": 1024,
-        "micro_batches": 1,
-        "optimizer": _optimizer(1e-5),
-    }
-
-
-def _rl() -> dict:
-    return {
-        "steps": 100,
-        "prompts": 16,
-        # Passes over the rollouts of a step, and parts of each pass, one update each.
-        "epochs": 1,
-        "minibatches": 1,
-        "micro_batches": 1,
-        "row_tokens": 0,
-        "max_new_tokens": 256,
-        "temperature": 1.0,
-        "top_k": config_dict.placeholder(int),
-        "top_p": config_dict.placeholder(float),
-        "min_p": config_dict.placeholder(float),
-        "stop_strings": (),
-        # Largest difference in nats between the sampler's and the learner's log-probabilities before it is reported.
-        "max_logp_gap": 1e-4,
-        # Every so many steps the reference policy moves by a share of the way to the policy; 0 for never.
-        "reference": {"every": 0, "share": 1.0},
-        "optimizer": _optimizer(1e-6),
-    }
-
-
-def _rewards() -> dict:
-    return {
-        # Names of `jaxrl_llm.rewards`, "package.module:function", or "reward_model".
-        "names": ("exact_match",),
-        # The folder of "reward_model": a run that trained one, or a checkpoint with a head of one output.
-        "model": "",
-        # One factor each; empty for 1.
-        "weights": (),
-        "workers": 1,
-        "deadline_seconds": 30.0,
-    }
-
-
-def _evaluation() -> dict:
-    return {
-        # Steps of the preference or RL phase between evaluations; 0 for only before and after.
-        "every": 0,
-        "prompts": 256,
-        "batch": 256,
-        "samples": 1,
-        "temperature": 0.0,
-        "reward": "",
-    }
 
 
 def check_config(config: ConfigDict) -> None:
@@ -213,7 +82,7 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(f"config.rewards.deadline_seconds is {config.rewards.deadline_seconds}; it must be above 0")
     if not config.rewards.names:
         raise ValueError("config.rewards.names is empty; name at least one reward")
-    method_options(config)
+    _check_methods(config)
     _check_preference(config)
     if config.evaluation.temperature == 0 and config.evaluation.samples > 1:
         raise ValueError(
@@ -266,18 +135,26 @@ def _check_other_policies(config: ConfigDict) -> None:
         )
     if directory and trained and not taught:
         raise ValueError(f"config.teacher.directory would change nothing: {' and '.join(used)} needs no teacher; leave it out")
-    reference = config.rl.reference
+    for name, phase in (("rl", config.rl), ("preference", config.preference)):
+        _check_reference(f"config.{name}.reference", phase.reference)
+    moving = config.preference.reference.every
+    if moving and not (config.preference.steps and methods.get(config.preference.method).needs_reference):
+        raise ValueError("config.preference.reference would change nothing: no method of that phase needs a reference")
+
+
+def _check_reference(name: str, reference: ConfigDict) -> None:
     if reference.every < 0 or not 0 < reference.share <= 1:
-        raise ValueError(f"config.rl.reference is {reference.to_dict()}; every must be 0 or more, share above 0 and at most 1")
+        raise ValueError(f"{name} is {reference.to_dict()}; every must be 0 or more, share above 0 and at most 1")
     if reference.share != 1 and not reference.every:
-        raise ValueError("config.rl.reference.share would change nothing: config.rl.reference.every is 0")
+        raise ValueError(f"{name}.share would change nothing: {name}.every is 0")
 
 
 def _check_inert(config: ConfigDict) -> None:
     """Options that would change nothing are errors."""
     has_critic = config.method.name not in methods.names() or methods.get(config.method.name).needs_critic
     critic = config.critic
-    if not has_critic and (critic.learning_rate_factor, critic.shared, critic.head) != (1.0, False, "plain"):
+    changed = (critic.learning_rate_factor, critic.shared, critic.head, critic.options.to_dict()) != (1.0, False, "plain", {})
+    if not has_critic and changed:
         raise ValueError(f"config.critic would change nothing: {config.method.name} has no critic; leave it as it is")
     if (critic.head == "plain") != (critic.outputs == 1):
         raise ValueError(f"config.critic.outputs is {critic.outputs} for head={critic.head!r}; plain heads have 1, others more")
@@ -300,10 +177,17 @@ def _check_inert(config: ConfigDict) -> None:
     for section in ("preference", "sft"):
         if config[section].options and not config[section].steps:
             raise ValueError(f"config.{section}.options would change nothing: config.{section}.steps is 0")
+    options = config.rewards.options.to_dict()
+    used = [*config.rewards.names, config.evaluation.reward, *(chosen.get("reward") or "" for chosen in options.values())]
+    for name in sorted(options.keys() - set(map(sections.short_name, used))):
+        raise ValueError(f"config.rewards.options.{name} would change nothing: config.rewards.names has no {name!r}; add it")
+    if not network.router.pooled and not network.router.load_balancing:
+        raise ValueError("config.network.router.pooled would change nothing: config.network.router.load_balancing is 0")
 
 
 def _check_optimizers(config: ConfigDict) -> None:
     for phase in ("sft", "preference", "rl"):
+        check_wrap(config, phase)
         decay = config[phase].optimizer.decay
         if decay not in DECAYS:
             raise ValueError(f"config.{phase}.optimizer.decay is {decay!r}; it must be one of {DECAYS}")
@@ -318,6 +202,16 @@ def _check_sampling(config: ConfigDict) -> None:
         make_sampling(1, 1, max_new_tokens=rl.max_new_tokens, temperature=config.evaluation.temperature)
     except ValueError as error:
         raise ValueError(f"config.rl or config.evaluation: {error}") from error
+
+
+def _check_methods(config: ConfigDict) -> None:
+    """The methods that are trained by exist, and their phases can give what they need."""
+    options = method_options(config)
+    if config.rl.steps:
+        refuse_missing(methods.get(config.method.name, **options))
+    for phase, build in (("preference", preference_method), ("sft", supervised_method)):
+        if config[phase].steps:
+            refuse_missing(build(config))
 
 
 def preference_method(config: ConfigDict) -> methods.Method:

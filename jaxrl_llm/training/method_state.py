@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.methods import Method
+from jaxrl_llm.optimizers import Average, polyak
 from jaxrl_llm.types import Rollouts
 
 MethodState = dict[str, Any]
@@ -42,3 +43,24 @@ def observe(method: Method, state: MethodState, metrics: Mapping[str, float]) ->
     """The state after the controllers have seen the metrics of a step."""
     own = state["controllers"]
     return state | {"controllers": {name: controller.update(own[name], metrics) for name, controller in method.controllers}}
+
+
+def moving_reference(method: Method, settings) -> Average | None:
+    """How the reference policy follows the policy; None where it stays, or where nobody needs it.
+
+    Args:
+      method: of the phase.
+      settings: its section "reference", with `every` and `share`.
+    """
+    return polyak(share=settings.share, every=settings.every) if settings.every and method.needs_reference else None
+
+
+def reference_params(state, reference):
+    """The reference policy: the one of the beginning, or the average in the state where it moves.
+
+    Args:
+      state: a `TrainState`; of a policy that is only measured, its parameters.
+      reference: the parameters of the beginning.
+    """
+    moving = getattr(state, "method_state", {}).get("reference")
+    return reference if moving is None else moving["average"]

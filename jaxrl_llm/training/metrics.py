@@ -61,6 +61,7 @@ DEFINITIONS = {
     "pair_margin": "mean over pairs of the difference of the two rewards",
     "pair_chosen": "mean over pairs of the reward of the preferred text",
     "pair_rejected": "mean over pairs of the reward of the other text",
+    "label_accuracy": "share of labelled answers on the side of the reference point that their label says, ties counting half",
     "pairs_equal": "share of pairs of two equal texts, which teach nothing",
     "tokens": "tokens that the step trained on",
     "dynamic_sampling/rounds": "rounds of sampling that the step took",
@@ -75,6 +76,8 @@ DEFINITIONS = {
     "evaluation/reward": "mean of the held-out rewards that are not missing",
     "evaluation/pair_*": "the same of held-out pairs: `pair_accuracy`, `pair_margin`, `pair_chosen`, `pair_rejected`",
     "evaluation/pair_accuracy_error": "half width of its 95% confidence interval",
+    "evaluation/label_accuracy": "the same of held-out answers that are marked one by one",
+    "evaluation/label_accuracy_error": "half width of its 95% confidence interval",
     "evaluation/missing": "share of held-out rewards that are missing; they count as wrong",
 }
 

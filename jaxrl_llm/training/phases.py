@@ -66,7 +66,7 @@ def all_phases(run: Run) -> dict[str, Phase]:
         params=_all_params,
         make_step=functools.partial(preference.make_preference_step, run),
         make_evaluation=functools.partial(preference.make_pair_evaluation, run),
-        measure="evaluation/pair_accuracy",
+        measure=f"evaluation/{preference.held_out_measures(run)[0]}",
     )
     by_imitation = Phase(
         name=SUPERVISED,

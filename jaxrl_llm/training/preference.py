@@ -10,28 +10,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm.data import Cursor, pack, preference_rollouts
+from jaxrl_llm.data import PAIR, Cursor, mismatched_rollouts, pack, preference_rollouts
 from jaxrl_llm.scoring import Scorer, actor_critic_scorer, make_scorer
-from jaxrl_llm.training.annotate import Annotator, in_parts, make_annotate, scoring_passes
+from jaxrl_llm.training.annotate import Annotator, in_parts, make_annotate, scoring_passes, statistics_pass
 from jaxrl_llm.training.build import build_optimizer
-from jaxrl_llm.training.method_state import coefficients, initial_method_state, make_estimate, observe
+from jaxrl_llm.training.method_state import (
+    coefficients,
+    initial_method_state,
+    make_estimate,
+    moving_reference,
+    observe,
+    reference_params,
+)
+from jaxrl_llm.training.needs import MISMATCHED, texts_of
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.update import make_update
+from jaxrl_llm.training.wrapping import wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Batch, Rollouts, Scores
 
-# Of the metrics of an objective on pairs, those that are also measured on held-out pairs.
-_HELD_OUT = ("pair_accuracy", "pair_margin", "pair_chosen", "pair_rejected")
+# Of the metrics of an objective, those that are also measured on held-out pairs, or on held-out marked answers; an accuracy
+# stands first.
+_OF_PAIRS = ("pair_accuracy", "pair_margin", "pair_chosen", "pair_rejected")
+_OF_MARKED_ANSWERS = ("label_accuracy",)
+
+
+def held_out_measures(run: Run) -> tuple[str, ...]:
+    """What is measured of the held-out examples: of pairs, or of marked answers where the first one is no pair."""
+    examples = run.test_source
+    return _OF_PAIRS if not len(examples) or set(PAIR) <= examples[0].keys() else _OF_MARKED_ANSWERS
 
 
 def initial_state(run: Run, params) -> TrainState:
     """State before the first update of the phase."""
     state = initial_method_state(run.preference_method)
-    return TrainState.create(params, _optimizer(run), method_state=state, key=jax.random.key(run.config.seed))
+    average = moving_reference(run.preference_method, run.config.preference.reference)
+    if average is not None:
+        state |= {"reference": average.init(params)}
+    return TrainState.create(params, _optimizer(run, params), method_state=state, key=jax.random.key(run.config.seed))
 
 
-def _optimizer(run: Run):
-    return build_optimizer(run.config.preference.optimizer, run.config.preference.steps)
+def _optimizer(run: Run, params=None):
+    settings = run.config.preference.optimizer
+    plain = build_optimizer(settings, run.config.preference.steps)
+    return wrapped_optimizer(plain, settings, params, run.base_params)
 
 
 def make_preference_step(run: Run, reference=None) -> Callable:
@@ -42,22 +64,26 @@ def make_preference_step(run: Run, reference=None) -> Callable:
       reference: parameters of the reference policy, or None where the method needs none.
     """
     settings, method = run.config.preference, run.preference_method
-    annotate, estimate = _make_annotate(run, reference), make_estimate(method)
+    rows_of, estimate = _make_rows(run, reference), make_estimate(method)
+    average = moving_reference(method, settings.reference)
+    follow = None if average is None else jax.jit(average.update)
     pure = make_update(
         None, method.objective, _optimizer(run), micro_batches=settings.micro_batches, scorer=make_pair_scorer(run)
     )
-    update = jax.jit(pure, donate_argnums=0)
+    update = jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0)
 
     def step(state: TrainState, cursor: Cursor, number: int):
         pairs, numbers, cursor = run.draw(cursor, settings.batch)
-        rollouts = annotate(state, preference_rollouts(run.tokenizer, pairs, settings.row_tokens, numbers), number)
+        rollouts = rows_of(state, pairs, numbers, number)
         rollouts, method_state = estimate(rollouts, state.method_state, jax.random.fold_in(state.key, number))
         rollouts = jax.device_get(rollouts)
         batch = _pack(run, rollouts, method_state, number)
         state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        state = state.replace(method_state=observe(method, state.method_state, metrics))
-        return state, cursor, metrics | pair_counts(pairs, rollouts), []
+        method_state = observe(method, state.method_state, metrics)
+        if follow is not None:
+            method_state |= {"reference": follow(state.params, method_state["reference"])[1]}
+        return state.replace(method_state=method_state), cursor, metrics | pair_counts(pairs, rollouts), []
 
     return step
 
@@ -71,19 +97,41 @@ def make_pair_scorer(run: Run) -> Scorer:
     return lambda params, batch: values({"policy": None, "critic": params}, batch)
 
 
-def _make_annotate(run: Run, reference) -> Callable[..., Rollouts]:
-    """Builds `annotate(state, rollouts, step=0) -> rollouts`; the state may be the parameters of a policy, as in evaluation."""
+def _make_rows(run: Run, reference) -> Callable[..., Rollouts]:
+    """Builds `rows(state, examples, numbers, step=0) -> rollouts` with what the method needs.
+
+    The state may be the parameters of a policy, as in evaluation.
+    """
     settings, network, method = run.config.preference, run.network.without_params(), run.preference_method
 
     def of_policy(state):
         return run.whole(getattr(state, "params", state))
 
-    annotators = {"proximal": Annotator(network, of_policy)}
-    annotators["reference"] = Annotator(network, of_policy if reference is None else lambda state: run.whole(reference))
+    def of_reference(state):
+        return of_policy(state) if reference is None else run.whole(reference_params(state, reference))
+
+    annotators = {"proximal": Annotator(network, of_policy), "reference": Annotator(network, of_reference)}
     if run.teacher is not None:
         annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params)
-    passes = scoring_passes(method, annotators)
-    return make_annotate(run, passes, width=settings.row_tokens, parts=settings.micro_batches)
+    layout = {"width": settings.row_tokens, "parts": settings.micro_batches}
+    annotate = make_annotate(run, scoring_passes(method, annotators), **layout)
+    mismatched = make_annotate(run, _of_both(annotators), **layout) if MISMATCHED in method.needs else None
+    texts = {} if texts_of(method) == PAIR else {"texts": texts_of(method)}
+
+    def rows(state, examples, numbers, step: int = 0) -> Rollouts:
+        made = preference_rollouts(run.tokenizer, examples, settings.row_tokens, numbers, **texts)
+        made = annotate(state, made, step)
+        if mismatched is None:
+            return made
+        others = mismatched(state, mismatched_rollouts(run.tokenizer, examples, settings.row_tokens), step)
+        gap = np.where(others.mask > 0, others.extras["proximal_logp"] - others.extras["reference_logp"], 0.0)
+        return made.replace(extras=made.extras | {MISMATCHED: gap.sum(axis=1)})
+
+    return rows
+
+
+def _of_both(annotators) -> list:
+    return [statistics_pass(who, annotators[who], frozenset({"logp"})) for who in ("proximal", "reference")]
 
 
 def _pack(run: Run, rollouts: Rollouts, method_state, number: int) -> Batch:
@@ -95,7 +143,7 @@ def _pack(run: Run, rollouts: Rollouts, method_state, number: int) -> Batch:
 
 def pair_counts(pairs: Sequence[dict[str, Any]], rollouts: Rollouts) -> dict[str, float]:
     """Tokens of the step, and the share of pairs of two equal texts, which teach nothing."""
-    equal = np.mean([pair["chosen"] == pair["rejected"] for pair in pairs])
+    equal = np.mean([pair.get("chosen") == pair.get("rejected") for pair in pairs])
     return {"tokens": float(np.sum(rollouts.length - 1)), "pairs_equal": float(equal)}
 
 
@@ -108,15 +156,15 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
     """
     settings, method = run.config.preference, run.preference_method
     score, measure = jax.jit(make_pair_scorer(run)), jax.jit(lambda scores, batch: method.objective(scores, batch)[1])
-    estimate, annotate, fresh = make_estimate(method), _make_annotate(run, reference), initial_method_state(method)
+    estimate, rows_of, fresh = make_estimate(method), _make_rows(run, reference), initial_method_state(method)
 
     def evaluate(params, number: int) -> dict[str, float]:
         count = min(run.config.evaluation.prompts, len(run.test_source))
-        totals = dict.fromkeys(_HELD_OUT, 0.0)
+        totals = dict.fromkeys(held_out_measures(run), 0.0)
         for start in range(0, count, settings.batch):
             numbers = range(start, min(start + settings.batch, count))
             pairs = [run.test_source[index] for index in numbers]
-            rollouts = annotate(params, preference_rollouts(run.tokenizer, pairs, settings.row_tokens, numbers))
+            rollouts = rows_of(params, pairs, numbers)
             rollouts, _ = estimate(rollouts, fresh, jax.random.key(run.config.seed))
             batch = _pack(run, jax.device_get(rollouts), fresh, number)
             found = measure(in_parts(run, score, run.whole(params), batch, settings.micro_batches), batch)
@@ -127,10 +175,10 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
 
 
 def summarise(means: dict[str, float], count: int) -> dict[str, float]:
-    """Measures by metric name, with the half width of the 95% interval of the accuracy of `count` pairs.
+    """Measures by metric name, with the half width of the 95% interval of the accuracy, the first of them, of `count` examples.
 
     A tie has the variance of the coin that it is counted as.
     """
-    accuracy = means["pair_accuracy"]
+    name, accuracy = next(iter(means.items()))
     error = 1.96 * math.sqrt(max(accuracy * (1.0 - accuracy), 0.0) / (count - 1)) if count > 1 else 0.0
-    return {f"evaluation/{name}": value for name, value in means.items()} | {"evaluation/pair_accuracy_error": error}
+    return {f"evaluation/{name}": value for name, value in means.items()} | {f"evaluation/{name}_error": error}

@@ -13,17 +13,24 @@ from jaxrl_llm.data import Cursor, pack
 from jaxrl_llm.data.packing import has_weight
 from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
-from jaxrl_llm.optimizers import Average, polyak
 from jaxrl_llm.rewards import final_number
 from jaxrl_llm.rollouts import Collection, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
 from jaxrl_llm.training import annotate, build
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
-from jaxrl_llm.training.method_state import coefficients, initial_method_state, make_estimate, observe
+from jaxrl_llm.training.method_state import (
+    coefficients,
+    initial_method_state,
+    make_estimate,
+    moving_reference,
+    observe,
+    reference_params,
+)
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.update import make_update
+from jaxrl_llm.training.wrapping import wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Rollouts
 
 
@@ -36,15 +43,10 @@ def initial_state(run: Run, params) -> TrainState:
     """State before the first RL update; a critic of its own begins as a copy of the policy with a value head of zeros."""
     params = {"policy": params, "critic": critic_params(run, params)} if separate_critic(run) else params
     method_state = initial_method_state(run.method)
-    if moving_reference(run) is not None:
-        method_state |= {"reference": moving_reference(run).init(params["policy"] if separate_critic(run) else params)}
-    return TrainState.create(params, optimizer(run), method_state=method_state, key=jax.random.key(run.config.seed))
-
-
-def moving_reference(run: Run) -> Average | None:
-    """How the reference policy follows the policy; None where it stays, or where nobody needs it."""
-    settings = run.config.rl.reference
-    return polyak(share=settings.share, every=settings.every) if settings.every and run.method.needs_reference else None
+    average = moving_reference(run.method, run.config.rl.reference)
+    if average is not None:
+        method_state |= {"reference": average.init(params["policy"] if separate_critic(run) else params)}
+    return TrainState.create(params, optimizer(run, params), method_state=method_state, key=jax.random.key(run.config.seed))
 
 
 def with_answers(method: Method, collection: Collection) -> Rollouts:
@@ -78,13 +80,25 @@ def critic_params(run: Run, params):
     return jax.tree.map(lambda leaf: leaf.copy(), params) | heads
 
 
-def optimizer(run: Run) -> optax.GradientTransformation:
-    """The optimizer of the RL phase; policy and critic are clipped apart and may learn at different rates."""
+def optimizer(run: Run, params=None) -> optax.GradientTransformation:
+    """The optimizer of the RL phase; policy and critic are clipped apart and may learn at different rates.
+
+    Args:
+      run: the run.
+      params: with which the phase begins, for what `wrap` takes from them; only `init` looks at them.
+    """
     rl = run.config.rl
     updates = rl.steps * rl.epochs * rl.minibatches
-    policy = build_optimizer(rl.optimizer, updates)
+    plain = build_optimizer(rl.optimizer, updates)
     if not separate_critic(run):
-        return policy
+        return wrapped_optimizer(plain, rl.optimizer, params, run.base_params)
+
+    def of_policy(params):
+        """The tree that `optax.partition` shows the policy's transform."""
+        return params and {"policy": params, "critic": optax.MaskedNode()}
+
+    start = of_policy(params and params["policy"])
+    policy = wrapped_optimizer(plain, rl.optimizer, start, lambda directory: of_policy(run.base_params(directory)))
     critic = build_optimizer(rl.optimizer, updates, factor=run.config.critic.learning_rate_factor)
     return optax.partition({"policy": policy, "critic": critic}, {"policy": "policy", "critic": "critic"})
 
@@ -98,14 +112,14 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     """
     rl, method = run.config.rl, run.method
     annotated = make_annotate(run, reference)
-    average = moving_reference(run)
+    average = moving_reference(method, rl.reference)
     follow = None if average is None else jax.jit(average.update)
     estimate = make_estimate(method)
     objective = build.with_critic_loss(run.config, method.objective)
     objective = build.with_router_losses(run.config, run.network, objective)
     scorer = _scorer(run, objective.needs)
     pure = make_update(None, objective, optimizer(run), micro_batches=rl.micro_batches, scorer=scorer)
-    update = jax.jit(pure, donate_argnums=0)
+    update = jax.jit(wrapped_update(pure, rl.optimizer), donate_argnums=0)
 
     def step(state: TrainState, cursor: Cursor, number: int):
         collect = _collector(run, state, reference, number)
@@ -163,13 +177,9 @@ def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts, int], 
     passes = scoring_passes(run.method, annotators)
     if run.method.needs_critic:
         passes.append(_values_pass(run))
-    return annotate.make_annotate(run, passes, width=row_tokens(run), parts=run.config.rl.micro_batches)
-
-
-def reference_params(state: TrainState, reference):
-    """The reference policy: the one of the beginning, or the average in the state where it moves."""
-    moving = state.method_state.get("reference")
-    return reference if moving is None else moving["average"]
+    return annotate.make_annotate(
+        run, passes, width=row_tokens(run), parts=run.config.rl.micro_batches, from_groups=annotate.group_rule(run.method)
+    )
 
 
 def _values_pass(run: Run):

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 SHOWN = (
-    "loss", "reward", "evaluation/accuracy", "pair_accuracy", "pair_margin", "evaluation/pair_accuracy", "entropy",
-    "reference_kl", "behavior_kl", "length/mean", "truncated",
+    "loss", "reward", "evaluation/accuracy", "pair_accuracy", "pair_margin", "evaluation/pair_accuracy", "label_accuracy",
+    "evaluation/label_accuracy", "entropy", "reference_kl", "behavior_kl", "length/mean", "truncated",
     "uniform_groups", "surrogate/positive_advantage", "surrogate/negative_advantage", "gradient_norm", "logp_gap",
     "tokens_per_second",
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -11,9 +12,10 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, rewards
 from jaxrl_llm.data import Tokenizer
-from jaxrl_llm.data.preferences import encode_answer
+from jaxrl_llm.data.preference_rows import encode_answer
 from jaxrl_llm.training.config import REWARD_MODEL
 from jaxrl_llm.training.policies import load_policy
+from jaxrl_llm.training.sections import short_name
 
 
 def build_rewards(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> dict[str, Callable]:
@@ -27,15 +29,40 @@ def build_rewards(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> 
 
 
 def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Callable:
-    """The function of one name; that of "reward_model" is the network in `config.rewards.model`."""
-    return load_reward_model(config.rewards.model, mesh) if name == REWARD_MODEL else load_reward(name)
+    """The function of one name; that of "reward_model" is the network in `config.rewards.model`.
+
+    A name with options in `config.rewards.options`, and one of `rewards.FACTORIES`, is a function that makes the reward out of
+    them. "max_tokens" is the longest completion of the run unless it is set, and "reward" the name of another reward.
+
+    Raises:
+      ValueError: as `load_reward` says, or options that the function does not take.
+    """
+    if name == REWARD_MODEL:
+        return load_reward_model(config.rewards.model, mesh)
+    given, short = config.rewards.options.to_dict(), short_name(name)
+    if short not in given and name not in rewards.FACTORIES:
+        return load_reward(name)
+    if name in rewards.NAMED:
+        raise ValueError(f"config.rewards.options.{name} would change nothing: the reward has no options; leave it out")
+    make, options = rewards.FACTORIES.get(name) or load_reward(name), dict(given.get(short, {}))
+    known = inspect.signature(make).parameters
+    if "max_tokens" in known and name in rewards.FACTORIES:
+        options.setdefault("max_tokens", config.rl.max_new_tokens)
+    if name in rewards.FACTORIES and isinstance(options.get("reward"), str):
+        options["reward"] = build_reward(options["reward"], config, mesh)
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"config.rewards.options.{short} is {given.get(short, {})}; it takes {sorted(known)}: {error}"
+        ) from error
 
 
 def load_reward(name: str) -> Callable:
     """A reward of `jaxrl_llm.rewards`, or the function that "package.module:function" names."""
     if ":" not in name:
         if name not in rewards.NAMED:
-            known = sorted([*rewards.NAMED, REWARD_MODEL])
+            known = sorted([*rewards.NAMED, *rewards.FACTORIES, REWARD_MODEL])
             raise ValueError(f"reward {name!r} is unknown; give 'package.module:function' or one of {known}")
         return rewards.NAMED[name]
     module, function = name.split(":", 1)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,6 +20,7 @@ from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices
 from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import build, metrics
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
+from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.reward_functions import build_rewards
 from jaxrl_llm.training.teacher import build_teacher
 from jaxrl_llm.types import Batch
@@ -69,6 +71,25 @@ class Run:
     def whole(self, params):
         """All parameters of the network: those that train, and the frozen ones, which nobody copies."""
         return params if self.frozen is None else join_params(params, self.frozen)
+
+    def base_params(self, directory: str):
+        """Parameters of the structure of those that train: of the folder, or, of "", those with which the run began.
+
+        Raises:
+          ValueError: the network in the folder is another one.
+        """
+        if directory:
+            found = load_policy(directory, dtype=self.config.network.param_dtype)[0].params
+        else:
+            # Made anew: the first update was given the buffers of those that there were.
+            found = build.build_network(self.config, self.tokenizer, self.mesh).params
+        trained, _ = build.trained_and_frozen(self.config, found)
+        own = self.network.params
+        if jax.tree.map(jnp.shape, trained) != jax.tree.map(jnp.shape, own):
+            raise ValueError(
+                f"{directory} holds parameters of other names or shapes than the run's; give the checkpoint before it"
+            )
+        return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), trained, own)
 
     def place(self, batch: Batch) -> Batch:
         """The batch with its rows split over the mesh, where there is one."""

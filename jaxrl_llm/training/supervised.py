@@ -15,17 +15,21 @@ from jaxrl_llm.training.method_state import coefficients, initial_method_state, 
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.update import make_update
+from jaxrl_llm.training.wrapping import wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Rollouts
 
 
 def initial_state(run: Run) -> TrainState:
     """State before the first supervised update."""
     state = initial_method_state(run.supervised_method)
-    return TrainState.create(run.network.params, _optimizer(run), method_state=state, key=jax.random.key(run.config.seed))
+    return TrainState.create(
+        run.network.params, _optimizer(run, run.network.params), method_state=state, key=jax.random.key(run.config.seed)
+    )
 
 
-def _optimizer(run: Run):
-    return build_optimizer(run.config.sft.optimizer, run.config.sft.steps)
+def _optimizer(run: Run, params=None):
+    settings = run.config.sft.optimizer
+    return wrapped_optimizer(build_optimizer(settings, run.config.sft.steps), settings, params, run.base_params)
 
 
 def make_supervised_step(run: Run) -> Callable:
@@ -33,7 +37,8 @@ def make_supervised_step(run: Run) -> Callable:
     settings, method = run.config.sft, run.supervised_method
     network = run.network.without_params()
     objective = build.with_router_losses(run.config, network, method.objective)
-    update = jax.jit(make_update(network, objective, _optimizer(run), micro_batches=settings.micro_batches), donate_argnums=0)
+    pure = make_update(network, objective, _optimizer(run), micro_batches=settings.micro_batches)
+    update = jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0)
     estimate, annotate = make_estimate(method), _make_annotate(run)
     size = settings.examples or len(run.source)
     if size > len(run.source):

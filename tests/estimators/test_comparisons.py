@@ -185,3 +185,49 @@ def test_refusals_name_the_value(estimator, message):
     with pytest.raises(ValueError, match=message):
         built = estimator()
         compiled(built.update)(rollouts, built.init(), jax.random.key(0))
+
+
+@pytest.mark.parametrize("limit", [5.0, 1.0])
+@brief
+@given(case=rich_cases())
+def test_token_group_advantage(limit, case):
+    found = run(estimators.token_group_advantage(limit=limit, epsilon=1e-3), case)
+    score, present = scores_of(case)
+    expected = comparisons_of_tokens(score, present, case.mask, case.group, limit=limit, epsilon=1e-3)
+    # A size within rounding of the limit may fall on either side.
+    other = comparisons_of_tokens(score, present, case.mask, case.group, limit=limit * (1 + 1e-4), epsilon=1e-3)
+    clear = np.isclose(expected, other)
+    assert_close(found.advantage[clear], spread(expected, case)[clear], rtol=1e-4, atol=1e-4)
+    check_outside(found, case)
+
+
+comparisons_of_tokens = advantages.token_group_advantage
+
+
+def test_a_long_answer_counts_as_often_as_it_has_tokens():
+    """Rewards 1 and 0 of answers of three tokens and one: mean 3/4, deviation sqrt(3)/4."""
+    rollouts = Rollouts(
+        tokens=np.zeros((2, 3), np.int32), length=np.array([3, 1]), mask=np.array([[1, 1, 1], [1, 0, 0]], np.float32),
+        rewards=np.array([[1.0], [0.0]], np.float32), group=np.zeros(2, np.int32),
+    )  # fmt: skip
+    found = estimators.token_group_advantage.function(rollouts).advantage[:, 0]
+    np.testing.assert_allclose(found, [1 / np.sqrt(3), -np.sqrt(3)], rtol=1e-5)
+    bounded = estimators.token_group_advantage.function(rollouts, limit=1.5).advantage[:, 0]
+    np.testing.assert_allclose(bounded, [np.sqrt(0.5), -np.sqrt(0.5)], rtol=1e-5)
+
+
+@brief
+@given(case=rich_cases())
+def test_among_is_the_estimator_of_these_rows_alone(case):
+    case.fields["source"] = case.extras["stratum"]
+    inner = estimators.chain(group_advantage(), estimators.sequence_mean())
+    found = run(estimators.chain(estimators.among(0, inner), estimators.among(1, estimators.token_mean())), case)
+    own = case.extras["stratum"] == 0
+    valid = case.valid.copy()
+    case.valid = valid * own
+    alone = run(inner, case)
+    case.valid = valid * ~own
+    others = run(estimators.token_mean(), case)
+    assert_close(found.advantage[own], alone.advantage[own])
+    assert_close(found.weight, np.where(own[:, None], alone.weight, others.weight))
+    assert_close(found.valid, np.where(own, alone.valid, valid))

@@ -53,3 +53,31 @@ def test_groups_without_a_contrast_stay_as_they_are(case):
     estimator = estimators.hidden_reward_weighting(candidates=objectives.vocabulary(of="proximal"))
     found, _ = estimator.update(rollouts, estimator.init(), jax.random.key(0))
     np.testing.assert_array_equal(found.advantage, rollouts.advantage)
+
+
+@brief
+@given(case=rollout_cases())
+def test_the_tokens_of_the_group_are_enough(case):
+    """Error vectors over the ids that occur: as over the vocabulary with all other entries left out."""
+    rollouts = annotated(case)
+    candidates = objectives.group_tokens(rollouts)
+    whole = rollouts.extras["proximal_candidate_logp"]
+    own = np.where(candidates >= 0, np.take_along_axis(whole, np.maximum(candidates, 0), axis=2), -np.inf)
+    narrow = rollouts.replace(extras=rollouts.extras | {"candidates": candidates, "proximal_candidate_logp": own})
+    occurs = np.array([[np.isin(np.arange(VOCABULARY), candidates[n, 0]) for _ in range(WIDTH)] for n in range(ROWS)])
+    wide = rollouts.replace(
+        extras=rollouts.extras | {"proximal_candidate_logp": np.where(occurs, whole, -np.inf).astype(np.float32)}
+    )
+    found = [
+        estimators.hidden_reward_weighting(candidates=rule).update(step, (), jax.random.key(0))[0].advantage
+        for rule, step in ((objectives.tokens_of_group(), narrow), (objectives.vocabulary(of="proximal"), wide))
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+    for n in range(ROWS):
+        peers = (rollouts.group == rollouts.group[n])[:, None] & (rollouts.mask > 0)
+        assert set(candidates[n, 0].tolist()) - {-1} == set(rollouts.tokens[peers].tolist())
+
+
+def test_tokens_of_the_group_cannot_be_picked_one_by_one():
+    with pytest.raises(ValueError, match="group_tokens"):
+        objectives.tokens_of_group()(None, None, None)

@@ -86,6 +86,8 @@ def test_state_advantage(options, case):
 @brief
 @given(case=rich_cases())
 def test_turn_returns(options, case):
+    if case.token_rewards is None:
+        case.token_rewards = np.zeros(case.mask.shape, np.float32)
     found = run(estimators.turn_returns(**options), case)
     options = dict(options)
     weights = options.pop("reward_weights", None)

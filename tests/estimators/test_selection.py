@@ -62,6 +62,14 @@ def test_conflict_weighting(options, case):
     check_outside(found, case)
 
 
+@brief
+@given(case=rich_cases())
+def test_conflict_mean(case):
+    found = run(estimators.chain(estimators.conflict_weighting(), estimators.conflict_mean()), case)
+    arrays = (case.fields["tokens"], case.valid, case.mask, case.group)
+    assert_close(found.weight, filters.conflict_mean(*arrays, case.advantage))
+
+
 def test_conflicts_by_hand():
     """Tokens 1 1 are shared from the start, 9 at the end of both; the good answer is one token longer."""
     rollouts = Rollouts(
@@ -71,6 +79,9 @@ def test_conflicts_by_hand():
     )  # fmt: skip
     found = once(estimators.conflict_weighting(), rollouts).advantage
     np.testing.assert_array_equal(found, [[2, 2, 1, 1, 2], [0, 0, -1, 0, 0]])
+    both = once(estimators.chain(estimators.conflict_weighting(), estimators.conflict_mean()), rollouts)
+    np.testing.assert_array_equal(both.extras["conflicts"], [[1, 1, 0, 0, 1], [1, 1, 0, 1, 0]])
+    np.testing.assert_allclose(both.weight.sum(axis=1), [1 / 6, 1 / 6], rtol=1e-6)
 
 
 @pytest.mark.parametrize("sharpness", [0.0, 2.0])

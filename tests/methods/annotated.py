@@ -41,6 +41,8 @@ def annotated_rollouts(params):
 
 def estimated(method, rollouts):
     """Advantages and weights of the first step of `method`, as NumPy arrays."""
+    if "token_rewards" in method.needs:
+        rollouts = rollouts.replace(token_rewards=rollouts.extras["token_rewards"])
     found, _ = _compiled(method.estimator.update)(rollouts, method.estimator.init(), jax.random.key(0))
     return jax.tree.map(np.asarray, found)
 

@@ -142,7 +142,10 @@ def test_vapo_with_one_decay_is_ppo_before_whitening(rollouts):
 @pytest.mark.reduction("igpo", "grpo")
 def test_igpo_without_gains_is_grpo(rollouts):
     plain = advantages(methods.get("grpo", degrees_of_freedom=1, kl_coefficient=0.0), rollouts)
-    assert_close(advantages(methods.get("igpo", kl_coefficient=0.0), rollouts), plain, rtol=1e-4)
+    silent = rollouts.replace(extras=rollouts.extras | {"token_rewards": np.zeros_like(rollouts.mask)})
+    assert_close(advantages(methods.get("igpo", kl_coefficient=0.0), silent), plain, rtol=1e-4)
+    with pytest.raises(ValueError, match="needs rollouts.token_rewards, which is missing"):
+        methods.get("igpo").estimator.update(rollouts, methods.get("igpo").estimator.init(), jax.random.key(0))
 
 
 @pytest.mark.reduction("gigpo", "grpo")
@@ -225,3 +228,25 @@ def test_a_deviation_of_all_scores_is_lite_ppos():
     found = advantages(methods.get("lite_ppo"), rollouts)[:, 0]
     assert_close(found, np.array([-0.5, 0.5, 0, 0]) / np.std([0, 1, 1, 1], ddof=1), rtol=1e-4)
     assert std_scale(over="batch") != std_scale()
+
+
+def test_the_first_game_of_a_role_is_compared_with_nothing():
+    """The mean of earlier games is 0: the score itself; then decay * 0 + (1 - decay) * 1 = 0.05 for role 0."""
+    rollouts = Rollouts(
+        tokens=np.zeros((2, 1), np.int32), length=np.ones(2, np.int32), mask=np.ones((2, 1), np.float32),
+        rewards=np.array([[1], [0]], np.float32), extras={"role": np.array([0, 1])},
+    )  # fmt: skip
+    estimator = methods.get("rae").estimator
+    first, state = estimator.update(rollouts, estimator.init(), jax.random.key(0))
+    assert_close(first.advantage[:, 0], [1.0, 0.0])
+    second, _ = estimator.update(rollouts, state, jax.random.key(0))
+    assert_close(second.advantage[:, 0], [0.95, 0.0])
+
+
+def test_gtpo_of_the_paper_is_a_mean_over_each_sequence(rollouts):
+    """The authors' code divides by the number of conflict tokens too."""
+    paper, code = (estimated(methods.get("gtpo", convention=name), rollouts) for name in ("paper", "authors-code"))
+    valid = paper.valid[:, None] * paper.mask
+    assert_close(paper.weight, valid / np.maximum(paper.mask.sum(axis=1, keepdims=True), 1) / paper.valid.sum())
+    conflicts = np.maximum(code.extras["conflicts"].sum(axis=1, keepdims=True), 1)
+    assert_close(code.weight, paper.weight / conflicts)

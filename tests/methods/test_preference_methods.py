@@ -7,7 +7,8 @@ from oracles import tiny_policy, tiny_steps
 from oracles.tiny_steps import assert_close, gradient_of
 
 from jaxrl_llm import methods, objectives
-from jaxrl_llm.estimators import sequence_mean
+from jaxrl_llm.data.packing import pack
+from jaxrl_llm.types import Rollouts, Scores
 
 ALONE, REVISED = ((1, 0), (-1, 0)), tuple((a, b) for a in (1, -1) for b in (0, 1, -1))
 
@@ -62,7 +63,7 @@ def test_a_teacher_that_is_the_reference_guides_nothing(pairs, params):
 def test_the_quantiles_of_one_pair_are_the_pair(name, pairs, params):
     single = pairs.replace(valid=(pairs.group == pairs.group[0]).astype(np.float32))
     single = single.replace(mask=single.mask * single.valid[:, None])
-    assert_close(gradient_of(methods.get(name), single, params), gradient_of(methods.get("dpo"), single, params))
+    assert_close(gradient_of(methods.get(name, beta=0.1), single, params), gradient_of(methods.get("dpo"), single, params))
 
 
 @pytest.mark.reduction("online_dpo", "ipo_md")
@@ -83,21 +84,22 @@ def test_a_classifier_without_a_shift_is_that_of_pairs(pairs, params):
     both = methods.Method(
         "pairs", "-", "-", None, methods.get("dpo").estimator, objectives.objective(objectives.preference(link=link))
     )
-    assert_close(gradient_of(both, pairs, params), gradient_of(methods.get("bco"), pairs, params), 2.0)
+    assert_close(gradient_of(both, pairs, params), gradient_of(methods.get("bco", beta=0.1), pairs, params), 2.0)
 
 
 @pytest.mark.reduction("kto")
 def test_kto_against_no_gain_is_anchored(pairs, params):
     """Where answers are less likely than for the reference on average, the reference point is 0."""
     lower = pairs.replace(extras=pairs.extras | {"reference_logp": np.where(pairs.mask > 0, -0.01, 0).astype(np.float32)})
-    found = gradient_of(methods.get("kto"), lower, params)
+    found = gradient_of(methods.get("kto", mismatched=False), lower, params)
     assert_close(found, gradient_of(methods.get("apo_zero_unpaired"), lower, params))
 
 
 @pytest.mark.reduction("kto")
 def test_kto_of_mismatched_answers_that_gain_nothing_is_anchored(pairs, params):
+    assert "mismatched_ratio" in methods.get("kto").needs
     lower = pairs.replace(extras=pairs.extras | {"mismatched_ratio": np.full(12, -0.5, np.float32)})
-    found = gradient_of(methods.get("kto", convention="trl-1.16"), lower, params)
+    found = gradient_of(methods.get("kto"), lower, params)
     assert_close(found, gradient_of(methods.get("apo_zero_unpaired"), pairs, params))
 
 
@@ -133,17 +135,18 @@ def test_ipo_of_trl_takes_means(pairs, params):
 
 
 def test_orpo_by_its_formula(pairs, params):
-    """-mean log p_w - lambda log s(log odds_w - log odds_l), summed over pairs by hand."""
+    """-mean over all tokens of log p_w, and -lambda log s(log odds_w - log odds_l), a mean over pairs, by hand."""
     method = methods.get("orpo", coefficient=0.3)
     batch, logp, loss, _ = tiny_steps.value_of(method, pairs, params)
-    expected, groups = 0.0, np.unique(pairs.group)
+    groups = np.unique(pairs.group)
+    expected = -logp[(batch.mask > 0) & (batch.extras["preference"] == 1)].mean()
     for g in groups:
         means = {}
         for sign in (1, -1):
             here = (batch.group == g) & (batch.mask > 0) & (batch.extras["preference"] == sign)
             means[sign] = logp[here].mean()
         odds = {sign: np.log(np.exp(x) / (1 - np.exp(x))) for sign, x in means.items()}
-        expected += (-means[1] + 0.3 * np.log1p(np.exp(odds[-1] - odds[1]))) / len(groups)
+        expected += 0.3 * np.log1p(np.exp(odds[-1] - odds[1])) / len(groups)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -172,15 +175,36 @@ def test_methods_on_other_groups_than_pairs_learn(name, members, roles, sources,
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-4
 
 
+@pytest.mark.parametrize("name", ["cpo", "orpo"])
+def test_imitation_is_a_mean_over_all_chosen_tokens(name):
+    """Preferred answers of one token at -3 and of three at -1: 6 / 4, not the mean 2 of their means."""
+    method = methods.get(name, **({"beta": 0.0} if name == "cpo" else {"coefficient": 0.0}))
+    mask = np.array([[0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 0, 0]], np.float32)
+    rollouts = Rollouts(
+        tokens=np.zeros((4, 4), np.int32), length=np.full(4, 4), mask=mask, rewards=np.zeros((4, 1), np.float32),
+        group=np.array([0, 0, 1, 1]), extras={"preference": np.array([1.0, -1.0, 1.0, -1.0], np.float32)},
+    )  # fmt: skip
+    found = method.estimator.update(rollouts, method.estimator.init(), jax.random.key(0))[0]
+    logp = mask * np.array([[-3.0], [-0.5], [-1.0], [-0.5]], np.float32)
+    batch = pack(jax.tree.map(np.asarray, found), 4, rows=4)
+    imitation = method.objective(Scores(logp=logp[batch.rollout[:, 0]]), batch)[1]["loss/chosen_token_likelihood"]
+    np.testing.assert_allclose(imitation, 1.5, rtol=1e-6)
+
+
+def test_what_other_rows_than_samples_are_is_a_need():
+    assert "rows_of_reference" in methods.get("xpo").needs and "rows_of_gold_texts" in methods.get("tpo").needs
+    for name in ("chord", "chord_phi", "luffy", "rl_plus"):
+        assert not any(need.startswith("rows_of") for need in methods.get(name).needs), "its strategy brings them"
+
+
 def test_tpo_is_a_mean_over_prompts(params):
-    """Three rows of 1 / N each: the contrast is the mean over the pairs, the imitation that over gold answers."""
+    """The contrast is the mean over the pairs, the imitation that over the tokens of gold answers."""
     step = tiny_steps.rollouts(params, members=3, roles=((1, 0), (-1, 0), (0, 0)), sources=(0, 0, 1))
     contrast = gradient_of(methods.get("tpo", imitation=0.0, beta=0.1), step, params)
     assert_close(contrast, gradient_of(methods.get("cpo", imitation=0.0), step, params))
     imitation = gradient_of(methods.get("tpo", beta=0.0), step, params)
     gold = step.replace(valid=(step.source == 1).astype(np.float32))
-    plain = methods.Method("gold", "-", "-", None, sequence_mean(), methods.get("sft").objective)
-    assert_close(imitation, gradient_of(plain, gold, params))
+    assert_close(imitation, gradient_of(methods.get("sft"), gold, params))
 
 
 @pytest.mark.parametrize(("name", "options", "message"), [

@@ -6,7 +6,8 @@ import pytest
 from annotated import annotated_rollouts, estimated
 from oracles import tiny_policy
 
-from jaxrl_llm import methods
+from jaxrl_llm import estimators, methods
+from jaxrl_llm.types import Rollouts
 
 NAMES = (
     "open_rs", "train_long_think_short", "grpo_lambda", "shorter_better", "hapo_history", "otc", "aspo_tools", "fapo",
@@ -117,3 +118,20 @@ def test_evol_rl_puts_the_majority_above_all_others(rollouts):
         counts = {answer: (-np.sum(answers == answer), answer) for answer in set(answers)}
         majority = answers == min(counts, key=counts.get)
         assert majority.all() or value[majority].min() > value[~majority].max()
+
+
+def test_unlikeliness_ranks_by_the_mean_of_a_token():
+    """Five tokens at -0.2 are likelier than two at -0.4, though their sum is smaller: 1 - 0.25 * rank / 2."""
+    mask = (np.arange(5) < np.array([[5], [2]])).astype(np.float32)
+    rollouts = Rollouts(
+        tokens=np.zeros((2, 5), np.int32), length=np.array([5, 2]), mask=mask, rewards=np.ones((2, 1), np.float32),
+        group=np.zeros(2, np.int32), behavior_logp=mask * np.array([[-0.2], [-0.4]], np.float32),
+    )  # fmt: skip
+    found = estimators.unlikeliness_reward.function(rollouts).rewards[:, 0]
+    assert_close(found, [0.875, 1.0])
+
+
+def test_shorter_better_has_the_numbers_of_its_authors():
+    options = methods.options_of("shorter_better")
+    assert options["length_coefficient"] == 0.001 / 2.0 and options["kl_coefficient"] == 0.001
+    assert "kl(coefficient=0.001)" in methods.get("shorter_better").composition()

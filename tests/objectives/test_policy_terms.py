@@ -12,10 +12,12 @@ from oracles.cases import batch_cases, brief
 
 from jaxrl_llm import objectives
 from jaxrl_llm.objectives import kl, policy, score_function, token_ratio, unclipped
+from jaxrl_llm.types import Batch, Scores
 
 RATIOS = [
     ("sequence_mean_ratio", "sequence_ratio", {}),
     ("sequence_total_ratio", "sequence_total_ratio", {}),
+    ("arithmetic_sequence_ratio", "arithmetic_sequence_ratio", {}),
     ("sequence_token_ratio", "sequence_token_ratio", {}),
     ("geometric_ratio", "geometric_ratio", {"low": 0.2, "high": 0.3}),
     ("turn_ratio", "turn_ratio", {"against": "proximal"}),
@@ -60,6 +62,7 @@ FACTORS = [
     ("focal", {}),
     ("positive_advantage", {}),
     ("entropy_scale", {"strength": 0.5, "level": 0.5}),
+    ("entropy_scale", {"widening": 0.0, "level": 0.5}),
     ("importance_weight", {}),
     ("importance_weight", {"high": 1.2}),
     ("importance_weight", {"low": 0.8, "high": 1.2, "outside": "mask", "of": "policy"}),
@@ -122,10 +125,27 @@ def test_factor(name, options, case):
 def test_weights_of_sequences_normalised_over_the_batch(name, case):
     ratio = {"sequence_total_ratio": oracle.sequence_total_ratio, "sequence_ratio": oracle.sequence_mean_ratio}[name]
     inner = functools.partial(oracle.importance_weight, ratio=ratio, high=2.0)
-    factor = functools.partial(oracle.batch_normalised, factor=inner)
+    factor = functools.partial(oracle.batch_normalised, factor=inner, sequences=True)
     expected = functools.partial(oracle.surrogate, ratio=None, trust=oracle.plain_score, factors=(factor,))
     ours = objectives.batch_normalised(factor=objectives.importance_weight(ratio=getattr(objectives, name)(), high=2.0))
     harness.check(policy(ratio=None, trust=score_function(), factors=(ours,)), case, expected)
+
+
+def test_a_weight_of_sequences_is_divided_by_the_mean_over_sequences():
+    """Log-ratios 0.5 and -0.6 of rows of one and three actions: each row counts once."""
+    mask = np.array([[0, 1, 0, 0], [0, 1, 1, 1]], np.float32)
+    logp = np.array([[0, 0.5, 0, 0], [0, -0.2, -0.2, -0.2]], np.float32) - 2
+    batch = Batch(
+        tokens=np.zeros((2, 4), np.int32), mask=mask, behavior_logp=np.full((2, 4), -2, np.float32),
+        extras={"proximal_logp": logp},
+    )  # fmt: skip
+    factor = objectives.batch_normalised(factor=objectives.importance_weight(ratio=objectives.sequence_total_ratio()))
+    found = factor(Scores(logp=logp), batch)
+    np.testing.assert_allclose(found[0, 1], 1.5005, atol=1e-4)
+    np.testing.assert_allclose(found[1, 1:], 0.4995, atol=1e-4)
+    token = objectives.batch_normalised(factor=objectives.importance_weight())(Scores(logp=logp), batch)
+    mean = (np.exp(0.5) + 3 * np.exp(-0.2)) / 4
+    np.testing.assert_allclose(token[0, 1], np.exp(0.5) / mean, rtol=1e-5)
 
 
 @pytest.mark.parametrize("share", [2e-4, 0.25])

@@ -135,6 +135,13 @@ def test_chosen_likelihood(average, paired, case):
     harness.check(term, paired(case), functools.partial(oracle.chosen_likelihood, coefficient=0.4, average=average))
 
 
+@brief
+@given(case=batch_cases())
+def test_chosen_token_likelihood(paired, case):
+    term = objectives.chosen_token_likelihood(coefficient=0.4)
+    harness.check(term, paired(case), functools.partial(oracle.chosen_token_likelihood, coefficient=0.4))
+
+
 @pytest.mark.parametrize("paired_sides", [False, True])
 @brief
 @given(case=batch_cases())

@@ -152,3 +152,25 @@ def _shares(valid, mask, share):
             if valid[n] > 0:
                 weight[n, t] = share(len(actions), rows)
     return weight
+
+
+def token_group_advantage(score, present, mask, group, *, limit=5.0, epsilon=1e-6):
+    """HAPO: statistics over the tokens of the group, or those of GRPO with Bessel's deviation where a value is too large."""
+    result = [0.0] * len(score)
+    for number in set(np.asarray(group).tolist()):
+        rows = [n for n in range(len(score)) if group[n] == number and present[n] > 0]
+        tokens = [float(score[n]) for n in rows for t in range(mask.shape[1]) if mask[n, t] > 0]
+        if not tokens:
+            continue
+        mean = sum(tokens) / len(tokens)
+        spread = (sum((x - mean) ** 2 for x in tokens) / len(tokens)) ** 0.5 + epsilon
+        lengths = {n: sum(1 for t in range(mask.shape[1]) if mask[n, t] > 0) for n in rows}
+        values = {n: (float(score[n]) - mean) / spread for n in rows}
+        if any(abs(values[n]) >= limit for n in rows if lengths[n]):
+            mean = sum(float(score[n]) for n in rows) / len(rows)
+            squares = sum((float(score[n]) - mean) ** 2 for n in rows)
+            spread = (squares / (len(rows) - 1) if len(rows) > 1 else 0.0) ** 0.5 + epsilon
+            values = {n: (float(score[n]) - mean) / spread for n in rows}
+        for n in rows:
+            result[n] = values[n] if len({float(score[m]) for m in rows if lengths[m]}) > 1 else 0.0
+    return result

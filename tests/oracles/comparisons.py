@@ -168,7 +168,7 @@ def cumulative_advantage(table, score, present, prompt_id, *, prompts):
 
 
 def role_advantage(table, score, present, role, *, roles=2, decay=0.95):
-    """SPIRAL (https://arxiv.org/abs/2506.24119): b <- alpha b + (1 - alpha) mean R of the role's rows, A = R - b."""
+    """SPIRAL (https://arxiv.org/abs/2506.24119): A = R - b, then b <- alpha b + (1 - alpha) mean R of the role's rows."""
     result, after = [0.0] * len(score), list(table)
     for r in range(roles):
         rows = [n for n in range(len(score)) if role[n] == r and present[n] > 0]
@@ -176,5 +176,5 @@ def role_advantage(table, score, present, role, *, roles=2, decay=0.95):
             after[r] = decay * table[r] + (1 - decay) * _mean([score[n] for n in rows])
     for n in range(len(score)):
         if present[n] > 0:
-            result[n] = score[n] - (after[role[n]] if 0 <= role[n] < roles else 0.0)
+            result[n] = score[n] - (table[role[n]] if 0 <= role[n] < roles else 0.0)
     return result, after

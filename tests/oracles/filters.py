@@ -86,6 +86,18 @@ def conflict_weighting(advantage, tokens, valid, mask, group, *, bad=0.0, good=2
     return result
 
 
+def conflict_mean(tokens, valid, mask, group, advantage):
+    """The code of GTPO: 1 / (rows, actions, conflicts of either direction), the last at least 1."""
+    changed = conflict_weighting(np.sign(advantage), tokens, valid, mask, group, bad=3.0, good=3.0)
+    result, rows = np.zeros(mask.shape), int((valid > 0).sum())
+    for n in range(len(mask)):
+        places = _actions(mask, n) if valid[n] > 0 else []
+        conflicts = sum(1 for t in places if abs(changed[n, t]) > 1)
+        for t in places:
+            result[n, t] = 1.0 / (rows * len(places) * max(conflicts, 1))
+    return result
+
+
 def _times(advantage, factor, mask):
     return np.where(mask > 0, np.where(mask > 0, advantage, 0.0) * np.asarray(factor)[:, None], 0.0)
 

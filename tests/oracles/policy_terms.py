@@ -90,6 +90,15 @@ def sequence_total_ratio(live, case, *, against="behavior"):
     return result
 
 
+def arithmetic_sequence_ratio(live, case, *, against="behavior"):
+    """GRPO-S, https://arxiv.org/abs/2508.04349: log of 1 / |y| sum_t pi / mu."""
+    x, result = tokens(live, case, against), zeros(case)
+    for places in rollouts_of(case).values():
+        for place in places:
+            result[place] = np.log(sum(np.exp(x[p]) for p in places) / len(places))
+    return result
+
+
 def sequence_token_ratio(live, case, *, against="behavior"):
     """sg(log s) + log pi_t - sg(log pi_t), GSPO-token, https://arxiv.org/abs/2507.18071, equation 14."""
     s = sequence_mean_ratio(case, case, against=against)
@@ -354,10 +363,13 @@ def rpg(
 # Factors.
 
 
-def entropy_scale(case, *, low=0.2, high=0.2, strength=1.0, level=0.8):
+def entropy_scale(case, *, low=0.2, high=0.2, widening=1.0, strength=1.0, level=0.8):
+    """HAPO: within half of the adapted bounds of `entropy_clip`."""
     x, result = tokens(case, case), {}
     for p, h in relative_entropies(case, level).items():
-        inside = 1 - low / 2 <= np.exp(x[p]) <= 1 + high / 2
+        below = low * (1 - widening * h) if h <= 0 else low
+        above = high * (1 + widening * h) if h > 0 else high
+        inside = 1 - below / 2 < np.exp(x[p]) < 1 + above / 2
         result[p] = 1 + strength * h if (h > 0 and not inside) or (h <= 0 and inside) else np.longdouble(1.0)
     return result
 
@@ -467,10 +479,16 @@ def importance_weight(case, *, ratio=tokens, low=None, high=None, outside="trunc
     return result
 
 
-def batch_normalised(case, *, factor):
+def batch_normalised(case, *, factor, sequences=False):
+    """verl: over the mean of a token's weights, or, of weights of sequences, of one weight for each sequence that counts."""
     value, places = factor(case), counting(case)
-    mean = sum(value[p] for p in places) / max(len(places), 1)
-    return {p: value[p] / mean if mean else np.longdouble(0.0) for p in actions(case)}
+    if sequences:
+        one_each = [[value[p] for p in own if p in places] for own in rollouts_of(case).values()]
+        values = [own[0] for own in one_each if own]
+    else:
+        values = [value[p] for p in places]
+    mean = sum(values) / max(len(values), 1)
+    return {p: value[p] / mean if mean and p in places else np.longdouble(0.0) for p in actions(case)}
 
 
 def rejection(case, *, kind="k1", over="mean", low=None, high=None, among="all", of="proximal"):

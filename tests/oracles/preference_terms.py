@@ -165,6 +165,18 @@ def chosen_likelihood(live, case, *, coefficient=1.0, average=True):
     return loss
 
 
+def chosen_token_likelihood(live, case, *, coefficient=1.0):
+    """CPO's imitation: the mean over all tokens of preferred answers of -log pi, times the weights of the pairs."""
+    total, tokens, weight = np.longdouble(0), 0, np.longdouble(0)
+    for c, r in pairs_of(case):
+        weight += share(case, c) + share(case, r)
+        if share(case, c) + share(case, r) > 0:
+            places = rollouts_of(case)[c]
+            tokens += len(places)
+            total += sum((live.logp[place] for place in places if np.isfinite(live.logp[place])), np.longdouble(0))
+    return -coefficient * weight * total / max(tokens, 1)
+
+
 def quantile_preference(live, case, *, link=sigmoid_link, paired=True):
     """https://arxiv.org/abs/2406.05882: sorted against sorted."""
     pairs = pairs_of(case)

@@ -113,12 +113,15 @@ def format_diversity_reward(step, value, present, group, form, *, steps_total):
 
 
 def unlikeliness_reward(value, present, logp, mask, group, *, strength=0.25):
-    """https://arxiv.org/abs/2506.02355: R (1 - beta rank / G), ranks by the sum of log-probabilities, ascending."""
-    total = [sum(float(logp[n, t]) for t in range(mask.shape[1]) if mask[n, t] > 0) for n in range(len(value))]
+    """https://arxiv.org/abs/2506.02355: R (1 - beta rank / G), ranks by the mean log-probability of a token, ascending."""
+    mean = []
+    for n in range(len(value)):
+        own = [np.float32(logp[n, t]) for t in range(mask.shape[1]) if mask[n, t] > 0]
+        mean.append(sum(own, np.float32(0.0)) / np.float32(max(len(own), 1)))
     result = []
     for n in range(len(value)):
         own = _own(present, group, n)
-        rank = sum(1 for m in own if total[m] < total[n] and n in own)
+        rank = sum(1 for m in own if mean[m] < mean[n] and n in own)
         result.append(value[n] * (1.0 - strength * rank / len(own)) if n in own else value[n])
     return result
 

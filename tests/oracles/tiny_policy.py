@@ -101,6 +101,8 @@ def _about_rows(random, rows: int, width: int) -> dict:
         "easy": random.integers(0, 2, rows).astype(np.float32),
         "role": random.integers(0, 2, rows).astype(np.int32),
         "drift": random.exponential(0.1, rows).astype(np.float32),
+        "mismatched_ratio": random.normal(size=rows).astype(np.float32),
+        "token_rewards": (random.integers(-2, 3, (rows, width)) / 4).astype(np.float32),
     }
 
 
@@ -137,10 +139,15 @@ def estimated(method, rollouts: Rollouts) -> Rollouts:
 
 def estimated_in_groups(method, rollouts: Rollouts) -> Rollouts:
     """The same, in the groups that the rollouts have."""
+    found, _ = _compiled(method.estimator.update)(given(method, rollouts), method.estimator.init(), jax.random.key(0))
+    return jax.tree.map(np.asarray, found)
+
+
+def given(method, rollouts: Rollouts) -> Rollouts:
+    """The rollouts with what the method asks for and nothing else."""
     wanted = method.needs | getattr(method.strategy, "provides", frozenset())
     kept = {name: values for name, values in rollouts.extras.items() if name in wanted}
-    found, _ = _compiled(method.estimator.update)(rollouts.replace(extras=kept), method.estimator.init(), jax.random.key(0))
-    return jax.tree.map(np.asarray, found)
+    return rollouts.replace(extras=kept, token_rewards=kept.pop("token_rewards", rollouts.token_rewards))
 
 
 _compiled = functools.cache(jit)

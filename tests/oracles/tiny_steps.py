@@ -36,6 +36,7 @@ def rollouts(params, *, members: int = 2, rows: int = 12, seed: int = 1, roles=(
     extras = near | {
         "preference": role[:, 0],
         "revises": role[:, 1],
+        "mismatched_ratio": random.normal(size=rows).astype(np.float32),
         "anchor_rewards": (1 + random.normal(size=(rows, 4))).astype(np.float32),
     }
     return plain.replace(group=(place // members).astype(np.int32), source=source, extras=extras)

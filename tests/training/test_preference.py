@@ -400,3 +400,113 @@ def test_a_reward_model_on_a_mesh(tmp_path):
     expected = reward([row["prompt"] for row in rows], [row["completion"] for row in rows])
     np.testing.assert_allclose([row["rewards"][0] for row in rows], expected, rtol=1e-4, atol=1e-5)
     assert isinstance(reward, rewards.RewardModel)
+
+
+# ---- answers that are marked one by one, gold texts, and a reference that follows
+
+
+def marked_config(path, name, **options):
+    """Half of the sums right and marked so, the others wrong."""
+    rows = [{"prompt": f"{n}+1=", "completion": str(n + 1 + n % 2), "label": n % 2 == 0} for n in range(8)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = preference_config(steps=2, **options)
+    config.preference.update(method=name, batch=4)
+    config.task.options, config.task.test_options = {"path": str(path)}, {}
+    return config
+
+
+def policy_logp(run, params, prompt, text):
+    """Sum of log-probabilities of a text and its end behind a prompt, one row at a time."""
+    ids = run.tokenizer.encode(prompt + text) + [run.tokenizer.eos_id]
+    logp = jax.nn.log_softmax(jax.jit(run.network.without_params().apply)(params, np.array([ids + [0] * (32 - len(ids))]))[0])
+    return sum(float(logp[t - 1, ids[t]]) for t in range(len(prompt), len(ids)))
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_reference_point_of_kto_is_of_answers_to_other_prompts(paired, tmp_path):
+    config = preference_config(steps=1) if paired else marked_config(tmp_path / "rows.jsonl", "kto")
+    config.preference.update(method="kto", batch=4, options={"beta": 0.5})
+    with opened(config, tmp_path / "run") as run:
+        reference = jax.tree.map(lambda leaf: 1.2 * leaf, run.network.params)
+        state = preference.initial_state(run, jax.tree.map(jnp.copy, run.network.params))
+        _, _, measured, _ = preference.make_preference_step(run, reference)(state, Cursor(), 0)
+        examples = run.draw(Cursor(), 4)[0]
+        rows = [(n, side) for n, example in enumerate(examples) for side in ("chosen", "rejected") if side in example]
+
+        def ratio(prompt, text):
+            policy, other = (policy_logp(run, params, prompt, text) for params in (run.network.params, reference))
+            return policy - other
+
+        own = np.array([ratio(examples[n]["prompt"], examples[n][side]) for n, side in rows])
+        others = [examples[n - 1].get(side, examples[n - 1].get("chosen", examples[n - 1].get("rejected"))) for n, side in rows]
+        mismatched = [ratio(examples[n]["prompt"], text) for (n, _), text in zip(rows, others, strict=True)]
+    point = max(np.mean(mismatched), 0.0)
+    sign = np.array([1.0 if side == "chosen" else -1.0 for _, side in rows])
+    assert measured["reward_reference_point"] == pytest.approx(point, rel=1e-3, abs=1e-5) and len(rows) == (8 if paired else 4)
+    assert measured["loss"] == pytest.approx(np.mean(1 / (1 + np.exp(0.5 * sign * (own - point)))), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["kto", "bco", "apo_zero_unpaired"])
+def test_a_run_on_marked_answers(name, tmp_path):
+    run = finish(marked_config(tmp_path / "rows.jsonl", name), tmp_path / "run")
+    assert run.summary["measure"] == "label_accuracy" and 0 <= run.summary["accuracy_after"] <= 1
+    last = run.metrics[-1]
+    assert last["evaluation/label_accuracy"] == run.summary["accuracy_after"] and "evaluation/pair_accuracy" not in last
+    assert all(metrics.defined(name) for record in run.metrics for name in record)
+    assert all(record["gradient_norm"] > 0 and record["skipped"] == 0 for record in run.metrics)
+
+
+def test_methods_on_pairs_refuse_marked_answers(tmp_path):
+    config = marked_config(tmp_path / "rows.jsonl", "dpo")
+    with pytest.raises(ValueError, match="0: there is no 'rejected', only"), opened(config, tmp_path / "run"):
+        pass
+
+
+def test_one_prompt_has_no_answers_to_others():
+    examples = [{"prompt": "1+1=", "chosen": "2"}, {"prompt": "1+1=", "rejected": "3"}]
+    with pytest.raises(ValueError, match="all 2 examples of the step have the prompt '1\\+1='"):
+        data.mismatched_rollouts(data.byte_tokenizer(), examples, 16)
+
+
+def test_tpo_takes_three_texts(tmp_path):
+    """The mean contrast of cpo, and the mean over all tokens of the gold texts."""
+    pairs = [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": "0", "gold": f"{n + 1}={n}+1"} for n in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    config = preference_config(steps=1)
+    config.preference.update(method="tpo", batch=4, options={"beta": 0.5, "imitation": 2.0})
+    config.task.options, config.task.test_options = {"path": str(tmp_path / "pairs.jsonl")}, {}
+    with opened(config, tmp_path / "run") as run:
+        params = run.network.params
+        sides = {name: [policy_logp(run, params, pair["prompt"], pair[name]) for pair in pairs] for name in pairs[0]}
+        tokens = sum(len(run.tokenizer.encode(pair["gold"])) + 1 for pair in pairs)
+    measured = finish(config, tmp_path / "run").metrics[0]
+    margin = 0.5 * (np.array(sides["chosen"]) - np.array(sides["rejected"]))
+    expected = np.log1p(np.exp(-margin)).mean() - 2.0 * sum(sides["gold"]) / tokens
+    assert measured["loss"] == pytest.approx(expected, rel=1e-4)
+    del pairs[2]["gold"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    with pytest.raises(ValueError, match="2: there is no 'gold'"), opened(config, tmp_path / "other"):
+        pass
+
+
+@pytest.mark.parametrize(("name", "need"), [("xpo", "rows_of_reference"), ("srpo", "revises"), ("inpo", "proximal_logp")])
+def test_methods_whose_inputs_nobody_gives_are_refused(name, need):
+    config = preference_config()
+    config.preference.method = name
+    with pytest.raises(ValueError, match=f"'{name}' needs '{need}'.*which this loop cannot make from pairs"):
+        check_config(config)
+
+
+def test_a_reference_that_follows_the_policy(tmp_path):
+    """TR-DPO: after a hard update the policy is its own reference, and the next step begins with a margin of 0."""
+    config = preference_config(steps=4)
+    config.preference.update(method="dpo", reference={"every": 2, "share": 1.0})
+    found = [record["pair_margin"] for record in finish(config, tmp_path / "follows").metrics]
+    assert found[0] == 0 and found[2] == pytest.approx(0, abs=1e-5)
+    assert abs(found[1]) > 1e-3 and abs(found[3]) > 1e-3
+    config.preference.reference.every = 0
+    stays = [record["pair_margin"] for record in finish(config, tmp_path / "stays").metrics]
+    assert stays[:2] == found[:2] and abs(stays[2]) > 1e-3
+    config.preference.update(method="simpo", reference={"every": 2, "share": 1.0})
+    with pytest.raises(ValueError, match="config.preference.reference would change nothing"):
+        check_config(config)

@@ -1,5 +1,7 @@
 """Rewards of the tiny runs; they lie apart from what imports JAX, since reward workers import this module."""
 
+import functools
+
 
 def shortness(prompts, completions, **columns):
     """Between 0 and 1, more for a shorter completion."""
@@ -27,3 +29,12 @@ def broken(prompts, completions, **columns):
 def odd_text(prompts, completions, **columns):
     """1 for a text of an odd number of characters: a coin for every completion, whatever its length in tokens."""
     return [float(len(completion) % 2) for completion in completions]
+
+
+def make_constant(value):
+    """A reward with an option."""
+    return functools.partial(_constant, value)
+
+
+def _constant(value, prompts, completions, **columns):
+    return [value] * len(completions)

@@ -1,0 +1,164 @@
+"""Preferences as rollouts: the rows of pairs, of their gold texts, of marked answers, and of answers to other prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrl_llm.data.chat import encode_prompt
+from jaxrl_llm.data.sources import Example, Source
+from jaxrl_llm.data.tokenizers import Tokenizer
+from jaxrl_llm.types import Rollouts
+
+# The texts of an example, with the preference of their rows.
+SIDES = {"chosen": 1.0, "rejected": -1.0, "gold": 0.0}
+PAIR = ("chosen", "rejected")
+
+
+def filter_long_pairs(
+    source: Sequence[Example], tokenizer: Tokenizer, width: int, *, drop: bool = False, texts: Sequence[str] = PAIR
+) -> tuple[Sequence[Example], int]:
+    """Sees to it that all texts of every example fit into a row; none is ever cut.
+
+    Args:
+      source: pairs or marked answers.
+      tokenizer: counts the tokens, chat template and end token included.
+      width: tokens of a row; `preference_rollouts` needs one for the place behind the text.
+      drop: leave longer examples out instead of raising.
+      texts: those that every example must have; none for marked answers.
+
+    Returns:
+      The examples that fit and the number of those left out.
+
+    Raises:
+      ValueError: an example lacks a text, or is longer and `drop` is false, or none is left.
+    """
+    name, kept = getattr(source, "name", "examples"), []
+    for index in range(len(source)):
+        encoded = _encoded(tokenizer, source[index], f"{name} {index}", texts)
+        longest = 1 + max(len(prompt) + len(text) for _, prompt, text in encoded)
+        if longest <= width:
+            kept.append(index)
+        elif not drop:
+            fault = f"pair {index} takes {longest} places, more than the {width} of a row"
+            raise ValueError(f"{name}: {fault}; raise the width of rows or drop long pairs")
+    if not kept:
+        raise ValueError(f"{name}: none of its {len(source)} pairs fits into {width} places; raise the width of rows")
+    if len(kept) == len(source):
+        return source, 0
+    return Source(name, len(kept), lambda index: source[kept[index]]), len(source) - len(kept)
+
+
+def preference_rollouts(
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    width: int,
+    numbers: Sequence[int] | None = None,
+    *,
+    texts: Sequence[str] = PAIR,
+) -> Rollouts:
+    """A row for each text of each example, the chosen one first; the tokens of the completions are the actions.
+
+    A row has one place more than its text (token 0, no action): a value belongs to the state before its place, so that
+    the one there is what a value head says of the last token.
+
+    Args:
+      tokenizer: of prompts and completions; each completion gets the end token.
+      examples: as those of `preference_source`.
+      width: T, places of a row.
+      numbers: of the examples in their source.
+      texts: those that each example must have, none for marked answers; with "gold" among them it gives a third row, of
+        source 1 and preference 0.
+
+    Returns:
+      Rollouts of NumPy arrays; `group` is the number of the example, `extras` hold "preference" [N] (1 or -1) and
+      "margin" [N] (0 where a pair has none), `rewards` are 0.
+
+    Raises:
+      ValueError: an example lacks a text, or is longer than `width`; the message gives its number.
+    """
+    numbers = range(len(examples)) if numbers is None else numbers
+    rows = []
+    for group, (number, example) in enumerate(zip(numbers, examples, strict=True)):
+        for side, prompt, text in _encoded(tokenizer, example, f"pair {number}", texts):
+            rows.append((group, number, side, example.get("margin", 0.0), prompt, text))
+    return _rollouts(rows, width)
+
+
+def _rollouts(rows: Sequence[tuple], width: int) -> Rollouts:
+    """Rollouts of rows (group, number of the example, side, margin, ids of the prompt, ids of the text)."""
+    groups, numbers, sides, margins, *_ = zip(*rows, strict=True)
+    tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.float32)
+    length = np.zeros(len(rows), np.int32)
+    for row, (_, number, _, _, prompt, text) in enumerate(rows):
+        end = len(prompt) + len(text)
+        if end >= width:
+            raise ValueError(f"pair {number} takes {end + 1} places, more than width = {width}; widen the rows")
+        tokens[row, :end] = prompt + text
+        mask[row, len(prompt) : end] = 1.0
+        length[row] = end + 1
+    return Rollouts(
+        tokens=tokens,
+        length=length,
+        mask=mask,
+        rewards=np.zeros((len(rows), 1), np.float32),
+        group=np.array(groups, np.int32),
+        prompt_id=np.array(numbers, np.int32),
+        source=np.array([side == "gold" for side in sides], np.int32),
+        extras={
+            "preference": np.array([SIDES[side] for side in sides], np.float32),
+            "margin": np.array(margins, np.float32),
+        },
+    )
+
+
+def mismatched_rollouts(tokenizer: Tokenizer, examples: Sequence[Example], width: int) -> Rollouts:
+    """The rows of `preference_rollouts`, each with the answer of another example behind its own prompt.
+
+    It is the text of the same side of the example before, the first one before the last; of an example with the same prompt
+    it would be an answer to this one, so that the one before that is taken. An example that lacks the side gives the text
+    that it has. What does not fit into a row is cut.
+
+    Args:
+      tokenizer: of prompts and completions.
+      examples: as those of `preference_source`.
+      width: T, places of a row.
+
+    Raises:
+      ValueError: all examples have one prompt.
+
+    Source: the KL term of KTO, https://arxiv.org/abs/2402.01306, section 4.1
+    """
+    prompts = [example["prompt"] for example in examples]
+    encoded = [{side: ids for side, *ids in _encoded(tokenizer, example, f"pair {n}")} for n, example in enumerate(examples)]
+    rows = []
+    for number, (prompt, own) in enumerate(zip(prompts, encoded, strict=True)):
+        others = (encoded[other] for other in range(number - 1, number - len(examples), -1) if prompts[other] != prompt)
+        other = next(others, None)
+        if other is None:
+            raise ValueError(
+                f"all {len(examples)} examples of the step have the prompt {str(prompt)[:60]!r}; an answer to another prompt "
+                "is needed: raise the number of examples of a step, or shuffle the file"
+            )
+        for side in (side for side in PAIR if side in own):
+            text = other.get(side, other.get("chosen", other.get("rejected")))[1]
+            before = own[side][0]
+            rows.append((number, number, side, 0.0, before, text[: width - 1 - len(before)]))
+    return _rollouts(rows, width)
+
+
+def _encoded(tokenizer: Tokenizer, example: Example, place: str, needed: Sequence[str] = ()):
+    """Triples of a side, and the token ids of prompt and completion, the end token included; "gold" where it is needed."""
+    sides = [name for name in SIDES if name in needed or (name in PAIR and name in example)] or [PAIR[0]]
+    missing = next((name for name in sides if not isinstance(example.get(name), str)), None)
+    if missing:
+        fault = f"there is no {missing!r}, only {sorted(example)}"
+        raise ValueError(f"{place}: {fault}; take a source of preferences that gives each example a text of that name")
+    return [(name, *encode_answer(tokenizer, example["prompt"], example[name], example.get("tools"))) for name in sides]
+
+
+def encode_answer(tokenizer: Tokenizer, prompt, text: str, tools=None) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt, those that sampling gives it, and of a text that answers it, with the end token."""
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return encode_prompt(tokenizer, prompt, tools=tools), tokenizer.encode(text) + end

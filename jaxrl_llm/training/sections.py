@@ -1,0 +1,179 @@
+"""The keys of the larger sections of a configuration, with their defaults; lengths are in tokens."""
+
+from __future__ import annotations
+
+from ml_collections import config_dict
+
+
+def network() -> dict:
+    """The policy's network and what of it trains."""
+    return {
+        # A Hugging Face checkpoint directory, or a name of `networks.names()`, whose shapes are made from scratch; without
+        # both, a network of the sizes below is.
+        "directory": "",
+        "name": "",
+        # Of the computation, and of the parameters that are trained.
+        "dtype": "float32",
+        "param_dtype": "float32",
+        "remat": "none",
+        "family": "qwen3",
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 32,
+        # Low-rank changes over a frozen network, see `networks.AdapterConfig`: which matrices, "" for none.
+        "adapter": {"pattern": "", "rank": 16, "alpha": 32.0, "kind": "lora"},
+        # "int8", "int4" or "nf4" for the frozen matrices of layers; "" for none.
+        "quantization": "",
+        # Regular expression, searched in the paths of the parameters: those that train. "" stands for the adapter and the
+        # value head where there is an adapter, and for all parameters otherwise.
+        "trains": "",
+        # For mixtures of experts, in the supervised and the RL phase: factors of the losses on the routers, and whether the
+        # learner sends tokens to the experts that the sampler sent them to.
+        # Load balancing is that of all layers taken together, as in `transformers`, or of each by itself.
+        "router": {"load_balancing": 0.0, "pooled": True, "z": 0.0, "replay": False},
+    }
+
+
+def task() -> dict:
+    """Where examples come from."""
+    return {
+        # "arithmetic", "jsonl", "tfds", "reasoning_gym" or "preferences".
+        "source": "arithmetic",
+        "options": {},
+        # Where the held-out examples come from: options that replace those above.
+        "test_options": {},
+        # A text here turns prompts into chat messages, with the suffix behind the question.
+        "chat": False,
+        "system": "",
+        "suffix": "",
+        # For pairs with scores: a text such as "overall score: {}", by which prompts name the score that is wanted.
+        "goal": "",
+        "max_prompt_tokens": 512,
+        "drop_long": False,
+    }
+
+
+def optimizer(learning_rate: float) -> dict:
+    """The optimizer of a phase."""
+    return {
+        "learning_rate": learning_rate,
+        "warmup_steps": 0,
+        # One of DECAYS, down to 0 at the last step.
+        "decay": "constant",
+        "weight_decay": 0.0,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "clip_norm": 1.0,
+        # What is laid over it, by name: {"slow_fast": {"fast_steps": 3}}, see `training.wrapping`.
+        "wrap": {},
+    }
+
+
+def sft() -> dict:
+    """The supervised phase."""
+    return {
+        "steps": 0,
+        # One that learns from completions: "sft", "dft"...
+        "method": "sft",
+        "options": {},
+        "batch": 64,
+        # Distinct examples that are shown; 0 for all of the source.
+        "examples": 0,
+        "row_tokens": 1024,
+        "micro_batches": 1,
+        "optimizer": optimizer(1e-3),
+    }
+
+
+def preference() -> dict:
+    """The preference phase."""
+    return {
+        "steps": 0,
+        # A method that learns from pairs, and its options.
+        "method": "reward_model",
+        "options": {},
+        # Pairs of a step.
+        "batch": 64,
+        "row_tokens": 1024,
+        "micro_batches": 1,
+        # As in `rl`; held-out pairs are measured against the reference of the beginning.
+        "reference": {"every": 0, "share": 1.0},
+        "optimizer": optimizer(1e-5),
+    }
+
+
+def rl() -> dict:
+    """The RL phase."""
+    return {
+        "steps": 100,
+        "prompts": 16,
+        # Passes over the rollouts of a step, and parts of each pass, one update each.
+        "epochs": 1,
+        "minibatches": 1,
+        "micro_batches": 1,
+        "row_tokens": 0,
+        "max_new_tokens": 256,
+        "temperature": 1.0,
+        "top_k": config_dict.placeholder(int),
+        "top_p": config_dict.placeholder(float),
+        "min_p": config_dict.placeholder(float),
+        "stop_strings": (),
+        # Largest difference in nats between the sampler's and the learner's log-probabilities before it is reported.
+        "max_logp_gap": 1e-4,
+        # Every so many steps the reference policy moves by a share of the way to the policy; 0 for never.
+        "reference": {"every": 0, "share": 1.0},
+        "optimizer": optimizer(1e-6),
+    }
+
+
+def critic() -> dict:
+    """The critic of methods that have one."""
+    return {
+        "learning_rate_factor": 1.0,
+        "shared": False,
+        # One output, or several that are "bins" over a range or "quantiles", see `networks.DecoderConfig`.
+        "head": "plain",
+        "outputs": 1,
+        "range": (0.0, 1.0),
+        # Of the loss that belongs to the head, on top of the method's: `objectives.value_loss`, `categorical_value_loss` or
+        # `quantile_value_loss`.
+        "options": {},
+    }
+
+
+def rewards() -> dict:
+    """What completions are scored by."""
+    return {
+        # Names of `jaxrl_llm.rewards`, "package.module:function", or "reward_model".
+        "names": ("exact_match",),
+        # Options of rewards that are made out of some, by their name, without the module: {"format_reward": {"pattern": ...}};
+        # see `rewards.FACTORIES`.
+        "options": {},
+        # The folder of "reward_model": a run that trained one, or a checkpoint with a head of one output.
+        "model": "",
+        # One factor each; empty for 1.
+        "weights": (),
+        "workers": 1,
+        "deadline_seconds": 30.0,
+    }
+
+
+def evaluation() -> dict:
+    """What is measured on held-out examples."""
+    return {
+        # Steps of the preference or RL phase between evaluations; 0 for only before and after.
+        "every": 0,
+        "prompts": 256,
+        "batch": 256,
+        "samples": 1,
+        "temperature": 0.0,
+        "reward": "",
+    }
+
+
+def short_name(reward: str) -> str:
+    """What `rewards.options` calls a reward: its name without the module, as keys of a configuration cannot have dots."""
+    return reward.rpartition(":")[2]
