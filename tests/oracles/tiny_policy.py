@@ -101,6 +101,7 @@ def _about_rows(random, rows: int, width: int) -> dict:
         "easy": random.integers(0, 2, rows).astype(np.float32),
         "role": random.integers(0, 2, rows).astype(np.int32),
         "drift": random.exponential(0.1, rows).astype(np.float32),
+        "feasible": (np.arange(rows) % 5 != 3).astype(np.float32),
     }
 
 
