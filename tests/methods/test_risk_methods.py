@@ -180,3 +180,12 @@ def test_apo_view_blames_long_wrong_answers(annotated):
         right = length[~wrong & (annotated.group == annotated.group[n])]
         more = np.abs(long.advantage[n]).max() > 1.1 * np.abs(short.advantage[n]).max()
         assert more == (wrong[n] and len(right) > 0 and length[n] > right.mean())
+
+
+@pytest.mark.reduction("spot", "reinforce_plus_plus")
+def test_spot_over_the_vocabulary_adds_a_cross_entropy_to_reinforce_plus_plus(params):
+    step = tiny_policy.random_rollouts(params)
+    found, without = (gradient_of(methods.get("spot", kind="exact", coefficient=c), step, params) for c in (0.5, 0.0))
+    assert_close(without, gradient_of(methods.get("reinforce_plus_plus", kl_coefficient=0.0), step, params))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert np.abs(found["mix"] - without["mix"]).max() > 1e-3
