@@ -115,9 +115,10 @@ def conditional_value_at_risk(log_weight, returns, *, level: float):
 
 
 def sharpe_ratio_at_k(estimates, values, *, baseline: float, k: int):
-    """(best - `baseline`) / deviation of the true values of the `k` policies with the highest estimates: return over risk.
+    """max(best - `baseline`, 0) / deviation of the true values of the `k` policies with the highest estimates.
 
-    It judges an estimator by the policies that it would have deployed. Where they all have one value, it is 0.
+    It judges an estimator of values by the return and the risk of deploying what it recommends. The deviation is Bessel's, as
+    in the authors' program; where all values are equal, the ratio is 0.
 
     Args:
       estimates: of P policies, [P].
@@ -134,8 +135,8 @@ def sharpe_ratio_at_k(estimates, values, *, baseline: float, k: int):
     if not 2 <= k <= count:
         raise ValueError(f"k is {k}; it must be from 2 to the number of policies, {count}")
     chosen = jnp.asarray(values, jnp.float32)[jnp.argsort(jnp.asarray(estimates), descending=True)[:k]]
-    spread = jnp.where(chosen.max() > chosen.min(), jnp.std(chosen), 0.0)
-    return safe_divide(chosen.max() - baseline, spread)
+    spread = jnp.where(chosen.max() > chosen.min(), jnp.std(chosen, ddof=1), 0.0)
+    return safe_divide(jnp.maximum(chosen.max() - baseline, 0.0), spread)
 
 
 def _action_log_ratio(logp, behavior_logp, mask):

@@ -108,7 +108,8 @@ def test_sharpe_ratio_at_k():
     estimates, values = np.array([0.1, 0.9, 0.5, 0.7]), np.array([9.0, 1.0, 2.0, 3.0])
     found = evaluation.sharpe_ratio_at_k(estimates, values, baseline=1.0, k=3)
     assert_close(found, oracle.sharpe_ratio_at_k(estimates, values, baseline=1.0, k=3))
-    assert_close(found, 2.0 / np.sqrt(2 / 3))
+    assert_close(found, 2.0)
+    assert float(evaluation.sharpe_ratio_at_k(estimates, values, baseline=4.0, k=3)) == 0
     assert float(evaluation.sharpe_ratio_at_k(estimates, np.full(4, 0.1), baseline=0.0, k=2)) == 0
 
 

@@ -89,5 +89,5 @@ def sharpe_ratio_at_k(estimates, values, *, baseline, k):
     best = sorted(range(len(values)), key=lambda i: -estimates[i])[:k]
     chosen = [float(values[i]) for i in best]
     mean = sum(chosen) / k
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in chosen) / k)
-    return (max(chosen) - baseline) / deviation if min(chosen) != max(chosen) else 0.0
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in chosen) / (k - 1))
+    return max(max(chosen) - baseline, 0.0) / deviation if min(chosen) != max(chosen) else 0.0
