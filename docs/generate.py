@@ -46,6 +46,7 @@ objective (scores to loss). `methods.get(name, **options)` makes one; a composit
 defaults of its parts. An unknown option, or one that would change nothing, is an error. Libraries that mean another formula
 by a name have [conventions](conventions.md). What belongs to the optimizer (online merging, slow-fast steps, averages
 of parameters, extrapolation) is in `jaxrl_llm.optimizers`, and what changes from step to step in `jaxrl_llm.controllers`.
+What another policy would have earned on logged rollouts is told by `jaxrl_llm.estimators.off_policy_evaluation`.
 
 ```python
 from jaxrl_llm import methods

@@ -1,6 +1,7 @@
 """From rewards to advantages and weights: pure functions from `Rollouts` to `Rollouts`."""
 
 from jaxrl_llm.estimators.anchors import optimal_value
+from jaxrl_llm.estimators.asymmetry import long_wrong_penalty
 from jaxrl_llm.estimators.base import Estimator, chain, stateful, stateless
 from jaxrl_llm.estimators.baselines import (
     given_baseline,
@@ -11,7 +12,9 @@ from jaxrl_llm.estimators.baselines import (
 )
 from jaxrl_llm.estimators.combine import among, blend
 from jaxrl_llm.estimators.conflicts import conflict_mean, conflict_weighting
+from jaxrl_llm.estimators.constraints import lagrangian_advantage, log_barrier_advantage, target_return
 from jaxrl_llm.estimators.entropies import entropy_penalty, entropy_shaped_advantage, sequence_entropy_reward
+from jaxrl_llm.estimators.feasibility import drop_infeasible, moving_average_advantage
 from jaxrl_llm.estimators.filters import drop_uniform_groups
 from jaxrl_llm.estimators.gae import gae, length_adaptive_decay, minus_value
 from jaxrl_llm.estimators.groups import component_advantage, group_advantage, token_group_advantage
@@ -41,7 +44,9 @@ from jaxrl_llm.estimators.scores import row_scores
 from jaxrl_llm.estimators.selection import down_sample, drop_surplus_negatives, policy_filtration, resample_by_score
 from jaxrl_llm.estimators.shaping import early_call_bonus, flaw_penalty, overlong_penalty, tool_call_reward, unlikeliness_reward
 from jaxrl_llm.estimators.statistics import best_and_worst, row_statistics
+from jaxrl_llm.estimators.support import support_reward
 from jaxrl_llm.estimators.tables import cumulative_advantage, role_advantage, tracked_advantage
+from jaxrl_llm.estimators.tail_risk import cvar_advantage
 from jaxrl_llm.estimators.token_baseline import optimal_token_baseline
 from jaxrl_llm.estimators.tree import prefix_tree_advantage
 from jaxrl_llm.estimators.turns import state_advantage, turn_returns
@@ -65,7 +70,9 @@ __all__ = [
     "constant",
     "cosine_length_reward",
     "cumulative_advantage",
+    "cvar_advantage",
     "down_sample",
+    "drop_infeasible",
     "drop_surplus_negatives",
     "drop_uniform_groups",
     "early_call_bonus",
@@ -82,10 +89,13 @@ __all__ = [
     "group_gap_weight",
     "history_length_reward",
     "kl_in_reward",
+    "lagrangian_advantage",
     "leave_one_out_baseline",
     "length_adaptive_decay",
     "length_penalty",
     "length_weighted_baseline",
+    "log_barrier_advantage",
+    "long_wrong_penalty",
     "mad_scale",
     "majority_reward",
     "max_entropy_weight",
@@ -93,6 +103,7 @@ __all__ = [
     "mean_scale",
     "median_baseline",
     "minus_value",
+    "moving_average_advantage",
     "novelty_reward",
     "optimal_token_baseline",
     "overlong_penalty",
@@ -120,6 +131,8 @@ __all__ = [
     "stateless",
     "std_scale",
     "token_group_advantage",
+    "support_reward",
+    "target_return",
     "token_mean",
     "tool_call_reward",
     "tracked_advantage",

@@ -8,11 +8,14 @@ from jaxrl_llm.estimators import (
     group_advantage,
     kl_in_reward,
     optimal_value,
+    reward_to_go,
     row_statistics,
     sequence_mean,
     token_mean,
+    whiten,
 )
 from jaxrl_llm.methods.base import method
+from jaxrl_llm.methods.choices import kl_loss
 from jaxrl_llm.methods.preferences import inverse
 from jaxrl_llm.objectives import (
     brevity_weight,
@@ -170,18 +173,19 @@ def gepo(
     beta: float = 0.1,
     variance: float = 1.0,
     coefficient: float = 0.01,
+    kl_coefficient: float = 0.01,
 ):
-    """Policy gradient plus a preference of all correct answers over all wrong ones that keeps the correct ones alike.
+    """REINFORCE++ plus a preference of all correct answers over all wrong ones that keeps the correct ones alike.
 
     Defaults: `variance` and `coefficient` are the paper's, all others ours.
 
-    Unconfirmed: `beta`, its place and the divisor of the variance were not legible. In the paper the groups of the preference
-      are given programs apart from the samples, and the policy's advantages are those of REINFORCE++; here the samples
-      are the groups, and their advantages relative to them.
+    Unconfirmed: `beta`, its place and the divisor of the variance were not legible, nor the coefficient and the kind (here k3)
+      of the KL penalty to the reference. In the paper the groups of the preference are given programs apart from the samples;
+      here the samples are the groups.
     """
-    preferred = group_preference(beta=beta, variance=variance)
+    preferred = scaled(term=group_preference(beta=beta, variance=variance), coefficient=coefficient)
     return (
         grouped(samples=samples),
-        chain(group_advantage(), row_statistics(), token_mean()),
-        objective(policy(trust=clip(low=clip_low, high=clip_high)), scaled(term=preferred, coefficient=coefficient)),
+        chain(reward_to_go(), whiten(), row_statistics(), token_mean()),
+        objective(policy(trust=clip(low=clip_low, high=clip_high)), *kl_loss(kl_coefficient, None), preferred),
     )

@@ -10,6 +10,7 @@ from jaxrl_llm.objectives.batch_masks import (
     top_entropy_mask,
 )
 from jaxrl_llm.objectives.batch_statistics import token_uniform
+from jaxrl_llm.objectives.buckets import bucket_normalised
 from jaxrl_llm.objectives.candidates import group_tokens, sampled, tokens_of_group, top, vocabulary
 from jaxrl_llm.objectives.contrast import (
     brevity_weight,
@@ -20,14 +21,17 @@ from jaxrl_llm.objectives.contrast import (
     probability_ratio,
     squared_hinge_kl,
 )
+from jaxrl_llm.objectives.difficulty import difficulty_weight
 from jaxrl_llm.objectives.distillation import (
     alpha_divergence,
+    cross_entropy,
     divergence,
     forward_divergence,
     jensen_shannon,
     one_token_rollouts,
     reverse_divergence,
 )
+from jaxrl_llm.objectives.drift import discovered_drift
 from jaxrl_llm.objectives.entropy import overconfidence, smoothed_entropy, top_entropy_bonus
 from jaxrl_llm.objectives.implicit_rewards import (
     alpha_transform,
@@ -87,6 +91,7 @@ from jaxrl_llm.objectives.supervised import (
     sequence_likelihood,
     uncertainty,
 )
+from jaxrl_llm.objectives.truncation import truncated_policy
 from jaxrl_llm.objectives.trust import cispo, clip, flipped, score_function, unclipped
 from jaxrl_llm.objectives.unpaired import (
     controlled_reference_point,
@@ -117,6 +122,7 @@ __all__ = [
     "blended",
     "bradley_terry",
     "brevity_weight",
+    "bucket_normalised",
     "by_source",
     "categorical_value_loss",
     "chosen_likelihood",
@@ -127,7 +133,10 @@ __all__ = [
     "contrastive_policy_gradient",
     "controlled_reference_point",
     "covariance_clip_mask",
+    "cross_entropy",
+    "difficulty_weight",
     "discopop_link",
+    "discovered_drift",
     "discriminative",
     "divergence",
     "divergence_mask",
@@ -212,6 +221,7 @@ __all__ = [
     "top_entropy_bonus",
     "top_entropy_mask",
     "traits",
+    "truncated_policy",
     "turn_ratio",
     "uncertainty",
     "unclipped",

@@ -24,6 +24,17 @@ def reverse_divergence(other, policy):
 
 
 @composable
+def cross_entropy(other, policy):
+    """-sum policy log other, in nats: KL(policy || other) plus the policy's entropy, so that it may be as sure as it likes.
+
+    Outcomes that the other cannot have carry nothing.
+
+    Source: the support constraint of SPOT, https://arxiv.org/abs/2202.06239, over all tokens
+    """
+    return -expectation(policy, without_infinities(other))
+
+
+@composable
 def jensen_shannon(other, policy, *, beta: float = 0.5):
     """beta KL(other || m) + (1 - beta) KL(policy || m), m = beta other + (1 - beta) policy.
 

@@ -27,6 +27,7 @@ def annotated_rollouts(params):
         "role": random.integers(0, 2, rows),
         "easy": random.random(rows),
         "drift": random.random(rows) / 20,
+        "feasible": np.arange(rows) % 5 != 3,
         "proximal_entropy": random.exponential(0.5, (rows, width)),
         "proximal_logp": -random.exponential(1.0, (rows, width)),
         "proximal_log_collision": -random.exponential(1.0, (rows, width)),

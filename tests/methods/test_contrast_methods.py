@@ -132,11 +132,10 @@ def test_a_star_po_on_policy_is_reinforce_with_the_optimal_value(fresh, params):
     assert_close(gradient_of(regression, fresh, params), gradient_of(expected, fresh.replace(advantage=advantage), params), 0.5)
 
 
-@pytest.mark.reduction("gepo")
-def test_gepo_without_preferences_is_a_clipped_surrogate(threes, params):
-    found = gradient_of(methods.get("gepo", coefficient=0.0), threes, params)
-    dapo = methods.get("dapo", clip_high=0.2, overlong_size=0.0)
-    assert_close(found, gradient_of(dapo, threes, params))
+@pytest.mark.reduction("gepo", "reinforce_plus_plus")
+def test_gepo_without_preferences_is_reinforce_plus_plus(threes, params):
+    found = gradient_of(methods.get("gepo", coefficient=0.0, kl_coefficient=0.0), threes, params)
+    assert_close(found, gradient_of(methods.get("reinforce_plus_plus", kl_coefficient=0.0), threes, params))
 
 
 @pytest.mark.parametrize("name", ["copg", "gvpo", "rebel", "p3o_joint", "disco", "drpo", "gepo", "listwise_dpo", "lipo"])

@@ -17,7 +17,7 @@ from jaxrl_llm.objectives.projection import project
 KINDS = [  # names and options
     ("forward_divergence", {}), ("reverse_divergence", {}), ("jensen_shannon", {"beta": 0.3}),
     ("jensen_shannon", {"beta": 0.0}), ("jensen_shannon", {"beta": 1.0}),
-    ("alpha_divergence", {"alpha": 0.4}), ("alpha_divergence", {"alpha": 2.0}),
+    ("alpha_divergence", {"alpha": 0.4}), ("alpha_divergence", {"alpha": 2.0}), ("cross_entropy", {}),
 ]  # fmt: skip
 
 

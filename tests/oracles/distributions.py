@@ -34,6 +34,11 @@ def reverse_divergence(other, policy):
     return kullback_leibler(policy, other)
 
 
+def cross_entropy(other, policy):
+    """-sum policy log other, where the other has mass."""
+    return -sum((a * np.log(b) for a, b in zip(policy, other, strict=True) if b > 0), np.longdouble(0))
+
+
 def jensen_shannon(other, policy, *, beta=0.5):
     """https://arxiv.org/abs/2306.13649, equation 1, with the scaled limits at 0 and 1."""
     if beta == 0:
