@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.numerics import materialised
 from jaxrl_llm.types import Batch
 
 DENSE = frozenset({"candidate_logp", "log_collision", "top_entropy"})
@@ -81,8 +82,9 @@ def collision(logp):
 
 def top_entropy(logp, cut: float):
     """Entropy [n] of the distribution without its floor(cut V) least likely entries."""
-    lowest = jax.lax.stop_gradient(jnp.sort(logp, axis=-1)[..., int(cut * logp.shape[-1]), None])
-    kept = (logp >= lowest) & jnp.isfinite(logp)
+    sizes = materialised(logp)
+    lowest = jnp.sort(sizes, axis=-1)[..., int(cut * logp.shape[-1]), None]
+    kept = (sizes >= lowest) & jnp.isfinite(sizes)
     renormalised = logp - jax.nn.logsumexp(jnp.where(kept, logp, -jnp.inf), axis=-1, keepdims=True)
     finite = jnp.where(kept, renormalised, 0.0)
     return -jnp.sum(jnp.where(kept, jnp.exp(finite) * finite, 0.0), axis=-1)

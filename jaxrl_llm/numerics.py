@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 # exp(20) = 4.9e8 keeps products with advantages and squared terms finite in float32.
 MAX_LOG_RATIO = 20.0
@@ -24,6 +25,36 @@ def safe_divide(numerator, denominator):
 def without_infinities(logp):
     """`logp` with infinite entries replaced by 0: a token that the policy cannot produce carries no loss or gradient."""
     return jnp.where(jnp.isinf(logp), 0.0, logp)
+
+
+def materialised(value):
+    """`value` without gradient, computed once for all its uses, whatever the compiler fuses under `jax.jit`.
+
+    A compiler may compute a number anew for each use and round a multiplication and an addition together in one and apart in
+    another, so that a maximum equals none of the values that it was taken of. Values that are compared with numbers found
+    among themselves (maxima, thresholds, ends of a search) have to come from memory; sums, differences of two of them
+    and comparisons are then the same in every use.
+
+    Args:
+      value: float array of any shape.
+    """
+    return lax.platform_dependent(lax.stop_gradient(value), cpu=_through_a_loop, default=lax.optimization_barrier)
+
+
+def _through_a_loop(value):
+    """What a loop carries lies in memory, and XLA cannot know that this one never turns; a turn would change nothing.
+
+    XLA for CPU takes barriers away before it fuses, that for GPU after it (`OptimizationBarrierExpander` in the sources).
+    """
+    if not value.size:
+        return value
+    turns = jnp.isnan(value[(0,) * value.ndim]).astype(jnp.int32)
+
+    def turn(carry):
+        number, value = carry
+        return number + 1, jnp.where(number > 0, 0, value)
+
+    return lax.while_loop(lambda carry: carry[0] < turns, turn, (jnp.zeros_like(turns), value))[1]
 
 
 def log_ratio(logp, other_logp):

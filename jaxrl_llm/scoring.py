@@ -18,7 +18,7 @@ from jaxrl_llm.dense import DENSE, dense_statistics, pick_candidates
 from jaxrl_llm.types import Batch, Scores
 
 Scorer = Callable[[Any, Batch], Scores]
-STATISTICS = frozenset({"entropy", "mean_logp", "value", "value_outputs", "hidden", "router_logits", *DENSE})
+STATISTICS = frozenset({"entropy", "mean_logp", "max_logp", "value", "value_outputs", "hidden", "router_logits", *DENSE})
 # Those that a bare function from tokens to logits cannot give.
 _OF_NETWORKS = frozenset({"value", "value_outputs", "hidden", "router_logits"})
 TOKEN_CHUNK = 8192
@@ -31,8 +31,9 @@ def make_scorer(policy, needs=(), *, temperature: float = 1.0, replay_routes: bo
     Args:
       policy: a network with `hidden` and `unembedding` (chunked path), or any callable
         `apply(params, tokens, positions, segments) -> logits [B, T, V]`.
-      needs: statistics beyond `logp`: "entropy", "mean_logp", "value", "value_outputs", "hidden", "router_logits", and those
-        of `dense.dense_statistics`: "candidate_logp", "log_collision" and "top_entropy:0.3", 0.3 being the share that is cut.
+      needs: statistics beyond `logp`: "entropy", "mean_logp", "max_logp", "value", "value_outputs", "hidden", "router_logits",
+        and those of `dense.dense_statistics`: "candidate_logp", "log_collision" and "top_entropy:0.3", 0.3 being the share
+        that is cut.
       temperature: the logits are divided by it; the policy that is scored is the one that is sampled at this
         temperature.
       replay_routes: whether tokens go to the experts of `batch.extras["routes"]` [B, T, layers, k], those that the sampler
@@ -135,6 +136,8 @@ def _score_logits(apply, needs: frozenset[str], temperature: float, params, batc
         statistics["entropy"] = -jnp.sum(probabilities * finite, axis=-1)
     if "mean_logp" in needs:
         statistics["mean_logp"] = log_probabilities.mean(axis=-1)
+    if "max_logp" in needs:
+        statistics["max_logp"] = jax.lax.stop_gradient(log_probabilities.max(axis=-1))
     statistics |= dense_statistics(lambda logits: logits, (_previous(logits),), batch, needs)
     first = is_first(batch)
     return Scores(**{name: _none_at(first, values) for name, values in statistics.items()})
@@ -179,7 +182,8 @@ def token_statistics(
       matrix: [V, D] unembedding.
       targets: int [B, T].
       temperature: divides the logits.
-      needs: of "entropy" and "mean_logp", those that are wanted; other names are passed over.
+      needs: of "entropy", "mean_logp" and "max_logp", which has no gradient, those that are wanted; other names are passed
+        over.
       softcap: c, each product x becomes c tanh(x / c) before it is divided; None for no cap.
       token_chunk: tokens of a block, the same number from each row.
       vocabulary_chunk: vocabulary entries of a block.
@@ -187,7 +191,7 @@ def token_statistics(
     Returns:
       "logp" and what is asked for, float32 [B, T], in nats.
     """
-    wanted = ("logp", *sorted(needs & {"entropy", "mean_logp"}))
+    wanted = ("logp", *sorted(needs & {"entropy", "mean_logp", "max_logp"}))
     rows, length = targets.shape
     chunk = min(max(token_chunk // rows, 1), length)
 
@@ -203,7 +207,8 @@ def token_statistics(
     columns = min(vocabulary_chunk, matrix.shape[0])
     head = Head(columns, 1.0 / temperature, softcap)
     values = _statistics(head, wanted, split(hidden), matrix, split(targets))
-    return {name: merge(value) for name, value in zip(wanted, values, strict=True)}
+    found = {name: merge(value) for name, value in zip(wanted, values, strict=True)}
+    return found | {name: jax.lax.stop_gradient(found[name]) for name in found.keys() & {"max_logp"}}
 
 
 def _vocabulary_blocks(size: int, chunk: int):
@@ -295,6 +300,7 @@ def _forward(head: Head, wanted, hidden, matrix, targets):
     (peak, total, moment, plain, taken), _ = jax.lax.scan(add_block, carry, _vocabulary_blocks(size, chunk))
     normaliser = peak + jnp.log(total)
     values = {"logp": taken - normaliser, "entropy": normaliser - moment / total, "mean_logp": plain / size - normaliser}
+    values["max_logp"] = peak - normaliser
     return tuple(values[name] for name in wanted), (normaliser, values["entropy"])
 
 

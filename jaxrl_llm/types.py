@@ -207,6 +207,7 @@ class Scores:
       logp: float [B, T], log-probability (nats) of each token given those before it in its sequence.
       entropy: float [B, T], entropy (nats) of the distribution that the token was drawn from.
       mean_logp: float [B, T], mean over the vocabulary of the log-probabilities (nats).
+      max_logp: float [B, T], log-probability (nats) of the likeliest token; it has no gradient.
       top_entropy: float [B, T], entropy (nats) of that distribution cut to its likeliest entries and renormalised.
       log_collision: float [B, T], log of the sum of its squared probabilities (nats).
       candidate_logp: float [B, T, K], log-probabilities (nats) of `batch.extras["candidates"]`, of the tokens that might have
@@ -220,6 +221,7 @@ class Scores:
     logp: FloatBT
     entropy: FloatBT | None = None
     mean_logp: FloatBT | None = None
+    max_logp: FloatBT | None = None
     top_entropy: FloatBT | None = None
     log_collision: FloatBT | None = None
     candidate_logp: Array | None = None
@@ -230,7 +232,7 @@ class Scores:
 
     def __post_init__(self):
         _check_rank(self, self.logp, "logp")
-        _check(self, ("entropy", "mean_logp", "top_entropy", "log_collision", "value"), self.logp.shape)
+        _check(self, ("entropy", "mean_logp", "max_logp", "top_entropy", "log_collision", "value"), self.logp.shape)
         _check(self, ("hidden", "value_outputs", "candidate_logp"), (*self.logp.shape, None))
         _check(self, ("router_logits",), (*self.logp.shape, None, None))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.numerics import kl_estimate, log_ratio, masked, safe_divide, without_infinities
+from jaxrl_llm.numerics import kl_estimate, log_ratio, masked, materialised, safe_divide, without_infinities
 
 INF = np.inf
 EDGES = np.array([-INF, -1e30, -100.0, -1.0, 0.0, 1.0, 100.0, 1e30, INF], np.float32)
@@ -100,3 +100,27 @@ def test_straight_through_kinds_have_the_gradient_of_k2(kind):
 def test_unknown_kind():
     with pytest.raises(ValueError, match="'k4'.*'k1', 'k2', 'k3', 'abs'"):
         kl_estimate(jnp.zeros(()), jnp.zeros(()), "k4")
+
+
+@pytest.mark.parametrize("value", [[1.5, -2.0], [np.nan, 3.0], [np.inf, -np.inf], []])
+def test_what_is_materialised_stays_as_it_is(value):
+    value = np.array(value, np.float32)
+    for x in (value, value[None].repeat(3, 0), jnp.asarray(value, jnp.bfloat16)):
+        np.testing.assert_array_equal(np.asarray(jax.jit(materialised)(x), np.float32), np.asarray(x, np.float32))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(materialised))(value[None].repeat(2, 0)), value[None].repeat(2, 0))
+
+
+def test_what_is_materialised_has_no_gradient():
+    np.testing.assert_array_equal(jax.jit(jax.grad(lambda x: (x * materialised(x)).sum()))(jnp.array([2.0, 3.0])), [2.0, 3.0])
+
+
+def test_the_maximum_of_what_is_materialised_is_one_of_it():
+    """Without it, XLA for CPU rounds 3.3 x - max(3.3 x) of these at once, and 0 is not among the differences."""
+    x = np.random.default_rng(0).normal(size=(8, 300)).astype(np.float32)
+
+    def hits(x):
+        scaled = materialised(3.3 * x)
+        below = scaled - scaled.max(-1, keepdims=True)
+        return (below == 0).sum(-1), jnp.exp(below).sum(-1), (jnp.abs(below) / 0.7).min(-1)
+
+    np.testing.assert_array_equal(jax.jit(hits)(x)[0], 1)

@@ -343,3 +343,17 @@ def test_dense_statistics_without_candidates(network):
     assert both[0].log_collision.any()
     with pytest.raises(ValueError, match="candidate_logp needs batch.extras\\['candidates'\\]"):
         make_scorer(network, DENSE)(network.params, packed_batch())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_largest_logp_is_that_of_the_likeliest_token_and_has_no_gradient(network, temperature):
+    batch = packed_batch()
+    logits = np.asarray(network.apply(network.params, batch.tokens, batch.positions, batch.segment), np.float64) / temperature
+    expected = np.roll((logits - np.logaddexp.reduce(logits, -1, keepdims=True)).max(-1), 1, axis=1)
+    for policy in (network, network.apply):
+        score = make_scorer(policy, {"max_logp"}, temperature=temperature)
+        found, slope = jit(jax.value_and_grad(lambda params, score=score: score(params, batch).max_logp.sum()))(network.params)
+        largest = np.asarray(score(network.params, batch).max_logp)
+        np.testing.assert_allclose(largest, np.where(largest == 0, 0.0, expected), atol=1e-5)
+        assert (largest < 0).sum() == 12 and np.isfinite(found)
+        assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(slope))

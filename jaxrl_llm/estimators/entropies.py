@@ -11,7 +11,7 @@ from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.components import component_of, with_component
 from jaxrl_llm.estimators.pools import classes, group_bounds, group_sum
 from jaxrl_llm.estimators.scores import by_action
-from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.numerics import masked, materialised, safe_divide
 from jaxrl_llm.types import Rollouts
 
 EPSILON = 1e-8
@@ -57,6 +57,7 @@ def entropy_shaped_advantage(
 
 def _standardised(values, there, group):
     """(x - mean) / (std + 1e-8) over all entries [N, T] of the rows of a group; 0 where all are equal."""
+    values = materialised(values)
     total, count = group_sum((there * values).sum(axis=1), group), group_sum(there.sum(axis=1), group)
     centred = there * (values - safe_divide(total, count)[:, None])
     variance = safe_divide(group_sum(jnp.square(centred).sum(axis=1), group), count)

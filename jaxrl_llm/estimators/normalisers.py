@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxrl_llm.estimators.base import stateful, stateless
 from jaxrl_llm.estimators.pools import divisor
 from jaxrl_llm.estimators.scores import row_scores
-from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.numerics import masked, materialised, safe_divide
 from jaxrl_llm.types import Rollouts
 
 UNITS = ("tokens", "rows")
@@ -47,11 +47,12 @@ def whiten(
     taken = rollouts.mask * rollouts.valid[:, None]
     share = taken if over == "tokens" else safe_divide(taken, taken.sum(axis=1, keepdims=True))
     count = (taken if over == "tokens" else taken.max(axis=1, initial=0.0)).sum()
-    lowest = jnp.where(taken > 0, rollouts.advantage, jnp.inf).min(initial=jnp.inf)
-    highest = jnp.where(taken > 0, rollouts.advantage, -jnp.inf).max(initial=-jnp.inf)
+    advantage = materialised(rollouts.advantage)
+    lowest = jnp.where(taken > 0, advantage, jnp.inf).min(initial=jnp.inf)
+    highest = jnp.where(taken > 0, advantage, -jnp.inf).max(initial=-jnp.inf)
     # The float32 mean of equal numbers may miss them by a bit, which the division would blow up.
-    mean = jnp.where(lowest < highest, safe_divide((share * masked(rollouts.advantage, taken)).sum(), count), lowest)
-    centred = masked(rollouts.advantage - mean, taken)
+    mean = jnp.where(lowest < highest, safe_divide((share * masked(advantage, taken)).sum(), count), lowest)
+    centred = masked(advantage - mean, taken)
     variance = safe_divide((share * jnp.square(centred)).sum(), jnp.maximum(count - degrees_of_freedom, 0.0))
     scaled = safe_divide(centred, divisor(variance, epsilon, placement))
     return rollouts.replace(advantage=masked(scaled if shift_mean else scaled + mean, taken))

@@ -72,7 +72,8 @@ def pass_at_k_advantage(
     none_right = _share_of_sets(wrong, count, k)
     deviation = jnp.sqrt(none_right * (1.0 - none_right))
     others = jnp.where(right > 0, 0.0, _share_of_sets(wrong - 1, count - 1, k - 1))
-    enough = (count >= k) & (deviation > 0)
+    # Numbers of rows tell whether the deviation is 0; it is a product of rounded shares.
+    enough = (count >= k) & (wrong >= k) & (wrong < count)
     advantage = masked(safe_divide(none_right - others, deviation), enough)
     return set_row_advantage(rollouts, advantage, present)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxrl_llm.numerics import masked
+from jaxrl_llm.estimators.pools import group_bounds
+from jaxrl_llm.numerics import masked, materialised
 from jaxrl_llm.types import Rollouts
 
 
 def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = None):
     """Total reward of each row and whether the row takes part.
 
-    A missing component (NaN) counts as 0; a row without any component is missing as a whole.
+    A missing component (NaN) counts as 0; a row without any component is missing as a whole. Where the sums of a group differ
+    by no more than their rounding (0.1 + 0.2 against 0.3 + 0), all get the smallest: what is uniform is exactly uniform.
 
     Args:
       rollouts: N rows.
@@ -27,11 +29,22 @@ def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = No
     rewards = rollouts.rewards.astype(jnp.float32)
     weights = jnp.asarray(component_weights(rollouts, reward_weights), jnp.float32)
     known = ~jnp.isnan(rewards)
-    score = jnp.sum(jnp.where(known, rewards, 0.0) * weights, axis=1)
+    terms = jnp.where(known, rewards, 0.0) * weights
     if rollouts.token_rewards is not None:
-        score += jnp.sum(masked(rollouts.token_rewards, rollouts.mask), axis=1)
-    present = (rollouts.valid > 0) & known.any(axis=1)
-    return score, present.astype(jnp.float32)
+        terms = jnp.concatenate([terms, masked(rollouts.token_rewards, rollouts.mask)], axis=1)
+    present = ((rollouts.valid > 0) & known.any(axis=1)).astype(jnp.float32)
+    return _without_rounding(terms, present, rollouts.group), present
+
+
+def _without_rounding(terms, present, group):
+    """Sums [N] of the terms [N, K] of each row, the same number in a group where they differ by nothing but rounding."""
+    score = materialised(terms.sum(axis=1))
+    if terms.shape[1] == 1:
+        return score
+    # Adding K terms in any order errs by at most (K - 1) eps / 2 of the sum of their sizes, on either side.
+    rounding = (terms.shape[1] - 1) * jnp.finfo(jnp.float32).eps * group_bounds(jnp.abs(terms).sum(axis=1), present, group)[1]
+    low, high = group_bounds(score, present, group)
+    return jnp.where((present > 0) & (high - low <= rounding), low, score)
 
 
 def component_weights(rollouts: Rollouts, reward_weights: tuple[float, ...] | None) -> tuple[float, ...]:

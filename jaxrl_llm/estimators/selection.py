@@ -10,7 +10,7 @@ from jaxrl_llm.estimators.pools import group_bounds, group_rank, group_sum
 from jaxrl_llm.estimators.reweighting import row_advantage
 from jaxrl_llm.estimators.schedules import no_steps
 from jaxrl_llm.estimators.scores import row_logp, row_scores
-from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.numerics import masked, materialised, safe_divide
 from jaxrl_llm.types import Rollouts
 
 KEPT = ("best_and_random", "best_and_worst", "best")
@@ -181,6 +181,6 @@ def _most_varied(values, tie, present, share):
 
 def _largest(values, taken, share):
     """Where `values` are among the largest `share` of those that are taken; all that equal the last of them are."""
-    wanted = _count(share, taken.sum()).astype(jnp.int32)
+    values, wanted = materialised(values), _count(share, taken.sum()).astype(jnp.int32)
     ranked = jnp.sort(jnp.where(taken > 0, values, -jnp.inf).ravel(), descending=True)
     return taken * (values >= ranked[jnp.maximum(wanted - 1, 0)])

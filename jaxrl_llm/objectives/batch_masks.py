@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
-from jaxrl_llm.numerics import masked
+from jaxrl_llm.numerics import masked, materialised
 from jaxrl_llm.objectives.base import traits
 from jaxrl_llm.objectives.batch_statistics import (
-    action_quantile,
     counted,
+    from_quantile,
     log_probability_covariance,
     share_count,
     smallest,
@@ -44,7 +44,7 @@ def top_entropy_mask(scores: Scores, batch: Batch, *, share: float = 0.2, of: st
     entropy = scores.entropy if of == "policy" else batch.extras[f"{of}_entropy"]
     actions = counted(batch)
     entropy = masked(entropy, actions)
-    return actions * (entropy >= action_quantile(entropy, actions, 1.0 - share))
+    return from_quantile(entropy, actions, 1.0 - share).astype(jnp.float32)
 
 
 @composable
@@ -120,7 +120,7 @@ def second_moment_mask(
     actions = counted(batch)
     if harmful_only:
         actions = actions * (masked(batch.advantage, actions) * moved > 0)
-    squared = jnp.square(moved)
+    squared = materialised(jnp.square(moved))
     ordered, count = sorted_actions(squared, actions)
     place = jnp.arange(ordered.size)
     mean = jnp.cumsum(ordered) / (place + 1)

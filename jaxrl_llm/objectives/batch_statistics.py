@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.numerics import masked, safe_divide, without_infinities
+from jaxrl_llm.numerics import masked, materialised, safe_divide, without_infinities
 from jaxrl_llm.objectives.ratios import segment_total
 from jaxrl_llm.types import Batch
 
@@ -30,6 +30,19 @@ def action_quantile(values, actions, level: float):
     return (1.0 - share) * ordered[below] + share * ordered[jnp.minimum(below + 1, last)]
 
 
+def from_quantile(values, actions, level: float):
+    """Whether a value [B, T] is at or above the quantile of `action_quantile`, where `actions` is positive.
+
+    The first entry at or behind the quantile's place decides, the same for all: between two equal ones the line may miss both.
+    """
+    values = materialised(values)
+    ordered, count = sorted_actions(values, actions)
+    last = jnp.maximum(count - 1, 0)
+    # Rounding shall not make 0.8 * 10 a little more than 8.
+    place = jnp.ceil(level * last.astype(jnp.float32) - 1e-4).astype(jnp.int32)
+    return (actions > 0) & (values >= ordered[jnp.clip(place, 0, last)])
+
+
 def sorted_actions(values, actions):
     """`values` [B, T] of the actions in rising order, [B * T] with zeros behind them, and their number."""
     count = (actions > 0).sum()
@@ -39,6 +52,7 @@ def sorted_actions(values, actions):
 
 def smallest(values, among, count):
     """Whether a value [B, T] is one of the `count` smallest where `among` is positive; equal values enter together."""
+    values = materialised(values)
     ordered, available = sorted_actions(values, among)
     threshold = ordered[jnp.clip(count, 1, jnp.maximum(available, 1)) - 1]
     return (among > 0) & (count > 0) & (values <= threshold)

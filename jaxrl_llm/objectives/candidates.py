@@ -44,14 +44,15 @@ def top(log_probabilities, tokens, keys, *, count: int, mass: float = 1.0, with_
 
     Args:
       count: K; the whole vocabulary where that is smaller.
-      mass: candidates that come after this share of the probability are left out (-1).
+      mass: candidates that come after this share of the probability are left out (-1); 1 leaves out none.
       with_token: the token that stands there is always a candidate, in the place of the least likely one if need be.
       of: whose distribution.
     """
     del keys, of
     values, ids = jax.lax.top_k(log_probabilities, min(count, log_probabilities.shape[-1]))
-    shares = jnp.exp(values)
-    ids = jnp.where(jnp.cumsum(shares, axis=-1) - shares < mass, ids, -1)
+    if mass < 1:
+        shares = jnp.exp(values)
+        ids = jnp.where(jnp.cumsum(shares, axis=-1) - shares < mass, ids, -1)
     if not with_token:
         return ids
     absent = (ids != tokens[..., None]).all(axis=-1)

@@ -22,6 +22,7 @@ from jaxrl_llm.objectives.groups import (
     group_sum,
     rollout_mean,
     rollout_to_tokens,
+    rollout_value,
 )
 from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
 from jaxrl_llm.objectives.ratios import likelihood, token_ratio
@@ -169,7 +170,7 @@ def _reward(scores: Scores, batch: Batch, groups: Groups, evidence: Composable):
 
 def _given(batch: Batch, name: str, groups: Groups):
     """An annotation that is equal along a rollout, by rollout, [S]."""
-    return rollout_mean(batch.extras[name], batch.mask, groups.rollout)
+    return rollout_value(batch.extras[name], batch.mask, groups.rollout)
 
 
 def _deviation(per_rollout, groups: Groups):

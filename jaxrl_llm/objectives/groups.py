@@ -58,6 +58,16 @@ def rollout_mean(per_token, mask, rollout):
     return safe_divide(rollout_sum(per_token, mask, rollout), rollout_sum(mask > 0, mask, rollout))
 
 
+def rollout_value(per_token, mask, rollout):
+    """What `per_token` [B, T] is at all tokens of a rollout where `mask` is positive, [S]; 0 without any.
+
+    A mean of equal numbers depends on how many there are: rollouts that have equal ones could be told apart by it.
+    """
+    values = jnp.where(mask > 0, per_token, -jnp.inf).astype(jnp.float32)
+    largest = jax.ops.segment_max(values.ravel(), rollout.ravel(), values.size)
+    return jnp.where(rollout_sum(mask > 0, mask, rollout) > 0, largest, 0.0)
+
+
 def rollout_to_tokens(per_rollout, groups: Groups):
     """The value of its rollout at each token, [B, T]; with weights of `sequence_mean` their sum is the mean over rollouts."""
     return masked(per_rollout, groups.counted)[groups.rollout]

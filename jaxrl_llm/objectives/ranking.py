@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import safe_divide
 from jaxrl_llm.objectives.base import traits
-from jaxrl_llm.objectives.groups import Groups, find_groups, group_sum, rollout_mean, rollout_to_tokens
+from jaxrl_llm.objectives.groups import Groups, find_groups, group_sum, rollout_to_tokens, rollout_value
 from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
 from jaxrl_llm.objectives.ratios import token_ratio
 from jaxrl_llm.types import Batch, Scores
@@ -38,7 +38,7 @@ def pairwise(scores: Scores, batch: Batch, evidence: Composable, members: int):
     """
     groups = find_groups(batch)
     reward = rollout_reward(scores, batch, groups.rollout, evidence=evidence)
-    score = rollout_mean(batch.extras["score"], batch.mask, groups.rollout)
+    score = rollout_value(batch.extras["score"], batch.mask, groups.rollout)
     slot, there = group_members(groups, members)
     metrics = {"ranking_left_out": safe_divide(groups.counted.sum() - there.any(axis=1).sum(), groups.counted.sum())}
     return groups, reward, score, slot, there, metrics

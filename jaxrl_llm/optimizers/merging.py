@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm.numerics import materialised
+
 
 class MergingState(NamedTuple):
     """State of an online merge.
@@ -109,8 +111,9 @@ def _begin(direction):
 def _largest(leaf, density: float):
     """The leaf with all but its share `density` of largest magnitude set to 0; at least one entry stays, ties all stay."""
     count = max(int(density * leaf.size), 1)
-    lowest = jax.lax.top_k(jnp.abs(leaf).ravel(), count)[0][-1]
-    return jnp.where(jnp.abs(leaf) >= lowest, leaf, 0.0)
+    sizes = materialised(jnp.abs(leaf))
+    lowest = jax.lax.top_k(sizes.ravel(), count)[0][-1]
+    return jnp.where(sizes >= lowest, leaf, 0.0)
 
 
 def _check_density(value: float, name: str = "density") -> None:

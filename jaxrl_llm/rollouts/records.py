@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from jaxrl_llm.estimators import row_scores
 from jaxrl_llm.sampling import Samples
 from jaxrl_llm.types import Rollouts
 
@@ -84,3 +85,14 @@ def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
     offsets = np.cumsum([0] + [len(part.length) for part in parts[:-1]])
     group = np.concatenate([np.asarray(part.group) + offset for part, offset in zip(parts, offsets, strict=True)])
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts).replace(group=group)
+
+
+def informative_groups(rollouts: Rollouts) -> np.ndarray:
+    """Numbers, in rising order, of the groups whose total rewards differ; rows without any reward have no part.
+
+    It decides by the scores of `estimators.row_scores`, so that all who ask find the same groups uniform.
+    """
+    score, present = (np.asarray(x) for x in row_scores(rollouts))
+    group = np.asarray(rollouts.group)
+    counted = present > 0
+    return np.array([g for g in np.unique(group[counted]) if np.ptp(score[counted & (group == g)]) > 0], np.int32)

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrl_llm.compose import composable
 from jaxrl_llm.rollouts.collect import Collection
-from jaxrl_llm.rollouts.records import concatenate, select_rows
+from jaxrl_llm.rollouts.records import concatenate, informative_groups, select_rows
 
 
 @composable
@@ -44,7 +44,7 @@ def dynamic_sampling(draw, collect, cursor, prompts: int, *, samples: int = 16, 
         examples, prompt_ids, cursor = draw(cursor, prompts)
         collection = collect(examples, prompt_ids, samples, sampled * samples)
         sampled, rounds = sampled + prompts, rounds + 1
-        groups = _informative_groups(collection)[: prompts - found]
+        groups = informative_groups(collection.rollouts)[: prompts - found]
         found += len(groups)
         if len(groups):
             kept.append(_take_groups(collection, groups))
@@ -106,15 +106,6 @@ def guided(draw, collect, cursor, prompts: int, *, samples: int = 7, demonstrati
     rollouts = concatenate([sampled.rollouts, given.rollouts])
     group = np.concatenate([sampled.rollouts.group, given.rollouts.group])
     return Collection(rollouts.replace(group=group), sampled.records + given.records), cursor, {}
-
-
-def _informative_groups(collection: Collection) -> np.ndarray:
-    """Numbers of the groups whose total rewards, missing ones left out, differ."""
-    rewards, group = collection.rollouts.rewards, np.asarray(collection.rollouts.group)
-    scored = ~np.isnan(rewards).all(axis=1)
-    totals = np.nansum(rewards, axis=1)
-    numbers = np.unique(group)
-    return np.array([g for g in numbers if np.unique(totals[(group == g) & scored]).size > 1], np.int32)
 
 
 def _take_groups(collection: Collection, groups: np.ndarray) -> Collection:

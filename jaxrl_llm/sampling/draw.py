@@ -7,36 +7,42 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxrl_llm.numerics import materialised
 from jaxrl_llm.sampling.records import Sampling
 
 # Tokens per block of the two-level search: the lane width of a TPU, and near the square root of usual vocabularies.
 _BLOCK = 128
+_LOWEST = np.finfo(np.float32).min
 
 
 def draw(logits: jax.Array, uniforms: jax.Array, sampling: Sampling, forced: jax.Array | None = None):
-    """Samples a token per row by inversion of its cumulative distribution.
+    """Samples a token per row by inversion of its cumulative distribution; greedy rows take the argmax of what is allowed.
 
-    The order is Hugging Face's: mask, temperature, top-k, top-p of what top-k left, min-p. Top-k and top-p cost
-    nothing in calls where no row asks for them. A token of probability 0 is never drawn.
+    The order is Hugging Face's: mask, temperature, top-k, top-p of what top-k left, min-p. Top-k, top-p and the argmax cost
+    nothing in calls where no row asks for them. A token of probability 0 is never drawn. Of equal logits the lower id is the
+    better one. A row that leaves nothing to draw, such as one whose mask allows only logits of -inf, takes the best token
+    that is allowed.
 
     Args:
-      logits: float [N, V]; -inf allowed.
+      logits: float [N, V]; -inf allowed. Log-probabilities of a row of nothing else are NaN.
       uniforms: float32 [N, 2] in [0, 1).
       sampling: see `Sampling`; its `forced`, `limit` and `stop_ids` play no part here.
       forced: int32 [N], tokens to take instead; -1 draws.
 
     Returns:
       `(token, logps)`: int32 [N], and float32 [3, N] with its log-probability (nats) under the policy, under the tempered
-      policy and under the distribution that it was drawn from, as in `Samples`.
+      policy and under the distribution that it was drawn from (0 where the token was certain), as in `Samples`.
     """
-    policy = logits.astype(jnp.float32)
-    policy -= policy.max(-1, keepdims=True)
-    greedy = sampling.temperature == 0
-    tempered = policy / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
-    candidates = _masked(tempered, sampling.logit_mask)
-    weights = jnp.where(_stays(candidates, sampling, greedy), jnp.exp(candidates), 0.0)
-    token = inverse_cdf(weights, jnp.where(greedy[:, None], 0.0, uniforms))
-    certain = greedy
+    # What follows decides on these very numbers: computed anew for each use, they would not be the same in all of them.
+    logits = materialised(logits.astype(jnp.float32))
+    mask, greedy = sampling.logit_mask, sampling.temperature == 0
+    temperature = jnp.where(greedy, 1.0, sampling.temperature)[:, None]
+    policy, allowed = _from_best(logits), _allowed(logits, mask)
+    tempered, candidates = policy / temperature, allowed / temperature
+    weights = jnp.where(_stays(logits, temperature, sampling, greedy), jnp.exp(candidates), 0.0)
+    drawn = inverse_cdf(weights, uniforms)
+    certain = greedy | ~(_at(weights, drawn) > 0)
+    token = lax.cond(certain.any(), lambda: jnp.where(certain, _best(logits, mask), drawn), lambda: drawn)
     if forced is not None:
         certain |= forced >= 0
         token = jnp.where(forced >= 0, forced, token)
@@ -58,11 +64,21 @@ def inverse_cdf(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     Returns:
       int32 [N], always of a positive weight; with uniforms 0 the first such.
     """
-    rows, size = weights.shape
-    blocks = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
+    blocks = _blocks(weights, 0.0)
     block = _pick(blocks.sum(-1), uniforms[:, 0])
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * _BLOCK + _pick(inside, uniforms[:, 1])
+    return block * _BLOCK + _pick(_block(blocks, block), uniforms[:, 1])
+
+
+def _blocks(values, padding: float) -> jax.Array:
+    """[N, V] as [N, blocks, _BLOCK], the last block filled up."""
+    rows, size = values.shape
+    padded = jnp.pad(values, ((0, 0), (0, -size % _BLOCK)), constant_values=padding)
+    return padded.reshape(rows, -1, _BLOCK)
+
+
+def _block(blocks, number) -> jax.Array:
+    """Block [N, _BLOCK] of each row."""
+    return jnp.take_along_axis(blocks, number[:, None, None], axis=1)[:, 0]
 
 
 def _pick(weights, uniform) -> jax.Array:
@@ -74,43 +90,62 @@ def _pick(weights, uniform) -> jax.Array:
     return jnp.argmax(jnp.where(weights > 0, preference, -1), -1).astype(jnp.int32)
 
 
-def _masked(logits, mask) -> jax.Array:
-    if mask is None:
-        return logits
-    masked = jnp.where(mask, logits, -jnp.inf)
-    # Without this, weights underflow where the mask leaves only unlikely tokens.
-    return masked - masked.max(-1, keepdims=True)
+def _from_best(logits) -> jax.Array:
+    """Logits less the largest of the row: 0 for the best; -inf, never NaN, in a row of nothing else."""
+    return logits - jnp.maximum(logits.max(-1, keepdims=True), _LOWEST)
+
+
+def _allowed(logits, mask) -> jax.Array:
+    """The same of the tokens that the mask allows, -inf for others; the best allowed one decides, lest weights underflow."""
+    return _from_best(logits if mask is None else jnp.where(mask, logits, -jnp.inf))
+
+
+def _best(logits, mask) -> jax.Array:
+    """The allowed token of the largest logit, of equal ones the first. Two levels are faster than one argmax of all."""
+    if mask is not None:
+        # What is allowed is better than what is not, even at -inf.
+        logits = jnp.where(mask, jnp.maximum(logits, _LOWEST), -jnp.inf)
+    blocks = _blocks(logits, -jnp.inf)
+    block = jnp.argmax(blocks.max(-1), -1).astype(jnp.int32)
+    return block * _BLOCK + jnp.argmax(_block(blocks, block), -1).astype(jnp.int32)
 
 
 def _log_share(logits, weights, token) -> jax.Array:
-    return jnp.take_along_axis(logits, token[:, None], -1)[:, 0] - jnp.log(weights.sum(-1))
+    return _at(logits, token) - jnp.log(weights.sum(-1))
 
 
-def _stays(candidates, sampling: Sampling, greedy) -> jax.Array:
-    """Which candidates [N, V], the best of each row at 0, survive top-k, top-p and min-p; greedy keeps the best."""
-    rows, size = candidates.shape
-    distance = jnp.abs(candidates)
+def _at(values, token) -> jax.Array:
+    return jnp.take_along_axis(values, token[:, None], -1)[:, 0]
+
+
+def _stays(logits, temperature, sampling: Sampling, greedy) -> jax.Array:
+    """Which tokens [N, V] survive mask, top-k, top-p and min-p; rows that are greedy do not ask."""
+    rows, size = logits.shape
     everything = jnp.full(rows, jnp.inf), jnp.full(rows, size - 1, jnp.int32)
 
+    def distance():
+        # Anew in each branch: what a branch is given would be written to memory, whether or not it is taken.
+        return jnp.abs(_allowed(logits, sampling.logit_mask))
+
     def top_k():
-        return _shortest(distance, jnp.ones_like(distance), jnp.minimum(sampling.top_k, size).astype(jnp.float32))
+        count = jnp.minimum(sampling.top_k, size).astype(jnp.float32)
+        return _shortest(distance(), jnp.ones_like(logits), count)
 
     end = lax.cond(((sampling.top_k < size) & ~greedy).any(), top_k, lambda: everything)
 
     def top_p():
-        mass = jnp.where(_within(distance, end), jnp.exp(candidates), 0.0)
+        mass = jnp.where(_within(distance(), end), jnp.exp(-distance() / temperature), 0.0)
         # A mass that is never reached keeps all, be it as small as to vanish in the sum of the others.
         enough = jnp.where(sampling.top_p < 1, sampling.top_p * mass.sum(-1), jnp.inf)
-        return _sooner(end, _shortest(distance, mass, enough))
+        return _sooner(end, _shortest(distance(), mass, enough))
 
     end = lax.cond(((sampling.top_p < 1) & ~greedy).any(), top_p, lambda: end)
-    # Greedy is a draw from the best tokens alone, with the uniforms that take the first of them.
-    farthest = jnp.where(greedy, 0.0, -jnp.log(sampling.min_p))
-    return _within(distance, _sooner(end, (farthest, everything[1])))
+    likely = distance() / temperature <= -jnp.log(sampling.min_p)[:, None]
+    return likely & _within(distance(), end)
 
 
 # Tokens of a row are in order of their distance [N, V] from the best one, and of their id where distances are equal.
-# An end (distance [N], id [N]) stands for the tokens up to itself in this order.
+# An end (distance [N], id [N]) stands for the tokens up to itself in this order; it is the very distance of one of them.
 
 
 def _within(distance, end) -> jax.Array:

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, rewards, rollouts
 from jaxrl_llm.training import build
+from jaxrl_llm.training.agreement import make_agree
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
-from jaxrl_llm.training.evaluation import evaluate
+from jaxrl_llm.training.evaluation import evaluate, warn_of_gap
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.preference import make_pair_evaluation
 from jaxrl_llm.training.reward_functions import build_reward
@@ -23,7 +24,8 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
 
     Args:
       directory: of the policy; its own tokenizer is used.
-      config: its sections `task`, `evaluation`, `rewards` and `rl.max_new_tokens` count.
+      config: its sections `task`, `evaluation` and `rewards`, and of `rl` the `max_new_tokens`, `max_logp_gap` and
+        `micro_batches` count.
 
     Raises:
       ValueError: the folder holds no policy, or the configuration is impossible.
@@ -47,7 +49,18 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
         )
         examples = [source[index] for index in range(min(settings.prompts, len(source)))]
         batch = min(settings.batch, len(examples))
-        return evaluate(collect, examples, samples=settings.samples, batch=batch, final_answer=rewards.final_number)
+        agree = make_agree(
+            network.without_params(),
+            network.params,
+            temperature=settings.temperature,
+            bound=config.rl.max_logp_gap,
+            width=config.task.max_prompt_tokens + config.rl.max_new_tokens,
+            parts=config.rl.micro_batches,
+        )
+        options = {"final_answer": rewards.final_number, "agree": agree, "greedy": settings.temperature == 0}
+        measured, records = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
+        warn_of_gap(measured, config.rl.max_logp_gap, 0)
+        return measured, records
 
 
 def evaluate_pairs(directory: str | pathlib.Path, config: ConfigDict) -> dict[str, float]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-CORRECT = 1.0  # a completion is correct when its reward reaches this
+from jaxrl_llm.training.agreement import Agree, Agreement
+
+_LOGGER = logging.getLogger(__name__)
+# A completion is correct when its reward reaches 1, be it as a sum such as 0.7 + 0.2 + 0.1.
+CORRECT = 1.0 - 1e-6
 
 
 def average_at_k(correct: np.ndarray) -> tuple[float, float]:
@@ -107,6 +112,8 @@ def evaluate(
     samples: int,
     batch: int,
     final_answer: Callable[[str], Any] | None = None,
+    agree: Agree | None = None,
+    greedy: bool = False,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Samples, scores and summarises.
 
@@ -116,17 +123,35 @@ def evaluate(
       samples: k of each prompt.
       batch: prompts sampled at a time.
       final_answer: completion to answer, for the majority vote.
+      agree: compares the learner with the sampler, see `agreement.make_agree`; None leaves it out.
+      greedy: whether the samples are greedy, so that each token should be the learner's likeliest.
 
     Returns:
       Measures and one record for each completion.
     """
-    records = []
+    records, agreement = [], Agreement()
     for start in range(0, len(examples), batch):
         part = [examples[index] for index in range(start, min(start + batch, len(examples)))]
         # A last part of another size would compile another program: it is filled up, and the filling dropped.
         filled = part + [part[0]] * (min(batch, len(examples)) - len(part))
         found = collect(filled, range(start, start + len(filled)), samples, start * samples)
         records += found.records[: len(part) * samples]
+        if agree is not None:
+            agreement += agree(found.rollouts, len(part) * samples)
     rewards = np.array([np.nan if record["rewards"][0] is None else record["rewards"][0] for record in records])
     answers = None if final_answer is None else [final_answer(record["completion"]) for record in records]
-    return summarise(rewards, np.array([record["length"] for record in records]), samples, answers), records
+    measured = summarise(rewards, np.array([record["length"] for record in records]), samples, answers)
+    if agree is not None:
+        measured["evaluation/logp_gap"] = agreement.gap
+        if greedy:
+            measured["evaluation/greedy_mismatch"] = agreement.short / max(agreement.tokens, 1)
+    return measured, records
+
+
+def warn_of_gap(measured: Mapping[str, float], bound: float, step: int) -> None:
+    """Tells the log where sampler and learner are not one policy on the held-out samples."""
+    gap, mismatch = measured.get("evaluation/logp_gap", 0.0), measured.get("evaluation/greedy_mismatch", 0.0)
+    if gap > bound:
+        _LOGGER.warning("sampler and learner differ by %.3g nat on the evaluation's samples at step %d", gap, step)
+    if mismatch > 0:
+        _LOGGER.warning("%.3g of the evaluation's greedy tokens are not the learner's best at step %d", mismatch, step)

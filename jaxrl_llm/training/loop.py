@@ -187,11 +187,18 @@ def _log(run: Run, files: Files, progress: Progress, measured, records, timing) 
     if files.writer is not None:
         for name, value in (measured | timing).items():
             files.writer.add_scalar(name, value, progress.step)
-    gap = measured.get("logp_gap", 0.0)
-    if progress.phase == REINFORCEMENT and gap > run.config.rl.max_logp_gap:
-        warning = {"step": progress.step, "logp_gap": gap, "bound": run.config.rl.max_logp_gap}
-        metrics.append_jsonl(run.workdir / "warnings.jsonl", warning)
-        logging.getLogger(__name__).warning("sampler and learner differ by %.3g nat at step %d", gap, progress.step)
+    bound = run.config.rl.max_logp_gap
+    # Other phases learn from texts that the policy did not sample, but their evaluations sample.
+    gaps = {name: measured.get(name, 0.0) for name in ("logp_gap", "evaluation/logp_gap")}
+    if progress.phase != REINFORCEMENT:
+        gaps.pop("logp_gap")
+    for name, gap in gaps.items():
+        if gap > bound:
+            metrics.append_jsonl(run.workdir / "warnings.jsonl", {"step": progress.step, name: gap, "bound": bound})
+    if gaps.get("logp_gap", 0.0) > bound:
+        logging.getLogger(__name__).warning(
+            "sampler and learner differ by %.3g nat at step %d", gaps["logp_gap"], progress.step
+        )
 
 
 def _save(run: Run, files: Files, state: TrainState, progress: Progress, measured: dict[str, Any]) -> None:

@@ -74,6 +74,9 @@ DEFINITIONS = {
     "evaluation/maj@*_error": "half width of its 95% confidence interval",
     "evaluation/length": "mean tokens of a held-out completion",
     "evaluation/reward": "mean of the held-out rewards that are not missing",
+    "evaluation/logp_gap": "largest |learner's - sampler's| log-probability (nats) of a token of the held-out completions",
+    "evaluation/greedy_mismatch": "share of greedy held-out tokens that the learner holds for less likely than "
+    "its likeliest by more nats than `rl.max_logp_gap`",
     "evaluation/pair_*": "the same of held-out pairs: `pair_accuracy`, `pair_margin`, `pair_chosen`, `pair_rejected`",
     "evaluation/pair_accuracy_error": "half width of its 95% confidence interval",
     "evaluation/label_accuracy": "the same of held-out answers that are marked one by one",

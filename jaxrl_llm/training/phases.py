@@ -9,7 +9,8 @@ from typing import Any
 
 from jaxrl_llm import methods, rewards
 from jaxrl_llm.training import preference, reinforcement, supervised
-from jaxrl_llm.training.evaluation import evaluate
+from jaxrl_llm.training.agreement import make_agree
+from jaxrl_llm.training.evaluation import evaluate, warn_of_gap
 from jaxrl_llm.training.progress import PREFERENCE, REINFORCEMENT, SUPERVISED
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
@@ -99,5 +100,18 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
     count = min(settings.prompts, len(run.test_source))
     examples = [run.test_source[index] for index in range(count)]
     collect = run.evaluation_collector(params, number)
-    batch = min(settings.batch, count)
-    return evaluate(collect, examples, samples=settings.samples, batch=batch, final_answer=rewards.final_number)[0]
+    batch, rl = min(settings.batch, count), run.config.rl
+    agree = make_agree(
+        run.network.without_params(),
+        run.whole(params),
+        temperature=settings.temperature,
+        bound=rl.max_logp_gap,
+        width=reinforcement.row_tokens(run),
+        parts=rl.micro_batches,
+        multiple=run.row_multiple(1),
+        place=run.place,
+    )
+    options = {"final_answer": rewards.final_number, "agree": agree, "greedy": settings.temperature == 0}
+    measured, _ = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
+    warn_of_gap(measured, rl.max_logp_gap, number)
+    return measured

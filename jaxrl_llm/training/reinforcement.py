@@ -14,7 +14,7 @@ from jaxrl_llm.data.packing import has_weight
 from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
 from jaxrl_llm.rewards import final_number
-from jaxrl_llm.rollouts import Collection, select_rows
+from jaxrl_llm.rollouts import Collection, informative_groups, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
 from jaxrl_llm.training import annotate, build
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
@@ -242,7 +242,7 @@ def rollout_metrics(run: Run, rollouts: Rollouts, records) -> dict[str, float]:
         "reward": float(totals.mean()),
         "reward_std": float(np.mean([group.std() for group in groups])),
         "reward_missing": float(np.isnan(rewards).mean()),
-        "uniform_groups": float(np.mean([np.ptp(group) == 0 for group in groups])),
+        "uniform_groups": 1.0 - len(informative_groups(rollouts)) / len(groups),
         "entropy": float(-(rollouts.behavior_logp * rollouts.mask).sum() / max(actions, 1.0)),
         "length/mean": float(lengths.mean()),
         "length/max": float(lengths.max()),

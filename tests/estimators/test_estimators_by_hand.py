@@ -156,3 +156,18 @@ def test_inputs_are_not_edited():
     before = jax.tree.map(np.copy, rollouts)
     update(chain(group_advantage(), token_mean()), rollouts)
     chex.assert_trees_all_equal(rollouts, before)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_sums_that_differ_by_rounding_alone_are_uniform(jitted):
+    """0.1 + 0.2 + 0.6, in another order, is another float32 number; 0.9 + 1e-4 is another score."""
+    parts = np.array([[0.1, 0.2, 0.6], [0.6, 0.2, 0.1], [0.2, 0.6, 0.1], [0.9, 0.0, 0.0]], np.float32)
+    assert len({float(np.float32(np.float32(a + b) + c)) for a, b, c in parts}) > 1
+    rollouts = rollouts_of(np.concatenate([parts, parts[:1], parts[3:] + 1e-4 * np.eye(3, dtype=np.float32)[:1]]))
+    rollouts = rollouts.replace(group=np.array([0, 0, 0, 0, 1, 1], np.int32))
+    run = jax.jit(estimators.row_scores, static_argnums=1) if jitted else estimators.row_scores
+    score, _ = run(rollouts, (1.0, 1.0, 1.0))
+    assert len(np.unique(score[:4])) == 1 and len(np.unique(score[4:])) == 2
+    np.testing.assert_allclose(score, np.sum(rollouts.rewards, axis=1), rtol=1e-6)
+    kept = drop_uniform_groups().update(rollouts, (), KEY)[0].valid
+    np.testing.assert_array_equal(kept, [0, 0, 0, 0, 1, 1])

@@ -125,3 +125,18 @@ def test_factors_leave_the_denominator():
     term = policy(trust=score_function(), factors=(objectives.positive_advantage(),))
     loss, _ = objectives.objective(term)(scores, batch)
     np.testing.assert_allclose(loss, 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [3, 11, 41])
+@pytest.mark.parametrize("value", [0.3, 1.7, 2.1])
+def test_equal_entropies_are_all_among_the_highest(count, value):
+    """A line between two equal numbers may miss them by a bit, and the mask was 0 everywhere."""
+    scores, batch = build(np.zeros(count))
+    scores = scores.replace(entropy=np.full((1, count), value, np.float32))
+    np.testing.assert_array_equal(objectives.top_entropy_mask(share=0.23)(scores, batch), 1.0)
+
+
+def test_the_entry_at_the_quantile_is_among_the_highest():
+    scores, batch = build(np.zeros(11))
+    scores = scores.replace(entropy=np.arange(11, dtype=np.float32)[None])
+    np.testing.assert_array_equal(objectives.top_entropy_mask(share=0.2)(scores, batch)[0], np.arange(11) >= 8)

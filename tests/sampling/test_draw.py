@@ -8,6 +8,12 @@ import pytest
 from jaxrl_llm.sampling import draw, inverse_cdf, make_sampling
 
 DRAW = jax.jit(draw)
+# XLA computes a product anew for each use: in one rounded together with the sum after it, in another apart.
+COMPILERS = [
+    {},
+    {"xla_backend_optimization_level": 0},
+    {"xla_disable_hlo_passes": "optimization-barrier-expander"},
+]
 
 
 def log_softmax(x):
@@ -142,7 +148,8 @@ def test_nothing_is_sorted_and_nothing_searched_unless_asked_for():
     jaxpr = jax.make_jaxpr(draw)(jnp.zeros((4, 50)), jnp.zeros((4, 2)), sampling)
     assert " sort[" not in str(jaxpr)
     top = [equation.primitive.name for equation in jaxpr.eqns]
-    assert top.count("cond") == 2
+    # Top-k, top-p and the best token stand behind conditions; so does the platform that `materialised` asks for.
+    assert top.count("cond") == 4
     assert not {"while", "scan"} & set(top)
 
 
@@ -155,3 +162,116 @@ def test_the_mask_may_leave_only_unlikely_tokens():
     assert set(np.asarray(token).tolist()) == {0, 1}
     np.testing.assert_allclose(sampling_logp, np.log(0.5), rtol=1e-6)
     np.testing.assert_allclose(logp, -500.0, rtol=1e-6)
+
+
+def compiled(function, compiler, *arguments):
+    """The program of a function, made as the options of a compiler say."""
+    return jax.jit(function).lower(*arguments).compile(compiler_options=compiler)
+
+
+def scaled_draw(values, uniforms, sampling):
+    return draw(3.3 * values, uniforms, sampling)
+
+
+@pytest.mark.parametrize(("compiler", "masked"), [*((compiler, False) for compiler in COMPILERS), ({}, True)], ids=str)
+def test_the_best_token_is_drawn_however_the_program_is_compiled(compiler, masked):
+    rng, rows, size = np.random.default_rng(0), 8, 300
+    values = rng.normal(size=(rows, size)).astype(np.float32)
+    mask = rng.random((rows, size)) < 0.2 if masked else None
+    exact = np.float32(3.3) * values
+    best = np.where(mask if masked else True, exact, -np.inf).argmax(-1)
+    run = None
+    for setting in ({"temperature": 0}, {"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}, {"top_p": 1e-45}, {"temperature": 1e-6}):
+        sampling = make_sampling(rows, size, max_new_tokens=1, logit_mask=mask, **setting)
+        run = run or compiled(scaled_draw, compiler, values, uniforms(rows), sampling)
+        token, (logp, _, sampling_logp) = run(values, uniforms(rows), sampling)
+        np.testing.assert_array_equal(token, best, err_msg=str(setting))
+        expected = [log_softmax(row.astype(np.float64))[place] for row, place in zip(exact, best, strict=True)]
+        np.testing.assert_allclose(logp, expected, atol=2e-5)
+        np.testing.assert_allclose(sampling_logp, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiler", COMPILERS[:2], ids=str)
+def test_ends_take_the_very_tokens_however_the_program_is_compiled(compiler):
+    rng, rows, size = np.random.default_rng(1), 8, 300
+    values = np.tile(rng.normal(size=size).astype(np.float32), (rows, 1))
+    values[:, 100:200] = values[:, :100]  # ties
+    run, exact = None, np.float32(3.3) * values[0]
+    for setting in ({"top_k": 4}, {"top_k": 3, "temperature": 0.7}, {"top_p": 0.3}, {"top_p": 0.3, "top_k": 9, "min_p": 0.2}):
+        sampling = make_sampling(rows, size, max_new_tokens=1, **setting)
+        run = run or compiled(scaled_draw, compiler, values, uniforms(rows), sampling)
+        drawn = np.concatenate([run(values, uniforms(rows, seed), sampling)[0] for seed in range(40)])
+        assert set(drawn.tolist()) == set(np.flatnonzero(oracle(exact, **setting)).tolist()), setting
+
+
+def test_the_best_token_is_drawn_inside_other_transformations():
+    rows, size = 8, 61
+    values = np.random.default_rng(2).normal(size=(3, rows, size)).astype(np.float32)
+    sampling = make_sampling(rows, size, max_new_tokens=1, temperature=0)
+
+    def token(values):
+        return scaled_draw(values, jnp.zeros((rows, 2)), sampling)[0]
+
+    mapped = jax.jit(jax.vmap(token))(values)
+    scanned = jax.jit(lambda values: jax.lax.scan(lambda _, x: (None, token(x)), None, values)[1])(values)
+    np.testing.assert_array_equal(mapped, (np.float32(3.3) * values).argmax(-1))
+    np.testing.assert_array_equal(scanned, mapped)
+
+
+def test_the_best_token_is_drawn_on_a_mesh():
+    values = np.random.default_rng(3).normal(size=(16, 64)).astype(np.float32)
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    placed = jax.device_put(values, jax.NamedSharding(mesh, jax.P("data", "tensor")))
+    for setting in ({"temperature": 0}, {"min_p": 1.0}, {"top_k": 1}):
+        token, _ = jax.jit(scaled_draw)(placed, uniforms(16), make_sampling(16, 64, max_new_tokens=1, **setting))
+        np.testing.assert_array_equal(token, (np.float32(3.3) * values).argmax(-1))
+
+
+EXTREMES = {
+    "huge": [1e30, 3e38, -3e38, 2e38, 3e38],
+    "far below": [-1e30, -2e30, -1.5e30, -3e38, -1e30],
+    "tiny": [1e-30, 2e-30, 0.0, -1e-30, 2e-30],
+    "close": [1.0, 1.0 + 2**-22, 1.0 + 2**-23, 1.0, 1.0 + 2**-22],
+    "one finite": [-np.inf, -np.inf, -np.inf, -5.0, -np.inf],
+    "equal": [7.0] * 5,
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", EXTREMES)
+def test_logits_of_any_size(name, temperature):
+    logits = np.tile(np.array(EXTREMES[name], np.float32), (64, 1))
+    token, logps = DRAW(logits, uniforms(64), make_sampling(64, 5, max_new_tokens=1, temperature=temperature))
+    p = oracle(logits[0], temperature=temperature)
+    assert (p[token] > 0).all()
+    np.testing.assert_allclose(logps[2], np.log(p[token]), atol=1e-5)
+    np.testing.assert_allclose(logps[0], log_softmax(logits[0].astype(np.float64))[token], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_ties_of_narrow_logits_go_to_the_lower_id(dtype):
+    logits = np.random.default_rng(4).normal(size=(32, 5000)).astype(np.float32) / 50 + 3
+    logits = jnp.asarray(logits).astype(dtype)
+    token, _ = DRAW(logits, uniforms(32), make_sampling(32, 5000, max_new_tokens=1, temperature=0))
+    np.testing.assert_array_equal(token, np.asarray(logits, np.float64).argmax(-1))
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 0}, {}, {"top_p": 0.5, "min_p": 0.1}], ids=str)
+def test_a_row_without_candidates_takes_the_best_token_that_is_allowed(setting):
+    size = 300
+    logits = np.where(np.arange(size) < 250, np.linspace(-1, 1, size), -np.inf).astype(np.float32)
+    one, impossible, far = (np.zeros(size, bool) for _ in range(3))
+    one[[17]] = impossible[[260, 270]] = far[[3, 8]] = True
+    logits[200] = 1e30  # next to it, the logits of the mask `far` would be equal
+    masks = np.stack([one, impossible, far])
+    sampling = make_sampling(3, size, max_new_tokens=1, logit_mask=masks, **{"top_k": 1, **setting})
+    token, (logp, _, sampling_logp) = DRAW(np.tile(logits, (3, 1)), uniforms(3), sampling)
+    np.testing.assert_array_equal(token, [17, 260, 8])
+    np.testing.assert_array_equal(sampling_logp, 0.0)
+    assert logp[1] == -np.inf and not np.isnan(logp).any()
+
+
+def test_a_row_of_impossible_tokens_is_seen():
+    token, logps = DRAW(np.full((2, 9), -np.inf, np.float32), uniforms(2), make_sampling(2, 9, max_new_tokens=1))
+    np.testing.assert_array_equal(token, 0)
+    assert np.isnan(logps[:2]).all()

@@ -185,8 +185,14 @@ def test_a_gap_between_sampler_and_learner_is_reported(tmp_path, caplog):
     config.rl.max_logp_gap = 0.0
     run = finish(config, tmp_path)
     warnings = metrics.read_jsonl(tmp_path / "warnings.jsonl")
-    assert [warning["step"] for warning in warnings] == [1, 2]
+    assert [(warning["step"], *warning.keys() & {"logp_gap", "evaluation/logp_gap"}) for warning in warnings] == [
+        (1, "logp_gap"),
+        (2, "logp_gap"),
+        (2, "evaluation/logp_gap"),
+    ]
     assert warnings[0] == {"step": 1, "logp_gap": run.metrics[0]["logp_gap"], "bound": 0.0}
+    assert 0 < run.metrics[1]["evaluation/logp_gap"] < 1e-4
+    assert "nat on the evaluation's samples at step 2" in caplog.text
     assert "sampler and learner differ" in caplog.text
 
 
