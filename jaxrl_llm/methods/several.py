@@ -12,12 +12,13 @@ from jaxrl_llm.rollouts import grouped
     paper="Optimizing Language Models for Inference Time Objectives using Reinforcement Learning (Tang et al., 2025)",
     url="https://arxiv.org/abs/2503.19595",
 )
-def grpo_passk(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
+def grpo_passk(*, samples: int = 8, clip_high: float = 0.2):
     """GRPO for the best of the group: only the best answer learns, by its lead over the second, divided by the deviation.
 
-    Defaults: All are ours; the division is that of verl, from which the name is.
+    Defaults: All are ours; the division is that of verl, from which the name is. There is no lower clip, which would bind for
+      negative advantages alone.
     """
-    return grouped(samples=samples), chain(best_lead_advantage(), token_mean()), clipped(clip_low, clip_high)
+    return grouped(samples=samples), chain(best_lead_advantage(), token_mean()), clipped(high=clip_high)
 
 
 @method(

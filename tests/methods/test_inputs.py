@@ -134,7 +134,7 @@ def _abstractly(method, rollouts):
 REFUSED = {
     "ada_grpo": "format", "aspo_tools": "first_call", "evol_rl": "embedding", "fapo": "flawed", "gigpo": "state",
     "group_invariant": "easy", "igpo": "token_rewards", "inpo": "proximal_logp", "otc": "calls", "rae": "role",
-    "srpo": "revises", "stratified_grpo": "stratum", "xpo": "rows_of_reference",
+    "srpo": "revises", "stratified_grpo": "stratum", "tabnas": "feasible", "xpo": "rows_of_reference",
 }  # fmt: skip
 
 
@@ -161,7 +161,13 @@ def test_what_each_phase_gives_is_needed_by_a_method_of_it():
 
 NAMES = ("cpo", "dapo", "grpo", "kto", "ppo", "sft")
 # What an option of None, or of a word, may be instead; those that are refused do not count.
-INSTEAD_OF_NONE = (0.5, 1, 2.0, 5, (0.05, 0.23), (0.5, 2.0), (2.0, 1.0), True, "k2", "none")
+INSTEAD_OF_NONE = (0.5, 1, 2.0, 5, 20_475, (0.05, 0.23), (0.5, 2.0), (2.0, 1.0), True, "k2", "none", "floor")
+WORDS = (
+    "k1", "k2", "k3", "abs", "kl", "tv", "none", "forward", "differentiable", "std", "failure", "best", "uniform", "entropy",
+    "exact", "shortfall",
+)  # fmt: skip
+# Options that are refused as inert unless another one is set.
+BESIDE = {"kl_kind": {"kl_coefficient": 0.1}, "forgetting_high": {"drift_half_life": 0.06}}
 
 
 def alternatives(name, option, value):
@@ -171,7 +177,7 @@ def alternatives(name, option, value):
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
-        return [value + 1, value + 2, 1, 2, 3]
+        return [value + 1, value + 2, 0, 1, 2, 3]
     if isinstance(value, float):
         return [0.5 * value, 2 * value, value + 0.05, 0.5, 1.5, 1.0, 0.0, -value, 1e-6, 10.0]
     if isinstance(value, tuple):
@@ -180,7 +186,7 @@ def alternatives(name, option, value):
         methods.get(name, **{option: "nonsense"})
     except (ValueError, TypeError, ArithmeticError) as error:
         return re.findall(r"'([\w.+-]+)'", str(error))
-    return ["k2", "kl", "tv", "none", "forward", "differentiable", "std", "failure", "best", "uniform"]
+    return WORDS
 
 
 @pytest.mark.parametrize("name", some_slow(NAMES, methods.names()))
@@ -189,13 +195,21 @@ def test_every_option_changes_a_loss_a_gradient_or_what_is_sampled(name, rollout
     plain = Outcomes(methods.get(name), rollouts)
     for option, value in methods.options_of(name).items():
         others = [other for other in alternatives(name, option, value) if other != value or type(other) is not type(value)]
-        assert any(_differs(name, {option: other}, plain, rollouts) for other in others), f"{option} changes nothing"
+        if any(_differs(name, {option: other}, plain, rollouts) for other in others):
+            continue
+        beside = BESIDE.get(option)
+        assert beside, f"{option} changes nothing"
+        plain_beside = Outcomes(methods.get(name, **beside), rollouts)
+        assert any(_differs(name, {option: other} | beside, plain_beside, rollouts) for other in others), option
 
 
 def _differs(name, options, plain, rollouts) -> bool:
     try:
         method = methods.get(name, **options)
-        if method.strategy != plain.method.strategy:
+        # What is sampled, what the scorer is asked for, and which tokens it looks at, others compute.
+        if (method.strategy, method.needs, method.candidates) != (
+            plain.method.strategy, plain.method.needs, plain.method.candidates,
+        ):  # fmt: skip
             return True
         other = Outcomes(method, rollouts)
         return any(not _equal(plain.stage(number), other.stage(number)) for number in range(len(STAGES)))
@@ -210,7 +224,7 @@ def _equal(one, other):
 
 
 # Rewards of both signs or of a verifier, how far the policy has moved (nats), and at which steps.
-STAGES = ((False, 0.3, (3,)), (True, 0.3, (3,)), (True, 3.0, (3,)), (True, 0.01, (3, 700)))
+STAGES = ((False, 0.3, (3,)), (True, 0.3, (3,)), (True, 3.0, (3,)), (True, 0.01, (3, 450)))
 
 
 class Outcomes:
@@ -228,14 +242,21 @@ class Outcomes:
 
 
 def _verified(rollouts):
-    right = (np.arange(len(rollouts.group)) % 3 == 0).astype(np.float32)
-    return rollouts.replace(rewards=np.stack([right, np.zeros_like(right)], axis=1), token_rewards=None)
+    """Two groups; half of the rows right, most with one answer, few different tokens, and a policy that has hardly moved."""
+    row = np.arange(len(rollouts.group))
+    right = (row % 2 == 0).astype(np.float32)
+    extras = {"answer": (row % 4 == 3).astype(np.int32), "drift": (row * 1e-3).astype(np.float32)}
+    rewards, group = np.stack([right, np.zeros_like(right)], axis=1), (row > 6).astype(np.int32)
+    tokens, extras = rollouts.tokens % 2, rollouts.extras | extras
+    return rollouts.replace(rewards=rewards, group=group, token_rewards=None, tokens=tokens, extras=extras)
 
 
 def _outcome(method, step, moved, steps):
     state, found = method.estimator.init(), []
     controllers = {name: controller.init() for name, controller in method.controllers}
     for number in steps:
+        # Schedules that count steps themselves have counted those before.
+        state = jax.tree.map(lambda leaf, more=number: leaf + more if _is_count(leaf) else leaf, state)
         after, state = method.estimator.update(step, state, jax.random.key(number))
         scalars = {name: np.float32(controller.value(controllers[name], number)) for name, controller in method.controllers}
         batch = pack(jax.tree.map(np.asarray, after), 12, rows=10, step=number, coefficients=scalars)
@@ -246,6 +267,10 @@ def _outcome(method, step, moved, steps):
         later = {name: controller.value(controllers[name], number + 1) for name, controller in method.controllers}
         found.append((loss, gradient.logp, gradient.entropy, gradient.value, batch.advantage, batch.weight, scalars, later))
     return jax.tree.map(np.asarray, (found, state))
+
+
+def _is_count(leaf):
+    return np.ndim(leaf) == 0 and np.issubdtype(np.asarray(leaf).dtype, np.integer)
 
 
 def _near(scores, batch, moved):

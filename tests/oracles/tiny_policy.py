@@ -101,7 +101,7 @@ def _about_rows(random, rows: int, width: int) -> dict:
         "easy": random.integers(0, 2, rows).astype(np.float32),
         "role": random.integers(0, 2, rows).astype(np.int32),
         "drift": random.exponential(0.1, rows).astype(np.float32),
-        "mismatched_ratio": random.normal(size=rows).astype(np.float32),
+        "mismatched_ratio": (1 + random.normal(size=rows)).astype(np.float32),
         "token_rewards": (random.integers(-2, 3, (rows, width)) / 4).astype(np.float32),
         "feasible": (np.arange(rows) % 5 != 3).astype(np.float32),
     }
