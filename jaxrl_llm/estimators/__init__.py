@@ -26,7 +26,7 @@ from jaxrl_llm.estimators.lengths import (
 )
 from jaxrl_llm.estimators.normalisers import running_scale, whiten
 from jaxrl_llm.estimators.pass_at_k import best_lead_advantage, pass_at_k_advantage
-from jaxrl_llm.estimators.returns import kl_in_reward, reward_to_go, rewards_per_token
+from jaxrl_llm.estimators.returns import kl_in_advantage, kl_in_reward, reward_to_go, rewards_per_token
 from jaxrl_llm.estimators.reweighting import (
     entropy_guided_weight,
     exponential_weight,
@@ -79,6 +79,7 @@ __all__ = [
     "group_advantage",
     "group_gap_weight",
     "history_length_reward",
+    "kl_in_advantage",
     "kl_in_reward",
     "leave_one_out_baseline",
     "length_adaptive_decay",

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable
 from jaxrl_llm.estimators.pools import (
+    alone_in,
     divisor,
     group_mean,
     group_quantile,
     group_variance,
+    others_variance,
     pool_annotations,
     pool_of,
 )
@@ -29,6 +31,8 @@ def std_scale(
     epsilon: float = 1e-6,
     placement: str = "outside",
     virtual: tuple[float, ...] = (),
+    others: bool = False,
+    alone: str = "own",
 ):
     """Standard deviation of the scores of the pool.
 
@@ -39,14 +43,24 @@ def std_scale(
       placement: of epsilon: "outside" of the root, "inside" it, as a "floor" of the deviation, or outside "where_positive",
         with no division elsewhere.
       virtual: as in `mean_baseline`.
+      others: whether it is that of the other rows of the pool, as beside a leave-one-out baseline in NeMo-RL.
+      alone: for a row without others "own", the deviation of one number, or "none": it is divided by 1 (verl).
 
     Raises:
-      ValueError: an unknown placement.
+      ValueError: an unknown placement or word for rows alone, or virtual samples beside `others` or `alone="none"`.
 
     Source: GRPO, https://arxiv.org/abs/2402.03300; over the batch: Lite-PPO, https://arxiv.org/abs/2508.08221
     """
-    variance = group_variance(score, present, pool_of(rollouts, over), degrees_of_freedom, virtual)
-    return divisor(variance, epsilon, placement)
+    if virtual and (others or alone == "none"):
+        raise ValueError(f"virtual={virtual} with others={others}, alone={alone!r}: virtual samples count in the whole pool only")
+    pool = pool_of(rollouts, over)
+    if others:
+        variance = others_variance(score, present, pool, degrees_of_freedom)
+    else:
+        variance = group_variance(score, present, pool, degrees_of_freedom, virtual)
+    lonely = alone_in(present, pool, alone)
+    divided = divisor(variance, epsilon, placement)
+    return divided if lonely is None else jnp.where(lonely, 1.0, divided)
 
 
 @composable(annotations=pool_annotations)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable
-from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
+from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import logp_name, logp_of
 from jaxrl_llm.types import Batch, Scores
 
@@ -38,6 +38,18 @@ def token_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
     Source: PPO, https://arxiv.org/abs/1707.06347; decoupled PPO for "proximal", https://arxiv.org/abs/2110.00641
     """
     return masked(log_ratio(masked(scores.logp, batch.mask), masked(logp_of(against, batch), batch.mask)), batch.mask)
+
+
+@composable
+def own_ratio(scores: Scores, batch: Batch):
+    """log pi(token) - sg(log pi(token)): the ratio of the policy to itself, 1, with the gradient of log pi.
+
+    A loss multiplied by it has the score-function part of the gradient of its mean under samples of this very policy.
+
+    Source: the KL term of NeMo-RL, after https://arxiv.org/abs/2506.09477
+    """
+    logp = without_infinities(masked(scores.logp, batch.mask))
+    return logp - jax.lax.stop_gradient(logp)
 
 
 @composable(annotations=logp_name)

@@ -88,11 +88,25 @@ def test_whitening_equal_advantages_gives_exactly_zero_or_the_mean(shift_mean):
 @modest
 @given(case=rollout_cases())
 def test_kl_in_reward(kind, case):
-    found = run(estimators.kl_in_reward(coefficient=0.3, kind=kind), case)
+    bound = 0.4 if kind == "k1" else None
+    found = run(estimators.kl_in_reward(coefficient=0.3, kind=kind, bound=bound), case)
     expected = oracle.kl_in_reward(
-        case.token_rewards, case.behavior_logp, case.reference_logp, case.mask, coefficient=0.3, kind=kind
+        case.token_rewards, case.behavior_logp, case.reference_logp, case.mask, coefficient=0.3, kind=kind, bound=bound
     )
     assert_close_at_actions(found.token_rewards, expected, case, rtol=5e-5)
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("k1", 0.3), ("k3", None)])
+@modest
+@given(case=rollout_cases())
+def test_kl_in_advantage(kind, bound, case):
+    options = {"coefficient": 0.3, "kind": kind, "bound": bound}
+    found = run(estimators.chain(estimators.group_advantage(), estimators.kl_in_advantage(**options)), case)
+    before = run(estimators.group_advantage(), case)
+    expected = oracle.kl_in_advantage(
+        before.advantage, before.valid, case.behavior_logp, case.reference_logp, case.mask, **options
+    )
+    np.testing.assert_allclose(found.advantage, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", [

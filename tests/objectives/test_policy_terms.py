@@ -183,11 +183,12 @@ def test_kl(options, case):
     harness.check(kl(coefficient=0.3, **options), case, expected)
 
 
+@pytest.mark.parametrize(("name", "theirs"), [("token_ratio", "tokens"), ("own_ratio", "own_ratio")])
 @brief
 @given(case=batch_cases())
-def test_kl_with_a_ratio_that_has_a_gradient(case):
-    expected = functools.partial(oracle.kl_terms, coefficient=0.3, kind="k3", weighted=True)
-    harness.check(kl(coefficient=0.3, ratio=token_ratio()), case, expected)
+def test_kl_with_a_ratio_that_has_a_gradient(name, theirs, case):
+    expected = functools.partial(oracle.kl_terms, coefficient=0.3, kind="k3", ratio=getattr(oracle, theirs))
+    harness.check(kl(coefficient=0.3, ratio=getattr(objectives, name)()), case, expected)
 
 
 @brief

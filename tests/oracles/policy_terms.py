@@ -119,6 +119,14 @@ def turn_ratio(live, case, *, against="behavior"):
     return averaged(tokens(live, case, against), case, pieces(case, lambda place: int(case.turn[place])))
 
 
+def own_ratio(live, case):
+    """log pi - sg(log pi): 0, with the slope of log pi."""
+    x = zeros(case)
+    for place in actions(case):
+        x[place] = finite(live.logp[place]) - finite(case.logp[place])
+    return x
+
+
 def likelihood(live, case):
     """log pi(token)."""
     x = zeros(case)
@@ -495,9 +503,10 @@ def rejection(case, *, kind="k1", over="mean", low=None, high=None, among="all",
 # Divergences.
 
 
-def kl_terms(live, case, *, coefficient, kind, against="reference", bound=None, weighted=False, factors=()):
+def kl_terms(live, case, *, coefficient, kind, against="reference", bound=None, ratio=None, factors=()):
     """sum_t w_t f_t c D_t, with D_t = k1, k2, k3, |x| and, with "+", their value and the slope of k2."""
     scales = [factor(case) for factor in factors]
+    weights = None if ratio is None else ratio(live, case)
 
     def value(x, name):
         return {"k1": -x, "k2": x * x / 2, "k3": np.exp(x) - 1 - x, "abs": abs(x)}[name]
@@ -510,8 +519,8 @@ def kl_terms(live, case, *, coefficient, kind, against="reference", bound=None, 
         if kind.endswith("+"):
             d = value(x, "k2") - value(fixed, "k2") + value(fixed, kind.removesuffix("+"))
         d = d if bound is None else kept_within(d, np.longdouble(bound))
-        if weighted:
-            d = d * np.exp(log_ratio(live.logp[place], case.behavior_logp[place]))
+        if ratio is not None:
+            d = d * np.exp(weights[place])
         for scale in scales:
             d = d * scale[place]
         total += case.weight[place] * coefficient * d
