@@ -35,7 +35,7 @@ from jaxrl_llm.estimators.reweighting import (
     semantic_entropy_weight,
 )
 from jaxrl_llm.estimators.risk import risk_advantage
-from jaxrl_llm.estimators.scales import mad_scale, mean_scale, std_scale
+from jaxrl_llm.estimators.scales import constant_scale, mad_scale, mean_scale, nonzero_share_scale, std_scale
 from jaxrl_llm.estimators.schedules import budget_length_reward, format_diversity_reward, history_length_reward
 from jaxrl_llm.estimators.scores import row_scores
 from jaxrl_llm.estimators.selection import down_sample, drop_surplus_negatives, policy_filtration, resample_by_score
@@ -49,7 +49,9 @@ from jaxrl_llm.estimators.votes import majority_reward, novelty_reward, pseudo_l
 from jaxrl_llm.estimators.weighting import constant, pair_mean, sequence_mean, sequence_mean_token_sum, token_mean
 
 __all__ = [
+    "constant_scale",
     "hidden_reward_weighting",
+    "nonzero_share_scale",
     "optimal_value",
     "adaptive_kl_in_reward",
     "Estimator",

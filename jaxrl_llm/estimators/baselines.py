@@ -1,8 +1,8 @@
 """Baselines: what a row's score is compared with. Slots of `group_advantage`.
 
 A baseline is a function `(score [N], present [N], rollouts) -> baseline [N]`, where `present` marks the rows that count. Those
-relative to a pool of rows give a row of a uniform pool, or of a pool of its own, exactly its own score: its advantage is 0. With
-`alone="none"` a row in a pool of its own has a baseline of 0 instead, as in verl: it keeps its score.
+relative to a pool of rows give a row of a uniform pool, or of a pool of its own, exactly its own score: its advantage is 0.
+With `alone="none"` a row in a pool of its own has a baseline of 0 instead, as in verl: it keeps its score.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from jaxrl_llm.estimators.pools import (
     pool_annotations,
     pool_of,
 )
+from jaxrl_llm.numerics import safe_divide
 
 
 @composable(annotations=pool_annotations)
@@ -52,7 +53,9 @@ def std_scale(
     Source: GRPO, https://arxiv.org/abs/2402.03300; over the batch: Lite-PPO, https://arxiv.org/abs/2508.08221
     """
     if virtual and (others or alone == "none"):
-        raise ValueError(f"virtual={virtual} with others={others}, alone={alone!r}: virtual samples count in the whole pool only")
+        raise ValueError(
+            f"virtual={virtual} with others={others}, alone={alone!r}: virtual samples are in the whole pool; leave one out"
+        )
     pool = pool_of(rollouts, over)
     if others:
         variance = others_variance(score, present, pool, degrees_of_freedom)
@@ -70,6 +73,22 @@ def mean_scale(score, present, rollouts, *, over: str = "group", epsilon: float 
     Source: MaxRL, https://arxiv.org/abs/2602.02710
     """
     return group_mean(score, present, pool_of(rollouts, over)) + epsilon
+
+
+@composable
+def constant_scale(score, present, rollouts, *, value: float):
+    """`value`, whatever the scores."""
+    return jnp.full_like(score, value)
+
+
+@composable
+def nonzero_share_scale(score, present, rollouts, *, factor: float = 1.0):
+    """`factor` times the share of the present rows of the step whose score is not 0; of one row where there is none.
+
+    Source: "gpg" of verl, for https://arxiv.org/abs/2504.02546
+    """
+    nonzero = jnp.maximum((present * (score != 0)).sum(), 1.0)
+    return jnp.full_like(score, factor) * safe_divide(nonzero, present.sum())
 
 
 @composable(annotations=pool_annotations)

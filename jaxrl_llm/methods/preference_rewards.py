@@ -81,7 +81,7 @@ def wpo(*, beta: float = 0.1):
 @method(
     paper="Provably Mitigating Overoptimization in RLHF (Liu et al., 2024)",
     url="https://arxiv.org/abs/2405.16436",
-    conventions={"openrlhf": {"beta": 0.5, "eta": 0.2, "average": True}},
+    conventions={"openrlhf-0.11": {"beta": 0.5, "eta": 0.2, "average": True}},
 )
 def rpo(*, beta: float = 0.01, eta: float = 0.005, average: bool = False):
     """DPO plus imitation of the preferred answers, which bounds how far the implicit reward can be fooled.

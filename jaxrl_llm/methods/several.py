@@ -11,13 +11,15 @@ from jaxrl_llm.rollouts import grouped
 @method(
     paper="Optimizing Language Models for Inference Time Objectives using Reinforcement Learning (Tang et al., 2025)",
     url="https://arxiv.org/abs/2503.19595",
+    conventions={"verl-0.10": {"clip_dual": 3.0}},
 )
-def grpo_passk(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
+def grpo_passk(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = None):
     """GRPO for the best of the group: only the best answer learns, by its lead over the second, divided by the deviation.
 
     Defaults: All are ours; the division is that of verl, from which the name is.
     """
-    return grouped(samples=samples), chain(best_lead_advantage(), token_mean()), clipped(clip_low, clip_high)
+    trust = clipped(clip_low, clip_high, dual=clip_dual)
+    return grouped(samples=samples), chain(best_lead_advantage(), token_mean()), trust
 
 
 @method(
