@@ -58,7 +58,7 @@ def _numbers(method) -> list[str]:
     if "preference" in method.needs:
         rollouts = rollouts.replace(group=np.arange(8, dtype=np.int32) // 2)
     rollouts, _ = method.estimator.update(rollouts, method.estimator.init(), jax.random.key(0))
-    batch = pack(jax.device_get(rollouts), 10)
+    batch = pack(jax.device_get(rollouts), 10, coefficients={name: np.float32(0.01) for name, _ in method.controllers})
     scores = _scores(batch)
     loss, gradient = jax.value_and_grad(lambda scores: method.objective(scores, batch)[0])(scores)
     advantage, weight = np.asarray(rollouts.advantage)[:, 1], np.asarray(rollouts.weight)[:, 1]

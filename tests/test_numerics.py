@@ -100,3 +100,12 @@ def test_straight_through_kinds_have_the_gradient_of_k2(kind):
 def test_unknown_kind():
     with pytest.raises(ValueError, match="'k4'.*'k1', 'k2', 'k3', 'abs'"):
         kl_estimate(jnp.zeros(()), jnp.zeros(()), "k4")
+
+
+def test_the_bound_of_a_log_ratio_is_an_option():
+    far, near = jnp.float32(-1.0), jnp.float32(-31.0)
+    assert float(log_ratio(far, near)) == 20.0 and float(log_ratio(far, near, None)) == 30.0
+    assert float(log_ratio(far, near, 10.0)) == 10.0 and float(log_ratio(near, far, 10.0)) == -10.0
+    assert float(log_ratio(far, jnp.float32(-jnp.inf), None)) == 20.0
+    assert float(kl_estimate(far, near, "k2")) == 200.0 and float(kl_estimate(far, near, "k2", None)) == 450.0
+    assert np.isfinite(kl_estimate(jnp.float32(-500.0), far, "k3", None))

@@ -46,12 +46,17 @@ from jaxrl_llm.estimators.token_baseline import optimal_token_baseline
 from jaxrl_llm.estimators.tree import prefix_tree_advantage
 from jaxrl_llm.estimators.turns import state_advantage, turn_returns
 from jaxrl_llm.estimators.votes import majority_reward, novelty_reward, pseudo_label_advantage
-from jaxrl_llm.estimators.weighting import constant, pair_mean, sequence_mean, sequence_mean_token_sum, token_mean
+from jaxrl_llm.estimators.weighting import (
+    constant,
+    named_weighting,
+    pair_mean,
+    sequence_mean,
+    sequence_mean_token_sum,
+    token_mean,
+)
 
 __all__ = [
-    "constant_scale",
     "hidden_reward_weighting",
-    "nonzero_share_scale",
     "optimal_value",
     "adaptive_kl_in_reward",
     "Estimator",
@@ -63,6 +68,7 @@ __all__ = [
     "component_advantage",
     "conflict_weighting",
     "constant",
+    "constant_scale",
     "cosine_length_reward",
     "cumulative_advantage",
     "down_sample",
@@ -95,6 +101,8 @@ __all__ = [
     "median_baseline",
     "minus_value",
     "novelty_reward",
+    "named_weighting",
+    "nonzero_share_scale",
     "optimal_token_baseline",
     "overlong_penalty",
     "pair_mean",

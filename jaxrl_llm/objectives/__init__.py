@@ -2,7 +2,7 @@
 
 from jaxrl_llm.objectives.adaptive_clips import balanced_clip, entropy_clip, entropy_scale, probability_clip, proximal_clip
 from jaxrl_llm.objectives.advantage_regression import advantage_regression
-from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted_sum
+from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted, weighted_sum
 from jaxrl_llm.objectives.batch_masks import (
     covariance_clip_mask,
     second_moment_mask,
@@ -75,6 +75,7 @@ from jaxrl_llm.objectives.ratios import (
 )
 from jaxrl_llm.objectives.regularised import rpg
 from jaxrl_llm.objectives.regularizers import entropy_bonus, kl
+from jaxrl_llm.objectives.renormalised import renormalised
 from jaxrl_llm.objectives.routing import load_balancing, router_z
 from jaxrl_llm.objectives.self_improvement import self_improving
 from jaxrl_llm.objectives.soft_trust import gradient_preserving_clip, sapo, shaped, vespo
@@ -179,6 +180,7 @@ __all__ = [
     "quantile_preference",
     "quantile_value_loss",
     "rejection",
+    "renormalised",
     "reverse_divergence",
     "ring_mask",
     "robust_link",
@@ -216,5 +218,6 @@ __all__ = [
     "value_loss",
     "vespo",
     "vocabulary",
+    "weighted",
     "weighted_sum",
 ]

@@ -175,6 +175,8 @@ BATCH_FIELDS = (
     {"kind": "k3", "against": "teacher"},
     {"kind": "k3", "bound": 0.1},
     {"kind": "k1", "bound": 0.2, "against": "behavior"},
+    {"kind": "k3", "ratio_bound": 0.3},
+    {"kind": "k2", "ratio_bound": None},
 ])  # fmt: skip
 @brief
 @given(case=batch_cases())

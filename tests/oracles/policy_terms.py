@@ -475,6 +475,20 @@ def importance_weight(case, *, ratio=tokens, low=None, high=None, outside="trunc
     return result
 
 
+def renormalised(case, *, factor, over):
+    """The mask times (sum of all shares) / (sum of those kept), of the batch or of each rollout and then over rollouts."""
+    kept, result = factor(case), {place: np.longdouble(0.0) for place in actions(case)}
+    total = sum((case.weight[p] for p in actions(case)), np.longdouble(0.0))
+    rows = [list(actions(case))] if over == "batch" else list(rollouts_of(case).values())
+    left = [sum((case.weight[p] * kept[p] for p in places), np.longdouble(0.0)) for places in rows]
+    share = [sum((case.weight[p] for p in places), np.longdouble(0.0)) for places in rows]
+    among = sum((w for w, still in zip(share, left, strict=True) if still != 0), np.longdouble(0.0))
+    for places, w, still in zip(rows, share, left, strict=True):
+        for place in places if still != 0 and among != 0 else []:
+            result[place] = kept[place] * w / still * total / among
+    return result
+
+
 def batch_normalised(case, *, factor):
     value, places = factor(case), counting(case)
     mean = sum(value[p] for p in places) / max(len(places), 1)
@@ -503,7 +517,7 @@ def rejection(case, *, kind="k1", over="mean", low=None, high=None, among="all",
 # Divergences.
 
 
-def kl_terms(live, case, *, coefficient, kind, against="reference", bound=None, ratio=None, factors=()):
+def kl_terms(live, case, *, coefficient, kind, against="reference", bound=None, ratio_bound=20, ratio=None, factors=()):
     """sum_t w_t f_t c D_t, with D_t = k1, k2, k3, |x| and, with "+", their value and the slope of k2."""
     scales = [factor(case) for factor in factors]
     weights = None if ratio is None else ratio(live, case)
@@ -514,7 +528,7 @@ def kl_terms(live, case, *, coefficient, kind, against="reference", bound=None, 
     total = np.longdouble(0.0)
     for place in actions(case):
         other = against_logp(case, against)[place]
-        x, fixed = log_ratio(other, live.logp[place]), log_ratio(other, case.logp[place])
+        x, fixed = (log_ratio(other, logp[place], ratio_bound) for logp in (live.logp, case.logp))
         d = value(x, kind.removesuffix("+"))
         if kind.endswith("+"):
             d = value(x, "k2") - value(fixed, "k2") + value(fixed, kind.removesuffix("+"))
