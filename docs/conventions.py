@@ -29,6 +29,13 @@ Other differences between libraries are options of single parts: kinds and bound
 epsilon stands (`estimators.std_scale(placement=...)`), over which rows a baseline is taken (`over=...`), what a row alone
 in its group is compared with (`alone=...`).
 
+**The bound of log-ratios.** Here every difference of two log-probabilities is kept within +-20 nats, and has no gradient
+beyond, as in verl, NeMo-RL and Tunix: importance ratios of tokens, sums of them over whole sequences, estimates of the KL,
+the log-ratios of preferences (`numerics.log_ratio`). TRL has no such bound, PipelineRL 10 for the KL.
+`objectives.kl(ratio_bound=...)` moves or lifts that of a KL, `objectives.kl(bound=...)` bounds its estimates, and
+`objectives.sequence_ratio(highest=...)` the ratios of GSPO. What two healthy policies say of a sampled token is far from 20
+nats; the bound keeps products finite in float32 where one of them is not.
+
 The numbers below are those of two prompts with four answers each, rewards 1 0 0 0 and 1 1 1 0, of 2, 4, 6 and 8 tokens, with
 importance ratios from 0.6 to 1.7: the advantage of the first two answers, the share in the loss of a token of the
 shortest and of the longest answer, the loss, and the norm of its gradient by the log-probabilities.

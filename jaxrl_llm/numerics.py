@@ -66,7 +66,6 @@ def kl_estimate(logp, reference_logp, kind: str, bound: float | None = MAX_LOG_R
     x = log_ratio(reference_logp, logp, bound)
     square = 0.5 * jnp.square(x)
     # Unlike `jnp.abs`, the maximum has slope 0 at 0, where policy and reference agree.
-    value = {"k1": -x, "k2": square, "k3": jnp.expm1(jnp.minimum(x, MAX_EXPONENT)) - x, "abs": jnp.maximum(x, -x)}[
-        kind.removesuffix("+")
-    ]
+    growth = jnp.expm1(jnp.minimum(x, MAX_EXPONENT))
+    value = {"k1": -x, "k2": square, "k3": growth - x, "abs": jnp.maximum(x, -x)}[kind.removesuffix("+")]
     return square + jax.lax.stop_gradient(value - square) if kind.endswith("+") else value

@@ -39,9 +39,17 @@ from jaxrl_llm.estimators.scales import constant_scale, mad_scale, mean_scale, n
 from jaxrl_llm.estimators.schedules import budget_length_reward, format_diversity_reward, history_length_reward
 from jaxrl_llm.estimators.scores import row_scores
 from jaxrl_llm.estimators.selection import down_sample, drop_surplus_negatives, policy_filtration, resample_by_score
-from jaxrl_llm.estimators.shaping import early_call_bonus, flaw_penalty, overlong_penalty, tool_call_reward, unlikeliness_reward
+from jaxrl_llm.estimators.shaping import (
+    early_call_bonus,
+    flaw_penalty,
+    overlong_penalty,
+    repetition_penalty,
+    tool_call_reward,
+    unlikeliness_reward,
+)
 from jaxrl_llm.estimators.statistics import best_and_worst, row_statistics
 from jaxrl_llm.estimators.tables import cumulative_advantage, role_advantage, tracked_advantage
+from jaxrl_llm.estimators.teacher import teacher_advantage
 from jaxrl_llm.estimators.token_baseline import optimal_token_baseline
 from jaxrl_llm.estimators.tree import prefix_tree_advantage
 from jaxrl_llm.estimators.turns import state_advantage, turn_returns
@@ -111,6 +119,7 @@ __all__ = [
     "prefix_tree_advantage",
     "pseudo_label_advantage",
     "relative_length_reward",
+    "repetition_penalty",
     "resample_by_score",
     "reward_to_go",
     "rewards_per_token",
@@ -128,6 +137,7 @@ __all__ = [
     "stateful",
     "stateless",
     "std_scale",
+    "teacher_advantage",
     "token_mean",
     "tool_call_reward",
     "tracked_advantage",

@@ -163,7 +163,7 @@ def reinforce_plus_plus_baseline(
       Other `None` mean what they do for `grpo`. Both kinds of `whitening` are over tokens: Bessel's variance with 1e-8 in the
       root, or the population's, at least 1e-8.
     """
-    kind = "k2" if kl_coefficient and kl_kind is None and kl_place in (None, "loss") else kl_kind
+    kind = "k2" if kl_coefficient and kl_kind is None and kl_place is None else kl_kind
     penalty, terms = kl_parts(kl_place, kl_coefficient, kind, kl_unbiased, kl_bound)
     return (
         grouped(samples=samples),

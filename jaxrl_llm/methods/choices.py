@@ -33,7 +33,8 @@ AGGREGATIONS = {
 }
 # Ratios that an estimate of the KL may be multiplied by, to have the gradient of the KL.
 KL_RATIOS = {False: None, True: token_ratio(), "own": own_ratio()}
-KL_PLACES = ("loss", "advantage")
+# Where a KL penalty may stand but in the loss.
+KL_PLACES = {"advantage": True}
 
 
 def choice(name: str, value, known: dict):
@@ -78,8 +79,9 @@ def kl_parts(
 ) -> tuple[tuple, tuple]:
     """Estimators behind the advantage, and terms of the loss, that a KL penalty in the loss (None) or another place is."""
     reject_inert(coefficient == 0 and place is not None, "kl_place", place, "kl_coefficient is 0")
-    if choice("kl_place", place or "loss", dict(zip(KL_PLACES, KL_PLACES, strict=True))) == "loss":
+    if place is None:
         return (), kl_loss(coefficient, kind, unbiased, bound)
+    choice("kl_place", place, KL_PLACES)
     reject_inert(unbiased is not None, "kl_unbiased", unbiased, "kl_place is 'advantage', which has no gradient")
     return kl_advantage(coefficient, kind, bound), ()
 

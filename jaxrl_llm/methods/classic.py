@@ -83,11 +83,13 @@ def rloo(
     ratios = {"sequence": (sequence_total_ratio(), "sequence_mean"), "token": (token_ratio(), "sequence_mean_token_sum")}
     ratio, usual = (None, "sequence_mean_token_sum") if clip is None else choice("clip_level", clip_level or "sequence", ratios)
     trust = score_function() if clip is None else ratio_clip(low=clip, high=clip, dual=clip_dual)
-    if kl_place in (None, "reward"):
-        reject_inert(kl_coefficient == 0 and kl_place is not None, "kl_place", kl_place, "kl_coefficient is 0")
+    reject_inert(aggregation == usual, "aggregation", aggregation, "it is what the other options have by themselves")
+    if kl_place is None:
         before, behind, terms = kl_reward(kl_coefficient, kl_kind, bound=kl_bound), (), ()
     else:
-        before, (behind, terms) = (), kl_parts(kl_place, kl_coefficient, kl_kind, None, kl_bound)
+        reject_inert(kl_coefficient == 0, "kl_place", kl_place, "kl_coefficient is 0")
+        place = choice("kl_place", kl_place, {"advantage": "advantage", "loss": None})
+        before, (behind, terms) = (), kl_parts(place, kl_coefficient, kl_kind, None, kl_bound)
     return (
         grouped(samples=samples),
         chain(

@@ -175,7 +175,7 @@ def dapo(
     url="https://arxiv.org/abs/2507.18071",
     conventions={
         "trl-1.16": {"clip_low": 0.2, "clip_high": 0.2} | TRL | BY_TOKEN,
-        "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2} | VERL,
+        "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2, "ratio_cap": 10.0} | VERL,
         "nemo-rl-0.6": {"clip_low": 0.2, "clip_high": 0.2} | NEMO,
         "openrlhf-0.11": {"clip_low": 0.2, "clip_high": 0.2} | OPENRLHF | OPENRLHF_KL,
     },
@@ -185,6 +185,7 @@ def gspo(
     samples: int = 8,
     clip_low: float = 3e-4,
     clip_high: float = 4e-4,
+    ratio_cap: float | None = None,
     kl_coefficient: float = 0.0,
     kl_kind: str | None = None,
     kl_place: str | None = None,
@@ -201,7 +202,7 @@ def gspo(
 
     Defaults: The clip is the paper's. `samples` is ours. `None` means what it does for `grpo`. With TRL's own defaults beside
       its sequence level, long sequences weigh more: the convention "trl-1.16" is that. Of verl it is the mean that its loss
-      has without a configuration, whose default is the mean over tokens.
+      has without a configuration, whose default is the mean over tokens; `ratio_cap` is its largest log-ratio (nats).
     """
     penalty, terms = kl_parts(kl_place, kl_coefficient, kl_kind, None, kl_bound)
     advantage = standardised(
@@ -210,7 +211,7 @@ def gspo(
     return (
         grouped(samples=samples),
         chain(advantage, *penalty, choice("aggregation", aggregation, AGGREGATIONS)),
-        objective(policy(ratio=sequence_ratio(), trust=clip(low=clip_low, high=clip_high)), *terms),
+        objective(policy(ratio=sequence_ratio(highest=ratio_cap), trust=clip(low=clip_low, high=clip_high)), *terms),
     )
 
 

@@ -22,13 +22,14 @@ from jaxrl_llm.rollouts import grouped, grouped_with_anchors
 @method(
     paper="Group Sequence Policy Optimization (Zheng et al., 2025)",
     url="https://arxiv.org/abs/2507.18071",
-    conventions={"tunix-0.1": {"clip_low": 0.2, "clip_high": 0.2} | TUNIX | TUNIX_KL},
+    conventions={"tunix-0.1": {"clip_low": 0.2, "clip_high": 0.2, "ratio_cap": 10.0} | TUNIX | TUNIX_KL},
 )
 def gspo_token(
     *,
     samples: int = 8,
     clip_low: float = 3e-4,
     clip_high: float = 4e-4,
+    ratio_cap: float | None = None,
     kl_coefficient: float = 0.0,
     kl_kind: str | None = None,
     degrees_of_freedom: int | None = None,
@@ -36,14 +37,15 @@ def gspo_token(
 ):
     """GSPO whose tokens keep advantages and gradients of their own under the ratio of their sequence.
 
-    Defaults: The clip is the paper's. `samples` is ours. `None` means a KL of kind k3, 0 degrees of freedom and an epsilon of
-      1e-6.
+    Defaults: The clip is the paper's. `samples` is ours. `None` means no cap of the log-ratio (nats), a KL of kind k3, 0
+      degrees of freedom and an epsilon of 1e-6.
     """
     _, terms = kl_parts(None, kl_coefficient, kl_kind)
+    ratio = objectives.sequence_token_ratio(highest=ratio_cap)
     return (
         grouped(samples=samples),
         chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), sequence_mean()),
-        objective(policy(ratio=objectives.sequence_token_ratio(), trust=clip(low=clip_low, high=clip_high)), *terms),
+        objective(policy(ratio=ratio, trust=clip(low=clip_low, high=clip_high)), *terms),
     )
 
 
@@ -131,6 +133,8 @@ def vespo(
     positive_rate: float = 3.0,
     negative_shape: float = 3.0,
     negative_rate: float = 2.0,
+    weight_high: float | None = None,
+    weight_outside: str | None = None,
     kl_coefficient: float = 0.0,
     kl_kind: str | None = None,
     kl_unbiased: bool | str | None = None,
@@ -139,15 +143,21 @@ def vespo(
 ):
     """REINFORCE with group advantages and a weight of whole sequences that falls off on both sides of ratio 1.
 
-    Defaults: Shapes k and rates lambda are those of TRL 1.16, which follows the paper. `samples` is ours. `None` means what it
-      does for `grpo`.
+    Defaults: Shapes k and rates lambda are those of TRL 1.16, which follows the paper. `samples` is ours. With a bound
+      `weight_high`, such as TRL's 3, the weight of the sequence also holds the weights of its tokens over the sampler's engine,
+      which beyond it are cut ("truncate", the default) or 0 ("mask"). Other `None` mean what they do for `grpo`.
     """
+    reject_inert(weight_high is None and weight_outside is not None, "weight_outside", weight_outside, "weight_high is None")
+    ratio = objectives.sequence_total_ratio()
+    if weight_high is not None:
+        engine = objectives.importance_weight(high=weight_high, outside=weight_outside or "truncate")
+        ratio = objectives.corrected_total_ratio(weight=engine)
     _, terms = kl_parts(None, kl_coefficient, kl_kind, kl_unbiased)
     weight = objectives.vespo(positive=(positive_shape, positive_rate), negative=(negative_shape, negative_rate))
     return (
         grouped(samples=samples),
         chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()),
-        objective(policy(ratio=objectives.sequence_total_ratio(), trust=weight), *terms),
+        objective(policy(ratio=ratio, trust=weight), *terms),
     )
 
 

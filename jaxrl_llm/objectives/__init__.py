@@ -20,6 +20,7 @@ from jaxrl_llm.objectives.contrast import (
     probability_ratio,
     squared_hinge_kl,
 )
+from jaxrl_llm.objectives.diagnostics import policy_gap
 from jaxrl_llm.objectives.distillation import (
     alpha_divergence,
     divergence,
@@ -62,6 +63,7 @@ from jaxrl_llm.objectives.preference_links import (
 from jaxrl_llm.objectives.projection import projected
 from jaxrl_llm.objectives.ranking import pairwise_clip, pairwise_ranking, plackett_luce
 from jaxrl_llm.objectives.ratios import (
+    corrected_total_ratio,
     geometric_ratio,
     likelihood,
     mixture_ratio,
@@ -126,6 +128,7 @@ __all__ = [
     "contrastive_policy_gradient",
     "controlled_reference_point",
     "covariance_clip_mask",
+    "corrected_total_ratio",
     "discopop_link",
     "discriminative",
     "divergence",
@@ -168,6 +171,7 @@ __all__ = [
     "pairwise_ranking",
     "plackett_luce",
     "policy",
+    "policy_gap",
     "positive_advantage",
     "positive_link",
     "preference",

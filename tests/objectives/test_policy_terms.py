@@ -17,6 +17,8 @@ RATIOS = [
     ("sequence_mean_ratio", "sequence_ratio", {}),
     ("sequence_total_ratio", "sequence_total_ratio", {}),
     ("sequence_token_ratio", "sequence_token_ratio", {}),
+    ("sequence_mean_ratio", "sequence_ratio", {"highest": 0.05}),
+    ("sequence_token_ratio", "sequence_token_ratio", {"highest": 0.05}),
     ("geometric_ratio", "geometric_ratio", {"low": 0.2, "high": 0.3}),
     ("turn_ratio", "turn_ratio", {"against": "proximal"}),
     ("likelihood", "likelihood", {}),
@@ -81,6 +83,26 @@ def test_ratio(reference, name, options, case):
     expected = functools.partial(oracle.surrogate, ratio=theirs, trust=oracle.plain_clip)
     harness.check(policy(ratio=ratio), case, expected)
     np.testing.assert_allclose(ratio(*harness.build(case)), theirs(*[extended(case)] * 2).astype(float), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("options", [{"high": 1.2}, {"low": 0.8, "high": 1.2, "outside": "mask"}])
+@brief
+@given(case=batch_cases())
+def test_corrected_total_ratio(options, case):
+    theirs = functools.partial(oracle.corrected_total_ratio, **options)
+    trust = functools.partial(oracle.bounded_weight, high=0.3, low=0.2)
+    expected = functools.partial(oracle.surrogate, ratio=theirs, trust=trust)
+    ratio = objectives.corrected_total_ratio(weight=objectives.importance_weight(**options))
+    harness.check(policy(ratio=ratio, trust=objectives.cispo(high=0.3, low=0.2)), case, expected)
+
+
+@pytest.mark.parametrize("against", ["behavior", "proximal"])
+@brief
+@given(case=batch_cases())
+def test_policy_gap(against, case):
+    metrics = harness.check(objectives.policy_gap(against=against), case, lambda live, case: np.longdouble(0.0))
+    for name, expected in oracle.policy_gap(extended(case), against=against).items():
+        np.testing.assert_allclose(metrics[f"gap/{name}"], float(expected), rtol=2e-4, atol=1e-5, err_msg=name)
 
 
 @brief

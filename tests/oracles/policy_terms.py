@@ -76,9 +76,15 @@ def averaged(x, case, groups):
     return result
 
 
-def sequence_mean_ratio(live, case, *, against="behavior"):
+def capped(x, case, highest):
+    for place in actions(case) if highest is not None else []:
+        x[place] = min(x[place], np.longdouble(highest))
+    return x
+
+
+def sequence_mean_ratio(live, case, *, against="behavior", highest=None):
     """log s = 1 / |y| sum_t x_t."""
-    return averaged(tokens(live, case, against), case, rollouts_of(case).values())
+    return capped(averaged(tokens(live, case, against), case, rollouts_of(case).values()), case, highest)
 
 
 def sequence_total_ratio(live, case, *, against="behavior"):
@@ -90,10 +96,43 @@ def sequence_total_ratio(live, case, *, against="behavior"):
     return result
 
 
-def sequence_token_ratio(live, case, *, against="behavior"):
+def corrected_total_ratio(live, case, **weight):
+    """sum_t (log pi - log proximal) + sum_t log w_t, w_t from 1e-8, without gradient; within +-20."""
+    x, w, result = tokens(live, case, "proximal"), importance_weight(case, **weight), zeros(case)
+    for places in rollouts_of(case).values():
+        total = sum(x[p] + np.log(max(w[p], np.longdouble(1e-8))) for p in places)
+        for place in places:
+            result[place] = kept_within(total)
+    return result
+
+
+def policy_gap(case, *, against):
+    """Perplexities, chi-squared divergences and the effective sample size, of rollouts and actions that count."""
+    x, other, places = tokens(case, case, against), against_logp(case, against), counting(case)
+    rollouts = [[p for p in own if p in places] for own in rollouts_of(case).values()]
+    rollouts = [own for own in rollouts if own]
+    if not places:
+        return dict.fromkeys(("perplexity", "chi_squared", "chi_squared_sequence", "effective_sample_size"), 0.0)
+
+    def mean(values):
+        return sum(values) / len(values)
+
+    ours = [mean([finite(case.logp[p]) for p in own]) for own in rollouts]
+    theirs = [mean([finite(other[p]) for p in own]) for own in rollouts]
+    square = mean([np.exp(2 * x[p]) for p in places])
+    return {
+        "perplexity": mean([np.exp(min(-value, BOUND)) for value in ours]),
+        "perplexity_ratio": mean([np.exp(kept_within(b - a)) for a, b in zip(ours, theirs, strict=True)]),
+        "chi_squared": square - 1,
+        "chi_squared_sequence": mean([np.exp(2 * kept_within(sum(x[p] for p in own))) for own in rollouts]) - 1,
+        "effective_sample_size": mean([np.exp(x[p]) for p in places]) ** 2 / square,
+    }
+
+
+def sequence_token_ratio(live, case, *, against="behavior", highest=None):
     """sg(log s) + log pi_t - sg(log pi_t), GSPO-token, https://arxiv.org/abs/2507.18071, equation 14."""
     s = sequence_mean_ratio(case, case, against=against)
-    return s + tokens(live, case, against) - tokens(case, case, against)
+    return capped(s + tokens(live, case, against) - tokens(case, case, against), case, highest)
 
 
 def geometric_ratio(live, case, *, low=0.4, high=0.4, against="behavior"):
