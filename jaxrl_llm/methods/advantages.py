@@ -150,7 +150,7 @@ def reinforce_plus_plus_baseline(
     clip_high: float = 0.2,
     clip_dual: float | None = None,
     kl_coefficient: float = 1e-3,
-    kl_kind: str | None = None,
+    kl_kind: str = "k2",
     kl_place: str | None = None,
     kl_unbiased: bool | str | None = None,
     kl_bound: float | None = None,
@@ -159,11 +159,10 @@ def reinforce_plus_plus_baseline(
 ):
     """The group's mean as baseline, and the deviation of the advantages of the whole step as scale; a k2 penalty in the loss.
 
-    Defaults: The kind of the penalty (`kl_kind=None` is k2, or k1 in the "advantage") is the paper's; all numbers are ours.
-      Other `None` mean what they do for `grpo`. Both kinds of `whitening` are over tokens: Bessel's variance with 1e-8 in the
-      root, or the population's, at least 1e-8.
+    Defaults: The kind of the penalty is the paper's; all numbers are ours. `None` means what it does for `grpo`. Both kinds of
+      `whitening` are over tokens: Bessel's variance with 1e-8 in the root, or the population's, at least 1e-8.
     """
-    kind = "k2" if kl_coefficient and kl_kind is None and kl_place is None else kl_kind
+    kind = kl_kind if kl_coefficient or kl_kind != "k2" else None
     penalty, terms = kl_parts(kl_place, kl_coefficient, kind, kl_unbiased, kl_bound)
     return (
         grouped(samples=samples),
