@@ -30,8 +30,8 @@ epsilon stands (`estimators.std_scale(placement=...)`), over which rows a baseli
 in its group is compared with (`alone=...`).
 
 **The bound of log-ratios.** Here every difference of two log-probabilities is kept within +-20 nats, and has no gradient
-beyond, as in verl, NeMo-RL and Tunix: importance ratios of tokens, sums of them over whole sequences, estimates of the KL,
-the log-ratios of preferences (`numerics.log_ratio`). TRL has no such bound, PipelineRL 10 for the KL.
+beyond, as in most losses of verl and Tunix: importance ratios of tokens, sums of them over whole sequences, estimates of the
+KL (NeMo-RL too), the log-ratios of preferences (`numerics.log_ratio`). TRL has no such bound, PipelineRL 10 for the KL.
 `objectives.kl(ratio_bound=...)` moves or lifts that of a KL, `objectives.kl(bound=...)` bounds its estimates, and
 `objectives.sequence_ratio(highest=...)` the ratios of GSPO. What two healthy policies say of a sampled token is far from 20
 nats; the bound keeps products finite in float32 where one of them is not.
