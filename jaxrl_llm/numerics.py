@@ -8,6 +8,8 @@ from jax import lax
 
 # exp(20) = 4.9e8 keeps products with advantages and squared terms finite in float32.
 MAX_LOG_RATIO = 20.0
+# exp(80) = 5.5e34 is finite in float32.
+MAX_EXPONENT = 80.0
 KL_KINDS = ("k1", "k2", "k3", "abs", "k1+", "k3+", "abs+")
 
 
@@ -57,21 +59,21 @@ def _through_a_loop(value):
     return lax.while_loop(lambda carry: carry[0] < turns, turn, (jnp.zeros_like(turns), value))[1]
 
 
-def log_ratio(logp, other_logp):
-    """`logp - other_logp` in nats, kept within +-20.
+def log_ratio(logp, other_logp, bound: float | None = MAX_LOG_RATIO):
+    """`logp - other_logp` in nats, kept within +-`bound`, 20 by default; None for no bound.
 
-    Equal infinities give 0, one infinity gives the bound of its sign; beyond the bounds the gradient is 0. NaN stays
-    NaN, so that a broken network is seen.
+    Equal infinities give 0, one infinity gives the bound of its sign (20 without any); beyond the bounds the gradient is 0.
+    NaN stays NaN, so that a broken network is seen.
     """
     known = jnp.isfinite(logp) & jnp.isfinite(other_logp)
     difference = jnp.where(known, logp, 0.0) - jnp.where(known, other_logp, 0.0)
-    bounded = jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    infinite = jnp.sign(jnp.nan_to_num(logp) - jnp.nan_to_num(other_logp)) * MAX_LOG_RATIO
+    bounded = difference if bound is None else jnp.clip(difference, -bound, bound)
+    infinite = jnp.sign(jnp.nan_to_num(logp) - jnp.nan_to_num(other_logp)) * (MAX_LOG_RATIO if bound is None else bound)
     broken = jnp.isnan(logp) | jnp.isnan(other_logp)
     return jnp.where(known, bounded, jnp.where(broken, jnp.nan, infinite))
 
 
-def kl_estimate(logp, reference_logp, kind: str):
+def kl_estimate(logp, reference_logp, kind: str, bound: float | None = MAX_LOG_RATIO):
     """Single-sample estimate of KL(policy || reference), in nats, from a token that the policy sampled.
 
     With x = reference_logp - logp: "k1" is -x (unbiased, of either sign), "k2" is x^2 / 2 (its gradient is that of the
@@ -82,6 +84,7 @@ def kl_estimate(logp, reference_logp, kind: str):
       logp: log-probabilities of the policy, nats, any shape.
       reference_logp: log-probabilities of the reference, nats, same shape.
       kind: one of `KL_KINDS`.
+      bound: of |x| (nats), see `log_ratio`; None for none, and then exp(x) is constant beyond 80 nats.
 
     Raises:
       ValueError: an unknown kind.
@@ -91,8 +94,9 @@ def kl_estimate(logp, reference_logp, kind: str):
     """
     if kind not in KL_KINDS:
         raise ValueError(f"kind of KL estimate is {kind!r}; it must be one of {KL_KINDS}")
-    x = log_ratio(reference_logp, logp)
+    x = log_ratio(reference_logp, logp, bound)
     square = 0.5 * jnp.square(x)
     # Unlike `jnp.abs`, the maximum has slope 0 at 0, where policy and reference agree.
-    value = {"k1": -x, "k2": square, "k3": jnp.expm1(x) - x, "abs": jnp.maximum(x, -x)}[kind.removesuffix("+")]
+    growth = jnp.expm1(jnp.minimum(x, MAX_EXPONENT))
+    value = {"k1": -x, "k2": square, "k3": growth - x, "abs": jnp.maximum(x, -x)}[kind.removesuffix("+")]
     return square + jax.lax.stop_gradient(value - square) if kind.endswith("+") else value

@@ -250,3 +250,8 @@ def _check_rank(node, value, name: str = "tokens") -> None:
     if len(getattr(value, "shape", ())) != 2:
         found = getattr(value, "shape", value)
         raise ValueError(f"{type(node).__name__}.{name} must have two axes, rows and tokens; got {found}")
+
+
+def own_weight(name: str) -> str:
+    """Where the shares of a term with an aggregation of its own stand in `extras`."""
+    return f"weight:{name}"

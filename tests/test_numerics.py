@@ -124,3 +124,12 @@ def test_the_maximum_of_what_is_materialised_is_one_of_it():
         return (below == 0).sum(-1), jnp.exp(below).sum(-1), (jnp.abs(below) / 0.7).min(-1)
 
     np.testing.assert_array_equal(jax.jit(hits)(x)[0], 1)
+
+
+def test_the_bound_of_a_log_ratio_is_an_option():
+    far, near = jnp.float32(-1.0), jnp.float32(-31.0)
+    assert float(log_ratio(far, near)) == 20.0 and float(log_ratio(far, near, None)) == 30.0
+    assert float(log_ratio(far, near, 10.0)) == 10.0 and float(log_ratio(near, far, 10.0)) == -10.0
+    assert float(log_ratio(far, jnp.float32(-jnp.inf), None)) == 20.0
+    assert float(kl_estimate(far, near, "k2")) == 200.0 and float(kl_estimate(far, near, "k2", None)) == 450.0
+    assert np.isfinite(kl_estimate(jnp.float32(-500.0), far, "k3", None))

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxrl_llm.types import Batch, Rollouts
+from jaxrl_llm.types import Batch, Rollouts, own_weight
 
 # Fields of a rollout row that keep their name and meaning in a batch.
 _COPIED = ("tokens", "mask", "advantage", "weight", "behavior_logp")
@@ -108,7 +108,19 @@ def unpack(values: np.ndarray, batch: Batch, rows: int, width: int) -> np.ndarra
 
 def has_weight(rollouts: Rollouts) -> np.ndarray:
     """Rows [N] with a share in the loss; the others cannot change it."""
-    return np.abs(np.asarray(rollouts.weight)).sum(axis=1) > 0
+    return sum(np.abs(np.asarray(weight)).sum(axis=1) for weight in _weights(rollouts).values()) > 0
+
+
+def scale_weights(rollouts: Rollouts, factor: float) -> Rollouts:
+    """The rollouts with all shares times `factor`, those of terms with shares of their own too."""
+    scaled = {name: weight * factor for name, weight in _weights(rollouts).items()}
+    return rollouts.replace(weight=scaled.pop("weight"), extras=rollouts.extras | scaled)
+
+
+def _weights(rollouts: Rollouts) -> dict:
+    """The shares of the loss, and those of terms with shares of their own, by name."""
+    own = {name: value for name, value in rollouts.extras.items() if name.startswith(own_weight(""))}
+    return {"weight": rollouts.weight} | own
 
 
 def round_up(count: int) -> int:

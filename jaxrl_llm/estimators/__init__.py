@@ -29,7 +29,7 @@ from jaxrl_llm.estimators.lengths import (
 )
 from jaxrl_llm.estimators.normalisers import running_scale, whiten
 from jaxrl_llm.estimators.pass_at_k import best_lead_advantage, pass_at_k_advantage
-from jaxrl_llm.estimators.returns import kl_in_reward, reward_to_go, rewards_per_token
+from jaxrl_llm.estimators.returns import kl_in_advantage, kl_in_reward, reward_to_go, rewards_per_token
 from jaxrl_llm.estimators.reweighting import (
     entropy_guided_weight,
     exponential_weight,
@@ -38,20 +38,35 @@ from jaxrl_llm.estimators.reweighting import (
     semantic_entropy_weight,
 )
 from jaxrl_llm.estimators.risk import risk_advantage
-from jaxrl_llm.estimators.scales import mad_scale, mean_scale, std_scale
+from jaxrl_llm.estimators.scales import constant_scale, mad_scale, mean_scale, nonzero_share_scale, std_scale
 from jaxrl_llm.estimators.schedules import budget_length_reward, format_diversity_reward, history_length_reward
 from jaxrl_llm.estimators.scores import row_scores
 from jaxrl_llm.estimators.selection import down_sample, drop_surplus_negatives, policy_filtration, resample_by_score
-from jaxrl_llm.estimators.shaping import early_call_bonus, flaw_penalty, overlong_penalty, tool_call_reward, unlikeliness_reward
+from jaxrl_llm.estimators.shaping import (
+    early_call_bonus,
+    flaw_penalty,
+    overlong_penalty,
+    repetition_penalty,
+    tool_call_reward,
+    unlikeliness_reward,
+)
 from jaxrl_llm.estimators.statistics import best_and_worst, row_statistics
 from jaxrl_llm.estimators.support import support_reward
 from jaxrl_llm.estimators.tables import cumulative_advantage, role_advantage, tracked_advantage
 from jaxrl_llm.estimators.tail_risk import cvar_advantage
+from jaxrl_llm.estimators.teacher import teacher_advantage
 from jaxrl_llm.estimators.token_baseline import optimal_token_baseline
 from jaxrl_llm.estimators.tree import prefix_tree_advantage
 from jaxrl_llm.estimators.turns import state_advantage, turn_returns
 from jaxrl_llm.estimators.votes import majority_reward, novelty_reward, pseudo_label_advantage
-from jaxrl_llm.estimators.weighting import constant, pair_mean, sequence_mean, sequence_mean_token_sum, token_mean
+from jaxrl_llm.estimators.weighting import (
+    constant,
+    named_weighting,
+    pair_mean,
+    sequence_mean,
+    sequence_mean_token_sum,
+    token_mean,
+)
 
 __all__ = [
     "hidden_reward_weighting",
@@ -68,6 +83,7 @@ __all__ = [
     "conflict_mean",
     "conflict_weighting",
     "constant",
+    "constant_scale",
     "cosine_length_reward",
     "cumulative_advantage",
     "cvar_advantage",
@@ -88,6 +104,7 @@ __all__ = [
     "group_advantage",
     "group_gap_weight",
     "history_length_reward",
+    "kl_in_advantage",
     "kl_in_reward",
     "lagrangian_advantage",
     "leave_one_out_baseline",
@@ -105,6 +122,8 @@ __all__ = [
     "minus_value",
     "moving_average_advantage",
     "novelty_reward",
+    "named_weighting",
+    "nonzero_share_scale",
     "optimal_token_baseline",
     "overlong_penalty",
     "pair_mean",
@@ -113,6 +132,7 @@ __all__ = [
     "prefix_tree_advantage",
     "pseudo_label_advantage",
     "relative_length_reward",
+    "repetition_penalty",
     "resample_by_score",
     "reward_to_go",
     "rewards_per_token",
@@ -133,6 +153,7 @@ __all__ = [
     "token_group_advantage",
     "support_reward",
     "target_return",
+    "teacher_advantage",
     "token_mean",
     "tool_call_reward",
     "tracked_advantage",

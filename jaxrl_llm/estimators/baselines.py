@@ -2,6 +2,7 @@
 
 A baseline is a function `(score [N], present [N], rollouts) -> baseline [N]`, where `present` marks the rows that count. Those
 relative to a pool of rows give a row of a uniform pool, or of a pool of its own, exactly its own score: its advantage is 0.
+With `alone="none"` a row in a pool of its own has a baseline of 0 instead, as in verl: it keeps its score.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable
 from jaxrl_llm.estimators.pools import (
+    alone_in,
     group_mean,
     group_quantile,
     group_range,
@@ -19,21 +21,31 @@ from jaxrl_llm.estimators.pools import (
 )
 from jaxrl_llm.numerics import masked, safe_divide
 
-# What a row that has nobody to be compared with may have for a baseline.
-ALONE = ("own", "none")
+
+def _unless_alone(baseline, present, pool, alone: str):
+    """The baseline, or with `alone="none"` 0 where a row has no others."""
+    lonely = alone_in(present, pool, alone)
+    return baseline if lonely is None else jnp.where(lonely, 0.0, baseline)
 
 
 @composable(annotations=pool_annotations)
-def mean_baseline(score, present, rollouts, *, over: str = "group", virtual: tuple[float, ...] = ()):
+def mean_baseline(score, present, rollouts, *, over: str = "group", virtual: tuple[float, ...] = (), alone: str = "own"):
     """Mean score of the present rows of the pool.
 
     Args:
       over: the pool: "group", "batch", or the name of integers [N] in `rollouts.extras`: rows of the group that share it.
       virtual: scores of samples that nobody drew, added to each pool: with (1.0,), groups of wrong answers learn too.
+      alone: the baseline of a row without others: "own", the mean of it and of the virtual ones, or "none", 0 (verl).
+
+    Raises:
+      ValueError: an unknown kind of baseline for rows alone, or "none" beside virtual samples, with which no row is alone.
 
     Source: GRPO, https://arxiv.org/abs/2402.03300; virtual samples: NGRPO, https://arxiv.org/abs/2509.18851
     """
-    return group_mean(score, present, pool_of(rollouts, over), virtual)
+    if virtual and alone == "none":
+        raise ValueError(f"alone='none' with virtual={virtual}: no row is alone beside virtual samples; leave one of them out")
+    pool = pool_of(rollouts, over)
+    return _unless_alone(group_mean(score, present, pool, virtual), present, pool, alone)
 
 
 @composable(annotations=pool_annotations)
@@ -50,33 +62,47 @@ def leave_one_out_baseline(score, present, rollouts, *, over: str = "group", alo
 
     Source: RLOO, https://arxiv.org/abs/2402.14740
     """
-    if alone not in ALONE:
-        raise ValueError(f"alone is {alone!r}; it must be one of {ALONE}")
     pool = pool_of(rollouts, over)
     kept, others = masked(score, present), group_sum(present, pool) - present
     mean = safe_divide(group_sum(kept, pool) - kept, others)
     baseline = jnp.where(group_range(score, present, pool) > 0, mean, score)
-    return baseline if alone == "own" else jnp.where(others > 0, baseline, 0.0)
+    return _unless_alone(baseline, present, pool, alone)
 
 
 @composable(annotations=pool_annotations)
-def length_weighted_baseline(score, present, rollouts, *, over: str = "group"):
+def length_weighted_baseline(score, present, rollouts, *, over: str = "group", alone: str = "own"):
     """Mean score of the pool, each row weighted by its number of actions l: sum(l r) / sum(l).
 
     It is the baseline of least variance where squared gradients of log-probabilities grow like the length.
+
+    Args:
+      over: the pool, as in `mean_baseline`.
+      alone: the baseline of a row without others: "own", its own score, or "none", 0 (verl).
+
+    Raises:
+      ValueError: an unknown kind of baseline for rows alone.
 
     Source: OPO, https://arxiv.org/abs/2505.23585
     """
     pool = pool_of(rollouts, over)
     length = rollouts.mask.sum(axis=1) * present
     mean = safe_divide(group_sum(masked(score, present) * length, pool), group_sum(length, pool))
-    return jnp.where(group_range(score, present, pool) > 0, mean, score)
+    return _unless_alone(jnp.where(group_range(score, present, pool) > 0, mean, score), present, pool, alone)
 
 
 @composable(annotations=pool_annotations)
-def median_baseline(score, present, rollouts, *, over: str = "group"):
-    """Median score of the present rows of the pool; the mean of the middle two where their number is even."""
-    return group_quantile(score, present, pool_of(rollouts, over), 0.5)
+def median_baseline(score, present, rollouts, *, over: str = "group", alone: str = "own"):
+    """Median score of the present rows of the pool; the mean of the middle two where their number is even.
+
+    Args:
+      over: the pool, as in `mean_baseline`.
+      alone: the baseline of a row without others: "own", its own score, or "none", 0.
+
+    Raises:
+      ValueError: an unknown kind of baseline for rows alone.
+    """
+    pool = pool_of(rollouts, over)
+    return _unless_alone(group_quantile(score, present, pool, 0.5), present, pool, alone)
 
 
 @composable(annotations=lambda options: (options["annotation"],))

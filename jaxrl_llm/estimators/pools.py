@@ -10,6 +10,8 @@ from jaxrl_llm.types import Rollouts
 
 # Where the small number that keeps a division finite may stand; see `divisor`.
 PLACEMENTS = ("outside", "inside", "floor", "where_positive")
+# What a row that has nobody to be compared with is compared with.
+ALONE = ("own", "none")
 
 
 def classes(*keys):
@@ -66,6 +68,17 @@ def group_range(values, present, group):
     return jnp.where(high >= low, high - low, 0.0)
 
 
+def alone_in(present, group, alone: str):
+    """Which rows [N] are the only present one of their group where `alone` is "none"; None where it is "own".
+
+    Raises:
+      ValueError: another word.
+    """
+    if alone not in ALONE:
+        raise ValueError(f"alone is {alone!r}; it must be one of {ALONE}")
+    return None if alone == "own" else group_sum(present, group) - present <= 0
+
+
 def one_each(present, group):
     """One [N] for the first present row of each group, 0 for all others."""
     rows = jnp.arange(present.shape[0])
@@ -77,6 +90,27 @@ def group_variance(values, present, group, degrees_of_freedom: int = 0, virtual:
     mean = group_mean(values, present, group, virtual)
     squares = group_sum(jnp.square(masked(values - mean, present)), group) + sum(jnp.square(value - mean) for value in virtual)
     return safe_divide(squares, jnp.maximum(group_sum(present, group) + len(virtual) - degrees_of_freedom, 0.0))
+
+
+def others_variance(values, present, group, degrees_of_freedom: int = 0):
+    """Variance [N] of the present `values` of the other rows of each row's group; 0 where no degree of freedom is left.
+
+    Exactly 0 where the others are equal.
+    """
+    centred = masked(values - group_mean(values, present, group), present)
+    count = group_sum(present, group) - present
+    total, squares = group_sum(centred, group) - centred, group_sum(jnp.square(centred), group) - jnp.square(centred)
+    deviation = jnp.maximum(squares - safe_divide(jnp.square(total), count), 0.0)
+    low, high = _others_bound(-values, present, group), _others_bound(values, present, group)
+    return jnp.where(high > -low, safe_divide(deviation, jnp.maximum(count - degrees_of_freedom, 0.0)), 0.0)
+
+
+def _others_bound(values, present, group):
+    """Largest of the present `values` of the other rows of each row's group; -inf where there are none."""
+    highest = group_bounds(values, present, group)[1]
+    holds = present * (values == highest)
+    second = group_bounds(values, present * (1 - holds), group)[1]
+    return jnp.where((holds > 0) & (group_sum(holds, group) == 1), second, highest)
 
 
 def group_rank(values, present, group):

@@ -25,10 +25,16 @@ def rewards_per_token(rollouts: Rollouts, reward_weights: tuple[float, ...] | No
 
 
 @stateless(annotations=("behavior_logp", "reference_logp"))
-def kl_in_reward(rollouts: Rollouts, *, coefficient: float = 0.05, kind: str = "k1") -> Rollouts:
+def kl_in_reward(rollouts: Rollouts, *, coefficient: float = 0.05, kind: str = "k1", bound: float | None = None) -> Rollouts:
     """Subtracts `coefficient * KL estimate` (nats) of each action from its token reward.
 
     The policy's side is `behavior_logp`, the policy that sampled; `extras["reference_logp"]` [N, T] the reference's.
+
+    Args:
+      rollouts: with both.
+      coefficient: of the penalty.
+      kind: see `numerics.kl_estimate`.
+      bound: largest size of an estimate (nats); OpenRLHF bounds every kind at 10.
 
     Raises:
       ValueError: an unknown kind, or one such as "k3+", whose other gradient has no meaning in a reward.
@@ -38,8 +44,33 @@ def kl_in_reward(rollouts: Rollouts, *, coefficient: float = 0.05, kind: str = "
     if kind.endswith("+"):
         raise ValueError(f"kind is {kind!r}, but a reward has no gradient that the '+' could change; take {kind[:-1]!r}")
     penalty = kl_estimate(rollouts.behavior_logp, rollouts.extras["reference_logp"], kind)
+    penalty = penalty if bound is None else jnp.clip(penalty, -bound, bound)
     earlier = 0.0 if rollouts.token_rewards is None else rollouts.token_rewards
     return rollouts.replace(token_rewards=earlier - coefficient * masked(penalty, rollouts.mask))
+
+
+@stateless(annotations=("reference_logp",))
+def kl_in_advantage(rollouts: Rollouts, *, coefficient: float = 0.01, kind: str = "k1", bound: float | None = None) -> Rollouts:
+    """Subtracts `coefficient` times the KL estimates (nats) of an action and of all later ones from its advantage.
+
+    The penalty is a reward that no baseline and no scale sees: it stands behind them.
+
+    Args:
+      rollouts: with advantages, `behavior_logp` and `extras["reference_logp"]` [N, T].
+      coefficient: of the penalty.
+      kind: as in `kl_in_reward`.
+      bound: as in `kl_in_reward`.
+
+    Raises:
+      ValueError: as in `kl_in_reward`.
+
+    Source: OpenRLHF, whose advantages of groups are rewards to which the penalty is added
+    """
+    bare = rollouts.replace(token_rewards=None)
+    penalty = kl_in_reward.function(bare, coefficient=coefficient, kind=kind, bound=bound).token_rewards
+    taken = rollouts.mask * rollouts.valid[:, None]
+    rest = discounted_sums(masked(penalty, taken), rollouts.mask, 1.0)
+    return rollouts.replace(advantage=masked(rollouts.advantage + rest, taken))
 
 
 @stateless

@@ -89,3 +89,17 @@ def by_action(mask, *arrays):
         return masked(jnp.take_along_axis(values, jnp.argsort(order, axis=1), axis=1), mask)
 
     return packed, back
+
+
+def by_place(mask, *arrays):
+    """The same by place: in column t what stands t places behind the first action of the row, actions or not."""
+    width = mask.shape[1]
+    first = jnp.argmax(mask > 0, axis=1)[:, None]
+    order = (jnp.arange(width) + first) % width
+    there = jnp.take_along_axis(mask, order, axis=1)
+    moved = [masked(jnp.take_along_axis(array, order, axis=1), there) for array in arrays]
+
+    def back(values):
+        return masked(jnp.take_along_axis(values, (jnp.arange(width) - first) % width, axis=1), mask)
+
+    return moved, back

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.components import component_of, with_component
 from jaxrl_llm.estimators.pools import group_bounds, group_mean, group_rank, group_sum
-from jaxrl_llm.estimators.scores import last_action, row_logp
+from jaxrl_llm.estimators.scores import by_action, last_action, row_logp
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
@@ -30,6 +30,33 @@ def overlong_penalty(rollouts: Rollouts, *, max_length: int, buffer: int, penalt
     amount = -penalty * jnp.clip((actions - (max_length - buffer)) / buffer, 0.0, 1.0)
     earlier = 0.0 if rollouts.token_rewards is None else rollouts.token_rewards
     return rollouts.replace(token_rewards=earlier + amount[:, None] * last_action(rollouts.mask))
+
+
+@stateless
+def repetition_penalty(rollouts: Rollouts, *, size: int = 3, penalty: float = 1.0) -> Rollouts:
+    """Takes `penalty` times the share of repeated runs of `size` tokens off the token reward of the last action.
+
+    The share is 1 - different runs / all runs of consecutive actions; rows with fewer actions have none.
+
+    Raises:
+      ValueError: a size below 1.
+
+    Source: https://arxiv.org/abs/2502.03373, appendix C.2, as in TRL
+    """
+    if size < 1:
+        raise ValueError(f"size is {size}; it must be at least 1 token")
+    runs = rollouts.tokens.shape[1] - size + 1
+    if runs < 1:
+        return rollouts
+    (tokens, there), _ = by_action(rollouts.mask, rollouts.tokens, rollouts.mask)
+    complete = there[:, size - 1 :] > 0
+    keys = [jnp.where(complete, tokens[:, start : start + runs], -1) for start in range(size)]
+    order = jnp.lexsort((*keys, ~complete), axis=1)
+    keys, complete = ([jnp.take_along_axis(key, order, axis=1) for key in keys], jnp.take_along_axis(complete, order, axis=1))
+    new = sum(jnp.pad(key[:, 1:] != key[:, :-1], ((0, 0), (1, 0)), constant_values=True) for key in keys) > 0
+    share = safe_divide((complete & ~new).sum(axis=1).astype(jnp.float32), complete.sum(axis=1).astype(jnp.float32))
+    earlier = 0.0 if rollouts.token_rewards is None else rollouts.token_rewards
+    return rollouts.replace(token_rewards=earlier - penalty * share[:, None] * last_action(rollouts.mask))
 
 
 @stateless(annotations=("behavior_logp",))

@@ -6,15 +6,25 @@ import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.pools import group_bounds, group_sum
-from jaxrl_llm.estimators.scores import by_action
+from jaxrl_llm.estimators.scores import by_action, by_place
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
 TAILS = ("own", "none")
 
 
-@stateless(annotations=("proximal_logp", "proximal_log_collision"))
-def optimal_token_baseline(rollouts: Rollouts, *, tail: str = "own") -> Rollouts:
+ALIGNMENTS = ("action", "place")
+
+
+def _read(options) -> tuple[str, ...]:
+    weights = (options["weights"],) if options["weights"] else ()
+    return ("proximal_logp", "proximal_log_collision", *weights)
+
+
+@stateless(annotations=_read)
+def optimal_token_baseline(
+    rollouts: Rollouts, *, tail: str = "own", weights: str | None = None, by: str = "action"
+) -> Rollouts:
     """Takes the baseline of least variance off advantages that are returns, for each number of action by itself.
 
     B_t = sum(G W) / sum(W) over the rows of the group that have a t-th action, where G is its return and W the sum, over the
@@ -25,18 +35,26 @@ def optimal_token_baseline(rollouts: Rollouts, *, tail: str = "own") -> Rollouts
         of the token, and `extras["proximal_log_collision"]` [N, T], log of the sum of squared probabilities there.
       tail: what happens where one row alone goes on: "own", the baseline is its own return and nothing is learnt, or "none", no
         baseline (verl).
+      weights: name of `extras` [N, T], importance weights rho of the samples, such as truncated ones of the engine: the squared
+        gradient of each action is multiplied by rho^2 (verl); None for none.
+      by: "action" compares the t-th actions of the rows, "place" what stands at the same distance from the first action, tool
+        output included (verl's "optimal_token_baseline", where "tir_..." compares actions).
 
     Raises:
-      ValueError: an unknown tail.
+      ValueError: an unknown tail or alignment.
 
     Source: https://github.com/verl-project/verl, compute_multi_turn_optimal_token_baseline_advantage
     """
     if tail not in TAILS:
         raise ValueError(f"tail is {tail!r}; it must be one of {TAILS}")
+    if by not in ALIGNMENTS:
+        raise ValueError(f"by is {by!r}; it must be one of {ALIGNMENTS}")
     taken = rollouts.mask * rollouts.valid[:, None]
     chance, collision = (jnp.exp(jnp.minimum(rollouts.extras[f"proximal_{name}"], 0.0)) for name in ("logp", "log_collision"))
-    energy = jnp.cumsum(masked(1.0 - 2.0 * chance + collision, rollouts.mask), axis=1)
-    (there, returns, weight), back = by_action(rollouts.mask, taken, masked(rollouts.advantage, taken), masked(energy, taken))
+    square = 1.0 if weights is None else jnp.square(rollouts.extras[weights])
+    energy = jnp.cumsum(masked((1.0 - 2.0 * chance + collision) * square, rollouts.mask), axis=1)
+    align = by_action if by == "action" else by_place
+    (there, returns, weight), back = align(rollouts.mask, taken, masked(rollouts.advantage, taken), masked(energy, taken))
     baseline = safe_divide(group_sum(returns * weight, rollouts.group), group_sum(weight, rollouts.group))
     low, high = group_bounds(returns, there, rollouts.group)
     baseline = jnp.where(high > low, baseline, returns)

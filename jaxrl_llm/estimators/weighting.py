@@ -6,12 +6,13 @@ Rows that are not valid have no share and do not count. With nothing valid, all 
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.estimators.base import stateless
+from jaxrl_llm.estimators.base import Estimator, stateless
 from jaxrl_llm.estimators.pools import group_sum
 from jaxrl_llm.numerics import safe_divide
-from jaxrl_llm.types import Rollouts
+from jaxrl_llm.types import Rollouts, own_weight
 
 
 def _actions(rollouts: Rollouts):
@@ -49,6 +50,32 @@ def constant(rollouts: Rollouts, *, length: int) -> Rollouts:
         raise ValueError(f"length is {length}; it must be at least 1 token")
     actions = _actions(rollouts)
     return rollouts.replace(weight=safe_divide(actions, jnp.float32(length) * rollouts.valid.sum()))
+
+
+def _given_mask(options) -> tuple[str, ...]:
+    return (options["mask"],) if options["mask"] else ()
+
+
+@stateless(annotations=_given_mask, provides=lambda options: (own_weight(options["name"]),))
+def named_weighting(rollouts: Rollouts, *, name: str, weighting: Estimator, mask: str | None = None) -> Rollouts:
+    """Writes the shares that `weighting` gives as those of the terms `weighted(name=...)`; the others keep theirs.
+
+    So entropies may be averaged over tokens beside a loss averaged over sequences, or a critic learn from other tokens. The
+    counts are those of the whole step here too.
+
+    Args:
+      rollouts: N rows.
+      name: as in `objectives.weighted`.
+      weighting: an estimator of shares without a state, such as `token_mean()`.
+      mask: name of `extras` [N, T] that stands for the mask of the actions.
+
+    Example:
+      >>> chain(sequence_mean(), named_weighting(name="entropy", weighting=token_mean()))
+      chain(sequence_mean(), named_weighting(name='entropy', weighting=token_mean()))
+    """
+    seen = rollouts if mask is None else rollouts.replace(mask=jnp.asarray(rollouts.extras[mask], jnp.float32))
+    found, _ = weighting.update(seen, weighting.init(), jax.random.key(0))
+    return rollouts.replace(extras=rollouts.extras | {own_weight(name): found.weight})
 
 
 @stateless(annotations=("preference",))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import chain, group_advantage, token_group_advantage, token_mean
 from jaxrl_llm.methods.base import method
+from jaxrl_llm.methods.choices import standardised
+from jaxrl_llm.methods.libraries import TRL, VERL
 from jaxrl_llm.objectives import clip, kl, objective, policy, unclipped
 from jaxrl_llm.rollouts import dynamic_sampling, grouped
 
@@ -49,44 +51,71 @@ def m2po(*, samples: int = 8, budget: float = 0.04, harmful_only: bool = False):
     )
 
 
+def _sampled(samples: int, max_rounds: int | None):
+    """Dynamic sampling, or each prompt once."""
+    return grouped(samples=samples) if max_rounds is None else dynamic_sampling(samples=samples, max_rounds=max_rounds)
+
+
 ENTROPY_MECHANISM = {"paper": "The Entropy Mechanism of Reinforcement Learning (Cui et al., 2025)"}
 
 
-@method(**ENTROPY_MECHANISM, url="https://arxiv.org/abs/2505.22617")
+@method(
+    **ENTROPY_MECHANISM,
+    url="https://arxiv.org/abs/2505.22617",
+    conventions={"verl-0.10": {"max_rounds": None, "clip_low": 0.2, "clip_high": 0.2} | VERL},
+)
 def clip_cov(
     *,
     samples: int = 8,
-    max_rounds: int = 8,
+    max_rounds: int | None = 8,
     clip_low: float = 1.0,
     clip_high: float = 1.0,
     share: float = 2e-4,
     lowest: float = 1.0,
     highest: float = 5.0,
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+    alone: str | None = None,
 ):
     """DAPO that drops a random few of the tokens whose log-probability and advantage vary together most.
 
-    Defaults: All but `max_rounds` are those of the authors' scripts, whose statistics are of a micro-batch; here they are of
-      the whole batch, whatever the micro-batches.
+    Defaults: All but `max_rounds` are those of the authors' scripts, whose statistics are of a micro-batch, as are verl's; here
+      they are of the whole batch, whatever the micro-batches. `None` means that each prompt is sampled once, and what it does
+      for `grpo`.
     """
     mask = objectives.covariance_clip_mask(share=share, lowest=lowest, highest=highest, low=clip_low, high=clip_high)
     return (
-        dynamic_sampling(samples=samples, max_rounds=max_rounds),
-        chain(group_advantage(), token_mean()),
+        _sampled(samples, max_rounds),
+        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean()),
         objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(mask,))),
     )
 
 
-@method(**ENTROPY_MECHANISM, url="https://arxiv.org/abs/2505.22617")
-def kl_cov(*, samples: int = 8, max_rounds: int = 8, share: float = 2e-3, coefficient: float = 1.0):
+@method(
+    **ENTROPY_MECHANISM,
+    url="https://arxiv.org/abs/2505.22617",
+    conventions={"verl-0.10": {"max_rounds": None, "share": 2e-4, "coefficient": 0.1} | VERL},
+)
+def kl_cov(
+    *,
+    samples: int = 8,
+    max_rounds: int | None = 8,
+    share: float = 2e-3,
+    coefficient: float = 1.0,
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+    alone: str | None = None,
+):
     """Unclipped policy gradient with a KL penalty on the few tokens whose log-probability and advantage vary together most.
 
-    Defaults: All but `max_rounds` are those of the authors' scripts for 7B models, whose statistics are of a micro-batch; here
-      they are of the whole batch, whatever the micro-batches.
+    Defaults: All but `max_rounds` are those of the authors' scripts for 7B models, whose statistics are of a micro-batch, as
+      are verl's; here they are of the whole batch, whatever the micro-batches. `None` means that each prompt is sampled once,
+      and what it does for `grpo`.
     """
     few = objectives.top_covariance_mask(share=share)
     return (
-        dynamic_sampling(samples=samples, max_rounds=max_rounds),
-        chain(group_advantage(), token_mean()),
+        _sampled(samples, max_rounds),
+        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean()),
         objective(policy(trust=unclipped()), kl(coefficient=coefficient, kind="abs", against="behavior", factors=(few,))),
     )
 
@@ -123,17 +152,29 @@ def hapo_heterogeneous(
     )
 
 
-@method(paper="Beyond the 80/20 Rule (Wang et al., 2025)", url="https://arxiv.org/abs/2506.01939")
+@method(
+    paper="Beyond the 80/20 Rule (Wang et al., 2025)",
+    url="https://arxiv.org/abs/2506.01939",
+    conventions={"trl-1.16": {"max_rounds": None} | TRL},
+)
 def forking_tokens(
-    *, samples: int = 16, max_rounds: int = 8, share: float = 0.2, clip_low: float = 0.2, clip_high: float = 0.28
+    *,
+    samples: int = 16,
+    max_rounds: int | None = 8,
+    share: float = 0.2,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
 ):
     """DAPO on the fifth of the tokens whose distributions have the highest entropy.
 
     Defaults: The share and DAPO's clip are the paper's; `max_rounds` is ours. The quantile is of the whole batch: TRL takes
-      that of a micro-batch, and its result depends on the split. DAPO's penalty for long answers is left out.
+      that of a micro-batch, and its result depends on the split; its convention is its recipe for the paper. DAPO's penalty
+      for long answers is left out. `None` means that each prompt is sampled once, 0 degrees of freedom and an epsilon of 1e-6.
     """
     return (
-        dynamic_sampling(samples=samples, max_rounds=max_rounds),
-        chain(group_advantage(), token_mean()),
+        _sampled(samples, max_rounds),
+        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()),
         objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(objectives.top_entropy_mask(share=share),))),
     )

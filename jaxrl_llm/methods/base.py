@@ -97,6 +97,20 @@ class Method:
 
 
 @dataclasses.dataclass(frozen=True)
+class When:
+    """What a convention gives to an option where another option is on, neither None nor 0; where it is off, the default stands.
+
+    So a library's kind of KL belongs to a convention whose coefficient is 0, and comes in with a coefficient of the user's.
+    """
+
+    option: str
+    value: Any
+
+    def __repr__(self) -> str:
+        return f"{self.value!r} with {self.option}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry:
     """A method in the catalogue: the function that composes it, and what is known about it.
 
@@ -108,7 +122,8 @@ class Entry:
       paper: title, authors and year.
       url: of the paper.
       certainty: "exact" where the formula is that of the paper or of its authors' code; "sketch" where part of it is ours.
-      conventions: options by the name of a library or paper that uses the method's name for another formula.
+      conventions: options by the name of a library or paper that uses the method's name for another formula; an option may
+        be given as `When(...)`.
     """
 
     build: Callable[..., tuple]
@@ -160,10 +175,17 @@ def get(name: str, *, convention: str = "paper", **options) -> Method:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"method {name!r} has no option {unknown[0]!r}; it takes {', '.join(known) or 'no options'}")
-    chosen = entry.conventions[convention] | options
+    chosen = _chosen(known, entry.conventions[convention] | options)
     strategy, estimator, objective, *controllers = entry.build(**chosen)
     pairs = tuple(controllers[0].items()) if controllers else ()
     return Method(name, entry.paper, entry.url, strategy, estimator, objective, tuple((known | chosen).items()), pairs)
+
+
+def _chosen(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The options `given` by a convention and the user, those of `When` only where they apply."""
+    whole, plain = known | given, {name: value for name, value in given.items() if not isinstance(value, When)}
+    applying = {name: value.value for name, value in given.items() if isinstance(value, When) and whole[value.option]}
+    return {name: (plain | applying)[name] for name in given if name in plain or name in applying}
 
 
 def _entry(name: str) -> Entry:

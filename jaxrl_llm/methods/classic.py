@@ -9,13 +9,13 @@ from jaxrl_llm.estimators import (
     leave_one_out_baseline,
     pair_mean,
     reward_to_go,
-    sequence_mean,
     sequence_mean_token_sum,
     token_mean,
-    whiten,
 )
-from jaxrl_llm.methods.base import method
-from jaxrl_llm.methods.choices import kl_reward
+from jaxrl_llm.methods.advantages import WHITENING
+from jaxrl_llm.methods.base import When, method, reject_inert
+from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_parts, kl_reward
+from jaxrl_llm.methods.libraries import OPENRLHF_KL, TUNIX_KL, VERL_CLIP
 from jaxrl_llm.objectives import (
     bradley_terry,
     entropy_bonus,
@@ -24,6 +24,7 @@ from jaxrl_llm.objectives import (
     policy,
     score_function,
     sequence_total_ratio,
+    token_ratio,
     value_loss,
 )
 from jaxrl_llm.objectives import clip as ratio_clip
@@ -43,37 +44,76 @@ def reinforce(*, samples: int = 1, kl_coefficient: float = 0.0, kl_kind: str | N
     )
 
 
+# A clip of token ratios and a mean over tokens, as in the libraries whose loss is that of PPO for every advantage.
+LIKE_PPO = {"clip": 0.2, "clip_level": "token", "aggregation": "token_mean"}
+
+
 @method(
     paper="Back to Basics: Revisiting REINFORCE Style Optimization (Ahmadian et al., 2024)",
     url="https://arxiv.org/abs/2402.14740",
-    conventions={"trl-1.16": {"samples": 2, "clip": 0.2}},
+    conventions={
+        "trl-1.16": {"samples": 2, "clip": 0.2},
+        "verl-0.10": LIKE_PPO | {"clip_dual": 3.0, "alone": "none", "kl_coefficient": 0.0},
+        "openrlhf": LIKE_PPO | OPENRLHF_KL,
+        "tunix-0.1": LIKE_PPO | {"aggregation": "sequence_mean", "kl_place": When("kl_coefficient", "loss")} | TUNIX_KL,
+    },
 )
-def rloo(*, samples: int = 4, kl_coefficient: float = 0.05, kl_kind: str | None = None, clip: float | None = None):
+def rloo(
+    *,
+    samples: int = 4,
+    kl_coefficient: float = 0.05,
+    kl_kind: str | None = None,
+    kl_place: str | None = None,
+    kl_bound: float | None = None,
+    clip: float | None = None,
+    clip_level: str | None = None,
+    clip_dual: float | None = None,
+    alone: str = "own",
+    aggregation: str | None = None,
+):
     """REINFORCE on whole sequences with the mean reward of the other samples as baseline.
 
-    Defaults: The paper tries 2 and 4 samples. The KL coefficient is ours. `kl_kind=None` means k1. A number for `clip` takes,
-      as TRL does, the clipped ratio of whole sequences in place of the plain gradient, which it equals on policy.
+    Defaults: The paper tries 2 and 4 samples. The KL coefficient is ours. `None` means a KL of kind k1 in the reward, which the
+      baseline sees, rather than in the "advantage" behind it or in the "loss" (k3 there). A number for `clip` takes the clipped
+      ratio of whole sequences (`clip_level` "sequence"), as TRL does, or of tokens ("token") in place of the plain gradient,
+      which it equals on policy. `aggregation=None` is the sum over the tokens of a sequence, as the ratio of the whole has it.
     """
-    if clip is None:
-        ratio, trust, weighting = None, score_function(), sequence_mean_token_sum()
+    reject_inert(clip is None and clip_level is not None, "clip_level", clip_level, "clip is None")
+    reject_inert(clip is None and clip_dual is not None, "clip_dual", clip_dual, "clip is None")
+    ratios = {"sequence": (sequence_total_ratio(), "sequence_mean"), "token": (token_ratio(), "sequence_mean_token_sum")}
+    ratio, usual = (None, "sequence_mean_token_sum") if clip is None else choice("clip_level", clip_level or "sequence", ratios)
+    trust = score_function() if clip is None else ratio_clip(low=clip, high=clip, dual=clip_dual)
+    reject_inert(aggregation == usual, "aggregation", aggregation, "it is what the other options have by themselves")
+    if kl_place is None:
+        before, behind, terms = kl_reward(kl_coefficient, kl_kind, bound=kl_bound), (), ()
     else:
-        ratio, trust, weighting = sequence_total_ratio(), ratio_clip(low=clip, high=clip), sequence_mean()
+        reject_inert(kl_coefficient == 0, "kl_place", kl_place, "kl_coefficient is 0")
+        place = choice("kl_place", kl_place, {"advantage": "advantage", "loss": None})
+        before, (behind, terms) = (), kl_parts(place, kl_coefficient, kl_kind, None, kl_bound)
     return (
         grouped(samples=samples),
         chain(
-            *kl_reward(kl_coefficient, kl_kind),
-            group_advantage(baseline=leave_one_out_baseline(), scale=None),
-            weighting,
+            *before,
+            group_advantage(baseline=leave_one_out_baseline(alone=alone), scale=None),
+            *behind,
+            choice("aggregation", aggregation or usual, AGGREGATIONS),
         ),
-        objective(policy(ratio=ratio, trust=trust)),
+        objective(policy(ratio=ratio, trust=trust), *terms),
     )
 
 
 @method(
     paper="Proximal Policy Optimization Algorithms (Schulman et al., 2017)",
     url="https://arxiv.org/abs/1707.06347",
-    conventions={"verl-0.10": {"clip_dual": 3.0, "trace_decay": 1.0, "kl_coefficient": 0.0, "value_clip": 0.5}},
-)
+    conventions={
+        "verl-0.10": {"clip_dual": 3.0, "trace_decay": 1.0, "kl_coefficient": 0.0, "value_clip": 0.5},
+        "openrlhf": {
+            "trace_decay": 1.0, "value_clip": 0.5, "kl_coefficient": 0.01, "kl_bound": When("kl_coefficient", 10.0),
+            "whitening": "population",
+        },
+        "tunix-0.1": {"kl_coefficient": 0.04, "kl_kind": When("kl_coefficient", "k3")},
+    },
+)  # fmt: skip
 def ppo(
     *,
     samples: int = 1,
@@ -88,7 +128,9 @@ def ppo(
     entropy_coefficient: float = 0.0,
     kl_coefficient: float = 0.05,
     kl_kind: str | None = None,
+    kl_bound: float | None = None,
     kl_target: float | None = None,
+    whitening: str = "bessel",
 ):
     """Clipped surrogate with a learned critic, generalised advantage estimation and a KL penalty in the reward.
 
@@ -96,6 +138,7 @@ def ppo(
       for texts, whose reward comes at the end, it is 1. The KL penalty in the reward is that of Ziegler et al.
       (https://arxiv.org/abs/1909.08593); its coefficient, the value's coefficient and the value's clip are ours.
       `kl_kind=None` means k1, and `kl_target=None` a fixed coefficient; a number (nats an answer) is a KL that it follows.
+      `whitening` is that of `reinforce_plus_plus_baseline`.
     """
     if value_coefficient <= 0:
         raise ValueError(f"value_coefficient is {value_coefficient}; a critic that never learns gives no baseline: take 'grpo'")
@@ -103,9 +146,9 @@ def ppo(
     return (
         grouped(samples=samples),
         chain(
-            *kl_reward(kl_coefficient, kl_kind, kl_target),
+            *kl_reward(kl_coefficient, kl_kind, kl_target, kl_bound),
             gae(discount=discount, trace_decay=trace_decay),
-            whiten(),
+            choice("whitening", whitening, WHITENING),
             token_mean(),
         ),
         objective(
@@ -116,24 +159,39 @@ def ppo(
     )
 
 
-@method(paper="REINFORCE++ (Hu et al., 2025)", url="https://arxiv.org/abs/2501.03262")
+@method(
+    paper="REINFORCE++ (Hu et al., 2025)",
+    url="https://arxiv.org/abs/2501.03262",
+    conventions={
+        "verl-0.10": VERL_CLIP | {"kl_coefficient": 0.0},
+        "openrlhf": {"kl_bound": When("kl_coefficient", 10.0), "whitening": "population"},
+    },
+)
 def reinforce_plus_plus(
     *,
     samples: int = 1,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    clip_dual: float | None = None,
     kl_coefficient: float = 0.01,
     kl_kind: str | None = None,
+    kl_bound: float | None = None,
+    whitening: str = "bessel",
 ):
     """Clipped surrogate on rewards-to-go with a token KL penalty, standardised over the whole batch; no critic.
 
     Defaults: One sample and a KL penalty of kind k1 in the reward (`kl_kind=None`) are the paper's. Its text
-      (version 9) states neither clip nor coefficient: both are ours.
+      (version 9) states neither clip nor coefficient: both are ours. `whitening` is that of `reinforce_plus_plus_baseline`.
     """
     return (
         grouped(samples=samples),
-        chain(*kl_reward(kl_coefficient, kl_kind), reward_to_go(), whiten(), token_mean()),
-        objective(policy(trust=ratio_clip(low=clip_low, high=clip_high))),
+        chain(
+            *kl_reward(kl_coefficient, kl_kind, bound=kl_bound),
+            reward_to_go(),
+            choice("whitening", whitening, WHITENING),
+            token_mean(),
+        ),
+        objective(policy(trust=ratio_clip(low=clip_low, high=clip_high, dual=clip_dual))),
     )
 
 

@@ -121,15 +121,25 @@ def igpo(
 @method(
     paper="The Optimal Token Baseline: Variance Reduction for Long-Horizon LLM-RL (Li et al., 2026)",
     url="https://raw.githubusercontent.com/mlresearch/v306/main/assets/li26hy/li26hy.pdf",
+    conventions={"verl-0.10": {"tail": "none", "by": "place", "clip_dual": 3.0}},
 )
-def otb(*, samples: int = 4, tail: str = "own", clip_low: float = 0.2, clip_high: float = 0.2):
+def otb(
+    *,
+    samples: int = 4,
+    tail: str = "own",
+    by: str = "action",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    clip_dual: float | None = None,
+):
     """Rewards-to-go with a baseline for each place, of least variance by the gradients of the logits up to it.
 
     Defaults: 4 samples are the paper's smallest group, the clip is ours. `tail="none"` is the option of verl that leaves the
-      end of the longest answer without a baseline.
+      end of the longest answer without a baseline, and `by="place"` compares places rather than actions, as verl does where
+      its estimator is not that for tools.
     """
     return (
         grouped(samples=samples),
-        chain(reward_to_go(), optimal_token_baseline(tail=tail), token_mean()),
-        clipped(clip_low, clip_high),
+        chain(reward_to_go(), optimal_token_baseline(tail=tail, by=by), token_mean()),
+        clipped(clip_low, clip_high, dual=clip_dual),
     )

@@ -13,6 +13,8 @@ from jaxrl_llm.estimators import (
     token_mean,
 )
 from jaxrl_llm.methods.base import method
+from jaxrl_llm.methods.choices import AGGREGATIONS, choice, standardised
+from jaxrl_llm.methods.libraries import TRL
 from jaxrl_llm.objectives import (
     clip,
     divergence,
@@ -36,8 +38,13 @@ from jaxrl_llm.objectives import (
 from jaxrl_llm.rollouts import grouped
 
 
-@method(paper="On-Policy Distillation of Language Models (Agarwal et al., 2024)", url="https://arxiv.org/abs/2306.13649")
-def gkd(*, samples: int = 1, beta: float = 0.5, count: int | None = None):
+@method(
+    paper="On-Policy Distillation of Language Models (Agarwal et al., 2024)",
+    url="https://arxiv.org/abs/2306.13649",
+    # Half of what TRL trains on is given text.
+    conventions={"trl-1.16": {"aggregation": "token_mean"}},
+)
+def gkd(*, samples: int = 1, beta: float = 0.5, count: int | None = None, aggregation: str = "sequence_mean"):
     """Distils a teacher on the student's own samples, by a generalised Jensen-Shannon divergence of the next token.
 
     Defaults: `beta` 0.5 is a row of the paper's experiments. `count=None` takes the whole vocabulary, as the paper does; a
@@ -47,7 +54,7 @@ def gkd(*, samples: int = 1, beta: float = 0.5, count: int | None = None):
     candidates = vocabulary(of="teacher") if count is None else top(count=count, of="teacher")
     return (
         grouped(samples=samples),
-        chain(sequence_mean()),
+        chain(choice("aggregation", aggregation, AGGREGATIONS)),
         objective(divergence(kind=jensen_shannon(beta=beta), candidates=candidates)),
     )
 
@@ -156,16 +163,28 @@ def epo(*, samples: int = 8, coefficient: float = 1e-3, low: float = 0.8, high: 
     )
 
 
-@method(paper="Skywork Open Reasoner 1 (He et al., 2025)", url="https://arxiv.org/abs/2505.22312")
-def skywork(*, samples: int = 16, target: float = 0.2, change: float = 0.005, high: float = 1.0):
+@method(
+    paper="Skywork Open Reasoner 1 (He et al., 2025)",
+    url="https://arxiv.org/abs/2505.22312",
+    conventions={"trl-1.16": TRL},
+)
+def skywork(
+    *,
+    samples: int = 16,
+    target: float = 0.2,
+    change: float = 0.005,
+    high: float = 1.0,
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+):
     """GRPO by tokens without KL, with an entropy coefficient that is raised while the entropy is below its target.
 
     Defaults: 16 samples and a target of 0.2 nats are the paper's, the change of 0.005 that of its ablations; the largest
-      coefficient is ours.
+      coefficient is ours. `None` means 0 degrees of freedom and an epsilon of 1e-6.
     """
     return (
         grouped(samples=samples),
-        chain(group_advantage(), token_mean()),
+        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()),
         objective(policy(), entropy_bonus(coefficient="entropy")),
         {"entropy": adaptive_entropy(target=target, change=change, high=high)},
     )

@@ -13,8 +13,10 @@ from jaxrl_llm.estimators import (
     tracked_advantage,
     whiten,
 )
-from jaxrl_llm.methods.advantages import clipped
+from jaxrl_llm.methods.advantages import clipped, clipped_or_score
 from jaxrl_llm.methods.base import method, reject_inert
+from jaxrl_llm.methods.choices import AGGREGATIONS, choice
+from jaxrl_llm.methods.libraries import VERL_CLIP
 from jaxrl_llm.objectives import objective, policy, score_function
 from jaxrl_llm.rollouts import grouped, grouped_with_anchors, grouped_with_greedy
 
@@ -22,16 +24,28 @@ from jaxrl_llm.rollouts import grouped, grouped_with_anchors, grouped_with_greed
 @method(
     paper="ReMax: A Simple, Effective, and Efficient RL Method for Aligning LLMs (Li et al., 2023)",
     url="https://arxiv.org/abs/2310.10505",
+    conventions={"verl-0.10": {"aggregation": "token_mean"} | VERL_CLIP},
 )
-def remax(*, samples: int = 1):
+def remax(
+    *,
+    samples: int = 1,
+    clip_low: float | None = None,
+    clip_high: float | None = None,
+    clip_dual: float | None = None,
+    aggregation: str = "sequence_mean_token_sum",
+):
     """REINFORCE with the reward of the greedy answer to the prompt as baseline.
 
-    Defaults: One sample is the paper's. Its KL penalty in the reward is left out.
+    Defaults: One sample is the paper's. Its KL penalty in the reward is left out. Two bounds take the clipped surrogate of
+      several updates, as verl does, in place of the plain gradient.
     """
     return (
         grouped_with_greedy(samples=samples),
-        chain(group_advantage(baseline=given_baseline(), scale=None), sequence_mean_token_sum()),
-        objective(policy(ratio=None, trust=score_function())),
+        chain(
+            group_advantage(baseline=given_baseline(), scale=None),
+            choice("aggregation", aggregation, AGGREGATIONS),
+        ),
+        clipped_or_score(clip_low, clip_high, clip_dual),
     )
 
 

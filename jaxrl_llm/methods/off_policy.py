@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from jaxrl_llm import objectives
-from jaxrl_llm.estimators import chain, constant, group_advantage, sequence_mean, token_mean
+from jaxrl_llm.estimators import chain, constant, group_advantage, token_mean
 from jaxrl_llm.methods.base import method
+from jaxrl_llm.methods.choices import AGGREGATIONS, choice, standardised
+from jaxrl_llm.methods.libraries import TRL, VERL, VERL_CLIP
 from jaxrl_llm.objectives import (
     by_source,
     clip,
@@ -26,12 +28,12 @@ LEVELS = {
 }
 
 
-def _corrected(samples, clip_low, clip_high, **weight):
+def _corrected(samples, trust, weight, **advantage):
     """Three policies: the ratio is to the proximal one, the weight corrects from it to the sampler."""
     return (
         grouped(samples=samples),
-        chain(group_advantage(), token_mean()),
-        objective(policy(ratio=PROXIMAL, trust=clip(low=clip_low, high=clip_high), factors=(importance_weight(**weight),))),
+        chain(standardised(**advantage), token_mean()),
+        objective(policy(ratio=PROXIMAL, trust=trust, factors=(weight,))),
     )
 
 
@@ -55,43 +57,66 @@ def decoupled_ppo(
     Defaults: The clip is PPO's; the weight has no bounds. The paper has a critic; group advantages, as in AReaL
       (https://arxiv.org/abs/2505.24298), and `samples` are ours.
     """
-    return _corrected(samples, clip_low, clip_high, low=weight_low, high=weight_high)
+    return _corrected(samples, clip(low=clip_low, high=clip_high), importance_weight(low=weight_low, high=weight_high))
 
 
 @method(
     paper="Your Efficient RL Framework Secretly Brings You Off-Policy RL Training (Yao et al., 2025)",
     url="https://fengyao.notion.site/off-policy-rl",
+    conventions={"trl-1.16": {"weight_high": 3.0} | TRL, "verl-0.10": VERL_CLIP | VERL},
 )
-def tis(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, weight_high: float = 2.0, level: str = "token"):
+def tis(
+    *,
+    samples: int = 8,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    clip_dual: float | None = None,
+    weight_high: float = 2.0,
+    level: str = "token",
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+    alone: str | None = None,
+):
     """GRPO weighted by how much likelier the samples are to the learner than to the sampler's engine, up to a bound.
 
     Defaults: The bound is the authors', on the weight of each token; `level` may also be "sequence" or "geometric" (the
-      geometric mean over a sequence). Group advantages, clip and `samples` are ours.
+      geometric mean over a sequence). Group advantages, clip and `samples` are ours. `None` means what it does for `grpo`.
+      TRL's "token_truncate" is its convention, "sequence_truncate" that with `level="sequence"`.
     """
-    return _corrected(samples, clip_low, clip_high, high=weight_high, ratio=_level(level))
+    trust, weight = clip(low=clip_low, high=clip_high, dual=clip_dual), importance_weight(high=weight_high, ratio=_level(level))
+    return _corrected(samples, trust, weight, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
 
 
 @method(
     paper="Every Step Evolves: Scaling Reinforcement Learning for Trillion-Scale Thinking Model (Ling Team, 2025)",
     url="https://arxiv.org/abs/2510.18855",
-    conventions={"trl-1.16": {"level": "sequence", "weight_low": None, "weight_high": 3.0}},
+    conventions={
+        "trl-1.16": {"level": "sequence", "weight_low": None, "weight_high": 3.0} | TRL,
+        "verl-0.10": VERL_CLIP | VERL,
+    },
 )
 def icepop(
     *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    clip_dual: float | None = None,
     weight_low: float | None = 0.5,
     weight_high: float | None = 5.0,
     level: str = "token",
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+    alone: str | None = None,
 ):
     """TIS that leaves out what the learner and the sampler's engine disagree on beyond bounds, rather than bounding its weight.
 
-    Defaults: The bounds are the authors', on the weight of each token. TRL's default correction ("sequence_mask") takes whole
-      sequences. The clip and `samples` are ours.
+    Defaults: The bounds are the authors', on the weight of each token. TRL's default correction, "sequence_mask", takes whole
+      sequences; its "token_mask" is that convention with `level="token"`. The clip and `samples` are ours. `None` means what
+      it does for `grpo`, and no bound of the weight.
     """
-    weight = {"low": weight_low, "high": weight_high, "outside": "mask"}
-    return _corrected(samples, clip_low, clip_high, **weight, ratio=_level(level))
+    weight = importance_weight(low=weight_low, high=weight_high, outside="mask", ratio=_level(level))
+    trust = clip(low=clip_low, high=clip_high, dual=clip_dual)
+    return _corrected(samples, trust, weight, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
 
 
 @method(
@@ -123,19 +148,37 @@ def remix(
     )
 
 
-@method(paper="DeepSeek-V3.2 (DeepSeek-AI, 2025)", url="https://arxiv.org/abs/2512.02556")
+@method(
+    paper="DeepSeek-V3.2 (DeepSeek-AI, 2025)",
+    url="https://arxiv.org/abs/2512.02556",
+    conventions={
+        "trl-1.16": {"kl_coefficient": 1e-3, "mask_above": 0.5, "scale": "std", "aggregation": "token_mean"} | TRL,
+    },
+)
 def deepseek_v32(
-    *, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.01, mask_above: float = 0.1
+    *,
+    samples: int = 8,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coefficient: float = 0.01,
+    mask_above: float = 0.1,
+    scale: str = "none",
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+    aggregation: str = "sequence_mean",
 ):
     """GRPO without wrong answers that the policy has left far behind, and with an unbiased estimate of the KL divergence.
 
-    Defaults: All are ours, as the paper gives no numbers; the form is that of public code. Its routing replay and its kept
-      sampling masks are matters of the sampler.
+    Defaults: All are ours, as the paper gives no numbers; the form is that of public code, and TRL's convention is its recipe
+      for the paper. Its routing replay and its kept sampling masks are matters of the sampler.
     """
     mask = objectives.rejection(kind="k1", over="mean", high=mask_above, of="policy", among="negative")
     return (
         grouped(samples=samples),
-        chain(group_advantage(scale=None), sequence_mean()),
+        chain(
+            standardised("mean", scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon),
+            choice("aggregation", aggregation, AGGREGATIONS),
+        ),
         objective(
             policy(trust=clip(low=clip_low, high=clip_high), factors=(mask,)),
             kl(coefficient=kl_coefficient, ratio=token_ratio()),

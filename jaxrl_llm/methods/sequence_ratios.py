@@ -13,46 +13,92 @@ from jaxrl_llm.estimators import (
     token_mean,
 )
 from jaxrl_llm.methods.base import method, reject_inert
+from jaxrl_llm.methods.choices import kl_parts, standardised
+from jaxrl_llm.methods.libraries import TRL, TRL_KL, TUNIX, TUNIX_KL, VERL
 from jaxrl_llm.objectives import clip, objective, policy, unclipped
 from jaxrl_llm.rollouts import grouped, grouped_with_anchors
 
 
-@method(paper="Group Sequence Policy Optimization (Zheng et al., 2025)", url="https://arxiv.org/abs/2507.18071")
-def gspo_token(*, samples: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4):
+@method(
+    paper="Group Sequence Policy Optimization (Zheng et al., 2025)",
+    url="https://arxiv.org/abs/2507.18071",
+    conventions={"tunix-0.1": {"clip_low": 0.2, "clip_high": 0.2, "ratio_cap": 10.0} | TUNIX | TUNIX_KL},
+)
+def gspo_token(
+    *,
+    samples: int = 8,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    ratio_cap: float | None = None,
+    kl_coefficient: float = 0.0,
+    kl_kind: str | None = None,
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+):
     """GSPO whose tokens keep advantages and gradients of their own under the ratio of their sequence.
 
-    Defaults: The clip is the paper's. `samples` is ours.
+    Defaults: The clip is the paper's. `samples` is ours. `None` means no cap of the log-ratio (nats), a KL of kind k3, 0
+      degrees of freedom and an epsilon of 1e-6.
     """
+    _, terms = kl_parts(None, kl_coefficient, kl_kind)
+    ratio = objectives.sequence_token_ratio(highest=ratio_cap)
     return (
         grouped(samples=samples),
-        chain(group_advantage(), sequence_mean()),
-        objective(policy(ratio=objectives.sequence_token_ratio(), trust=clip(low=clip_low, high=clip_high))),
+        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), sequence_mean()),
+        objective(policy(ratio=ratio, trust=clip(low=clip_low, high=clip_high)), *terms),
     )
 
 
-@method(paper="Length-Unbiased Sequence Policy Optimization (Liu et al., 2026)", url="https://arxiv.org/abs/2602.05261")
-def luspo(*, samples: int = 8, clip_low: float = 2e-3, clip_high: float = 2.5e-3):
+@method(
+    paper="Length-Unbiased Sequence Policy Optimization (Liu et al., 2026)",
+    url="https://arxiv.org/abs/2602.05261",
+    conventions={"trl-1.16": {"clip_low": 0.2, "clip_high": 0.2} | TRL},
+)
+def luspo(
+    *,
+    samples: int = 8,
+    clip_low: float = 2e-3,
+    clip_high: float = 2.5e-3,
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+):
     """GSPO with the loss of each sequence multiplied by its length, so that long answers are not under-weighted.
 
-    Defaults: The clip is the paper's. `samples` is ours.
+    Defaults: The clip is the paper's. `samples` is ours. `None` means 0 degrees of freedom and an epsilon of 1e-6.
     """
     return (
         grouped(samples=samples),
-        chain(group_advantage(), sequence_mean_token_sum()),
+        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), sequence_mean_token_sum()),
         objective(policy(ratio=objectives.sequence_ratio(), trust=clip(low=clip_low, high=clip_high))),
     )
 
 
-@method(paper="Geometric-Mean Policy Optimization (Zhao et al., 2025)", url="https://arxiv.org/abs/2507.20673")
-def gmpo(*, samples: int = 8, clip_low: float = 0.4, clip_high: float = 0.4):
+@method(
+    paper="Geometric-Mean Policy Optimization (Zhao et al., 2025)",
+    url="https://arxiv.org/abs/2507.20673",
+    conventions={"trl-1.16": TRL, "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2} | VERL},
+)
+def gmpo(
+    *,
+    samples: int = 8,
+    clip_low: float = 0.4,
+    clip_high: float = 0.4,
+    kl_coefficient: float = 0.0,
+    kl_kind: str | None = None,
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+    alone: str | None = None,
+):
     """GRPO on the geometric mean of the ratios of a sequence, each clipped in log space.
 
-    Defaults: The clip, in nats, is the paper's. `samples` is ours.
+    Defaults: The clip, in nats, is the paper's. `samples` is ours. `None` means a KL of kind k3, which in TRL is not weighted
+      here, and what it does for `grpo`. verl's name is "geo_mean".
     """
+    _, terms = kl_parts(None, kl_coefficient, kl_kind)
     return (
         grouped(samples=samples),
-        chain(group_advantage(), sequence_mean()),
-        objective(policy(ratio=objectives.geometric_ratio(low=clip_low, high=clip_high), trust=unclipped())),
+        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), sequence_mean()),
+        objective(policy(ratio=objectives.geometric_ratio(low=clip_low, high=clip_high), trust=unclipped()), *terms),
     )
 
 
@@ -75,6 +121,7 @@ def minpro(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28):
 @method(
     paper="VESPO: Variational Sequence-Level Soft Policy Optimization (Shen et al., 2026)",
     url="https://arxiv.org/abs/2602.10693",
+    conventions={"trl-1.16": TRL | TRL_KL},
 )
 def vespo(
     *,
@@ -83,16 +130,31 @@ def vespo(
     positive_rate: float = 3.0,
     negative_shape: float = 3.0,
     negative_rate: float = 2.0,
+    weight_high: float | None = None,
+    weight_outside: str | None = None,
+    kl_coefficient: float = 0.0,
+    kl_kind: str | None = None,
+    kl_unbiased: bool | str | None = None,
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
 ):
     """REINFORCE with group advantages and a weight of whole sequences that falls off on both sides of ratio 1.
 
-    Defaults: Shapes k and rates lambda are those of TRL 1.16, which follows the paper. `samples` is ours.
+    Defaults: Shapes k and rates lambda are those of TRL 1.16, which follows the paper. `samples` is ours. With a bound
+      `weight_high`, such as TRL's 3, the weight of the sequence also holds the weights of its tokens over the sampler's engine,
+      which beyond it are cut ("truncate", the default) or 0 ("mask"). Other `None` mean what they do for `grpo`.
     """
+    reject_inert(weight_high is None and weight_outside is not None, "weight_outside", weight_outside, "weight_high is None")
+    ratio = objectives.sequence_total_ratio()
+    if weight_high is not None:
+        engine = objectives.importance_weight(high=weight_high, outside=weight_outside or "truncate")
+        ratio = objectives.corrected_total_ratio(weight=engine)
+    _, terms = kl_parts(None, kl_coefficient, kl_kind, kl_unbiased)
     weight = objectives.vespo(positive=(positive_shape, positive_rate), negative=(negative_shape, negative_rate))
     return (
         grouped(samples=samples),
-        chain(group_advantage(), token_mean()),
-        objective(policy(ratio=objectives.sequence_total_ratio(), trust=weight)),
+        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()),
+        objective(policy(ratio=ratio, trust=weight), *terms),
     )
 
 

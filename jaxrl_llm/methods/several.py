@@ -11,6 +11,7 @@ from jaxrl_llm.rollouts import grouped
 @method(
     paper="Optimizing Language Models for Inference Time Objectives using Reinforcement Learning (Tang et al., 2025)",
     url="https://arxiv.org/abs/2503.19595",
+    conventions={"verl-0.10": {}},
 )
 def grpo_passk(*, samples: int = 8, clip_high: float = 0.2):
     """GRPO for the best of the group: only the best answer learns, by its lead over the second, divided by the deviation.

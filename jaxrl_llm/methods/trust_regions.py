@@ -5,20 +5,40 @@ from __future__ import annotations
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import chain, cumulative_advantage, group_advantage, sequence_mean, token_mean
 from jaxrl_llm.methods.base import method
-from jaxrl_llm.objectives import objective, policy, unclipped
+from jaxrl_llm.methods.choices import kl_parts, standardised
+from jaxrl_llm.methods.libraries import TRL, TRL_KL, VERL, VERL_KL
+from jaxrl_llm.objectives import kl, objective, policy, unclipped
 from jaxrl_llm.rollouts import dynamic_sampling, grouped
 
 
-@method(paper="Soft Adaptive Policy Optimization (Gao et al., 2025)", url="https://arxiv.org/abs/2511.20347")
-def sapo(*, samples: int = 8, temperature_positive: float = 1.0, temperature_negative: float = 1.05):
+@method(
+    paper="Soft Adaptive Policy Optimization (Gao et al., 2025)",
+    url="https://arxiv.org/abs/2511.20347",
+    conventions={"trl-1.16": TRL | TRL_KL, "verl-0.10": VERL | VERL_KL},
+)
+def sapo(
+    *,
+    samples: int = 8,
+    temperature_positive: float = 1.0,
+    temperature_negative: float = 1.05,
+    kl_coefficient: float = 0.0,
+    kl_kind: str | None = None,
+    kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None,
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+    alone: str | None = None,
+):
     """GRPO with a smooth gate in place of the clip: gradients fade with the distance of the ratio from 1.
 
-    Defaults: The temperatures are the paper's. `samples` is ours.
+    Defaults: The temperatures are the paper's. `samples` is ours. `None` means what it does for `grpo`.
     """
+    gate = objectives.sapo(positive=temperature_positive, negative=temperature_negative)
+    _, terms = kl_parts(None, kl_coefficient, kl_kind, kl_unbiased, kl_bound)
     return (
         grouped(samples=samples),
-        chain(group_advantage(), sequence_mean()),
-        objective(policy(trust=objectives.sapo(positive=temperature_positive, negative=temperature_negative))),
+        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), sequence_mean()),
+        objective(policy(trust=gate), *terms),
     )
 
 
@@ -88,7 +108,10 @@ def aspo(*, samples: int = 16, clip_low: float = 0.2, clip_high: float = 0.2, we
 @method(
     paper="Rethinking the Trust Region in LLM Reinforcement Learning (Qi et al., 2026)",
     url="https://arxiv.org/abs/2602.04879",
-    conventions={"verl-0.10": {"weight_cap": 20.0}},
+    conventions={
+        "verl-0.10": {"bound_low": 0.2, "bound_high": 0.2, "weight_cap": 3.0} | VERL,
+        "prime-rl": {"bound_low": 0.2, "bound_high": 0.2, "scale": "none", "penalty": 2e-3},
+    },
 )
 def dppo(
     *,
@@ -97,18 +120,25 @@ def dppo(
     bound_low: float = 0.15,
     bound_high: float = 0.15,
     weight_cap: float | None = None,
+    penalty: float = 0.0,
+    scale: str = "std",
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+    alone: str | None = None,
 ):
     """GRPO that masks tokens by how far their probability has moved, not by its ratio: rare tokens may move further.
 
     Defaults: The bound 0.15 on the total variation is the paper's. `samples` is ours. `weight_cap=None` leaves the importance
-      weight unbounded; verl bounds it.
+      weight unbounded; verl bounds it by its dual clip, 3 in its configuration and 20 in the signature of the loss. `penalty`
+      times half the squared log-ratio to the sampler is prime-rl's. Other `None` mean what they do for `grpo`.
     """
     mask = objectives.divergence_mask(kind=divergence, low=bound_low, high=bound_high)
     trust = unclipped() if weight_cap is None else objectives.cispo(high=weight_cap - 1.0)
+    near = (kl(coefficient=penalty, kind="k2", against="behavior"),) if penalty else ()
     return (
         grouped(samples=samples),
-        chain(group_advantage(), token_mean()),
-        objective(policy(trust=trust, factors=(mask,))),
+        chain(standardised("mean", scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean()),
+        objective(policy(trust=trust, factors=(mask,)), *near),
     )
 
 

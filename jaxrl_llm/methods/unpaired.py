@@ -19,6 +19,7 @@ from jaxrl_llm.objectives import (
 @method(
     paper="KTO: Model Alignment as Prospect Theoretic Optimization (Ethayarajh et al., 2024)",
     url="https://arxiv.org/abs/2402.01306",
+    conventions={"trl-1.16": {}},
 )
 def kto(*, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, mismatched: bool = True):
     """Gains and losses against a reference point, with diminishing sensitivity: no pairs are needed.

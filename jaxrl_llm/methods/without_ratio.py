@@ -5,30 +5,46 @@ from __future__ import annotations
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import (
     chain,
+    constant_scale,
     drop_uniform_groups,
     group_advantage,
+    mean_baseline,
     mean_scale,
+    nonzero_share_scale,
     row_statistics,
     sequence_mean,
     sequence_mean_token_sum,
     token_mean,
 )
-from jaxrl_llm.methods.base import method
+from jaxrl_llm.methods.base import method, reject_inert
+from jaxrl_llm.methods.choices import choice, standardised
+from jaxrl_llm.methods.libraries import VERL
 from jaxrl_llm.objectives import kl, negative_log_likelihood, objective, policy, score_function, token_ratio
 from jaxrl_llm.rollouts import dynamic_sampling, grouped
 
 
-@method(paper="GPG: Group Policy Gradient (Chu et al., 2025)", url="https://arxiv.org/abs/2504.02546")
-def gpg(*, samples: int = 8):
+@method(
+    paper="GPG: Group Policy Gradient (Chu et al., 2025)",
+    url="https://arxiv.org/abs/2504.02546",
+    conventions={"verl-0.10": {"alpha": "nonzero", "alone": "none"}},
+)
+def gpg(*, samples: int = 8, alpha: str = "informative", f_norm: float = 1.0, alone: str | None = None):
     """REINFORCE with the group's mean as baseline, over informative groups alone, without ratio, clip and KL.
 
-    Defaults: `samples` is ours. The paper's factor alpha, all samples over those of informative groups, is the normalisation
-      over the tokens of informative groups here; its F_norm is 1. In verl, alpha is all samples over those of a reward other
-      than 0.
+    Defaults: `samples` is ours. `alpha` is the paper's, all samples over those of informative groups, which is the
+      normalisation over the tokens of informative groups; "nonzero" is that of verl, all samples over those of a score other
+      than 0, and "none" is 1. The paper's `f_norm`, which divides the advantages, is 1. `alone=None` means that a row
+      without others learns nothing.
     """
+    if f_norm <= 0:
+        raise ValueError(f"f_norm is {f_norm}; it must be above 0")
+    plain = None if f_norm == 1 else constant_scale(value=f_norm)
+    scale = choice("alpha", alpha, {"informative": plain, "nonzero": nonzero_share_scale(factor=f_norm), "none": plain})
+    filters = (drop_uniform_groups(),) if alpha == "informative" else ()
+    reject_inert(bool(filters) and alone is not None, "alone", alone, "alpha 'informative' leaves groups of one out")
     return (
         grouped(samples=samples),
-        chain(drop_uniform_groups(), group_advantage(scale=None), token_mean()),
+        chain(*filters, group_advantage(baseline=mean_baseline(alone=alone or "own"), scale=scale), token_mean()),
         objective(policy(ratio=None, trust=score_function())),
     )
 
@@ -49,16 +65,25 @@ def maxrl(*, samples: int = 8):
 @method(
     paper="Offline Regularised Reinforcement Learning for LLMs Alignment (Richemond et al., 2024)",
     url="https://arxiv.org/abs/2405.19107",
+    conventions={"verl-0.10": VERL},
 )
-def dro(*, samples: int = 8, beta: float = 0.05):
+def dro(
+    *,
+    samples: int = 8,
+    beta: float = 0.05,
+    degrees_of_freedom: int | None = None,
+    epsilon: float | None = None,
+    alone: str | None = None,
+):
     """REINFORCE with group advantages and a squared log-ratio to the sampler in place of ratio and clip.
 
-    Defaults: `samples` and `beta` are ours (verl has no default for it). This is the loss of that name in verl: token by token,
-      and with group advantages. The paper regresses r - V on `beta` times the log-ratio of whole answers, with a learned V.
+    Defaults: `samples` and `beta` are ours (verl has no default for it). `None` means what it does for `grpo`. This is the
+      loss of that name in verl: token by token, and with group advantages. The paper regresses r - V on `beta` times the log-ratio of
+      whole answers, with a learned V.
     """
     return (
         grouped(samples=samples),
-        chain(group_advantage(), token_mean()),
+        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean()),
         objective(policy(trust=objectives.dro(beta=beta))),
     )
 

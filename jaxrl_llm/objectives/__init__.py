@@ -2,7 +2,7 @@
 
 from jaxrl_llm.objectives.adaptive_clips import balanced_clip, entropy_clip, entropy_scale, probability_clip, proximal_clip
 from jaxrl_llm.objectives.advantage_regression import advantage_regression
-from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted_sum
+from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted, weighted_sum
 from jaxrl_llm.objectives.batch_masks import (
     covariance_clip_mask,
     second_moment_mask,
@@ -21,6 +21,7 @@ from jaxrl_llm.objectives.contrast import (
     probability_ratio,
     squared_hinge_kl,
 )
+from jaxrl_llm.objectives.diagnostics import policy_gap
 from jaxrl_llm.objectives.difficulty import difficulty_weight
 from jaxrl_llm.objectives.distillation import (
     alpha_divergence,
@@ -67,9 +68,11 @@ from jaxrl_llm.objectives.projection import projected
 from jaxrl_llm.objectives.ranking import pairwise_clip, pairwise_ranking, plackett_luce
 from jaxrl_llm.objectives.ratios import (
     arithmetic_sequence_ratio,
+    corrected_total_ratio,
     geometric_ratio,
     likelihood,
     mixture_ratio,
+    own_ratio,
     prefix_ratio,
     sequence_ratio,
     sequence_token_ratio,
@@ -79,6 +82,7 @@ from jaxrl_llm.objectives.ratios import (
 )
 from jaxrl_llm.objectives.regularised import rpg
 from jaxrl_llm.objectives.regularizers import entropy_bonus, kl
+from jaxrl_llm.objectives.renormalised import renormalised
 from jaxrl_llm.objectives.routing import load_balancing, router_z
 from jaxrl_llm.objectives.self_improvement import self_improving
 from jaxrl_llm.objectives.soft_trust import gradient_preserving_clip, sapo, shaped, vespo
@@ -135,6 +139,7 @@ __all__ = [
     "covariance_clip_mask",
     "cross_entropy",
     "difficulty_weight",
+    "corrected_total_ratio",
     "discopop_link",
     "discovered_drift",
     "discriminative",
@@ -174,10 +179,12 @@ __all__ = [
     "objective",
     "one_token_rollouts",
     "own_mean",
+    "own_ratio",
     "pairwise_clip",
     "pairwise_ranking",
     "plackett_luce",
     "policy",
+    "policy_gap",
     "positive_advantage",
     "positive_link",
     "preference",
@@ -190,6 +197,7 @@ __all__ = [
     "quantile_preference",
     "quantile_value_loss",
     "rejection",
+    "renormalised",
     "reverse_divergence",
     "ring_mask",
     "robust_link",
@@ -229,5 +237,6 @@ __all__ = [
     "value_loss",
     "vespo",
     "vocabulary",
+    "weighted",
     "weighted_sum",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, any_coupled, composable, declared
 from jaxrl_llm.numerics import masked
-from jaxrl_llm.types import ROWS_OF, Batch, Scores, missing
+from jaxrl_llm.types import ROWS_OF, Batch, Scores, missing, own_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +41,17 @@ class Objective:
     @property
     def reads_logp(self) -> bool:
         """Whether some term reads `scores.logp`; where none does, no logits need to be computed."""
-        return any(getattr(term.function, "reads_logp", True) for term in self.terms)
+        return any(getattr(_innermost(term).function, "reads_logp", True) for term in self.terms)
 
     def __call__(self, scores: Scores, batch: Batch):
         self._check(scores, batch)
         loss, metrics = jnp.float32(0.0), {}
         for term in self.terms:
-            token_loss, term_metrics = term(scores, batch)
-            value = weighted_sum(token_loss, batch)
+            inner, seen = _with_own_weights(term, batch)
+            token_loss, term_metrics = inner(scores, seen)
+            value = weighted_sum(token_loss, seen)
             loss += value
-            metrics |= _apart({f"loss/{term.function.__name__}": value} | term_metrics, metrics)
+            metrics |= _apart({f"loss/{inner.function.__name__}": value} | term_metrics, metrics)
         return loss, metrics
 
     def _check(self, scores: Scores, batch: Batch) -> None:
@@ -63,6 +64,20 @@ class Objective:
 
     def __repr__(self) -> str:
         return f"objective({', '.join(map(repr, self.terms))})"
+
+
+def _innermost(term: Composable) -> Composable:
+    """The term within `weighted`; others as they are."""
+    return dict(term.options)["term"] if term.function is weighted.function else term
+
+
+def _with_own_weights(term: Composable, batch: Batch) -> tuple[Composable, Batch]:
+    """The term within `weighted`, and the batch with its weights, which say what its actions are; others as they are."""
+    inner = _innermost(term)
+    if inner is term:
+        return term, batch
+    weight = batch.extras[own_weight(dict(term.options)["name"])]
+    return inner, batch.replace(weight=weight, mask=(weight != 0).astype(batch.mask.dtype))
 
 
 def _apart(found: dict, earlier: dict) -> dict:
@@ -133,6 +148,22 @@ def scaled(scores: Scores, batch: Batch, *, term: Composable, coefficient: float
     """
     token_loss, metrics = term(scores, batch)
     return coefficient_value(coefficient, batch) * token_loss, metrics
+
+
+@composable(annotations=lambda options: (own_weight(options["name"]),))
+def weighted(scores: Scores, batch: Batch, *, term: Composable, name: str):
+    """A term of an objective with shares of its own, those that `estimators.named_weighting(name=...)` has written.
+
+    It stands in the objective itself, and what changes a term, such as `scaled`, within it.
+
+    Args:
+      term: any term of an objective.
+      name: of the shares.
+
+    Raises:
+      ValueError: it stands within another term, which would take the shares of all.
+    """
+    raise ValueError(f"weighted(name={name!r}) stands within another term; make it a term of the objective, around {term!r}")
 
 
 def weighted_sum(per_token, batch: Batch):

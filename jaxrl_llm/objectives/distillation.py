@@ -82,6 +82,7 @@ def divergence(
     candidates: Composable = VOCABULARY,
     against: str = "teacher",
     rest: str = "bucket",
+    floor: float | None = None,
     coefficient: float | str = 1.0,
 ):
     """`coefficient` times a divergence (nats) between the policy's distribution of the token and that of another policy.
@@ -91,6 +92,8 @@ def divergence(
       candidates: the rule that fills `batch.extras["candidates"]`; the whole vocabulary gives the exact divergence.
       against: "teacher", "reference" or "proximal".
       rest: what becomes of other tokens, see `candidates.distributions`.
+      floor: least log-probability (nats) of a candidate, below which it has no gradient, on both sides; None for none. Those
+        that are not there stay so.
       coefficient: a number, or the name of a scalar in `batch.coefficients`.
 
     Source: https://arxiv.org/abs/2306.13649
@@ -99,6 +102,8 @@ def divergence(
     inside = batch.mask[..., None]
     ours, theirs = masked(scores.candidate_logp, inside), masked(batch.extras[f"{against}_candidate_logp"], inside)
     other, policy = distributions(theirs, ours, rest)
+    if floor is not None:
+        other, policy = (jnp.where(jnp.isfinite(logp), jnp.maximum(logp, floor), logp) for logp in (other, policy))
     value = kind(other, policy)
     name = f"divergence/{against}"
     return coefficient_value(coefficient, batch) * value, {name: weighted_sum(value, batch)}

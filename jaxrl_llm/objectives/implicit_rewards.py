@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
-from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked
+from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
 from jaxrl_llm.objectives.base import traits
 from jaxrl_llm.objectives.groups import rollout_mean, rollout_sum
 from jaxrl_llm.objectives.pairs import find_pairs, two_sides
@@ -28,7 +28,7 @@ def rollout_reward(
     *,
     evidence: Composable = REFERENCE_RATIO,
     factors: tuple[Composable, ...] = (),
-    average: bool = False,
+    average: bool | str = False,
     transform: Composable | None = None,
 ):
     """Implicit reward [S] of each rollout: `transform` of the sum, or mean, over its actions of evidence times factors.
@@ -39,14 +39,22 @@ def rollout_reward(
       rollout: int [B, T], slot of each token's rollout.
       evidence: what a token tells, [B, T].
       factors: functions `(scores, batch) -> factor` [B, T] of the evidence, without gradient.
-      average: the mean over actions instead of the sum.
+      average: the mean over actions instead of the sum; "transformed" divides the transform of the sum by their number.
       transform: function of the result.
+
+    Raises:
+      ValueError: another word for `average`, or "transformed" without a transform.
     """
+    if average not in (False, True, "transformed"):
+        raise ValueError(f"average is {average!r}; it must be False, True or 'transformed'")
+    if average == "transformed" and transform is None:
+        raise ValueError("average='transformed' without a transform is average=True; give a transform, or that")
     per_token = evidence(scores, batch)
     for factor in factors:
         per_token *= jax.lax.stop_gradient(masked(factor(scores, batch), batch.mask))
-    reduced = (rollout_mean if average else rollout_sum)(per_token, batch.mask, rollout)
-    return reduced if transform is None else transform(reduced)
+    reduced = (rollout_mean if average is True else rollout_sum)(per_token, batch.mask, rollout)
+    value = reduced if transform is None else transform(reduced)
+    return safe_divide(value, rollout_sum(batch.mask > 0, batch.mask, rollout)) if average == "transformed" else value
 
 
 @composable(annotations=("reference_logp", "proximal_logp"))

@@ -56,7 +56,7 @@ def preference(
     link: Composable = SIGMOID,
     evidence: Composable = REFERENCE_RATIO,
     factors: tuple[Composable, ...] = (),
-    average: bool = False,
+    average: bool | str = False,
     transform: Composable | None = None,
     importance: Composable | None = None,
 ):
@@ -70,7 +70,8 @@ def preference(
       link: loss from two rewards, see `objectives.preference_links`.
       evidence: what a token tells (nats); the log-ratio to the reference, or `likelihood()` for losses without one.
       factors: of tokens in their rollout's reward, without gradient.
-      average: rewards are means over actions.
+      average: rewards are means over actions; "transformed": the transform is of the sum, and what it gives is divided by their
+        number.
       transform: of each reward, for other divergences than the reverse KL.
       importance: function `(scores, batch) -> nats` [B, T]; a pair's loss is multiplied by the exp of the means over the
         actions of both rollouts, without gradient.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import composable
-from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
+from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import logp_name, logp_of, traits
 from jaxrl_llm.types import Batch, Scores
 
@@ -40,14 +40,31 @@ def token_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
     return masked(log_ratio(masked(scores.logp, batch.mask), masked(logp_of(against, batch), batch.mask)), batch.mask)
 
 
+@composable
+def own_ratio(scores: Scores, batch: Batch):
+    """log pi(token) - sg(log pi(token)): the ratio of the policy to itself, 1, with the gradient of log pi.
+
+    A loss multiplied by it has the score-function part of the gradient of its mean under samples of this very policy.
+
+    Source: the KL term of NeMo-RL, after https://arxiv.org/abs/2506.09477
+    """
+    logp = without_infinities(masked(scores.logp, batch.mask))
+    return logp - jax.lax.stop_gradient(logp)
+
+
 @composable(annotations=logp_name)
 @traits(level="sequence")
-def sequence_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
+def sequence_ratio(scores: Scores, batch: Batch, *, against: str = "behavior", highest: float | None = None):
     """Mean over the actions of a sequence of their log-ratios, at every action of it: the length-normalised ratio.
+
+    Args:
+      against: as in `token_ratio`.
+      highest: largest mean (nats), beyond which it has no gradient; None for none.
 
     Source: GSPO, https://arxiv.org/abs/2507.18071
     """
-    return segment_mean(token_ratio.function(scores, batch, against=against), batch.mask, batch.segment)
+    mean = segment_mean(token_ratio.function(scores, batch, against=against), batch.mask, batch.segment)
+    return mean if highest is None else jnp.minimum(mean, highest)
 
 
 @composable(annotations=logp_name)
@@ -60,6 +77,28 @@ def sequence_total_ratio(scores: Scores, batch: Batch, *, against: str = "behavi
     Source: importance sampling of a whole answer as one action, as in RLOO, https://arxiv.org/abs/2402.14740
     """
     total = segment_total(token_ratio.function(scores, batch, against=against), batch.segment)
+    return masked(jnp.clip(total, -MAX_LOG_RATIO, MAX_LOG_RATIO), batch.mask)
+
+
+# Smallest weight of an engine whose logarithm counts in full.
+_LEAST_WEIGHT = 1e-8
+
+
+@composable(annotations=("proximal_logp",))
+def corrected_total_ratio(scores: Scores, batch: Batch, *, weight: Composable):
+    """`sequence_total_ratio(against="proximal")` plus the sum of log `weight` over the actions, without gradient.
+
+    So the weight of a whole sequence holds the truncated or masked weights of the engine that sampled it. Their logarithms are
+    from ln 1e-8 to 20, the total within +-20 nats.
+
+    Args:
+      weight: function `(scores, batch) -> weight` [B, T], such as `importance_weight(high=3.0)`.
+
+    Source: `loss_type="vespo"` of TRL beside its importance sampling of tokens
+    """
+    token = token_ratio.function(scores, batch, against="proximal")
+    factor = jax.lax.stop_gradient(jnp.clip(masked(weight(scores, batch), batch.mask), _LEAST_WEIGHT, jnp.exp(MAX_LOG_RATIO)))
+    total = segment_total(token + masked(jnp.log(factor), batch.mask), batch.segment)
     return masked(jnp.clip(total, -MAX_LOG_RATIO, MAX_LOG_RATIO), batch.mask)
 
 
@@ -77,17 +116,22 @@ def arithmetic_sequence_ratio(scores: Scores, batch: Batch, *, against: str = "b
 
 @composable(annotations=logp_name)
 @traits(level="sequence")
-def sequence_token_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
+def sequence_token_ratio(scores: Scores, batch: Batch, *, against: str = "behavior", highest: float | None = None):
     """Value of the length-normalised ratio of the sequence, gradient of the token's own: s_t = sg(s) pi_t / sg(pi_t).
 
     A token may then have an advantage of its own; where all tokens of a sequence share one, the gradient of their mean is
     that of `sequence_ratio`.
 
+    Args:
+      against: as in `token_ratio`.
+      highest: as in `sequence_ratio`; 10 in verl and Tunix.
+
     Source: GSPO-token, https://arxiv.org/abs/2507.18071, section 4.3
     """
     token = token_ratio.function(scores, batch, against=against)
     sequence = segment_mean(token, batch.mask, batch.segment)
-    return masked(token + jax.lax.stop_gradient(sequence - token), batch.mask)
+    value = masked(token + jax.lax.stop_gradient(sequence - token), batch.mask)
+    return value if highest is None else jnp.minimum(value, highest)
 
 
 @composable(annotations=logp_name)

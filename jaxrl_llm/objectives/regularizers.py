@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
-from jaxrl_llm.numerics import kl_estimate, masked
+from jaxrl_llm.numerics import MAX_LOG_RATIO, kl_estimate, masked
 from jaxrl_llm.objectives.base import coefficient_value, logp_name, logp_of, weighted_sum
 from jaxrl_llm.objectives.policy import factor_value
 from jaxrl_llm.types import Batch, Scores
@@ -20,6 +20,7 @@ def kl(
     kind: str = "k3",
     against: str = "reference",
     bound: float | None = None,
+    ratio_bound: float | None = MAX_LOG_RATIO,
     ratio: Composable | None = None,
     factors: tuple[Composable, ...] = (),
 ):
@@ -36,12 +37,15 @@ def kl(
       kind: see `numerics.kl_estimate`.
       against: who stands for the reference: "reference", "proximal", "behavior" or "teacher".
       bound: largest size of an estimate (nats), beyond which it has no gradient; verl bounds "k3", OpenRLHF every kind, at 10.
+      ratio_bound: largest size of the log-ratio in the estimate (nats), beyond which it has no gradient; None for none, as in
+        TRL, and 10 in PipelineRL.
       ratio: log importance ratio; the estimate is multiplied by its exponential.
       factors: as in `policy`.
 
     Source: GRPO, equation 4, https://arxiv.org/abs/2402.03300; DeepSeek-V3.2, https://arxiv.org/abs/2512.02556
     """
-    estimate = kl_estimate(masked(scores.logp, batch.mask), masked(logp_of(against, batch), batch.mask), kind)
+    own, other = (masked(logp, batch.mask) for logp in (scores.logp, logp_of(against, batch)))
+    estimate = kl_estimate(own, other, kind, ratio_bound)
     if bound is not None:
         estimate = jnp.clip(estimate, -bound, bound)
     loss = estimate if ratio is None else estimate * jnp.exp(ratio(scores, batch))

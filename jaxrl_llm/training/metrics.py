@@ -36,6 +36,7 @@ DEFINITIONS = {
     "source_*": "a metric of the rows of one source alone: 0 for samples, 1 for demonstrations",
     "divergence/*": "weighted mean over actions of the divergence of the loss between policy and teacher or reference, nats",
     "constrained_kl": "KL (nats) between the policy before the step and now that a penalty bounds",
+    "gap/*": "perplexity, chi-squared divergence and effective sample size of `objectives.policy_gap`, which defines each",
     "policy_entropy": "weighted mean over actions of the policy's entropy, nats",
     "top_entropy": "the same of the distribution without its least likely entries",
     "greedy_reward": "mean reward of the greedy answers that are a baseline",

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxrl_llm.data import Cursor, pack
-from jaxrl_llm.data.packing import has_weight
+from jaxrl_llm.data.packing import has_weight, scale_weights
 from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
 from jaxrl_llm.rewards import final_number
@@ -200,7 +200,7 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
         for rows in _minibatch_rows(run, len(rollouts.length), number, epoch):
             part = rollouts if rl.minibatches == 1 else select_rows(rollouts, rows)
             # The weights of a part sum to its share of the step; the update takes each part for a whole.
-            part = part.replace(weight=part.weight * rl.minibatches)
+            part = scale_weights(part, rl.minibatches)
             multiple = run.row_multiple(rl.micro_batches)
             keep = has_weight(part)
             batch = pack(part, row_tokens(run), keep=keep, multiple=multiple, step=number, coefficients=scalars)

@@ -20,6 +20,8 @@ BASELINES = [
     ("leave_one_out_baseline", {"alone": "none"}), ("length_weighted_baseline", {}),
     ("length_weighted_baseline", {"over": "batch"}), ("given_baseline", {}),
     ("given_baseline", {"annotation": "anchor_reward"}),
+    ("mean_baseline", {"alone": "none"}), ("median_baseline", {"alone": "none", "over": "stratum"}),
+    ("length_weighted_baseline", {"alone": "none"}),
 ]  # fmt: skip
 SCALES = [
     ("std_scale", {}), ("std_scale", {"degrees_of_freedom": 1, "epsilon": 1e-4}), ("std_scale", {"over": "batch"}),
@@ -27,6 +29,9 @@ SCALES = [
     ("std_scale", {"placement": "floor", "epsilon": 0.3}),
     ("std_scale", {"placement": "where_positive", "degrees_of_freedom": 1}),
     ("std_scale", {"virtual": (1.0,), "epsilon": 0.01}),
+    ("std_scale", {"others": True, "degrees_of_freedom": 1, "placement": "where_positive", "epsilon": 0.01}),
+    ("std_scale", {"others": True, "over": "batch", "epsilon": 0.1}),
+    ("std_scale", {"alone": "none", "degrees_of_freedom": 1}),
     ("mean_scale", {"epsilon": 2.0}), ("mad_scale", {"factor": 1.4826, "epsilon": 0.1}), ("mad_scale", {"over": "batch"}),
 ]  # fmt: skip
 RELATIVE = [slot for slot in BASELINES if slot[0] != "given_baseline" and slot[1] in ({}, {"over": "stratum"})]
@@ -125,6 +130,39 @@ def test_ngrpo_by_hand():
     estimator = group_advantage(baseline=mean_baseline(virtual=(1.0,)), scale=scale)
     found = compiled(estimator.update)(rollouts, (), jax.random.key(0))[0]
     np.testing.assert_allclose(found.advantage, -1 / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean_baseline", "median_baseline", "leave_one_out_baseline", "length_weighted_baseline"])
+def test_a_row_alone_may_keep_its_score(name):
+    """Two rows of one prompt and one of another, of reward 2, which verl gives 2 / (1 + 1e-6)."""
+    rollouts = Rollouts(
+        tokens=np.zeros((3, 1), np.int32), length=np.ones(3, np.int32), mask=np.ones((3, 1), np.float32),
+        rewards=np.array([[1], [0], [2]], np.float32), group=np.array([0, 0, 1], np.int32),
+    )  # fmt: skip
+    kept = group_advantage(baseline=getattr(estimators, name)(alone="none"), scale=std_scale(alone="none"))
+    own = group_advantage(baseline=getattr(estimators, name)())
+    kept, own = (compiled(estimator.update)(rollouts, (), jax.random.key(0))[0].advantage for estimator in (kept, own))
+    np.testing.assert_array_equal(own[2], 0.0)
+    np.testing.assert_array_equal(kept[2], 2.0)
+    np.testing.assert_array_equal(own[:2], kept[:2])
+
+
+def test_the_deviation_of_the_others_by_hand():
+    """Rewards 1 0 0 0: beside the first all are equal, and nothing is divided; the others see 1 0 0, sqrt(1/3) by Bessel."""
+    rollouts = Rollouts(
+        tokens=np.zeros((4, 1), np.int32), length=np.ones(4, np.int32), mask=np.ones((4, 1), np.float32),
+        rewards=np.array([[1], [0], [0], [0]], np.float32), group=np.zeros(4, np.int32),
+    )  # fmt: skip
+    scale = std_scale(others=True, degrees_of_freedom=1, placement="where_positive")
+    estimator = group_advantage(baseline=estimators.leave_one_out_baseline(), scale=scale)
+    found = compiled(estimator.update)(rollouts, (), jax.random.key(0))[0].advantage[:, 0]
+    np.testing.assert_allclose(found, [1.0, *[-1 / 3 / (np.sqrt(1 / 3) + 1e-6)] * 3], rtol=1e-5)
+
+
+def test_virtual_samples_keep_nobody_alone():
+    for slot in ({"baseline": mean_baseline(virtual=(1.0,), alone="none")}, {"scale": std_scale(virtual=(1.0,), others=True)}):
+        with pytest.raises(ValueError, match="virtual"):
+            run_any(group_advantage(**slot))
 
 
 def test_slots_declare_what_they_read():

@@ -49,14 +49,17 @@ def test_a_tree_without_branches_behind_the_first_token_is_the_group(case):
     assert_close(found.advantage, plain.advantage)
 
 
-@pytest.mark.parametrize("tail", ["own", "none"])
+@pytest.mark.parametrize("options", [{}, {"tail": "none"}, {"by": "place"}, {"weights": "rho", "tail": "none"}])
 @brief
 @given(case=rich_cases())
-def test_optimal_token_baseline(tail, case):
+def test_optimal_token_baseline(options, case):
     case.extras["proximal_logp"] = case.reference_logp
-    found = run(estimators.optimal_token_baseline(tail=tail), case)
+    case.extras["rho"] = np.float32(1 + (np.arange(case.mask.size) % 3)).reshape(case.mask.shape) / 2
+    found = run(estimators.optimal_token_baseline(**options), case)
     arrays = (case.reference_logp, case.extras["proximal_log_collision"], case.valid, case.mask, case.group)
-    expected = comparisons.optimal_token_baseline(case.advantage, *arrays, tail=tail)
+    chosen = {"rho" if name == "weights" else name: value for name, value in options.items()}
+    chosen |= {"rho": case.extras["rho"]} if "rho" in chosen else {}
+    expected = comparisons.optimal_token_baseline(case.advantage, *arrays, **chosen)
     assert_close(found.advantage, expected, rtol=1e-4, atol=2e-4 * max(np.nanmax(np.abs(expected), initial=0), 1))
     check_outside(found, case)
 
@@ -167,6 +170,7 @@ def test_the_first_visit_of_dcpo_is_grpo(case):
 
 @pytest.mark.parametrize(("estimator", "message"), [
     (lambda: estimators.optimal_token_baseline(tail="long"), "tail is 'long'"),
+    (lambda: estimators.optimal_token_baseline(by="row"), "by is 'row'"),
     (lambda: estimators.pass_at_k_advantage(k=0), "k is 0"),
     (lambda: estimators.risk_advantage(bundle=0), "bundle is 0"),
     (lambda: estimators.risk_advantage(levels=(0.8, 0.2)), "levels is"),

@@ -12,7 +12,7 @@ from oracles.cases import brief, rollout_cases
 
 from jaxrl_llm import estimators
 
-OPTIONS = {"target": 0.7, "horizon": 5.0}
+OPTIONS = {"target": 0.7, "horizon": 5.0, "bound": 1.5}
 
 
 @functools.cache

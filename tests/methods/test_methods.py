@@ -83,6 +83,15 @@ def test_unknown_names_list_the_known_ones():
     ("grpo", {"scale": "none", "epsilon": 1e-4}, "epsilon"),
     ("spo", {"forgetting_high": 0.9}, "forgetting_high"),
     ("dapo", {"overlong_size": 0.0, "overlong_buffer": 8}, "overlong_buffer"),
+    ("grpo", {"kl_coefficient": 0.0, "kl_place": "advantage"}, "kl_place"),
+    ("grpo", {"kl_place": "advantage", "kl_unbiased": True}, "kl_unbiased"),
+    ("grpo", {"kl_coefficient": 0.0, "kl_unbiased": True}, "kl_unbiased"),
+    ("gdpo", {"kl_bound": 10.0}, "kl_bound"),
+    ("rloo", {"clip_level": "token"}, "clip_level"),
+    ("rloo", {"clip_dual": 3.0}, "clip_dual"),
+    ("opo", {"clip_dual": 3.0}, "clip_dual"),
+    ("gpg", {"alone": "none"}, "alone"),
+    ("vespo", {"weight_outside": "mask"}, "weight_outside"),
 ])  # fmt: skip
 def test_inert_options_are_refused(name, options, inert):
     with pytest.raises(ValueError, match=f"{inert}.*would change nothing"):

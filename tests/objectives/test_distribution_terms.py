@@ -36,6 +36,21 @@ def test_divergence(rest, name, options, case):
 
 @brief
 @given(case=batch_cases())
+def test_divergence_with_a_floor(case):
+    """Log-probabilities below -1.5 nats count as -1.5, on both sides."""
+    term = objectives.divergence(kind=objectives.forward_divergence(), rest="ignore", floor=-1.5)
+    least = np.exp(np.longdouble(-1.5))
+
+    def theirs(other, policy):
+        other, policy = (np.where(x > 0, np.maximum(x, least), x) for x in (other, policy))
+        return oracle.forward_divergence(other, policy)
+
+    expected = functools.partial(oracle.divergence, kind=theirs, rest="ignore")
+    harness.check(term, case, expected, by=("candidate_logp",))
+
+
+@brief
+@given(case=batch_cases())
 def test_divergence_from_the_reference_over_bare_candidates(case):
     term = objectives.divergence(kind=objectives.forward_divergence(), against="reference", rest="ignore")
     expected = functools.partial(oracle.divergence, kind=oracle.forward_divergence, rest="ignore", against="reference")

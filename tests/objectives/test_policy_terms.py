@@ -19,6 +19,8 @@ RATIOS = [
     ("sequence_total_ratio", "sequence_total_ratio", {}),
     ("arithmetic_sequence_ratio", "arithmetic_sequence_ratio", {}),
     ("sequence_token_ratio", "sequence_token_ratio", {}),
+    ("sequence_mean_ratio", "sequence_ratio", {"highest": 0.05}),
+    ("sequence_token_ratio", "sequence_token_ratio", {"highest": 0.05}),
     ("geometric_ratio", "geometric_ratio", {"low": 0.2, "high": 0.3}),
     ("turn_ratio", "turn_ratio", {"against": "proximal"}),
     ("likelihood", "likelihood", {}),
@@ -84,6 +86,26 @@ def test_ratio(reference, name, options, case):
     expected = functools.partial(oracle.surrogate, ratio=theirs, trust=oracle.plain_clip)
     harness.check(policy(ratio=ratio), case, expected)
     np.testing.assert_allclose(ratio(*harness.build(case)), theirs(*[extended(case)] * 2).astype(float), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("options", [{"high": 1.2}, {"low": 0.8, "high": 1.2, "outside": "mask"}])
+@brief
+@given(case=batch_cases())
+def test_corrected_total_ratio(options, case):
+    theirs = functools.partial(oracle.corrected_total_ratio, **options)
+    trust = functools.partial(oracle.bounded_weight, high=0.3, low=0.2)
+    expected = functools.partial(oracle.surrogate, ratio=theirs, trust=trust)
+    ratio = objectives.corrected_total_ratio(weight=objectives.importance_weight(**options))
+    harness.check(policy(ratio=ratio, trust=objectives.cispo(high=0.3, low=0.2)), case, expected)
+
+
+@pytest.mark.parametrize("against", ["behavior", "proximal"])
+@brief
+@given(case=batch_cases())
+def test_policy_gap(against, case):
+    metrics = harness.check(objectives.policy_gap(against=against), case, lambda live, case: np.longdouble(0.0))
+    for name, expected in oracle.policy_gap(extended(case), against=against).items():
+        np.testing.assert_allclose(metrics[f"gap/{name}"], float(expected), rtol=2e-4, atol=1e-5, err_msg=name)
 
 
 @brief
@@ -195,6 +217,8 @@ BATCH_FIELDS = (
     {"kind": "k3", "against": "teacher"},
     {"kind": "k3", "bound": 0.1},
     {"kind": "k1", "bound": 0.2, "against": "behavior"},
+    {"kind": "k3", "ratio_bound": 0.3},
+    {"kind": "k2", "ratio_bound": None},
 ])  # fmt: skip
 @brief
 @given(case=batch_cases())
@@ -203,11 +227,12 @@ def test_kl(options, case):
     harness.check(kl(coefficient=0.3, **options), case, expected)
 
 
+@pytest.mark.parametrize(("name", "theirs"), [("token_ratio", "tokens"), ("own_ratio", "own_ratio")])
 @brief
 @given(case=batch_cases())
-def test_kl_with_a_ratio_that_has_a_gradient(case):
-    expected = functools.partial(oracle.kl_terms, coefficient=0.3, kind="k3", weighted=True)
-    harness.check(kl(coefficient=0.3, ratio=token_ratio()), case, expected)
+def test_kl_with_a_ratio_that_has_a_gradient(name, theirs, case):
+    expected = functools.partial(oracle.kl_terms, coefficient=0.3, kind="k3", ratio=getattr(oracle, theirs))
+    harness.check(kl(coefficient=0.3, ratio=getattr(objectives, name)()), case, expected)
 
 
 @brief

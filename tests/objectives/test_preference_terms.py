@@ -94,13 +94,22 @@ def test_evidence(name, average, paired, case):
     harness.check(term, paired(case), functools.partial(oracle.preference, evidence=evidence, average=average))
 
 
+@pytest.mark.parametrize("average", [True, "transformed"])
 @pytest.mark.parametrize(("name", "options"), TRANSFORMS)
 @brief
 @given(case=batch_cases())
-def test_transforms(name, options, paired, case):
-    term = objectives.preference(transform=getattr(objectives, name)(**options), average=True)
+def test_transforms(name, options, average, paired, case):
+    term = objectives.preference(transform=getattr(objectives, name)(**options), average=average)
     transform = functools.partial(getattr(oracle, name), **options)
-    harness.check(term, paired(case), functools.partial(oracle.preference, transform=transform, average=True))
+    harness.check(term, paired(case), functools.partial(oracle.preference, transform=transform, average=average))
+
+
+@pytest.mark.parametrize("average", ["transformed", "both"])
+@brief
+@given(case=batch_cases())
+def test_averages_that_mean_nothing_are_refused(average, paired, case):
+    with pytest.raises(ValueError, match="average"):
+        harness.program(objectives.objective(objectives.preference(average=average)))(*harness.build(paired(case)))
 
 
 @brief

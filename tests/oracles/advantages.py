@@ -91,7 +91,7 @@ def kl_estimate(logp, other, kind):
     return {"k1": -log_r, "k2": log_r**2 / 2.0, "k3": math.exp(log_r) - 1.0 - log_r}[kind]
 
 
-def kl_in_reward(token_rewards, behavior_logp, reference_logp, mask, *, coefficient=0.05, kind="k1"):
+def kl_in_reward(token_rewards, behavior_logp, reference_logp, mask, *, coefficient=0.05, kind="k1", bound=None):
     """r_t - beta KL_t at each action, https://arxiv.org/abs/1909.08593, equation 2 token by token."""
     result = np.zeros(mask.shape)
     for n in range(len(mask)):
@@ -99,7 +99,20 @@ def kl_in_reward(token_rewards, behavior_logp, reference_logp, mask, *, coeffici
             if mask[n, t] > 0:
                 given = 0.0 if token_rewards is None else float(token_rewards[n, t])
                 estimate = kl_estimate(float(behavior_logp[n, t]), float(reference_logp[n, t]), kind)
+                estimate = estimate if bound is None else min(max(estimate, -bound), bound)
                 result[n, t] = given - coefficient * estimate
+    return result
+
+
+def kl_in_advantage(advantage, valid, behavior_logp, reference_logp, mask, **options):
+    """A_t - beta sum over s >= t of KL_s: the penalty is a reward behind the baseline."""
+    penalty = kl_in_reward(None, behavior_logp, reference_logp, mask, **options)
+    result = np.zeros(mask.shape)
+    for n in range(len(mask)):
+        for t in range(mask.shape[1]):
+            if mask[n, t] > 0 and valid[n] > 0:
+                later = sum(penalty[n, u] for u in range(t, mask.shape[1]) if mask[n, u] > 0)
+                result[n, t] = float(advantage[n, t]) + later
     return result
 
 

@@ -38,13 +38,23 @@ def _pool(score, present, case, over, n):
     return [score[m] for m in members(present, case.group, over, getattr(case, "extras", {}), n)]
 
 
-def mean_baseline(score, present, case, *, over="group", virtual=()):
+def _alone(present, case, over, n):
+    return not [m for m in members(present, case.group, over, getattr(case, "extras", {}), n) if m != n]
+
+
+def _nothing_for_rows_alone(baseline, present, case, over, alone):
+    return [0.0 if alone == "none" and _alone(present, case, over, n) else value for n, value in enumerate(baseline)]
+
+
+def mean_baseline(score, present, case, *, over="group", virtual=(), alone="own"):
     """NGRPO (https://arxiv.org/abs/2509.18851): the mean over the rows of the pool and the virtual ones."""
-    return [_mean(_pool(score, present, case, over, n) + list(virtual)) for n in range(len(score))]
+    result = [_mean(_pool(score, present, case, over, n) + list(virtual)) for n in range(len(score))]
+    return _nothing_for_rows_alone(result, present, case, over, alone)
 
 
-def median_baseline(score, present, case, *, over="group"):
-    return [_median(_pool(score, present, case, over, n)) for n in range(len(score))]
+def median_baseline(score, present, case, *, over="group", alone="own"):
+    result = [_median(_pool(score, present, case, over, n)) for n in range(len(score))]
+    return _nothing_for_rows_alone(result, present, case, over, alone)
 
 
 def leave_one_out_baseline(score, present, case, *, over="group", alone="own"):
@@ -57,7 +67,7 @@ def leave_one_out_baseline(score, present, case, *, over="group", alone="own"):
     return result
 
 
-def length_weighted_baseline(score, present, case, *, over="group"):
+def length_weighted_baseline(score, present, case, *, over="group", alone="own"):
     """OPO (https://arxiv.org/abs/2505.23585): sum_i l_i r_i / sum_i l_i; rows without actions have no say."""
     result = []
     for n in range(len(score)):
@@ -67,7 +77,7 @@ def length_weighted_baseline(score, present, case, *, over="group"):
         uniform = len({score[m] for m in rows}) <= 1
         mean = sum(k * score[m] for k, m in zip(length, rows, strict=True)) / total if total else 0.0
         result.append(score[n] if uniform else mean)
-    return result
+    return _nothing_for_rows_alone(result, present, case, over, alone)
 
 
 def given_baseline(score, present, case, *, annotation="greedy_reward"):
@@ -76,10 +86,28 @@ def given_baseline(score, present, case, *, annotation="greedy_reward"):
     return [score[n] if math.isnan(given[n]) else float(given[n]) for n in range(len(score))]
 
 
-def std_scale(score, present, case, *, over="group", degrees_of_freedom=0, epsilon=1e-6, placement="outside", virtual=()):
+def std_scale(
+    score,
+    present,
+    case,
+    *,
+    over="group",
+    degrees_of_freedom=0,
+    epsilon=1e-6,
+    placement="outside",
+    virtual=(),
+    others=False,
+    alone="own",
+):
+    """With `others`, the deviation of row n leaves the row itself out."""
     result = []
     for n in range(len(score)):
-        variance = _variance(_pool(score, present, case, over, n) + list(virtual), degrees_of_freedom)
+        rows = members(present, case.group, over, getattr(case, "extras", {}), n)
+        pool = [score[m] for m in rows if not others or m != n]
+        variance = _variance(pool + list(virtual), degrees_of_freedom)
+        if alone == "none" and _alone(present, case, over, n):
+            result.append(1.0)
+            continue
         result.append({
             "outside": math.sqrt(variance) + epsilon,
             "inside": math.sqrt(variance + epsilon),

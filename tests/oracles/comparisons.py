@@ -41,20 +41,28 @@ def prefix_tree_advantage(score, present, tokens, length, mask, group, *, divide
     return result
 
 
-def optimal_token_baseline(returns, logp, log_collision, valid, mask, group, *, tail="own"):
-    """verl's multi-turn optimal token baseline: B_t = sum(G W) / sum(W) over the t-th actions of the group."""
+def optimal_token_baseline(returns, logp, log_collision, valid, mask, group, *, tail="own", rho=None, by="action"):
+    """verl's multi-turn optimal token baseline: B_t = sum(G W) / sum(W) over the t-th actions of the group.
+
+    With `by="place"` (verl's other one) t is the distance from the first action; rho^2 multiplies what W sums up.
+    """
     result, energy, actions = np.zeros(mask.shape), np.zeros(mask.shape), []
     for n in range(len(mask)):
         actions.append([t for t in range(mask.shape[1]) if mask[n, t] > 0])
         total = 0.0
         for t in actions[n]:
-            total += 1.0 - 2.0 * math.exp(logp[n, t]) + math.exp(log_collision[n, t])
+            square = 1.0 if rho is None else float(rho[n, t]) ** 2
+            total += (1.0 - 2.0 * math.exp(logp[n, t]) + math.exp(log_collision[n, t])) * square
             energy[n, t] = total
+    slots = [
+        {i if by == "action" else t - actions[n][0]: t for i, t in enumerate(actions[n])} if valid[n] > 0 else {}
+        for n in range(len(mask))
+    ]
     for n in range(len(mask)):
-        for i, t in enumerate(actions[n] if valid[n] > 0 else []):
-            there = [m for m in range(len(mask)) if valid[m] > 0 and group[m] == group[n] and len(actions[m]) > i]
-            weight = [energy[m, actions[m][i]] for m in there]
-            value = [float(returns[m, actions[m][i]]) for m in there]
+        for i, t in slots[n].items():
+            there = [m for m in range(len(mask)) if group[m] == group[n] and i in slots[m]]
+            weight = [energy[m, slots[m][i]] for m in there]
+            value = [float(returns[m, slots[m][i]]) for m in there]
             if len(there) == 1:
                 baseline = value[0] if tail == "own" else 0.0
             elif min(value) == max(value):

@@ -123,8 +123,9 @@ def groups_of(case):
     return found
 
 
-def log_ratio(logp, other):
+def log_ratio(logp, other, bound=20):
     """log p - log q within +-20 nats; constant, and so without slope, beyond and at infinities; equal infinities give 0."""
+    limit = np.longdouble(20 if bound is None else bound)
     if np.isinf(logp) or np.isinf(other):
-        return np.longdouble(0.0 if logp == other else (20.0 if logp > other else -20.0))
-    return min(max(logp - other, np.longdouble(-20.0)), np.longdouble(20.0))
+        return np.longdouble(0.0) if logp == other else (limit if logp > other else -limit)
+    return logp - other if bound is None else min(max(logp - other, -limit), limit)

@@ -5,10 +5,10 @@ import numpy as np
 from oracles.advantages import kl_in_reward
 
 
-def adaptive_kl_in_reward(token_rewards, behavior, reference, mask, valid, coefficient, *, target, horizon, kind):
+def adaptive_kl_in_reward(token_rewards, behavior, reference, mask, valid, coefficient, *, target, horizon, kind, bound=None):
     """Penalised token rewards, and the coefficient after the step."""
-    penalised = kl_in_reward(token_rewards, behavior, reference, mask, coefficient=coefficient, kind=kind)
-    unit = kl_in_reward(np.zeros(mask.shape), behavior, reference, mask, coefficient=1.0, kind=kind)
+    penalised = kl_in_reward(token_rewards, behavior, reference, mask, coefficient=coefficient, kind=kind, bound=bound)
+    unit = kl_in_reward(np.zeros(mask.shape), behavior, reference, mask, coefficient=1.0, kind=kind, bound=bound)
     totals = [-sum(unit[n, t] for t in range(mask.shape[1]) if mask[n, t] > 0) for n in range(len(mask)) if valid[n] > 0]
     if not totals:
         return penalised, coefficient

@@ -76,9 +76,15 @@ def averaged(x, case, groups):
     return result
 
 
-def sequence_mean_ratio(live, case, *, against="behavior"):
+def capped(x, case, highest):
+    for place in actions(case) if highest is not None else []:
+        x[place] = min(x[place], np.longdouble(highest))
+    return x
+
+
+def sequence_mean_ratio(live, case, *, against="behavior", highest=None):
     """log s = 1 / |y| sum_t x_t."""
-    return averaged(tokens(live, case, against), case, rollouts_of(case).values())
+    return capped(averaged(tokens(live, case, against), case, rollouts_of(case).values()), case, highest)
 
 
 def sequence_total_ratio(live, case, *, against="behavior"):
@@ -99,10 +105,43 @@ def arithmetic_sequence_ratio(live, case, *, against="behavior"):
     return result
 
 
-def sequence_token_ratio(live, case, *, against="behavior"):
+def corrected_total_ratio(live, case, **weight):
+    """sum_t (log pi - log proximal) + sum_t log w_t, w_t from 1e-8, without gradient; within +-20."""
+    x, w, result = tokens(live, case, "proximal"), importance_weight(case, **weight), zeros(case)
+    for places in rollouts_of(case).values():
+        total = sum(x[p] + np.log(max(w[p], np.longdouble(1e-8))) for p in places)
+        for place in places:
+            result[place] = kept_within(total)
+    return result
+
+
+def policy_gap(case, *, against):
+    """Perplexities, chi-squared divergences and the effective sample size, of rollouts and actions that count."""
+    x, other, places = tokens(case, case, against), against_logp(case, against), counting(case)
+    rollouts = [[p for p in own if p in places] for own in rollouts_of(case).values()]
+    rollouts = [own for own in rollouts if own]
+    if not places:
+        return dict.fromkeys(("perplexity", "chi_squared", "chi_squared_sequence", "effective_sample_size"), 0.0)
+
+    def mean(values):
+        return sum(values) / len(values)
+
+    ours = [mean([finite(case.logp[p]) for p in own]) for own in rollouts]
+    theirs = [mean([finite(other[p]) for p in own]) for own in rollouts]
+    square = mean([np.exp(2 * x[p]) for p in places])
+    return {
+        "perplexity": mean([np.exp(min(-value, BOUND)) for value in ours]),
+        "perplexity_ratio": mean([np.exp(kept_within(b - a)) for a, b in zip(ours, theirs, strict=True)]),
+        "chi_squared": square - 1,
+        "chi_squared_sequence": mean([np.exp(2 * kept_within(sum(x[p] for p in own))) for own in rollouts]) - 1,
+        "effective_sample_size": mean([np.exp(x[p]) for p in places]) ** 2 / square,
+    }
+
+
+def sequence_token_ratio(live, case, *, against="behavior", highest=None):
     """sg(log s) + log pi_t - sg(log pi_t), GSPO-token, https://arxiv.org/abs/2507.18071, equation 14."""
     s = sequence_mean_ratio(case, case, against=against)
-    return s + tokens(live, case, against) - tokens(case, case, against)
+    return capped(s + tokens(live, case, against) - tokens(case, case, against), case, highest)
 
 
 def geometric_ratio(live, case, *, low=0.4, high=0.4, against="behavior"):
@@ -126,6 +165,14 @@ def prefix_ratio(live, case, *, against="behavior"):
 def turn_ratio(live, case, *, against="behavior"):
     """Mean log-ratio of each turn."""
     return averaged(tokens(live, case, against), case, pieces(case, lambda place: int(case.turn[place])))
+
+
+def own_ratio(live, case):
+    """log pi - sg(log pi): 0, with the slope of log pi."""
+    x = zeros(case)
+    for place in actions(case):
+        x[place] = finite(live.logp[place]) - finite(case.logp[place])
+    return x
 
 
 def likelihood(live, case):
@@ -479,6 +526,20 @@ def importance_weight(case, *, ratio=tokens, low=None, high=None, outside="trunc
     return result
 
 
+def renormalised(case, *, factor, over):
+    """The mask times (sum of all shares) / (sum of those kept), of the batch or of each rollout and then over rollouts."""
+    kept, result = factor(case), {place: np.longdouble(0.0) for place in actions(case)}
+    total = sum((case.weight[p] for p in actions(case)), np.longdouble(0.0))
+    rows = [list(actions(case))] if over == "batch" else list(rollouts_of(case).values())
+    left = [sum((case.weight[p] * kept[p] for p in places), np.longdouble(0.0)) for places in rows]
+    share = [sum((case.weight[p] for p in places), np.longdouble(0.0)) for places in rows]
+    among = sum((w for w, still in zip(share, left, strict=True) if still != 0), np.longdouble(0.0))
+    for places, w, still in zip(rows, share, left, strict=True):
+        for place in places if still != 0 and among != 0 else []:
+            result[place] = kept[place] * w / still * total / among
+    return result
+
+
 def batch_normalised(case, *, factor, sequences=False):
     """verl: over the mean of a token's weights, or, of weights of sequences, of one weight for each sequence that counts."""
     value, places = factor(case), counting(case)
@@ -513,9 +574,10 @@ def rejection(case, *, kind="k1", over="mean", low=None, high=None, among="all",
 # Divergences.
 
 
-def kl_terms(live, case, *, coefficient, kind, against="reference", bound=None, weighted=False, factors=()):
+def kl_terms(live, case, *, coefficient, kind, against="reference", bound=None, ratio_bound=20, ratio=None, factors=()):
     """sum_t w_t f_t c D_t, with D_t = k1, k2, k3, |x| and, with "+", their value and the slope of k2."""
     scales = [factor(case) for factor in factors]
+    weights = None if ratio is None else ratio(live, case)
 
     def value(x, name):
         return {"k1": -x, "k2": x * x / 2, "k3": np.exp(x) - 1 - x, "abs": abs(x)}[name]
@@ -523,13 +585,13 @@ def kl_terms(live, case, *, coefficient, kind, against="reference", bound=None, 
     total = np.longdouble(0.0)
     for place in actions(case):
         other = against_logp(case, against)[place]
-        x, fixed = log_ratio(other, live.logp[place]), log_ratio(other, case.logp[place])
+        x, fixed = (log_ratio(other, logp[place], ratio_bound) for logp in (live.logp, case.logp))
         d = value(x, kind.removesuffix("+"))
         if kind.endswith("+"):
             d = value(x, "k2") - value(fixed, "k2") + value(fixed, kind.removesuffix("+"))
         d = d if bound is None else kept_within(d, np.longdouble(bound))
-        if weighted:
-            d = d * np.exp(log_ratio(live.logp[place], case.behavior_logp[place]))
+        if ratio is not None:
+            d = d * np.exp(weights[place])
         for scale in scales:
             d = d * scale[place]
         total += case.weight[place] * coefficient * d

@@ -140,8 +140,9 @@ def reward_of(live, case, number, evidence=to_reference, factor=None, average=Fa
     places = rollouts_of(case)[number]
     for place in places:
         total += evidence(live, case, place) * (1 if factor is None else factor(case, place))
-    total = total / len(places) if average else total
-    return total if transform is None else transform(total)
+    total = total / len(places) if average is True else total
+    value = total if transform is None else transform(total)
+    return value / len(places) if average == "transformed" else value
 
 
 def preference(live, case, *, link=sigmoid_link, importance=None, **options):

@@ -228,3 +228,27 @@ def pseudo_label_advantage(present, group, answer, *, center=1.0, width=0.5, quo
             if deviation > 0:
                 result[n] += bump[a] / sum(bump.values()) * (rewards[n] - mean) / deviation
     return result
+
+
+def repetition_penalty(token_rewards, tokens, mask, *, size=3, penalty=1.0):
+    """https://arxiv.org/abs/2502.03373, appendix C.2: -p (1 - different n-grams / n-grams) at the last action."""
+    result = np.zeros(mask.shape) if token_rewards is None else np.array(token_rewards, np.float64)
+    for n in range(len(mask)):
+        places = [t for t in range(mask.shape[1]) if mask[n, t] > 0]
+        runs = [tuple(int(tokens[n, t]) for t in places[i : i + size]) for i in range(len(places) - size + 1)]
+        if runs:
+            result[n, places[-1]] -= penalty * (1 - len(set(runs)) / len(runs))
+    return result
+
+
+def teacher_advantage(teacher, sampler, mask, valid, *, emphasis=0.0):
+    """(1 + gamma (1 - sum_{k<t} |a_k| / sum |a|)) a_t with a = log teacher - log sampler within +-20."""
+    result = np.zeros(mask.shape)
+    for n in range(len(mask)):
+        places = [t for t in range(mask.shape[1]) if mask[n, t] > 0 and valid[n] > 0]
+        gap = {t: min(max(float(teacher[n, t]) - float(sampler[n, t]), -20.0), 20.0) for t in places}
+        whole, before = sum(abs(a) for a in gap.values()), 0.0
+        for t in places:
+            result[n, t] = (1 + emphasis * (1 - before / whole)) * gap[t] if whole else 0.0
+            before += abs(gap[t])
+    return result
