@@ -206,6 +206,24 @@ def running_mean(state, step, *, measure: str):
     return state["total"] / jnp.maximum(state["count"], 1.0)
 
 
+def _nothing(**options):
+    return jnp.float32(0.0)
+
+
+def _add(state, metrics, *, measure):
+    return state + jnp.float32(metrics[measure])
+
+
+@controlled(init=_nothing, update=_add)
+def running_total(state, step, *, measure: str):
+    """Sum of a metric over the steps so far; 0 before the first.
+
+    Args:
+      measure: name of the metric.
+    """
+    return state
+
+
 def _empty_window(*, window: int, **options):
     return {"seen": jnp.full((window,), jnp.nan, jnp.float32), "count": jnp.int32(0), "drifted": jnp.bool_(False)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxrl_llm.controllers import moving_average
+from jaxrl_llm.controllers import moving_average, running_total
 from jaxrl_llm.estimators import chain, sequence_mean
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.objectives import (
@@ -11,6 +11,7 @@ from jaxrl_llm.objectives import (
     logistic_link,
     mean_reference_point,
     objective,
+    running_reference_point,
     saturating_link,
     unpaired,
 )
@@ -47,12 +48,19 @@ def apo_zero_unpaired(*, beta: float = 0.1, desirable: float = 1.0, undesirable:
     paper="Binary Classifier Optimization for Large Language Model Alignment (Jung et al., 2024)",
     url="https://arxiv.org/abs/2404.04656",
 )
-def bco(*, beta: float = 0.01, decay: float = 0.9):
-    """A binary classifier of answers whose logit is the implicit reward, shifted by its moving average.
+def bco(*, beta: float = 0.01, decay: float | None = 0.9):
+    """A binary classifier of answers whose logit is the implicit reward, shifted by its average.
 
-    Defaults: `beta` is the authors'; the decay of the moving average is ours. The weights for another distribution of
-      undesirable answers are left out.
+    Defaults: `beta` is the authors'; the decay of the moving average, of the mean of both classes in earlier steps, is ours.
+      `decay=None` is the mean of all rewards so far, this batch's included, as in TRL's former trainer. The weights for another
+      distribution of undesirable answers are left out.
     """
-    term = unpaired(link=logistic_link(), beta=beta, reference_point=controlled_reference_point())
-    shift = moving_average(decay=decay, measure="reward_center")
-    return None, chain(sequence_mean()), objective(term), {"reward_shift": shift}
+    if decay is None:
+        point = running_reference_point(total="reward_total", count="reward_count")
+        total, count = (running_total(measure=f"labelled/{of}") for of in ("reward", "count"))
+        kept = {"reward_total": total, "reward_count": count}
+    else:
+        point = controlled_reference_point()
+        kept = {"reward_shift": moving_average(decay=decay, measure="reward_center")}
+    term = unpaired(link=logistic_link(), beta=beta, reference_point=point)
+    return None, chain(sequence_mean()), objective(term), kept

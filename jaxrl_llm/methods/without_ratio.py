@@ -78,8 +78,8 @@ def dro(
     """REINFORCE with group advantages and a squared log-ratio to the sampler in place of ratio and clip.
 
     Defaults: `samples` and `beta` are ours (verl has no default for it). `None` means what it does for `grpo`. This is the
-      loss of that name in verl: token by token, and with group advantages. The paper regresses r - V on `beta` times the log-ratio of
-      whole answers, with a learned V.
+      loss of that name in verl: token by token, and with group advantages. The paper regresses r - V on `beta` times the
+      log-ratio of whole answers, with a learned V.
     """
     return (
         grouped(samples=samples),

@@ -102,6 +102,7 @@ from jaxrl_llm.objectives.unpaired import (
     given_reference_point,
     logistic_link,
     mean_reference_point,
+    running_reference_point,
     saturating_link,
     unpaired,
 )
@@ -204,6 +205,7 @@ __all__ = [
     "router_z",
     "rover",
     "rpg",
+    "running_reference_point",
     "sampled",
     "sapo",
     "saturating_link",

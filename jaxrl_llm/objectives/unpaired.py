@@ -61,6 +61,23 @@ def controlled_reference_point(reward, labelled, batch: Batch, groups: Groups, *
     return coefficient_value(coefficient, batch)
 
 
+@composable
+@traits(coupled=True)
+def running_reference_point(reward, labelled, batch: Batch, groups: Groups, *, total: str, count: str):
+    """Mean reward of all labelled rollouts so far, those of this batch included.
+
+    Args:
+      total: scalar in `batch.coefficients`, the sum over the batches before, as a controller keeps it.
+      count: scalar in `batch.coefficients`, the number of rollouts in it.
+
+    Source: the running mean of BCO in TRL's former trainer
+    """
+    del groups
+    sums = masked(reward, labelled).sum(), labelled.sum()
+    before = (coefficient_value(name, batch) for name in (total, count))
+    return safe_divide(*(earlier + now for earlier, now in zip(before, sums, strict=True)))
+
+
 @composable(annotations=("preference",))
 @traits(level="rollout")
 def unpaired(
@@ -104,5 +121,6 @@ def _statistics(reward, side, point) -> dict[str, jax.Array]:
     means = [safe_divide(masked(reward, members).sum(), members.sum()) for members in (side > 0, side < 0)]
     right = 0.5 * (jnp.sign(side * (reward - point)) + 1.0)
     accuracy = safe_divide(masked(right, jnp.abs(side)).sum(), jnp.abs(side).sum())
-    names = ("reward_desirable", "reward_undesirable", "reward_center", "reward_reference_point", "label_accuracy")
-    return dict(zip(names, (*means, sum(means) / 2, jnp.float32(point), accuracy), strict=True))
+    found = {"reward_desirable": means[0], "reward_undesirable": means[1], "reward_center": sum(means) / 2}
+    counts = {"labelled/reward": masked(reward, jnp.abs(side)).sum(), "labelled/count": jnp.abs(side).sum()}
+    return found | counts | {"reward_reference_point": jnp.float32(point), "label_accuracy": accuracy}

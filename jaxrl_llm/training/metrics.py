@@ -62,6 +62,8 @@ DEFINITIONS = {
     "pair_margin": "mean over pairs of the difference of the two rewards",
     "pair_chosen": "mean over pairs of the reward of the preferred text",
     "pair_rejected": "mean over pairs of the reward of the other text",
+    "labelled/reward": "sum over labelled rows of their implicit rewards",
+    "labelled/count": "number of labelled rows",
     "label_accuracy": "share of labelled answers on the side of the reference point that their label says, ties counting half",
     "pairs_equal": "share of pairs of two equal texts, which teach nothing",
     "tokens": "tokens that the step trained on",

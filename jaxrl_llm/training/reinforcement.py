@@ -13,6 +13,8 @@ from jaxrl_llm.data import Cursor, pack
 from jaxrl_llm.data.packing import has_weight, scale_weights
 from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
+from jaxrl_llm.objectives import objective as make_objective
+from jaxrl_llm.objectives import policy_gap
 from jaxrl_llm.rewards import final_number
 from jaxrl_llm.rollouts import Collection, informative_groups, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
@@ -117,6 +119,8 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     estimate = make_estimate(method)
     objective = build.with_critic_loss(run.config, method.objective)
     objective = build.with_router_losses(run.config, run.network, objective)
+    if rl.measure_gap:
+        objective = make_objective(*objective.terms, policy_gap())
     scorer = _scorer(run, objective.needs)
     pure = make_update(None, objective, optimizer(run), micro_batches=rl.micro_batches, scorer=scorer)
     update = jax.jit(wrapped_update(pure, rl.optimizer), donate_argnums=0)

@@ -123,6 +123,8 @@ def rl() -> dict:
         "stop_strings": (),
         # Largest difference in nats between the sampler's and the learner's log-probabilities before it is reported.
         "max_logp_gap": 1e-4,
+        # Whether perplexities, chi-squared divergences and the effective sample size between learner and sampler are measured.
+        "measure_gap": False,
         # Every so many steps the reference policy moves by a share of the way to the policy; 0 for never.
         "reference": {"every": 0, "share": 1.0},
         "optimizer": optimizer(1e-6),

@@ -125,6 +125,18 @@ def test_the_shift_of_bco_is_an_average_without_bias():
     np.testing.assert_allclose(controller.value(state, 2), (0.9 * 3 + 5) / 1.9, rtol=1e-6)
 
 
+def test_the_mean_of_bco_may_hold_the_batch_itself(pairs, params):
+    """Before anything was seen it is that of the batch: rewards against their own mean; later all of both batches."""
+    method = methods.get("bco", decay=None)
+    _, _, _, found = tiny_steps.value_of(method, pairs, params)
+    mean = found["labelled/reward"] / found["labelled/count"]
+    np.testing.assert_allclose(found["reward_reference_point"], mean, rtol=1e-5)
+    totals = dict(method.controllers)
+    state = {name: one.update(one.init(), {"labelled/reward": 6.0, "labelled/count": 4.0}) for name, one in totals.items()}
+    values = {name: float(one.value(state[name], 1)) for name, one in totals.items()}
+    assert values == {"reward_total": 6.0, "reward_count": 4.0}
+
+
 def test_ipo_of_trl_takes_means(pairs, params):
     """The two conventions agree where every answer has one token, and only there."""
     one = pairs.replace(mask=(np.arange(pairs.mask.shape[1]) == pairs.length[:, None] - 1).astype(np.float32))

@@ -27,6 +27,10 @@ POINTS = {
         objectives.controlled_reference_point(coefficient="beta"),
         functools.partial(oracle.controlled_reference_point, value=np.longdouble("0.3")),
     ),
+    "running": (
+        objectives.running_reference_point(total="beta", count="beta"),
+        functools.partial(oracle.running_reference_point, total=np.longdouble("0.3"), count=np.longdouble("0.3")),
+    ),
 }
 
 

@@ -39,6 +39,12 @@ def controlled_reference_point(case, *, value):
     return value
 
 
+def running_reference_point(case, *, total, count):
+    rewards = [reward_of(case, case, n, to_reference) for n in labelled(case)]
+    number = count + len(rewards)
+    return (total + sum(rewards)) / number if number else 0
+
+
 def unpaired(live, case, *, link, beta=0.1, point=lambda case: 0, desirable=1.0, undesirable=1.0):
     loss, z = np.longdouble(0), point(case)
     for n, sign in labelled(case).items():

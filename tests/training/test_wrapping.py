@@ -61,7 +61,7 @@ def _is_merge(node):
 def test_a_run_with_everything_laid_over(tmp_path):
     """Behind a supervised phase: slow-fast updates with merged and extrapolated steps, resumed as it was."""
     config = tiny_config("dr_grpo")
-    config.sft.steps, config.rl.steps = 1, 2
+    config.sft.steps, config.rl.steps, config.rl.measure_gap = 1, 2, True
     config.rl.optimizer.wrap = {
         "online_ties": {"density": 0.5, "mix": 1e-3},
         "extrapolate_every": {"every": 2},
@@ -70,6 +70,7 @@ def test_a_run_with_everything_laid_over(tmp_path):
     run = finish(config, tmp_path)
     rl = [record for record in run.metrics if record["phase"] == "rl"]
     assert len(rl) == 2 and all("fast/loss" in record and record["skipped"] == 0 for record in rl)
+    assert all(0 < record["gap/effective_sample_size"] <= 1 + 1e-6 and record["gap/perplexity"] >= 1 for record in rl)
 
 
 @pytest.mark.parametrize(("wrap", "message"), [
