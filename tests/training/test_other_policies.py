@@ -173,3 +173,13 @@ def test_the_reference_policy_answers_too(name, tmp_path):
     run = finish(config, tmp_path)
     assert (tmp_path / "reference").exists()
     assert all(record["anchor_reward"] is not None and record["skipped"] == 0 for record in run.metrics)
+
+
+@pytest.mark.parametrize("name", ["thr", "chord"])
+def test_methods_whose_candidates_or_groups_the_loop_makes(name, tmp_path):
+    """Candidates of whole groups, and demonstrations that have no part in any."""
+    config = short(name, **({"warmup": 0} if name == "chord" else {}))
+    config.rl.max_new_tokens = 24
+    run = finish(config, tmp_path)
+    assert all(record["skipped"] == 0 and np.isfinite(record["loss"]) for record in run.metrics)
+    assert any(record["gradient_norm"] > 0 for record in run.metrics)
