@@ -91,8 +91,7 @@ class _Stateless:
 
     def __call__(self, rollouts, state, key):
         del key
-        _refuse_missing(rollouts, self.function)
-        return self.function(rollouts), state
+        return _with_inputs(self.function, rollouts), state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +101,18 @@ class _Stateful:
     function: Composable
 
     def __call__(self, rollouts, state, key):
-        _refuse_missing(rollouts, self.function)
-        return self.function(rollouts, state, key)
+        return _with_inputs(self.function, rollouts, state, key)
+
+
+def _with_inputs(function: Composable, rollouts: Rollouts, *arguments):
+    """What the function says, which first refuses impossible options; where its inputs are missing, the refusal of that."""
+    try:
+        found = function(rollouts, *arguments)
+    except (KeyError, TypeError, AttributeError):
+        _refuse_missing(rollouts, function)
+        raise
+    _refuse_missing(rollouts, function)
+    return found
 
 
 def _refuse_missing(rollouts: Rollouts, function: Composable) -> None:

@@ -57,7 +57,12 @@ def component_weights(rollouts: Rollouts, reward_weights: tuple[float, ...] | No
 
 
 def row_logp(rollouts: Rollouts):
-    """Log-probability [N] (nats) of the actions of each row under the policy that sampled it."""
+    """Log-probability [N] (nats) of the actions of each row under the policy that sampled it; 0 where nobody knows.
+
+    What is more than a tie between rows has to ask for it: `annotations=("behavior_logp",)`.
+    """
+    if rollouts.behavior_logp is None:
+        return jnp.zeros(rollouts.tokens.shape[0])
     return masked(rollouts.behavior_logp, rollouts.mask).sum(axis=1)
 
 

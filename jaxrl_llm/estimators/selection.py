@@ -29,7 +29,7 @@ def extremes(rollouts: Rollouts, score, present):
     return (place == last) & (present > 0), (place == first) & (present > 0)
 
 
-@stateful(annotations=("behavior_logp",))
+@stateful()
 def policy_filtration(rollouts, state, key, *, keep: str = "best_and_random", reward_weights: tuple[float, ...] | None = None):
     """Keeps two rows of each group, or one: those whose rewards a reward model can be trusted with.
 
@@ -113,7 +113,7 @@ def drop_surplus_negatives(rollouts, state, key):
     return rollouts.replace(valid=rollouts.valid * ~surplus), state
 
 
-@stateful(no_steps, annotations=("behavior_logp", "proximal_entropy"))
+@stateful(no_steps, annotations=("proximal_entropy",))
 def down_sample(
     rollouts,
     steps,

@@ -32,7 +32,7 @@ def row_statistics(rollouts: Rollouts, *, threshold: float = 0.5, reward_weights
     return rollouts.replace(extras={**rollouts.extras, "score": score, "correct": correct, "accuracy": accuracy})
 
 
-@stateless(annotations=("behavior_logp",), provides=("preference",))
+@stateless(provides=("preference",))
 def best_and_worst(rollouts: Rollouts, *, reward_weights: tuple[float, ...] | None = None) -> Rollouts:
     """Makes a pair of each group: `extras["preference"]` [N] is 1 for its best row, -1 for its worst one, 0 elsewhere.
 
