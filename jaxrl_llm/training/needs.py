@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxrl_llm.data import PAIR
 from jaxrl_llm.methods import Method
+from jaxrl_llm.types import ROWS_OF, Rollouts
 
 # What a strategy asks for that has the reference policy answer.
 REFERENCE_SAMPLES = "reference_samples"
@@ -31,8 +32,10 @@ def refuse_missing(method: Method) -> None:
     own = {name for name in method.needs if name.startswith(policies)}
     foreign = sorted(method.needs - GIVEN[material] - own - method.objective.needs)
     if foreign:
+        field = foreign[0].startswith(ROWS_OF) or foreign[0] in Rollouts.__dataclass_fields__
+        place = "the rollouts" if field else "the rollouts' extras"
         raise ValueError(
-            f"{method.name!r} needs {foreign[0]!r} in the rollouts, which this loop cannot make from {material}; "
+            f"{method.name!r} needs {foreign[0]!r} in {place}, which this loop cannot make from {material}; "
             "fill it in a loop of your own, or choose another method"
         )
 

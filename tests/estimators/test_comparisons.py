@@ -232,6 +232,7 @@ def test_among_is_the_estimator_of_these_rows_alone(case):
     alone = run(inner, case)
     case.valid = valid * ~own
     others = run(estimators.token_mean(), case)
+    source = case.extras["stratum"]
     assert_close(found.advantage[own], alone.advantage[own])
-    assert_close(found.weight, np.where(own[:, None], alone.weight, others.weight))
-    assert_close(found.valid, np.where(own, alone.valid, valid))
+    assert_close(found.weight, advantages.among(source, 0, alone.weight, others.weight))
+    assert_close(found.valid, advantages.among(source, 0, alone.valid, valid))

@@ -126,7 +126,7 @@ def test_estimators_print_as_code():
 
 def test_annotations_are_declared():
     assert chain(gae(), whiten()).annotations == {"behavior_value"}
-    assert estimators.kl_in_reward().annotations == {"reference_logp"}
+    assert estimators.kl_in_reward().annotations == {"behavior_logp", "reference_logp"}
     assert group_advantage().annotations == frozenset()
 
 

@@ -163,13 +163,28 @@ def test_what_each_phase_gives_is_needed_by_a_method_of_it():
 
 NAMES = ("cpo", "dapo", "grpo", "kto", "ppo", "sft")
 # What an option of None, or of a word, may be instead; those that are refused do not count.
-INSTEAD_OF_NONE = (0.5, 1, 2.0, 5, 20_475, (0.05, 0.23), (0.5, 2.0), (2.0, 1.0), True, "k2", "none", "floor")
+INSTEAD_OF_NONE = (
+    0.5, 1, 2.0, 5, 20_475, (0.05, 0.23), (0.5, 2.0), (2.0, 1.0), True, "k2", "none", "floor", "own", "advantage", "mask",
+    "token_mean", "token", "sequence",
+)  # fmt: skip
 WORDS = (
     "k1", "k2", "k3", "abs", "kl", "tv", "none", "forward", "differentiable", "std", "failure", "best", "uniform", "entropy",
     "exact", "shortfall",
 )  # fmt: skip
 # Options that are refused as inert unless another one is set.
-BESIDE = {"kl_kind": {"kl_coefficient": 0.1}, "forgetting_high": {"drift_half_life": 0.06}}
+BESIDE = {
+    **dict.fromkeys(("kl_kind", "kl_unbiased", "kl_bound", "kl_place"), {"kl_coefficient": 0.1}),
+    "forgetting_high": {"drift_half_life": 0.06},
+    "clip_level": {"clip": 0.2},
+    "clip_high": {"clip_low": 0.2},
+    "clip_low": {"clip_high": 0.2},
+    "clip_dual": {"clip_low": 0.2, "clip_high": 0.2},
+    "weight_outside": {"weight_high": 1.1},
+    "weight_low": {"weight_high": 1.1},
+    "degrees_of_freedom": {"scale": "std"},
+    "epsilon": {"scale": "std"},
+    "alone": {"scale": "std"},
+}
 
 
 def alternatives(name, option, value):
@@ -244,11 +259,11 @@ class Outcomes:
 
 
 def _verified(rollouts):
-    """Two groups; half of the rows right, most with one answer, few different tokens, and a policy that has hardly moved."""
+    """Groups of 7, 2 and 1; half of the rows right, most with one answer, few different tokens, and a policy that has hardly moved."""
     row = np.arange(len(rollouts.group))
     right = (row % 2 == 0).astype(np.float32)
     extras = {"answer": (row % 4 == 3).astype(np.int32), "drift": (row * 1e-3).astype(np.float32)}
-    rewards, group = np.stack([right, np.zeros_like(right)], axis=1), (row > 6).astype(np.int32)
+    rewards, group = np.stack([right, np.zeros_like(right)], axis=1), np.select([row > 8, row > 6], [2, 1]).astype(np.int32)
     tokens, extras = rollouts.tokens % 2, rollouts.extras | extras
     return rollouts.replace(rewards=rewards, group=group, token_rewards=None, tokens=tokens, extras=extras)
 

@@ -187,3 +187,8 @@ def token_group_advantage(score, present, mask, group, *, limit=5.0, epsilon=1e-
         for n in rows:
             result[n] = values[n] if len({float(score[m]) for m in rows if lengths[m]}) > 1 else 0.0
     return result
+
+
+def among(source, number, inside, outside):
+    """Rows of one source by the first array, all others by the second."""
+    return np.array([inside[n] if source[n] == number else outside[n] for n in range(len(source))])
