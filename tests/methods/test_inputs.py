@@ -259,7 +259,7 @@ class Outcomes:
 
 
 def _verified(rollouts):
-    """Groups of 7, 2 and 1; half of the rows right, most with one answer, few different tokens, and a policy that has hardly moved."""
+    """Groups of 7, 2 and 1 rows, half of them right, most with one answer and few different tokens, and little drift."""
     row = np.arange(len(rollouts.group))
     right = (row % 2 == 0).astype(np.float32)
     extras = {"answer": (row % 4 == 3).astype(np.int32), "drift": (row * 1e-3).astype(np.float32)}
