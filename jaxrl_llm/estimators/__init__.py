@@ -4,6 +4,7 @@ from jaxrl_llm.estimators.anchors import optimal_value
 from jaxrl_llm.estimators.asymmetry import long_wrong_penalty
 from jaxrl_llm.estimators.base import Estimator, chain, stateful, stateless
 from jaxrl_llm.estimators.baselines import (
+    constant_baseline,
     given_baseline,
     leave_one_out_baseline,
     length_weighted_baseline,
@@ -68,6 +69,7 @@ __all__ = [
     "conflict_mean",
     "conflict_weighting",
     "constant",
+    "constant_baseline",
     "cosine_length_reward",
     "cumulative_advantage",
     "cvar_advantage",

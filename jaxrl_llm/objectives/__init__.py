@@ -91,6 +91,7 @@ from jaxrl_llm.objectives.supervised import (
     sequence_likelihood,
     uncertainty,
 )
+from jaxrl_llm.objectives.tapered import tapered
 from jaxrl_llm.objectives.truncation import truncated_policy
 from jaxrl_llm.objectives.trust import cispo, clip, flipped, score_function, unclipped
 from jaxrl_llm.objectives.unpaired import (
@@ -212,6 +213,7 @@ __all__ = [
     "smoothed_entropy",
     "sppo_link",
     "squared_hinge_kl",
+    "tapered",
     "token_guidance",
     "token_ratio",
     "tokens_of_group",

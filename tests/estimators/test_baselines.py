@@ -19,7 +19,7 @@ BASELINES = [
     ("leave_one_out_baseline", {"over": "batch"}),
     ("leave_one_out_baseline", {"alone": "none"}), ("length_weighted_baseline", {}),
     ("length_weighted_baseline", {"over": "batch"}), ("given_baseline", {}),
-    ("given_baseline", {"annotation": "anchor_reward"}),
+    ("given_baseline", {"annotation": "anchor_reward"}), ("constant_baseline", {"value": 0.3}),
 ]  # fmt: skip
 SCALES = [
     ("std_scale", {}), ("std_scale", {"degrees_of_freedom": 1, "epsilon": 1e-4}), ("std_scale", {"over": "batch"}),
@@ -29,7 +29,11 @@ SCALES = [
     ("std_scale", {"virtual": (1.0,), "epsilon": 0.01}),
     ("mean_scale", {"epsilon": 2.0}), ("mad_scale", {"factor": 1.4826, "epsilon": 0.1}), ("mad_scale", {"over": "batch"}),
 ]  # fmt: skip
-RELATIVE = [slot for slot in BASELINES if slot[0] != "given_baseline" and slot[1] in ({}, {"over": "stratum"})]
+RELATIVE = [
+    slot
+    for slot in BASELINES
+    if slot[0] not in ("given_baseline", "constant_baseline") and slot[1] in ({}, {"over": "stratum"})
+]
 
 
 def of(slot):
