@@ -12,6 +12,7 @@ from jaxrl_llm.objectives.batch_masks import (
 from jaxrl_llm.objectives.batch_statistics import token_uniform
 from jaxrl_llm.objectives.buckets import bucket_normalised
 from jaxrl_llm.objectives.candidates import group_tokens, sampled, tokens_of_group, top, vocabulary
+from jaxrl_llm.objectives.centering import score_centering
 from jaxrl_llm.objectives.contrast import (
     brevity_weight,
     contrastive_policy_gradient,
@@ -213,6 +214,7 @@ __all__ = [
     "smoothed_entropy",
     "sppo_link",
     "squared_hinge_kl",
+    "score_centering",
     "tapered",
     "token_guidance",
     "token_ratio",

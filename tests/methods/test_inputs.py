@@ -191,7 +191,8 @@ def test_every_option_changes_a_loss_a_gradient_or_what_is_sampled(name, rollout
 def _differs(name, options, plain, rollouts) -> bool:
     try:
         method = methods.get(name, **options)
-        if method.strategy != plain.method.strategy:
+        # What a rule for candidates picks is data that these batches have already.
+        if method.strategy != plain.method.strategy or method.candidates != plain.method.candidates:
             return True
         other = Outcomes(method, rollouts)
         return any(not _equal(plain.stage(number), other.stage(number)) for number in range(len(STAGES)))

@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,3 +44,75 @@ def test_tapered_by_hand():
 def test_tapered_refuses_bounds(bounds):
     with pytest.raises(ValueError, match="negative is .*two bounds of a weight"):
         objectives.tapered(negative=bounds)(np.zeros((1, 3)), Scores(logp=np.zeros((1, 3), np.float32)), row_of())
+
+
+TOP = objectives.top(of="proximal", count=3)
+
+
+@pytest.mark.parametrize("options", [{}, {"high": 1.1}, {"low": 0.9}, {"low": 0.8, "high": 1.5}])
+@brief
+@given(case=batch_cases())
+def test_score_centering(options, case):
+    term = objectives.score_centering(candidates=TOP, **options)
+    harness.check(term, case, functools.partial(oracle.score_centering, **options), by=("candidate_logp",))
+
+
+def gradient_by_logits(logits, sampler, count, token=None, **options):
+    """Slope by the logits [V] of the centring of one action with A = 1, and with a token that of its score as well."""
+    order = jnp.argsort(-sampler)[:count]
+    batch = Batch(
+        tokens=np.zeros((1, 1), np.int32), mask=np.ones((1, 1)), weight=np.ones((1, 1)), advantage=np.ones((1, 1)),
+        extras={"candidates": order[None, None], "proximal_candidate_logp": jax.nn.log_softmax(sampler)[order][None, None]},
+    )  # fmt: skip
+
+    def loss(logits):
+        logp = jax.nn.log_softmax(logits)
+        scores = Scores(logp=jnp.zeros((1, 1)), candidate_logp=logp[order][None, None])
+        return term(scores, batch)[0].sum() - (0.0 if token is None else logp[token])
+
+    term = objectives.score_centering(candidates=TOP, **options)
+    return np.asarray(jax.grad(loss)(logits))
+
+
+def test_centred_scores_have_mean_0_under_the_sampler():
+    """With all tokens, or with the candidates where the sampler is rho p behind them."""
+    random = np.random.default_rng(0)
+    logits = jnp.asarray(random.normal(size=6), jnp.float32)
+    other = jnp.asarray(random.normal(size=6), jnp.float32)
+    p, q = jax.nn.softmax(logits), jax.nn.softmax(other)
+    order = jnp.argsort(-q)
+    mixed = q.at[order[3:]].set(p[order[3:]] / p[order[3:]].sum() * q[order[3:]].sum())
+    assert (jnp.argsort(-mixed)[:3] == order[:3]).all()
+    for sampler, count in ((other, 6), (jnp.log(mixed), 3)):
+        slopes = [gradient_by_logits(logits, sampler, count, token) for token in range(6)]
+        np.testing.assert_allclose(np.einsum("v,vd->d", jax.nn.softmax(sampler), slopes), 0, atol=1e-6)
+
+
+def test_weighted_scores_are_centred_too():
+    random = np.random.default_rng(1)
+    logits, sampler = (jnp.asarray(random.normal(size=6), jnp.float32) for _ in range(2))
+    p, q = jax.nn.softmax(logits), jax.nn.softmax(sampler)
+    weight = jnp.clip(p / q, 0.5, 1.2)
+    scores = jax.vmap(lambda token: -weight[token] * jax.grad(lambda x: jax.nn.log_softmax(x)[token])(logits))(jnp.arange(6))
+    mean = jnp.einsum("v,vd->d", q, scores)
+    np.testing.assert_allclose(mean + gradient_by_logits(logits, sampler, 6, low=0.5, high=1.2), 0, atol=1e-6)
+
+
+def test_centring_is_0_on_policy():
+    logits = jnp.asarray(np.random.default_rng(2).normal(size=6), jnp.float32)
+    for count in (2, 6):
+        for options in ({}, {"low": 0.5, "high": 2.0}):
+            np.testing.assert_allclose(gradient_by_logits(logits, logits, count, **options), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(40.0, 40.0), (40.0, 0.0), (0.0, 40.0)])
+@pytest.mark.parametrize("options", [{}, {"high": 2.0}])
+def test_centring_is_finite_where_the_candidates_have_all_mass(options, ours, theirs):
+    logits, sampler = jnp.array([ours, 0.0, 0.0, 0.0]), jnp.array([theirs, 0.0, 0.0, 0.0])
+    found = gradient_by_logits(logits, sampler, 2, **options)
+    assert np.isfinite(found).all() and np.abs(found).max() < 2
+
+
+def test_centring_refuses_bounds():
+    with pytest.raises(ValueError, match="low=2.0, high=1.0: bounds of a weight"):
+        objectives.score_centering(candidates=TOP, low=2.0, high=1.0)(None, None)
