@@ -2,6 +2,7 @@
 
 from jaxrl_llm.objectives.adaptive_clips import balanced_clip, entropy_clip, entropy_scale, probability_clip, proximal_clip
 from jaxrl_llm.objectives.advantage_regression import advantage_regression
+from jaxrl_llm.objectives.balance import trajectory_balance
 from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted_sum
 from jaxrl_llm.objectives.batch_masks import (
     covariance_clip_mask,
@@ -227,6 +228,7 @@ __all__ = [
     "top_entropy_bonus",
     "top_entropy_mask",
     "traits",
+    "trajectory_balance",
     "truncated_policy",
     "turn_ratio",
     "uncertainty",

@@ -77,8 +77,8 @@ def generalised_divergence(other, policy, *, direction: str = "forward"):
     """KL divergence of two measures whose masses may differ: sum [p log(p / q) - p + q] in nats, 0 only where p = q.
 
     Over candidates alone, without any renormalising, the plain sum of p log(p / q) has no minimum at p = q, and the policy
-    lowers it by moving mass to or from the other tokens; this one has its least there. For masses that are equal, and so over the whole
-    vocabulary, it is the plain divergence. Outcomes that one of the two cannot have count by their masses alone.
+    lowers it by moving mass to or from the other tokens; this one has its least there. For masses that are equal, and so over
+    the whole vocabulary, it is the plain divergence. Outcomes that one of the two cannot have count by their masses alone.
 
     Args:
       direction: "forward", p = other and q = policy; or "reverse", p = policy and q = other.

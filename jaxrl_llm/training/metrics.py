@@ -37,6 +37,7 @@ DEFINITIONS = {
     "divergence/*": "weighted mean over actions of the divergence of the loss between policy and teacher or reference, nats",
     "constrained_kl": "KL (nats) between the policy before the step and now that a penalty bounds",
     "policy_entropy": "weighted mean over actions of the policy's entropy, nats",
+    "log_partition": "weighted mean over answers of the learned log-partition function of their prompts, nats",
     "top_entropy": "the same of the distribution without its least likely entries",
     "greedy_reward": "mean reward of the greedy answers that are a baseline",
     "anchor_reward": "mean reward of the reference policy's answers that are a baseline",

@@ -116,3 +116,33 @@ def test_centring_is_finite_where_the_candidates_have_all_mass(options, ours, th
 def test_centring_refuses_bounds():
     with pytest.raises(ValueError, match="low=2.0, high=1.0: bounds of a weight"):
         objectives.score_centering(candidates=TOP, low=2.0, high=1.0)(None, None)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@brief
+@given(case=batch_cases())
+def test_trajectory_balance(weighted, case):
+    ours = (objectives.importance_weight(of="policy", ratio=objectives.sequence_ratio(), low=0.8, high=1.28),)
+    theirs = functools.partial(
+        policy_terms.importance_weight, of="policy", ratio=policy_terms.sequence_mean_ratio, low=0.8, high=1.28
+    )
+    term = objectives.trajectory_balance(beta=1.5, factors=ours if weighted else ())
+    expected = functools.partial(oracle.trajectory_balance, beta=1.5, factors=(theirs,) if weighted else ())
+    harness.check(term, case, expected, by=("logp", "value"))
+
+
+def test_trajectory_balance_by_hand():
+    """log Z = 3 before the second token, the first action; mean log-ratio 0.2, A = 0.1: (3 + 0.2 - 15 * 0.1)^2 = 2.89."""
+    logp = np.array([[0.0, -1.0, -2.0]], np.float32)
+    batch = Batch(
+        tokens=np.zeros((1, 3), np.int32), mask=np.array([[0, 1, 1]], np.float32), advantage=np.full((1, 3), 0.1, np.float32),
+        weight=np.ones((1, 3), np.float32), reference_logp=logp - np.array([[9.0, 0.1, 0.3]], np.float32),
+    )  # fmt: skip
+    found, metrics = objectives.trajectory_balance()(Scores(logp=logp, value=np.array([[7.0, 3.0, 5.0]], np.float32)), batch)
+    np.testing.assert_allclose(found[0, 1:], 2.89, rtol=1e-5)
+    np.testing.assert_allclose(metrics["log_partition"], 6.0, rtol=1e-6)
+
+
+def test_trajectory_balance_refuses_a_beta():
+    with pytest.raises(ValueError, match="beta is 0.0"):
+        objectives.trajectory_balance(beta=0.0)(None, None)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from oracles.harness import actions
+from oracles.harness import actions, log_ratio, rollouts_of
 from oracles.policy_terms import each
 
 
@@ -30,4 +30,17 @@ def score_centering(live, case, *, low=None, high=None):
                 mean = min(max(p[k], lower * q[k]), upper * q[k])
                 alpha = min(max(np.longdouble(1), lower * rho), upper * rho)
             total += case.weight[place] * case.advantage[place] * (mean - alpha * p[k]) * live.candidate_logp[place][k]
+    return total
+
+
+def trajectory_balance(live, case, *, beta=15.0, factors=()):
+    """https://arxiv.org/abs/2509.15207, equation 6: w (log Z + 1 / |y| log pi - beta r - 1 / |y| log pi_ref)^2."""
+    total, scales = np.longdouble(0), [factor(case) for factor in factors]
+    for places in rollouts_of(case).values():
+        mean = sum(log_ratio(live.logp[p], case.reference_logp[p]) for p in places) / len(places)
+        for place in places:
+            loss = (live.value[min(places)] + mean - beta * case.advantage[place]) ** 2
+            for scale in scales:
+                loss = loss * scale[place]
+            total += case.weight[place] * loss
     return total
