@@ -68,7 +68,10 @@ def _example() -> Rollouts:
         f"{who}_logp": behavior + (mask * random.uniform(-0.3, 0.3, mask.shape)).astype(np.float32)
         for who in ("reference", "proximal", "teacher")
     }
-    values = {"behavior_value": 0.1 * mask, "preference": np.array([1, -1] * 4, np.float32), "mismatched_ratio": 0.05 * mask}
+    values = {
+        "behavior_value": 0.1 * mask, "preference": np.array([1, -1] * 4, np.float32), "mismatched_ratio": 0.05 * mask,
+        "proximal_entropy": 0.5 * mask,
+    }  # fmt: skip
     return Rollouts(
         tokens=np.zeros(mask.shape, np.int32),
         length=length,
