@@ -84,7 +84,7 @@ def _example() -> Rollouts:
         for who in ("reference", "proximal", "teacher")
     }
     values = {"behavior_value": 0.1 * mask, "preference": np.array([1, -1] * 4, np.float32), "mismatched_ratio": 0.05 * mask}
-    values |= {"greedy_reward": np.full(8, 0.5, np.float32), "proximal_log_collision": -mask}
+    values |= {"greedy_reward": np.full(8, 0.5, np.float32), "proximal_log_collision": -mask, "proximal_entropy": 0.5 * mask}
     likely = np.log(np.array([0.7, 0.3], np.float32)) * mask[..., None]
     values |= {"candidates": np.arange(2, dtype=np.int32) + np.zeros((8, 9, 1), np.int32), "teacher_candidate_logp": likely}
     return Rollouts(

@@ -4,6 +4,7 @@ from jaxrl_llm.estimators.anchors import optimal_value
 from jaxrl_llm.estimators.asymmetry import long_wrong_penalty
 from jaxrl_llm.estimators.base import Estimator, chain, stateful, stateless
 from jaxrl_llm.estimators.baselines import (
+    constant_baseline,
     given_baseline,
     leave_one_out_baseline,
     length_weighted_baseline,
@@ -11,6 +12,7 @@ from jaxrl_llm.estimators.baselines import (
     median_baseline,
 )
 from jaxrl_llm.estimators.combine import among, blend
+from jaxrl_llm.estimators.confidence import answer_likelihood_advantage, self_certainty_reward
 from jaxrl_llm.estimators.conflicts import conflict_mean, conflict_weighting
 from jaxrl_llm.estimators.constraints import lagrangian_advantage, log_barrier_advantage, target_return
 from jaxrl_llm.estimators.entropies import entropy_penalty, entropy_shaped_advantage, sequence_entropy_reward
@@ -73,6 +75,7 @@ __all__ = [
     "optimal_value",
     "adaptive_kl_in_reward",
     "among",
+    "answer_likelihood_advantage",
     "Estimator",
     "best_and_worst",
     "best_lead_advantage",
@@ -84,6 +87,7 @@ __all__ = [
     "conflict_weighting",
     "constant",
     "constant_scale",
+    "constant_baseline",
     "cosine_length_reward",
     "cumulative_advantage",
     "cvar_advantage",
@@ -141,6 +145,7 @@ __all__ = [
     "row_scores",
     "row_statistics",
     "running_scale",
+    "self_certainty_reward",
     "semantic_entropy_weight",
     "sequence_entropy_reward",
     "sequence_mean",

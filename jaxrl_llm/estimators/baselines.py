@@ -105,6 +105,21 @@ def median_baseline(score, present, rollouts, *, over: str = "group", alone: str
     return _unless_alone(group_quantile(score, present, pool, 0.5), present, pool, alone)
 
 
+@composable
+def constant_baseline(score, present, rollouts, *, value: float):
+    """The same number for all rows. It is not relative to the group: rows of uniform groups learn too.
+
+    On samples of another policy it decides how much right answers count against wrong ones.
+
+    Args:
+      value: the number.
+
+    Source: TOPR, https://arxiv.org/abs/2503.14286
+    """
+    del present, rollouts
+    return jnp.full_like(score, value)
+
+
 @composable(annotations=lambda options: (options["annotation"],))
 def given_baseline(score, present, rollouts, *, annotation: str = "greedy_reward"):
     """A score [N] that somebody else has annotated, `rollouts.extras[annotation]`.

@@ -73,7 +73,10 @@ class Method:
 
     @property
     def needs_value_head(self) -> bool:
-        """Whether the trained network itself gives the values, as reward models do, rather than a critic beside it."""
+        """Whether the trained network itself gives the values rather than a critic beside it.
+
+        They are the rewards of a reward model, or the log-partition function of a flow.
+        """
         return "value" in self.needs and not self.needs_critic
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from jaxrl_llm.controllers import adaptive_entropy, entropy_band, running_mean
 from jaxrl_llm.estimators import (
     chain,
@@ -19,6 +21,8 @@ from jaxrl_llm.objectives import (
     clip,
     divergence,
     entropy_bonus,
+    forward_divergence,
+    generalised_divergence,
     jensen_shannon,
     kl,
     objective,
@@ -36,6 +40,23 @@ from jaxrl_llm.objectives import (
     vocabulary,
 )
 from jaxrl_llm.rollouts import grouped
+
+KINDS = {
+    "reverse": (reverse_divergence(), "bucket"),
+    "forward": (forward_divergence(), "bucket"),
+    "generalised_reverse": (generalised_divergence(direction="reverse"), "ignore"),
+    "generalised_forward": (generalised_divergence(direction="forward"), "ignore"),
+}
+PICKS = {
+    "proximal": functools.partial(top, of="proximal", with_token=True),
+    "teacher": functools.partial(top, of="teacher"),
+}
+
+
+def _chosen(option: str, name: str, choices: dict):
+    if name not in choices:
+        raise ValueError(f"{option} is {name!r}; it must be one of {tuple(choices)}")
+    return choices[name]
 
 
 @method(
@@ -60,17 +81,20 @@ def gkd(*, samples: int = 1, beta: float = 0.5, count: int | None = None, aggreg
 
 
 @method(paper="MiniLLM (Gu et al., 2024)", url="https://arxiv.org/abs/2306.08543")
-def on_policy_distillation(*, samples: int = 4, count: int = 64):
+def on_policy_distillation(*, samples: int = 4, count: int = 64, kind: str = "reverse", of: str = "proximal"):
     """Minimises the reverse divergence from a teacher, token by token, on the student's samples: mode-seeking distillation.
 
     Defaults: all ours; the tokens that the student finds likeliest are looked at, all others as one. MiniLLM's own estimator
       is a policy gradient of the whole sequence; taking each token's exact divergence instead is the one-step form of it.
+      `kind` may be "forward", and with "generalised_reverse" or "generalised_forward" it is the divergence of measures over
+      the candidates alone, without the others. `of` names who picks them: "proximal", the student, or "teacher".
     """
-    candidates = top(count=count, of="proximal", with_token=True)
+    function, rest = _chosen("kind", kind, KINDS)
+    pick = _chosen("of", of, PICKS)
     return (
         grouped(samples=samples),
         chain(token_mean()),
-        objective(divergence(kind=reverse_divergence(), candidates=candidates)),
+        objective(divergence(kind=function, candidates=pick(count=count), rest=rest)),
     )
 
 

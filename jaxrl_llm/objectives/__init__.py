@@ -2,6 +2,7 @@
 
 from jaxrl_llm.objectives.adaptive_clips import balanced_clip, entropy_clip, entropy_scale, probability_clip, proximal_clip
 from jaxrl_llm.objectives.advantage_regression import advantage_regression
+from jaxrl_llm.objectives.balance import trajectory_balance
 from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted, weighted_sum
 from jaxrl_llm.objectives.batch_masks import (
     covariance_clip_mask,
@@ -12,6 +13,7 @@ from jaxrl_llm.objectives.batch_masks import (
 from jaxrl_llm.objectives.batch_statistics import token_uniform
 from jaxrl_llm.objectives.buckets import bucket_normalised
 from jaxrl_llm.objectives.candidates import group_tokens, sampled, tokens_of_group, top, vocabulary
+from jaxrl_llm.objectives.centering import score_centering
 from jaxrl_llm.objectives.contrast import (
     brevity_weight,
     contrastive_policy_gradient,
@@ -28,6 +30,7 @@ from jaxrl_llm.objectives.distillation import (
     cross_entropy,
     divergence,
     forward_divergence,
+    generalised_divergence,
     jensen_shannon,
     one_token_rollouts,
     reverse_divergence,
@@ -95,6 +98,7 @@ from jaxrl_llm.objectives.supervised import (
     sequence_likelihood,
     uncertainty,
 )
+from jaxrl_llm.objectives.tapered import tapered
 from jaxrl_llm.objectives.truncation import truncated_policy
 from jaxrl_llm.objectives.trust import cispo, clip, flipped, score_function, unclipped
 from jaxrl_llm.objectives.unpaired import (
@@ -222,6 +226,9 @@ __all__ = [
     "smoothed_entropy",
     "sppo_link",
     "squared_hinge_kl",
+    "generalised_divergence",
+    "score_centering",
+    "tapered",
     "token_guidance",
     "token_ratio",
     "tokens_of_group",
@@ -231,6 +238,7 @@ __all__ = [
     "top_entropy_bonus",
     "top_entropy_mask",
     "traits",
+    "trajectory_balance",
     "truncated_policy",
     "turn_ratio",
     "uncertainty",

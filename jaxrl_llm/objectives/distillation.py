@@ -10,6 +10,8 @@ from jaxrl_llm.objectives.base import coefficient_value, weighted_sum
 from jaxrl_llm.objectives.candidates import distributions, expectation, log_difference, vocabulary
 from jaxrl_llm.types import Batch, Scores
 
+DIRECTIONS = ("forward", "reverse")
+
 
 @composable
 def forward_divergence(other, policy):
@@ -70,6 +72,29 @@ def alpha_divergence(other, policy, *, alpha: float = 0.5):
     return (1.0 - overlap) / (alpha * (1.0 - alpha))
 
 
+@composable
+def generalised_divergence(other, policy, *, direction: str = "forward"):
+    """KL divergence of two measures whose masses may differ: sum [p log(p / q) - p + q] in nats, 0 only where p = q.
+
+    Over candidates alone, without any renormalising, the plain sum of p log(p / q) has no minimum at p = q, and the policy
+    lowers it by moving mass to or from the other tokens; this one has its least there. For masses that are equal, and so over
+    the whole vocabulary, it is the plain divergence. Outcomes that one of the two cannot have count by their masses alone.
+
+    Args:
+      direction: "forward", p = other and q = policy; or "reverse", p = policy and q = other.
+
+    Raises:
+      ValueError: an unknown direction.
+
+    Source: Csiszar, I-divergence geometry (1975), https://doi.org/10.1214/aop/1176996454, for measures as in
+      https://doi.org/10.1214/aos/1176348385
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction is {direction!r}; it must be one of {DIRECTIONS}")
+    p, q = (other, policy) if direction == "forward" else (policy, other)
+    return expectation(p, log_difference(p, q) - 1.0) + expectation(q, jnp.ones_like(q))
+
+
 VOCABULARY, JENSEN_SHANNON = vocabulary(of="teacher"), jensen_shannon()
 
 
@@ -96,9 +121,14 @@ def divergence(
         that are not there stay so.
       coefficient: a number, or the name of a scalar in `batch.coefficients`.
 
+    Raises:
+      ValueError: `generalised_divergence` with a `rest` that makes masses equal, as it would change nothing.
+
     Source: https://arxiv.org/abs/2306.13649
     """
     del candidates  # who fills the batch reads it
+    if kind.function is generalised_divergence.function and rest != "ignore":
+        raise ValueError(f"{kind!r} would be the plain divergence with rest={rest!r}; set rest='ignore', or take the plain one")
     inside = batch.mask[..., None]
     ours, theirs = masked(scores.candidate_logp, inside), masked(batch.extras[f"{against}_candidate_logp"], inside)
     other, policy = distributions(theirs, ours, rest)

@@ -206,7 +206,8 @@ def _value_head(config: ConfigDict) -> dict[str, int]:
     """A value head of one output, where the network that the run trains is to give values itself."""
     if config.critic.shared:
         return critic_head(config)
-    needed = config.preference.steps and methods.get(config.preference.method).needs_value_head
+    phases = ((config.preference.steps, config.preference.method), (config.rl.steps, config.method.name))
+    needed = any(steps and methods.get(name).needs_value_head for steps, name in phases)
     return {"value_head": 1} if needed else {}
 
 

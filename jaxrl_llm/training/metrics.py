@@ -38,6 +38,7 @@ DEFINITIONS = {
     "constrained_kl": "KL (nats) between the policy before the step and now that a penalty bounds",
     "gap/*": "perplexity, chi-squared divergence and effective sample size of `objectives.policy_gap`, which defines each",
     "policy_entropy": "weighted mean over actions of the policy's entropy, nats",
+    "log_partition": "weighted mean over answers of the learned log-partition function of their prompts, nats",
     "top_entropy": "the same of the distribution without its least likely entries",
     "greedy_reward": "mean reward of the greedy answers that are a baseline",
     "anchor_reward": "mean reward of the reference policy's answers that are a baseline",

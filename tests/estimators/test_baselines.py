@@ -22,6 +22,7 @@ BASELINES = [
     ("given_baseline", {"annotation": "anchor_reward"}),
     ("mean_baseline", {"alone": "none"}), ("median_baseline", {"alone": "none", "over": "stratum"}),
     ("length_weighted_baseline", {"alone": "none"}),
+    ("constant_baseline", {"value": 0.3}),
 ]  # fmt: skip
 SCALES = [
     ("std_scale", {}), ("std_scale", {"degrees_of_freedom": 1, "epsilon": 1e-4}), ("std_scale", {"over": "batch"}),
@@ -34,7 +35,11 @@ SCALES = [
     ("std_scale", {"alone": "none", "degrees_of_freedom": 1}),
     ("mean_scale", {"epsilon": 2.0}), ("mad_scale", {"factor": 1.4826, "epsilon": 0.1}), ("mad_scale", {"over": "batch"}),
 ]  # fmt: skip
-RELATIVE = [slot for slot in BASELINES if slot[0] != "given_baseline" and slot[1] in ({}, {"over": "stratum"})]
+RELATIVE = [
+    slot
+    for slot in BASELINES
+    if slot[0] not in ("given_baseline", "constant_baseline") and slot[1] in ({}, {"over": "stratum"})
+]
 
 
 def of(slot):

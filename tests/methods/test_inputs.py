@@ -35,11 +35,7 @@ def rollouts():
     """Rollouts with everything that anybody may need."""
     made = tiny_policy.random_rollouts(tiny_policy.init())
     shape = made.tokens.shape
-    random = np.random.default_rng(3)
-    more = {
-        "margin": np.zeros(shape[0], np.float32),
-        "answer_logp": random.normal(size=shape[0]).astype(np.float32),
-    }
+    more = {"margin": np.zeros(shape[0], np.float32)}
     return made.replace(token_rewards=made.extras["token_rewards"], extras=made.extras | more)
 
 
@@ -136,7 +132,8 @@ def _abstractly(method, rollouts):
 REFUSED = {
     "ada_grpo": "format", "aspo_tools": "first_call", "evol_rl": "embedding", "fapo": "flawed", "gigpo": "state",
     "group_invariant": "easy", "igpo": "token_rewards", "inpo": "proximal_logp", "otc": "calls", "rae": "role",
-    "srpo": "revises", "stratified_grpo": "stratum", "tabnas": "feasible", "xpo": "rows_of_reference",
+    "srpo": "revises", "stratified_grpo": "stratum", "tabnas": "feasible", "verifree": "answer_mask",
+    "xpo": "rows_of_reference",
 }  # fmt: skip
 
 

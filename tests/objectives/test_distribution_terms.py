@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,6 +56,47 @@ def test_divergence_from_the_reference_over_bare_candidates(case):
     term = objectives.divergence(kind=objectives.forward_divergence(), against="reference", rest="ignore")
     expected = functools.partial(oracle.divergence, kind=oracle.forward_divergence, rest="ignore", against="reference")
     harness.check(term, case, expected, by=("candidate_logp",))
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@brief
+@given(case=batch_cases())
+def test_generalised_divergence_over_bare_candidates(direction, case):
+    kind = objectives.generalised_divergence(direction=direction)
+    term = objectives.divergence(kind=kind, rest="ignore", candidates=objectives.top(count=3), coefficient=0.7)
+    theirs = functools.partial(oracle.generalised_divergence, direction=direction)
+    expected = functools.partial(oracle.divergence, kind=theirs, rest="ignore", coefficient=0.7)
+    harness.check(term, case, expected, by=("candidate_logp",))
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_generalised_divergence_by_hand(direction):
+    """p = (0.4, 0.2), q = (0.2, 0.1): 0.6 log 2 - 0.3 and, the other way, -0.3 log 2 + 0.3; 0 at p = q, with slope 0 there."""
+    other, policy = (jnp.log(jnp.array(values)) for values in ((0.4, 0.2), (0.2, 0.1)))
+    kind = objectives.generalised_divergence(direction=direction)
+    expected = {"forward": 0.6 * np.log(2) - 0.3, "reverse": 0.3 - 0.3 * np.log(2)}[direction]
+    np.testing.assert_allclose(kind(other, policy), expected, rtol=1e-5)
+    value, slope = jax.value_and_grad(lambda policy: kind(other, policy))(other)
+    np.testing.assert_allclose([value, *slope], 0, atol=1e-7)
+
+
+def test_only_the_generalised_divergence_stays_at_the_teacher_over_bare_candidates():
+    """By the logits of all five tokens: the plain forward sum over two candidates moves mass to them, away from p = q."""
+    logits = jnp.array([1.0, 0.5, 0.0, -0.5, -1.0])
+
+    def slope(kind):
+        other = jax.nn.log_softmax(logits)[:2]
+        return np.abs(jax.grad(lambda logits: kind(other, jax.nn.log_softmax(logits)[:2]))(logits)).max()
+
+    assert slope(objectives.forward_divergence()) > 0.05 and slope(objectives.reverse_divergence()) > 0.05
+    assert all(slope(objectives.generalised_divergence(direction=each)) < 1e-6 for each in ("forward", "reverse"))
+
+
+@pytest.mark.parametrize("rest", ["bucket", "renormalise"])
+def test_the_generalised_divergence_of_equal_masses_is_refused(rest):
+    term = objectives.divergence(kind=objectives.generalised_divergence(), rest=rest)
+    with pytest.raises(ValueError, match="would be the plain divergence.*set rest='ignore'"):
+        term(None, None)
 
 
 @brief
@@ -133,6 +175,8 @@ def test_refusals():
         objectives.jensen_shannon(beta=2)(logp, logp)
     with pytest.raises(ValueError, match="alpha is 1; take forward_divergence"):
         objectives.alpha_divergence(alpha=1)(logp, logp)
+    with pytest.raises(ValueError, match="direction is 'both'"):
+        objectives.generalised_divergence(direction="both")(logp, logp)
     with pytest.raises(ValueError, match="bound is 0 nats"):
         objectives.projected(bound=0)(None, None, None)
     with pytest.raises(ValueError, match="rest is 'all'"):

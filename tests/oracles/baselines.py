@@ -67,6 +67,10 @@ def leave_one_out_baseline(score, present, case, *, over="group", alone="own"):
     return result
 
 
+def constant_baseline(score, present, case, *, value):
+    return [value] * len(score)
+
+
 def length_weighted_baseline(score, present, case, *, over="group", alone="own"):
     """OPO (https://arxiv.org/abs/2505.23585): sum_i l_i r_i / sum_i l_i; rows without actions have no say."""
     result = []

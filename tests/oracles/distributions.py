@@ -57,6 +57,12 @@ def alpha_divergence(other, policy, *, alpha=0.5):
     return (1 - overlap) / (alpha * (1 - alpha))
 
 
+def generalised_divergence(other, policy, *, direction="forward"):
+    """sum [p log(p / q) - p + q], of outcomes that either can have."""
+    p, q = (other, policy) if direction == "forward" else (policy, other)
+    return kullback_leibler(p, q) - sum(p, np.longdouble(0)) + sum(q, np.longdouble(0))
+
+
 def divergence(live, case, *, kind, rest, coefficient=1.0, against="teacher"):
     """c sum_t w_t D(other_t, policy_t)."""
     theirs = getattr(case, f"{against}_candidate_logp")

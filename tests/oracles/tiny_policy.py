@@ -104,6 +104,8 @@ def _about_rows(random, rows: int, width: int) -> dict:
         "mismatched_ratio": (1 + random.normal(size=rows)).astype(np.float32),
         "token_rewards": (random.integers(-2, 3, (rows, width)) / 4).astype(np.float32),
         "feasible": (np.arange(rows) % 5 != 3).astype(np.float32),
+        # The last columns, so that some rows have a reference answer behind their reasoning.
+        "answer_mask": np.tile(np.arange(width) >= width - 4, (rows, 1)).astype(np.float32),
     }
 
 
