@@ -33,6 +33,7 @@ SCALES = [
     ("std_scale", {"others": True, "degrees_of_freedom": 1, "placement": "where_positive", "epsilon": 0.01}),
     ("std_scale", {"others": True, "over": "batch", "epsilon": 0.1}),
     ("std_scale", {"alone": "none", "degrees_of_freedom": 1}),
+    ("constant_scale", {"value": 0.7}), ("nonzero_share_scale", {}), ("nonzero_share_scale", {"factor": 2.0}),
     ("mean_scale", {"epsilon": 2.0}), ("mad_scale", {"factor": 1.4826, "epsilon": 0.1}), ("mad_scale", {"over": "batch"}),
 ]  # fmt: skip
 RELATIVE = [

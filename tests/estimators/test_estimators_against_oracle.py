@@ -184,5 +184,6 @@ def test_weightings(name, options, case):
 
 
 def test_every_public_estimator_has_an_oracle():
-    structure = {"Estimator", "chain", "stateful", "stateless"}
+    # What is named is another estimator's, which has an oracle of its own.
+    structure = {"Estimator", "chain", "named_weighting", "stateful", "stateless"}
     assert set(estimators.__all__) - structure <= oracles.names()

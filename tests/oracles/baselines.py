@@ -125,6 +125,17 @@ def mean_scale(score, present, case, *, over="group", epsilon=1e-6):
     return [_mean(_pool(score, present, case, over, n)) + epsilon for n in range(len(score))]
 
 
+def constant_scale(score, present, case, *, value):
+    return [value] * len(score)
+
+
+def nonzero_share_scale(score, present, case, *, factor=1.0):
+    """verl's alpha of GPG, inverted: rows with a score other than 0, at least 1, over all rows."""
+    rows = [n for n in range(len(score)) if present[n] > 0]
+    nonzero = max(sum(1 for n in rows if score[n] != 0), 1)
+    return [factor * nonzero / len(rows) if rows else 0.0] * len(score)
+
+
 def mad_scale(score, present, case, *, over="group", epsilon=1e-6, factor=1.0):
     result = []
     for n in range(len(score)):
