@@ -261,7 +261,9 @@ def _verified(rollouts):
     extras = {"answer": (row % 4 == 3).astype(np.int32), "drift": (row * 1e-3).astype(np.float32)}
     rewards, group = np.stack([right, np.zeros_like(right)], axis=1), np.select([row > 8, row > 6], [2, 1]).astype(np.int32)
     tokens, extras = rollouts.tokens % 2, rollouts.extras | extras
-    return rollouts.replace(rewards=rewards, group=group, token_rewards=None, tokens=tokens, extras=extras)
+    # Every fourth token is a tool's.
+    mask = rollouts.mask * ((np.arange(rollouts.mask.shape[1]) + row[:, None]) % 4 > 0)
+    return rollouts.replace(rewards=rewards, group=group, token_rewards=None, tokens=tokens, extras=extras, mask=mask)
 
 
 def _outcome(method, step, moved, steps):
