@@ -131,7 +131,8 @@ def test_decoding_with_a_cache_gives_the_log_probabilities_of_one_pass(params):
     expected = jax.nn.log_softmax(run(params, TOKENS))
     for row, length in enumerate(lengths):
         logp = jax.nn.log_softmax(np.stack(found)[:, row])
-        assert np.abs(logp - expected[row, length - 1 : length + steps]).max() < 1e-5
+        # Roundings of float32 in three layers, which depend on the processor; what is promised is 1e-4.
+        assert np.abs(logp - expected[row, length - 1 : length + steps]).max() < 3e-5
 
 
 def test_positions_with_a_cache_continue_by_default(params):
