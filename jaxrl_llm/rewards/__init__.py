@@ -3,7 +3,7 @@
 Importing this loads no JAX: the worker processes of the pool import it too.
 """
 
-from jaxrl_llm.rewards.answers import arithmetic, exact_match, final_number, gsm8k, marked_answer
+from jaxrl_llm.rewards.answers import answer_of, arithmetic, exact_match, final_answer, final_number, gsm8k, marked_answer
 from jaxrl_llm.rewards.learned import RewardModel, reward_model
 from jaxrl_llm.rewards.maths import maths
 from jaxrl_llm.rewards.pool import RewardFailure, RewardPool
@@ -20,8 +20,10 @@ __all__ = [
     "RewardFailure",
     "RewardModel",
     "RewardPool",
+    "answer_of",
     "arithmetic",
     "exact_match",
+    "final_answer",
     "final_number",
     "format_reward",
     "gsm8k",

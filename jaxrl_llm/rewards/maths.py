@@ -14,7 +14,7 @@ ROW_SECONDS = 10.0
 def maths(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns) -> list[float | None]:
     """Whether the final expression of the completion is mathematically equal to `answer`, by math-verify.
 
-    The final expression is the last `\\boxed{...}`, else what math-verify takes for it (LaTeX, then plain numbers).
+    The final expression is the last `\\boxed{...}` or `\\fbox{...}` that is not empty, words round an answer aside; else what math-verify takes for it (LaTeX, then plain numbers).
     Computer algebra may hang on adversarial input, so that every row is evaluated in a worker process that is killed
     after 10 seconds. A `RewardPool` uses its own workers; a call by hand starts one, which takes about a second.
 
@@ -24,7 +24,7 @@ def maths(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[A
       answer: expressions, bare ("1/2", "\\frac12", "(1, 2]") or within "$...$" or `\\boxed{}`.
 
     Returns:
-      1.0 or 0.0; None where the row took too long or `answer` is no expression.
+      1.0 or 0.0; None where the row took too long or `answer` is None or no expression.
     """
     with RewardPool(1, row_seconds=ROW_SECONDS) as pool:
         deadline = ROW_SECONDS * max(1, len(completions))

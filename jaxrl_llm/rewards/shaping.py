@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Reward = Callable[..., list[float]]
-THINK_THEN_ANSWER = r"<think>.*?</think>\s*<answer>.*?</answer>"
+# One block of thoughts and one answer, neither of them within another.
+_WITHIN = r"(?:(?!</?(?:think|answer)>).)*"
+THINK_THEN_ANSWER = rf"<think>{_WITHIN}</think>\s*<answer>{_WITHIN}</answer>"
 
 
 def format_reward(pattern: str = THINK_THEN_ANSWER) -> Reward:

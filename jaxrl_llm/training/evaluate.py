@@ -57,7 +57,7 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
             width=config.task.max_prompt_tokens + config.rl.max_new_tokens,
             parts=config.rl.micro_batches,
         )
-        options = {"final_answer": rewards.final_number, "agree": agree, "greedy": settings.temperature == 0}
+        options = {"final_answer": rewards.answer_of(chosen[name]), "agree": agree, "greedy": settings.temperature == 0}
         measured, records = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
         warn_of_gap(measured, config.rl.max_logp_gap, 0)
         return measured, records

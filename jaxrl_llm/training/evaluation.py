@@ -122,7 +122,8 @@ def evaluate(
       examples: held-out prompts.
       samples: k of each prompt.
       batch: prompts sampled at a time.
-      final_answer: completion to answer, for the majority vote.
+      final_answer: completion to answer, for the majority vote; a completion of which it is None votes as the text that it
+        is.
       agree: compares the learner with the sampler, see `agreement.make_agree`; None leaves it out.
       greedy: whether the samples are greedy, so that each token should be the learner's likeliest.
 
@@ -139,13 +140,18 @@ def evaluate(
         if agree is not None:
             agreement += agree(found.rollouts, len(part) * samples)
     rewards = np.array([np.nan if record["rewards"][0] is None else record["rewards"][0] for record in records])
-    answers = None if final_answer is None else [final_answer(record["completion"]) for record in records]
+    answers = None if final_answer is None else [_vote(final_answer, record["completion"]) for record in records]
     measured = summarise(rewards, np.array([record["length"] for record in records]), samples, answers)
     if agree is not None:
         measured["evaluation/logp_gap"] = agreement.gap
         if greedy:
             measured["evaluation/greedy_mismatch"] = agreement.short / max(agreement.tokens, 1)
     return measured, records
+
+
+def _vote(final_answer: Callable[[str], Any], text: str) -> Any:
+    answer = final_answer(text)
+    return (text.strip() or None) if answer is None else answer
 
 
 def warn_of_gap(measured: Mapping[str, float], bound: float, step: int) -> None:

@@ -100,6 +100,7 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
     count = min(settings.prompts, len(run.test_source))
     examples = [run.test_source[index] for index in range(count)]
     collect = run.evaluation_collector(params, number)
+    name = settings.reward or run.config.rewards.names[0]
     batch, rl = min(settings.batch, count), run.config.rl
     agree = make_agree(
         run.network.without_params(),
@@ -111,7 +112,7 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
         multiple=run.row_multiple(1),
         place=run.place,
     )
-    options = {"final_answer": rewards.final_number, "agree": agree, "greedy": settings.temperature == 0}
+    options = {"final_answer": rewards.answer_of(run.rewards[name]), "agree": agree, "greedy": settings.temperature == 0}
     measured, _ = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
     warn_of_gap(measured, rl.max_logp_gap, number)
     return measured

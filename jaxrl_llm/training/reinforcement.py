@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
 from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.objectives import policy_gap
-from jaxrl_llm.rewards import final_number
+from jaxrl_llm.rewards import answer_of, final_answer
 from jaxrl_llm.rollouts import Collection, informative_groups, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
 from jaxrl_llm.training import annotate, build
@@ -51,15 +51,15 @@ def initial_state(run: Run, params) -> TrainState:
     return TrainState.create(params, optimizer(run, params), method_state=method_state, key=jax.random.key(run.config.seed))
 
 
-def with_answers(method: Method, collection: Collection) -> Rollouts:
-    """The rollouts, for methods that compare answers with `extras["answer"]`: equal numbers for equal final numbers.
+def with_answers(method: Method, collection: Collection, answer: Callable[[str], Hashable | None] = final_answer) -> Rollouts:
+    """The rollouts, for methods that compare answers with `extras["answer"]`: equal numbers for equal answers.
 
-    A completion without a number has the answer -1.
+    A completion without an answer has -1.
     """
     if "answer" not in method.needs:
         return collection.rollouts
-    answers = [final_number(record["completion"]) for record in collection.records]
-    numbers = {answer: number for number, answer in enumerate(dict.fromkeys(answer for answer in answers if answer))}
+    answers = [answer(record["completion"]) for record in collection.records]
+    numbers = {answer: number for number, answer in enumerate(dict.fromkeys(found for found in answers if found is not None))}
     found = np.array([numbers.get(answer, -1) for answer in answers], np.int32)
     return collection.rollouts.replace(extras=collection.rollouts.extras | {"answer": found})
 
@@ -116,6 +116,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     annotated = make_annotate(run, reference)
     average = moving_reference(method, rl.reference)
     follow = None if average is None else jax.jit(average.update)
+    answer = answer_of(run.rewards[run.config.rewards.names[0]])
     estimate = make_estimate(method)
     objective = build.with_critic_loss(run.config, method.objective)
     objective = build.with_router_losses(run.config, run.network, objective)
@@ -128,7 +129,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     def step(state: TrainState, cursor: Cursor, number: int):
         collect = _collector(run, state, reference, number)
         collection, cursor, metrics = method.strategy(run.draw, collect, cursor, rl.prompts)
-        rollouts = annotated(state, with_answers(method, collection), number)
+        rollouts = annotated(state, with_answers(method, collection, answer), number)
         metrics |= rollout_metrics(run, rollouts, collection.records)
         key = jax.random.fold_in(state.key, number)
         rollouts, method_state = estimate(rollouts, state.method_state, key)

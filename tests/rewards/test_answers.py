@@ -41,6 +41,19 @@ def gsm8k(completion, answer):
         ("34 is wrong, it is 35", "34", 0.0),
         ("", "34", 0.0),
         ("#### 12345678901234567890123", "12345678901234567890124", 0.0),
+        ("#### 0.00001", 1e-05, 1.0),
+        ("#### 0.00002", 1e-05, 0.0),
+        ("#### 3", 3.0, 1.0),
+        ("so 2.5 \\times 10^{-7}", "0.00000025", 1.0),
+        ("#### 12 000 pens", 12000, 1.0),
+        ("12{,}000", "12000", 1.0),
+        ("the pair (3,4)", "4", 1.0),
+        ("\\boxed{8}, checked 3 times", "8", 1.0),
+        ("\\boxed{\\frac{1}{2}}", "0.5", 1.0),
+        ("#### Step 1: add\n5+3=8\n#### Step 2: answer\nIt is 8.", "8", 1.0),
+        ("#### 1. Add\n5+3=8\n#### 2. Answer\nIt is 8.", "8", 1.0),
+        ("#### 8\n\n#### Note 1\nChecked.", "8", 1.0),
+        ("#### The answer is 8", "8", 1.0),
     ],
 )
 def test_gsm8k(completion, answer, expected):
@@ -56,6 +69,35 @@ def test_any_way_to_write_a_number_is_that_number(number, words):
 def test_answers_without_a_number_are_an_error():
     with pytest.raises(ValueError, match="answer of row 1 is 'none'.*correct the column"):
         rewards.gsm8k(["p"] * 2, ["1", "2"], answer=["1", "none"])
+
+
+def test_null_is_no_answer():
+    for name, right in (("exact_match", "None"), ("arithmetic", "#None"), ("gsm8k", "#### 0")):
+        reward = getattr(rewards, name)
+        assert reward(["p"] * 3, [right, "7", "#### 8#8"], answer=[None, None, "8"])[:2] == [None, None], name
+
+
+def test_numbers_and_booleans_of_json():
+    cases = [("3", 3.0), ("0.00001", 1e-05), ("10000000000000000", 1e16), ("true", True), ("False", False), ("1e-05", 1e-05)]
+    completions, answers = zip(*cases, strict=True)
+    assert rewards.exact_match(["p"] * 6, completions, answers) == [1.0] * 6
+    assert rewards.exact_match(["p"] * 3, ["1e-05", "1", "4"], ["0.00001", True, 3.0]) == [0.0] * 3
+    for wrong in (float("nan"), float("inf"), [1], {}):
+        with pytest.raises(ValueError, match="an answer is .*; give a text or a number"):
+            rewards.exact_match(["p"], ["1"], [wrong])
+
+
+def test_equal_answers_are_one_vote():
+    for reward, texts, other in (
+        (rewards.gsm8k, ("#### 1,200", "so it is 1200.0", "1{,}200"), "1201"),
+        (rewards.exact_match, ("1200", " 1,200 "), "x 1200"),
+        (rewards.arithmetic, ("x#7", "y#7.0"), "7#8"),
+        (rewards.maths, (r"\boxed{\frac12}", "0.5", r"\fbox{0.50} \boxed{}"), r"\boxed{\frac32}"),
+        (rewards.maths, (r"\boxed{x + 1}", r"so \boxed{\text{x+1}}"), r"\boxed{x}"),
+    ):
+        answer = rewards.answer_of(reward)
+        assert len({answer(text) for text in texts}) == 1 and answer(other) not in {answer(text) for text in texts}, reward
+    assert rewards.answer_of(rewards.exact_match)("  ") is None and rewards.answer_of(rewards.gsm8k)("words") is None
 
 
 def test_exact_match():

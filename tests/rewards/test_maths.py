@@ -24,11 +24,26 @@ CASES = [
     ("\\boxed{12}", "\\boxed{12}", 1.0),
     ("", "4", 0.0),
     ("I do not know", "4", 0.0),
+    ("so \\fbox{9}", "9", 1.0),
+    ("\\boxed{9}. Fill in: \\boxed{}", "9", 1.0),
+    ("\\boxed{\\text{The answer is } 8}", "8", 1.0),
+    ("\\boxed{\\textbf{8}}", "8", 1.0),
+    ("\\boxed{\\text{Answer: }\\sqrt{8}}", "2\\sqrt{2}", 1.0),
+    ("\\boxed{12{,}000}", "12000", 1.0),
+    ("\\boxed{12\u202f000}", "12\\,000", 1.0),
+    ("\\boxed{0.0000001}", "0.0000002", 0.0),
+    ("\\boxed{2.5 \\times 10^{-7}}", 2.5e-7, 1.0),
+    ("\\boxed{0.00001}", "1e-05", 1.0),
+    ("\\boxed{0.333333}", "1/3", 1.0),
+    ("\\boxed{0.0003}", "\\frac{1}{3000}", 0.0),
 ]
 
 
 def test_equivalences():
     completions, answers, expected = (list(column) for column in zip(*CASES, strict=True))
+    with rewards.RewardPool(1) as pool:
+        given = {"answer": [None], "level": [1]}
+        assert math.isnan(pool.score({"maths": rewards.maths}, ["p"], ["\\boxed{None}"], given)[0][0, 0])
     found = rewards.maths(["p"] * len(CASES), completions, answer=answers, level=[1] * len(CASES))
     assert dict(zip(CASES, found, strict=True)) == dict(zip(CASES, expected, strict=True))
 
