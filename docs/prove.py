@@ -1,8 +1,8 @@
 """Writes docs/proofs.md: `python docs/prove.py`. Runs the tests of all methods, slow ones too, and counts who passes what.
 
-It takes a quarter of an hour. What is counted: whether every function of a composition has an oracle of its name, which
-the suite compares with it by value and gradient; whether loss and gradient are the same for any split; which reductions
-to other methods hold; and whether a step of a tiny model is finite and moves it.
+It takes minutes. What is counted: whether every function of a composition has an oracle of its name, which
+the suite compares with it by value and gradient; whether loss and gradient are finite and the same for any split; and which
+reductions to other methods hold.
 """
 
 import os
@@ -17,22 +17,21 @@ from jaxrl_llm.compose import Composable
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Combinators, which have tests of their own, and strategies, which compute nothing that a loss could get wrong.
 STRUCTURE = {"policy", "by_source", "scaled"}
-SPLITS, STEP = "test_splits_do_not_matter", "test_one_step_moves_parameters"
+SPLITS = "test_splits_do_not_matter"
 HEAD = """# Proofs
 
 What is tested of each method, counted by `python docs/prove.py`, which runs the tests and writes this page.
 
 * **oracle**: every function that the method is made of is compared, by value and gradient, with a version in NumPy float64 and
   plain loops, on random ragged inputs and on degenerate ones: the number of those functions.
-* **splits**: the same loss and gradient, through the update, for 1, 2 and 5 micro-batches, two packings, rows in another order,
-  and a 2x4 mesh of devices.
+* **splits**: the same loss and gradient of a tiny model, through the update, for 1 and 5 micro-batches, two packings and rows in
+  another order; the gradient is finite and moves it, and is 0 where no row has a reward.
 * **reductions**: tests in which it becomes another method, as its paper says.
-* **step**: one step of a tiny model by `methods.get` is finite and moves it.
 
 {totals}
 
-| method | oracle | splits | reductions | step |
-|---|---|---|---|---|
+| method | oracle | splits | reductions |
+|---|---|---|---|
 """
 
 
@@ -42,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         reduced = sorted({name for mark in item.iter_markers("reduction") for name in mark.args})
         item.user_properties.append(("reduced", reduced))
-        if reduced or item.originalname in (SPLITS, STEP):
+        if reduced or item.originalname == SPLITS:
             counted.append(item)
     config.hook.pytest_deselected(items=[item for item in items if item not in counted])
     items[:] = counted
@@ -52,7 +51,7 @@ class Counter:
     """Collects the outcomes of tests by the method that they are about."""
 
     def __init__(self):
-        self.passed, self.failed, self.reductions = {SPLITS: set(), STEP: set()}, set(), {}
+        self.passed, self.failed, self.reductions = {SPLITS: set()}, set(), {}
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
@@ -82,7 +81,7 @@ def functions_of(method) -> set[str]:
 
 def page(counter: Counter, oracles: set[str]) -> str:
     """The page, from what the tests did."""
-    names, rows, proven = methods.names(), [], {"oracle": 0, "splits": 0, "reductions": 0, "step": 0}
+    names, rows, proven = methods.names(), [], {"oracle": 0, "splits": 0, "reductions": 0}
     for name in names:
         functions = functions_of(methods.get(name))
         reductions = sorted(counter.reductions.get(name, ()))
@@ -90,7 +89,6 @@ def page(counter: Counter, oracles: set[str]) -> str:
             "oracle": f"{len(functions)}" if functions <= oracles else f"missing: {', '.join(sorted(functions - oracles))}",
             "splits": "yes" if name in counter.passed[SPLITS] else "no",
             "reductions": ", ".join(test.removeprefix("test_").replace("_", " ") for test in reductions),
-            "step": "yes" if name in counter.passed[STEP] else "no",
         }
         for column, cell in cells.items():
             proven[column] += bool(cell) and cell != "no" and not cell.startswith("missing")

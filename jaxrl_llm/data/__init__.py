@@ -7,10 +7,10 @@ from jaxrl_llm.data.goals import goal_conditioned
 from jaxrl_llm.data.jsonl import jsonl_source
 from jaxrl_llm.data.order import Cursor, epoch_order, next_indices
 from jaxrl_llm.data.packing import first_fit, pack
-from jaxrl_llm.data.preference_rows import PAIR, filter_long_pairs, mismatched_rollouts, preference_rollouts
-from jaxrl_llm.data.preferences import arithmetic_preferences, preference_source
+from jaxrl_llm.data.preference_sources import arithmetic_preferences, preference_source
+from jaxrl_llm.data.preferences import PAIR, filter_long_pairs, mismatched_rollouts, preference_rollouts
 from jaxrl_llm.data.reasoning_gym import reasoning_gym_source
-from jaxrl_llm.data.sources import Example, Source, as_chat, filter_long, map_source, split_turns
+from jaxrl_llm.data.sources import Example, Source, as_chat, filter_long, filter_long_examples, map_source, split_turns
 from jaxrl_llm.data.streaming import DecoderState, decode_step
 from jaxrl_llm.data.tfds_source import prepare_jsonl, tfds_source
 from jaxrl_llm.data.tokenizers import Tokenizer, byte_tokenizer, character_tokenizer, load_tokenizer
@@ -37,6 +37,7 @@ __all__ = [
     "encode_prompt",
     "epoch_order",
     "filter_long",
+    "filter_long_examples",
     "filter_long_pairs",
     "first_fit",
     "goal_conditioned",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -81,10 +82,86 @@ def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[Message], **variables: Any) -> list[int]:
-    """Token ids of a prompt: text as the tokenizer begins a text of its own, chat messages by the template."""
+    """Token ids of a prompt: text as the tokenizer begins a text of its own, chat messages by the template.
+
+    What the tokenizer would put behind a text, such as its end token, is left out. Messages that end with one of the role
+    "assistant" are gone on from: the prompt ends with its content.
+
+    Raises:
+      ValueError: an empty text, or what `render_chat` refuses, or tools or tool calls that the template leaves out.
+    """
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt, add_special_tokens=True)
-    return encode_chat(tokenizer, prompt, **variables)
+        return _begun(tokenizer, prompt)
+    refuse_losses(functools.partial(render_prompt, tokenizer), prompt, variables)
+    return encode_rendered(tokenizer, render_prompt(tokenizer, prompt, **variables))
+
+
+def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message], **variables: Any) -> str:
+    """Text of a conversation up to where the assistant speaks, or goes on with what it says last."""
+    _check_messages(messages)
+    last = messages[-1]
+    if last["role"] != "assistant":
+        return render_chat(tokenizer, messages, True, **variables)
+    begun = last.get("content")
+    if not isinstance(begun, str) or not begun.strip():
+        raise ValueError(
+            f"messages end with the assistant's {begun!r}; give the text that it is to go on with, or leave it out"
+        )
+    text = render_chat(tokenizer, messages, False, **variables)
+    # Templates may trim what they are given; what is gone on from ends with a word of it then.
+    said = next((said for said in (begun, begun.rstrip(), begun.strip()) if said in text), None)
+    if said is None:
+        raise ValueError("the chat template does not write the assistant's last message as it is, so nothing can go on from it")
+    return text[: text.rindex(said) + len(said)]
+
+
+def refuse_losses(
+    render: Callable[..., str], messages: Sequence[Message], variables: Mapping[str, Any], learned: Sequence[int] = ()
+) -> None:
+    """Refuses a template that leaves out tools or tool calls, or what was thought in one of the turns that are `learned`.
+
+    Args:
+      render: `(messages, **variables) -> text`.
+      messages: of the conversation.
+      variables: of the template.
+      learned: numbers of the messages that are learned; thoughts of others may be dropped, as many templates do.
+
+    Raises:
+      ValueError: the text is the same without them.
+    """
+    if variables.get("tools") and _same(render, (messages, variables), (messages, {**variables, "tools": None})):
+        raise ValueError("the chat template leaves out the tools; use one that writes them, or leave the column 'tools' out")
+    for index, message in enumerate(messages):
+        fields = [names for names in (("tool_calls",), _REASONING) if any(message.get(name) for name in names)]
+        for names in fields:
+            if names == _REASONING and index not in learned:
+                continue
+            without = {"content": "", **{name: value for name, value in message.items() if name not in names}}
+            changed = [*messages[:index], without, *messages[index + 1 :]]
+            if _same(render, (messages, variables), (changed, variables)):
+                found = next(name for name in names if message.get(name))
+                mend = "use a template that writes it, or put it into the content"
+                raise ValueError(f"messages[{index}]: the chat template leaves out its {found!r}; {mend}")
+
+
+def _same(render: Callable[..., str], *given: tuple[Sequence[Message], Mapping[str, Any]]) -> bool:
+    try:
+        texts = {render(messages, **variables) for messages, variables in given}
+    except ValueError:  # what cannot be written without them is written with them
+        return False
+    return len(texts) == 1
+
+
+def _begun(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text with what the tokenizer puts before it, without what it puts behind it."""
+    plain, ids = tokenizer.encode(text), tokenizer.encode(text, add_special_tokens=True)
+    starts = (start for start in range(len(ids) - len(plain) + 1) if plain and ids[start : start + len(plain)] == plain)
+    begun = ids[: next(starts, len(ids)) + len(plain)]
+    if begun and not plain and begun[-1] == tokenizer.eos_id:
+        begun = begun[:-1]
+    if not begun:
+        raise ValueError("a prompt is empty; give a text of at least one token")
+    return begun
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxrl_llm.data import templates
-from jaxrl_llm.data.chat import Message, encode_prompt, encode_rendered, render_chat, render_with
+from jaxrl_llm.data.chat import Message, encode_prompt, encode_rendered, refuse_losses, render_chat, render_with
 from jaxrl_llm.data.templates import Span
 from jaxrl_llm.data.tokenizers import Tokenizer
 
@@ -24,8 +26,8 @@ def encode_dialogue(
 
     The ids are those of the text that the template writes for the dialogue. What the assistant said is what the template
     puts into `{% generation %}` blocks. A template without such blocks is asked for the dialogue up to each assistant
-    turn, with the generation prompt, and up to its end; what the turn adds is the assistant's, up to the first stop
-    token and with it, or all of it where the template writes none.
+    turn, with the generation prompt, and up to its end; what the turn adds is the assistant's, up to the stop token at its
+    end and with it, or all of it where the template writes none.
 
     A token that holds characters of the assistant and others (a tokenizer may merge the end of a header with the
     beginning of an answer) counts as the assistant's, as it does in transformers.
@@ -40,8 +42,9 @@ def encode_dialogue(
       Ids and mask of 0 and 1, of the same length.
 
     Raises:
-      ValueError: malformed messages, a tokenizer that cannot place its tokens in a text, or a template that writes a turn
-        in another way once the dialogue goes on, as those do that drop earlier reasoning.
+      ValueError: malformed messages, a tokenizer that cannot place its tokens in a text, or a template that leaves out
+        tools, tool calls or reasoning to learn, or writes a turn in another way once the dialogue goes on, as those do that
+        drop earlier reasoning.
     """
     check_dialogue(messages, "messages")
     if turns not in TURNS:
@@ -52,6 +55,7 @@ def encode_dialogue(
     said = assistant_turns(messages)
     if turns == "last":
         messages, said = messages[: said[-1] + 1], said[-1:]
+    refuse_losses(functools.partial(render_chat, tokenizer, add_generation_prompt=False), messages, variables, said)
     text, spans = render_with(templates.render_marked, tokenizer, messages, False, variables)
     if spans is None:
         spans = [_span_of_turn(tokenizer, messages, index, text, variables) for index in said]
@@ -81,10 +85,34 @@ def encode_example(tokenizer: Tokenizer, example: Mapping[str, Any]) -> tuple[li
     if "completion" not in example:
         fault = f"an example has no 'completion' to learn from, only {sorted(example)}"
         raise ValueError(f"{fault}; map a column to it, or to 'messages'")
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    prompt = encode_prompt(tokenizer, example["prompt"], tools=example.get("tools"))
-    completion = tokenizer.encode(example["completion"]) + end
+    prompt, completion = encode_answer(tokenizer, example["prompt"], example["completion"], example.get("tools"))
     return prompt + completion, [0] * len(prompt) + [1] * len(completion)
+
+
+def encode_answer(tokenizer: Tokenizer, prompt: str | Sequence[Message], text: str, tools=None) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt, those that sampling gives it, and of a text that answers it, with what ends an answer.
+
+    That is the end token behind a text. Behind chat messages it is what the template writes behind an answer, up to the
+    stop token, so that an answer ends as it does in a dialogue.
+    """
+    return encode_prompt(tokenizer, prompt, tools=tools), tokenizer.encode(text) + _end_of_answer(tokenizer, prompt, tools)
+
+
+def _end_of_answer(tokenizer: Tokenizer, prompt: str | Sequence[Message], tools) -> list[int]:
+    own = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    if isinstance(prompt, str):
+        return own
+    begun = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
+    answered = [*begun, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text, spans = render_with(templates.render_marked, tokenizer, answered, False, {"tools": tools})
+    except ValueError:  # such as a template that looks for its own marks in what is said
+        return own
+    place = text.rfind(_ANSWER) + len(_ANSWER)
+    ends = [end for start, end in spans or () if start <= place - len(_ANSWER) and place <= end]
+    behind = encode_rendered(tokenizer, text[place : ends[-1] if ends else None]) if _ANSWER in text else []
+    stop = next((number for number, token in enumerate(behind, 1) if token in tokenizer.stop_ids), None)
+    return own if stop is None else behind[:stop]
 
 
 def continue_dialogue(tokenizer: Tokenizer, ids: Sequence[int], messages: Sequence[Message], **variables: Any) -> list[int]:
@@ -134,7 +162,7 @@ def check_dialogue(messages: Any, place: str, tools: Any = None) -> None:
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"{place} is {messages!r}; give a non-empty list of dicts with 'role' and 'content'")
     for index, message in enumerate(messages):
-        fault = _fault(message)
+        fault = message_fault(message)
         if fault:
             raise ValueError(f"{place}[{index}] {fault}")
     if not assistant_turns(messages):
@@ -144,7 +172,7 @@ def check_dialogue(messages: Any, place: str, tools: Any = None) -> None:
         raise ValueError(f"{place}: tools is {tools!r}; give a list of function schemas as objects, or null")
 
 
-def _fault(message: Any) -> str:
+def message_fault(message: Any) -> str:
     """What is wrong with a message and how to mend it; "" if nothing is."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         return f"is {message!r}; each message is a dict with 'role' and 'content'"
@@ -187,10 +215,13 @@ def _span_of_turn(
 
 
 def _through_stop(tokenizer: Tokenizer, text: str) -> str:
-    """`text` up to its first stop token and with it; all of it where there is none."""
+    """`text` up to the stop token at its end and with it, further ones and white space aside; all of it where there is none."""
     stops = [tokenizer.decode([stop], skip_special_tokens=False) for stop in tokenizer.stop_ids]
-    ends = [text.find(stop) + len(stop) for stop in stops if stop and stop in text]
-    return text[: min(ends)] if ends else text
+    pattern = "|".join(re.escape(stop) for stop in stops if stop)
+    if not pattern:
+        return text
+    found = re.search(rf"({pattern})(?:\s|{pattern})*$", text) or next(reversed(list(re.finditer(pattern, text))), None)
+    return text if found is None else text[: found.start() + len(found[1] if found.lastindex else found[0])]
 
 
 def _mask(length: int, spans: Sequence[Span], places: Sequence[Span]) -> list[int]:

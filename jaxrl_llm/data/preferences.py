@@ -1,180 +1,169 @@
-"""Pairs of completions of which one is preferred, and single ones that are marked: from files, and made up.
-
-An example has a "prompt" (text or chat messages), the texts "chosen" and "rejected", and perhaps a "margin" by which the
-one is better and a third text, "gold". Its "completion" is the chosen text, so that a supervised phase can imitate it. An
-answer that is marked by itself as desirable or not is an example with one of both texts alone.
-"""
+"""Preferences as rollouts: the rows of pairs, of their gold texts, of marked answers, and of answers to other prompts."""
 
 from __future__ import annotations
 
-import json
-import pathlib
-import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrl_llm.data.arithmetic import ANSWER_MARKER, SPLITS, arithmetic_source
-from jaxrl_llm.data.jsonl import read_jsonl
-from jaxrl_llm.data.sources import Example, Source, select_columns
+from jaxrl_llm.data.dialogues import encode_answer
+from jaxrl_llm.data.sources import Example, check_ids, chosen_of, place_of
+from jaxrl_llm.data.tokenizers import Tokenizer
+from jaxrl_llm.types import Rollouts
 
-HELD_OUT_SHARE = 10  # one prompt in ten is held out
-_OTHER_STREAM = 2**63  # keeps the slips independent of the problems that they are made in
-
-
-def preference_source(path: str | pathlib.Path, columns: Mapping[str, str] | None = None, *, split: str = "all") -> Source:
-    """The pairs of a JSONL file, one a line, or its marked answers, read and checked at once.
-
-    "chosen" and "rejected" are texts behind a "prompt", or lists of chat messages that end with the assistant's. Lists
-    may repeat the prompt, as whole conversations; then their common beginning is the prompt, and there need be no column
-    for it. A text "gold" may stand beside them. Rows of "prompt", "completion" and "label" (true or false) are single answers,
-    desirable or not; the completion is a text or a list of one message of the assistant.
-
-    Args:
-      path: UTF-8 file.
-      columns: our name -> name in the file, as in {"prompt": "question", "chosen": "better", "rejected": "worse"}.
-      split: "train", or "test" for about a tenth of all prompts, chosen by a hash, that "train" never shows; or "all".
-
-    Raises:
-      ValueError: a line is no pair; the message gives its number and what is wrong.
-    """
-    if split not in (*SPLITS, "all"):
-        raise ValueError(f"split is {split!r}; it must be one of {(*SPLITS, 'all')}")
-    names = columns and {"prompt": "prompt"} | dict(columns)
-    pairs = []
-    for number, row in read_jsonl(path):
-        place = f"{path}, line {number}"
-        pairs.append(as_preference(select_columns({"prompt": None} | row, names, place), place))
-    if split != "all":
-        pairs = [pair for pair in pairs if _is_held_out(pair["prompt"]) == (split == "test")]
-    if not pairs:
-        raise ValueError(f"{path} has no prompt that falls into split={split!r}; give each split a file, with split='all'")
-    return Source(f"{path} ({split})", len(pairs), lambda index: dict(pairs[index]))
+# The texts of an example, with the preference of their rows.
+SIDES = {"chosen": 1.0, "rejected": -1.0, "gold": 0.0}
+PAIR = ("chosen", "rejected")
 
 
-def arithmetic_preferences(
-    size: int = 50_000,
+def filter_long_pairs(
+    source: Sequence[Example],
+    tokenizer: Tokenizer,
+    width: int,
     *,
-    seed: int = 0,
-    split: str = "train",
-    digits: tuple[int, int] = (1, 2),
-    operations: str = "+",
-) -> Source:
-    """Worked sums and differences, preferred over the same with a slip: "7+5=12;3+4+1=8#82" over "7+5=13;3+4+1=8#83".
-
-    The slip is a wrong last digit of one column, which the result repeats: only calculation finds it.
+    drop: bool = False,
+    texts: Sequence[str] = PAIR,
+    vocab_size: int | None = None,
+) -> tuple[Sequence[Example], int]:
+    """Sees to it that all texts of every example fit into a row; none is ever cut.
 
     Args:
-      size: number of examples.
-      seed: seed of the problems and of the slips.
-      split: as in `arithmetic_source`, whose problems these are.
-      digits: as there.
-      operations: some of "+-".
+      source: pairs or marked answers.
+      tokenizer: counts the tokens, chat template and end token included.
+      width: tokens of a row; `preference_rollouts` needs one for the place behind the text.
+      drop: leave longer examples out instead of raising.
+      texts: those that every example must have; none for marked answers.
+      vocab_size: of the network, which knows no other ids; by default they are not looked at.
+
+    Returns:
+      The examples that fit and the number of those left out.
 
     Raises:
-      ValueError: an operation that is not worked column by column.
+      ValueError: an example lacks a text, or is longer and `drop` is false, or none is left.
     """
-    if set(operations) - set("+-"):
-        raise ValueError(f"operations is {operations!r}; slips are made in columns: give some of '+-'")
-    problems = arithmetic_source(size, seed=seed, split=split, digits=digits, operations=operations)
-
-    def fetch(index: int) -> Example:
-        random = np.random.Philox(key=np.array([(seed + _OTHER_STREAM) % 2**64, index], np.uint64))
-        problem = problems[index]
-        rejected = _with_slip(problem["completion"], *(int(word) for word in random.random_raw(2)))
-        return problem | {"chosen": problem["completion"], "rejected": rejected}
-
-    return Source(f"arithmetic preferences {split}", size, fetch)
-
-
-def _with_slip(solution: str, column_word: int, digit_word: int) -> str:
-    working, result = solution.split(ANSWER_MARKER)
-    steps = working.split(";")
-    column = column_word % len(steps)
-    # The result has no leading zeros, so that it may lack the last column.
-    digits = result.rjust(len(steps), "0")
-    place = len(digits) - 1 - column
-    digit = str((int(steps[column][-1]) + 1 + digit_word % 9) % 10)
-    steps[column] = steps[column][:-1] + digit
-    wrong = int(digits[:place] + digit + digits[place + 1 :])
-    return ";".join(steps) + f"{ANSWER_MARKER}{wrong}"
+    name, kept = getattr(source, "name", "examples"), []
+    for index in range(len(source)):
+        place = place_of(source, index)
+        encoded = _encoded(tokenizer, source[index], place, texts)
+        for _, prompt, text in encoded:
+            check_ids((*prompt, *text), vocab_size, f"{place}: a text")
+        longest = 1 + max(len(prompt) + len(text) for _, prompt, text in encoded)
+        if longest <= width:
+            kept.append(index)
+        elif not drop:
+            fault = f"pair {index} takes {longest} places, more than the {width} of a row"
+            raise ValueError(f"{place}: {fault}; raise the width of rows or drop long pairs")
+    if not kept:
+        raise ValueError(f"{name}: none of its {len(source)} pairs fits into {width} places; raise the width of rows")
+    return (source, 0) if len(kept) == len(source) else (chosen_of(source, kept), len(source) - len(kept))
 
 
-def as_preference(example: Mapping[str, Any], place: str) -> Example:
-    """The example of a pair, see `as_pair`, or, of one with a "label", of a single answer, see `as_marked_answer`."""
-    return as_marked_answer(example, place) if "label" in example else as_pair(example, place)
+def preference_rollouts(
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    width: int,
+    numbers: Sequence[int] | None = None,
+    *,
+    texts: Sequence[str] = PAIR,
+) -> Rollouts:
+    """A row for each text of each example, the chosen one first; the tokens of the completions are the actions.
 
-
-def as_marked_answer(example: Mapping[str, Any], place: str) -> Example:
-    """The example {"prompt", "completion", "label"} with its text as "chosen" where the label is true, else as "rejected".
+    A row has one place more than its text (token 0, no action): a value belongs to the state before its place, so that
+    the one there is what a value head says of the last token.
 
     Args:
-      example: as in a file; see `preference_source`.
-      place: what messages call it.
+      tokenizer: of prompts and completions; each completion gets the end token.
+      examples: as those of `preference_source`.
+      width: T, places of a row.
+      numbers: of the examples in their source.
+      texts: those that each example must have, none for marked answers; with "gold" among them it gives a third row, of
+        source 1 and preference 0.
+
+    Returns:
+      Rollouts of NumPy arrays; `group` is the number of the example, `extras` hold "preference" [N] (1 or -1) and
+      "margin" [N] (0 where a pair has none), `rewards` are 0.
 
     Raises:
-      ValueError: a label that is neither true nor false, or a prompt or completion that is none.
+      ValueError: an example lacks a text, or is longer than `width`; the message gives its number.
     """
-    prompt, completion, label = (example.get(name) for name in ("prompt", "completion", "label"))
-    if label not in (True, False) or not isinstance(label, bool | int):
-        raise ValueError(f"{place}: 'label' is {label!r}; give true for a desirable answer, false for an undesirable one")
-    if isinstance(completion, list) and len(completion) == 1 and completion[0].get("role") == "assistant":
-        completion = completion[0].get("content")
-    if not isinstance(completion, str):
-        raise ValueError(f"{place}: 'completion' is {completion!r}; give a text or a list of one message of the assistant")
-    _check_prompt(prompt, place)
-    kept = {name: value for name, value in example.items() if name not in ("completion", "label")}
-    return kept | ({"chosen": completion, "completion": completion} if label else {"rejected": completion})
+    numbers = range(len(examples)) if numbers is None else numbers
+    rows = []
+    for group, (number, example) in enumerate(zip(numbers, examples, strict=True)):
+        for side, prompt, text in _encoded(tokenizer, example, f"pair {number}", texts):
+            rows.append((group, number, side, example.get("margin", 0.0), prompt, text))
+    return _rollouts(rows, width)
 
 
-def _check_prompt(prompt, place: str) -> None:
-    if not isinstance(prompt, str | list):
-        raise ValueError(f"{place}: 'prompt' is {prompt!r}; give a text or a list of chat messages")
+def _rollouts(rows: Sequence[tuple], width: int) -> Rollouts:
+    """Rollouts of rows (group, number of the example, side, margin, ids of the prompt, ids of the text)."""
+    groups, numbers, sides, margins, *_ = zip(*rows, strict=True)
+    tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.float32)
+    length = np.zeros(len(rows), np.int32)
+    for row, (_, number, _, _, prompt, text) in enumerate(rows):
+        end = len(prompt) + len(text)
+        if end >= width:
+            raise ValueError(f"pair {number} takes {end + 1} places, more than width = {width}; widen the rows")
+        tokens[row, :end] = prompt + text
+        mask[row, len(prompt) : end] = 1.0
+        length[row] = end + 1
+    return Rollouts(
+        tokens=tokens,
+        length=length,
+        mask=mask,
+        rewards=np.zeros((len(rows), 1), np.float32),
+        group=np.array(groups, np.int32),
+        prompt_id=np.array(numbers, np.int32),
+        source=np.array([side == "gold" for side in sides], np.int32),
+        extras={
+            "preference": np.array([SIDES[side] for side in sides], np.float32),
+            "margin": np.array(margins, np.float32),
+        },
+    )
 
 
-def as_pair(example: Mapping[str, Any], place: str) -> Example:
-    """The example with "prompt", texts "chosen" and "rejected", and "completion", the chosen one.
+def mismatched_rollouts(tokenizer: Tokenizer, examples: Sequence[Example], width: int) -> Rollouts:
+    """The rows of `preference_rollouts`, each with the answer of another example behind its own prompt.
+
+    It is the text of the same side of the example before, the first one before the last; of an example with the same prompt
+    it would be an answer to this one, so that the one before that is taken. An example that lacks the side gives the text
+    that it has. What does not fit into a row is cut.
 
     Args:
-      example: as in a file; see `preference_source`.
-      place: what messages call it.
+      tokenizer: of prompts and completions.
+      examples: as those of `preference_source`.
+      width: T, places of a row.
 
     Raises:
-      ValueError: the example is no pair.
+      ValueError: all examples have one prompt.
+
+    Source: the KL term of KTO, https://arxiv.org/abs/2402.01306, section 4.1
     """
-    missing = next((name for name in ("chosen", "rejected") if name not in example), None)
+    prompts = [example["prompt"] for example in examples]
+    encoded = [{side: ids for side, *ids in _encoded(tokenizer, example, f"pair {n}")} for n, example in enumerate(examples)]
+    rows = []
+    for number, (prompt, own) in enumerate(zip(prompts, encoded, strict=True)):
+        others = (encoded[other] for other in range(number - 1, number - len(examples), -1) if prompts[other] != prompt)
+        other = next(others, None)
+        if other is None:
+            raise ValueError(
+                f"all {len(examples)} examples of the step have the prompt {str(prompt)[:60]!r}; an answer to another prompt "
+                "is needed: raise the number of examples of a step, or shuffle the file"
+            )
+        for side in (side for side in PAIR if side in own):
+            text = other.get(side, other.get("chosen", other.get("rejected")))[1]
+            before = own[side][0]
+            rows.append((number, number, side, 0.0, before, text[: width - 1 - len(before)]))
+    return _rollouts(rows, width)
+
+
+def _encoded(tokenizer: Tokenizer, example: Example, place: str, needed: Sequence[str] = ()):
+    """Triples of a side, and the token ids of prompt and completion, the end token included; "gold" where it is needed."""
+    sides = [name for name in SIDES if name in needed or (name in PAIR and name in example)] or [PAIR[0]]
+    missing = next((name for name in sides if not isinstance(example.get(name), str)), None)
     if missing:
-        raise ValueError(f"{place}: there is no {missing!r}, only {sorted(example)}; map a column to it with `columns`")
-    prompt, chosen, rejected = (example.get(name) for name in ("prompt", "chosen", "rejected"))
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        prompt, chosen, rejected = _split_conversations(prompt, chosen, rejected, place)
-    elif not (isinstance(chosen, str) and isinstance(rejected, str)):
-        kinds = f"{type(chosen).__name__} and {type(rejected).__name__}"
-        raise ValueError(f"{place}: 'chosen' and 'rejected' are {kinds}; give two texts or two lists of chat messages")
-    _check_prompt(prompt, place)
-    if not isinstance(example.get("margin", 0.0), int | float):
-        raise ValueError(f"{place}: 'margin' is {example['margin']!r}; give a number, or leave the column out")
-    return dict(example) | {"prompt": prompt, "chosen": chosen, "rejected": rejected, "completion": chosen}
-
-
-def _split_conversations(prompt, chosen: list, rejected: list, place: str):
-    """Prompt messages and the two last texts of conversations that share all but their last message."""
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
-    ends = chosen[shared:], rejected[shared:]
-    for name, end in zip(("chosen", "rejected"), ends, strict=True):
-        if len(end) != 1 or not isinstance(end[0], dict) or not isinstance(end[0].get("content"), str):
-            fault = f"{name!r} has {len(end)} messages behind those that it shares with the other"
-            raise ValueError(f"{place}: {fault}; it must be one, with a text as 'content'")
-        if end[0].get("role") != "assistant":
-            raise ValueError(f"{place}: {name!r} ends with the role {end[0].get('role')!r}; it must end with 'assistant'")
-    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if shared and given and given[-1] not in chosen[:shared]:
-        raise ValueError(f"{place}: 'chosen' and 'rejected' begin with other messages than 'prompt'; leave the prompt out")
-    return chosen[:shared] or given, *(end[0]["content"] for end in ends)
-
-
-def _is_held_out(prompt) -> bool:
-    return zlib.crc32(json.dumps(prompt, sort_keys=True).encode()) % HELD_OUT_SHARE == 0
+        fault = f"there is no {missing!r}, only {sorted(example)}"
+        raise ValueError(f"{place}: {fault}; take a source of preferences that gives each example a text of that name")
+    try:
+        return [(name, *encode_answer(tokenizer, example["prompt"], example[name], example.get("tools"))) for name in sides]
+    except (ValueError, UnicodeError) as error:
+        raise ValueError(f"{place}: {error}") from error

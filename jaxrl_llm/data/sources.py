@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxrl_llm.data.chat import encode_prompt
-from jaxrl_llm.data.dialogues import assistant_turns, check_dialogue, encode_example
+from jaxrl_llm.data.dialogues import assistant_turns, encode_example
 from jaxrl_llm.data.tokenizers import Tokenizer
 
 Example = dict[str, Any]
@@ -28,11 +28,13 @@ class Source:
       name: what messages call it.
       length: number of examples.
       fetch: index in [0, length) to example.
+      place: index to what messages call that example; its number by default.
     """
 
     name: str
     length: int
     fetch: Callable[[int], Example]
+    place: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -44,9 +46,24 @@ class Source:
         return self.fetch(index)
 
 
+def place_of(source: Sequence[Example], index: int) -> str:
+    """What messages call an example of any source, such as "train.jsonl, line 3"."""
+    own = getattr(source, "place", None)
+    return own(index) if own is not None else f"{getattr(source, 'name', 'examples')}: example {index}"
+
+
+def derived(
+    source: Sequence[Example], fetch: Callable[[int], Example], indices: Sequence[int] | None = None, name: str = ""
+) -> Source:
+    """A view of `source`: example i is `fetch(i)`, and comes from example `indices[i]`, or i, of it."""
+    indices = range(len(source)) if indices is None else indices
+    name = name or getattr(source, "name", "examples")
+    return Source(name, len(indices), fetch, lambda index: place_of(source, indices[index]))
+
+
 def map_source(source: Sequence[Example], function: Callable[[Example], Example]) -> Source:
     """`source` with `function` applied to each example when it is read."""
-    return Source(getattr(source, "name", "examples"), len(source), lambda index: function(source[index]))
+    return derived(source, lambda index: function(source[index]))
 
 
 def as_chat(source: Sequence[Example], *, system: str | None = None, suffix: str = "") -> Source:
@@ -83,32 +100,16 @@ def split_turns(source: Sequence[Example]) -> Source:
         messages = source[number]["messages"][: turn + 1]
         return {**source[number], "messages": messages, "prompt": messages[:-1], "turns": "last"}
 
-    return Source(getattr(source, "name", "examples"), len(turns), fetch)
-
-
-def select_columns(row: Mapping[str, Any], columns: Mapping[str, str] | None, place: str) -> Example:
-    """The example that `columns` (our name -> name in the row) picks from `row`; without `columns`, all of it.
-
-    Raises:
-      ValueError: a column is missing, there is neither a prompt nor a dialogue, or the dialogue is malformed; the message
-        begins with `place`.
-    """
-    mapping = {name: name for name in row} if columns is None else columns
-    missing = next((theirs for theirs in mapping.values() if theirs not in row), None)
-    if missing is not None:
-        raise ValueError(f"{place}: column {missing!r} is missing; the row has {sorted(row)}: correct `columns`")
-    if "prompt" not in mapping and "messages" not in mapping:
-        mend = f"say which of {sorted(row)} does, as in columns={{'prompt': 'question'}}"
-        raise ValueError(f"{place}: no column gives 'prompt' (or 'messages'); {mend}")
-    example = {ours: row[theirs] for ours, theirs in mapping.items()}
-    if "messages" in example:
-        check_dialogue(example["messages"], f"{place}: messages", example.get("tools"))
-        example = {"prompt": example["messages"][: assistant_turns(example["messages"])[-1]], **example}
-    return example
+    return derived(source, fetch, [index for index, _ in turns])
 
 
 def filter_long(
-    source: Sequence[Example], tokenizer: Tokenizer, max_prompt_tokens: int, *, drop: bool = False
+    source: Sequence[Example],
+    tokenizer: Tokenizer,
+    max_prompt_tokens: int,
+    *,
+    drop: bool = False,
+    vocab_size: int | None = None,
 ) -> tuple[Sequence[Example], int]:
     """Sees to it that every prompt fits its bucket; no prompt is ever cut. A dialogue is measured whole.
 
@@ -117,35 +118,79 @@ def filter_long(
       tokenizer: counts the tokens, chat template included.
       max_prompt_tokens: longest prompt allowed, in tokens.
       drop: leave longer ones out instead of raising.
+      vocab_size: of the network, which knows no other ids; by default they are not looked at.
 
     Returns:
       The examples that fit and the number of those left out.
 
     Raises:
-      ValueError: a prompt is longer and `drop` is false, none is left, or the template refuses a dialogue.
+      ValueError: a prompt is longer and `drop` is false, none is left, a prompt has no tokens or some that the network does
+        not know, or the template refuses it; the message names the line.
     """
-    name = getattr(source, "name", "examples")
+    mend = "raise max_prompt_tokens or drop long prompts with drop=True"
+    return _filter(source, lambda example: _prompt_ids(tokenizer, example), max_prompt_tokens, drop, vocab_size, mend)
+
+
+def filter_long_examples(
+    source: Sequence[Example], tokenizer: Tokenizer, width: int, *, drop: bool = False, vocab_size: int | None = None
+) -> tuple[Sequence[Example], int]:
+    """The same for examples to learn from, measured whole, which have to fit into rows of `width` tokens."""
+    mend = "raise the width of rows or drop long examples with drop=True"
+    return _filter(source, lambda example: ("example", encode_example(tokenizer, example)[0]), width, drop, vocab_size, mend)
+
+
+def _filter(
+    source: Sequence[Example],
+    encode: Callable[[Example], tuple[str, list[int]]],
+    limit: int,
+    drop: bool,
+    vocab_size: int | None,
+    mend: str,
+) -> tuple[Sequence[Example], int]:
+    """Those of the examples whose ids, by the kind of text that they are, are at most `limit`, and the number of others."""
     kept = []
     for index in range(len(source)):
-        kind, length = _measured(tokenizer, source[index], f"{name}: example {index}")
-        if length <= max_prompt_tokens:
+        place = place_of(source, index)
+        try:
+            kind, ids = encode(source[index])
+        except (ValueError, UnicodeError) as error:
+            raise ValueError(f"{place}: {error}") from error
+        check_ids(ids, vocab_size, f"{place}: the {kind}")
+        if len(ids) <= limit:
             kept.append(index)
         elif not drop:
-            fault = f"the {kind} of example {index} has {length} tokens, more than {max_prompt_tokens}"
-            raise ValueError(f"{name}: {fault}; raise max_prompt_tokens or drop long prompts with drop=True")
+            raise ValueError(f"{_whose(source, kind, index)} has {len(ids)} tokens, more than {limit}; {mend}")
     if not kept:
-        fault = f"none of its {len(source)} prompts fits into {max_prompt_tokens} tokens"
-        raise ValueError(f"{name}: {fault}; raise max_prompt_tokens")
-    if len(kept) == len(source):
-        return source, 0
-    return Source(name, len(kept), lambda index: source[kept[index]]), len(source) - len(kept)
+        name = getattr(source, "name", "examples")
+        raise ValueError(f"{name}: none of its {len(source)} {kind}s fits into {limit} tokens; {mend}")
+    return (source, 0) if len(kept) == len(source) else (chosen_of(source, kept), len(source) - len(kept))
 
 
-def _measured(tokenizer: Tokenizer, example: Example, place: str) -> tuple[str, int]:
-    """What an example is measured by, and its number of tokens."""
-    if "messages" not in example:
-        return "prompt", len(encode_prompt(tokenizer, example["prompt"], tools=example.get("tools")))
-    try:
-        return "dialogue", len(encode_example(tokenizer, example)[0])
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+def _whose(source: Sequence[Example], kind: str, index: int) -> str:
+    if getattr(source, "place", None) is not None:
+        return f"{place_of(source, index)}: the {kind} of example {index}"
+    return f"{getattr(source, 'name', 'examples')}: the {kind} of example {index}"
+
+
+def chosen_of(source: Sequence[Example], indices: Sequence[int]) -> Source:
+    """Those of the examples, in this order."""
+    return derived(source, lambda index: source[indices[index]], indices)
+
+
+def check_ids(ids: Sequence[int], vocab_size: int | None, place: str) -> None:
+    """Refuses token ids that a network of `vocab_size` tokens does not have.
+
+    Raises:
+      ValueError: the message begins with `place`.
+    """
+    unknown = next((i for i in ids if vocab_size is not None and not 0 <= i < vocab_size), None)
+    if unknown is not None:
+        fault = f"has the token id {unknown}, which a network of {vocab_size} tokens does not know"
+        raise ValueError(f"{place} {fault}; take the tokenizer that belongs to the network")
+
+
+def _prompt_ids(tokenizer: Tokenizer, example: Example) -> tuple[str, list[int]]:
+    """What a prompt is measured by, and its token ids."""
+    if "messages" in example:
+        return "dialogue", encode_example(tokenizer, example)[0]
+    return "prompt", encode_prompt(tokenizer, example["prompt"], tools=example.get("tools"))

@@ -49,6 +49,19 @@ def render_marked(source: str, context: Mapping[str, Any]) -> tuple[str, list[Sp
     return text, spans
 
 
+def end_of_turn(source: str, special: Mapping[str, str]) -> str:
+    """What the template writes behind an answer of the assistant, white space before it aside; "" where that cannot be told."""
+    answer = "\ufdd0answer\ufdd1"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = render(
+            source, {"tools": None, "documents": None, **special, "messages": messages, "add_generation_prompt": False}
+        )
+    except Exception:  # a template may refuse these messages, or be broken: whoever uses it is told then
+        return ""
+    return text.rpartition(answer)[2].lstrip() if answer in text else ""
+
+
 @functools.lru_cache(maxsize=16)
 def _has_generation(source: str) -> bool:
     tokens = [(kind, value) for _, kind, value in jinja2.Environment().lex(source) if kind != "whitespace"]

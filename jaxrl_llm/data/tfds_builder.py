@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxrl_llm.data.jsonl import read_jsonl
+from jaxrl_llm.data.files import read_rows
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,7 +37,7 @@ class JsonlRows(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        rows = [row for file in self.builder_config.files.values() for _, row in read_jsonl(file)]
+        rows = [row for file in self.builder_config.files.values() for _, row in read_rows(file)]
         exact = {column: _feature([row.get(column) for row in rows]) for column in rows[0]}
         features = {column: feature or tfds.features.Text() for column, feature in exact.items()}
         return tfds.core.DatasetInfo(
@@ -53,10 +53,10 @@ class JsonlRows(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         columns, encoded = list(self.info.features), set(self.info.metadata["json_columns"])
-        for number, row in read_jsonl(path):
+        for number, (place, row) in enumerate(read_rows(path)):
             if set(row) != set(columns):
                 odd = sorted(set(row) ^ set(columns))[0]
-                raise ValueError(f"{path}, line {number}: column {odd!r} is not in every row; give all rows the same columns")
+                raise ValueError(f"{place}: column {odd!r} is not in every row; give all rows the same columns")
             yield number, {column: json.dumps(row[column]) if column in encoded else row[column] for column in columns}
 
 

@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxrl_llm.data.sources import Source, select_columns
+from jaxrl_llm.data.columns import require_prompt, select_columns
+from jaxrl_llm.data.sources import Source
 
 
 def tfds_source(name: str, split: str, data_dir: str | pathlib.Path, columns: Mapping[str, str] | None = None) -> Source:
@@ -36,7 +37,8 @@ def tfds_source(name: str, split: str, data_dir: str | pathlib.Path, columns: Ma
 
     def fetch(index: int) -> dict[str, Any]:
         row = {column: _plain(value, column in encoded) for column, value in data[index].items()}
-        return select_columns(row, columns, f"{name}, {split}, example {index}")
+        place = f"{name}, {split}, example {index}"
+        return require_prompt(select_columns(row, columns, place), row, place)
 
     source = Source(f"{name} {split}", len(data), fetch)
     if len(source):

@@ -7,7 +7,7 @@ import functools
 import pathlib
 from collections.abc import Callable, Iterable
 
-from jaxrl_llm.data import tokenizer_files
+from jaxrl_llm.data import templates, tokenizer_files
 from jaxrl_llm.data.tokenizer_files import Span, encode_between
 
 CHARACTERS_PREFIX = "characters:"
@@ -77,9 +77,19 @@ def load_tokenizer(path_or_name: str | pathlib.Path) -> Tokenizer:
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
         raise ValueError(_nothing_found(path))
-    if file.suffix == ".json":
-        return Tokenizer(**tokenizer_files.huggingface_fields(file))
-    return Tokenizer(**tokenizer_files.sentencepiece_fields(file))
+    read = tokenizer_files.huggingface_fields if file.suffix == ".json" else tokenizer_files.sentencepiece_fields
+    return _stopping_with_turns(Tokenizer(**read(file)))
+
+
+def _stopping_with_turns(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the token that ends the assistant's turns in its template among the stop tokens.
+
+    Base checkpoints have templates as well, and an end token that ends documents, not turns.
+    """
+    end = templates.end_of_turn(tokenizer.chat_template, dict(tokenizer.special_tokens)) if tokenizer.chat_template else ""
+    ids = tokenizer.encode_spans(end)[0][:1] if end else []
+    special = [i for i in ids if not tokenizer.decode([i]) and tokenizer.decode([i], skip_special_tokens=False)]
+    return dataclasses.replace(tokenizer, stop_ids=tuple(dict.fromkeys([*tokenizer.stop_ids, *special])))
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -14,7 +14,8 @@ ROW_SECONDS = 10.0
 def maths(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns) -> list[float | None]:
     """Whether the final expression of the completion is mathematically equal to `answer`, by math-verify.
 
-    The final expression is the last `\\boxed{...}` or `\\fbox{...}` that is not empty, words round an answer aside; else what math-verify takes for it (LaTeX, then plain numbers).
+    The final expression is the last `\\boxed{...}` or `\\fbox{...}` that is not empty, words round an answer aside; else what
+    math-verify takes for it (LaTeX, then plain numbers). Numbers are compared exactly, however small they are.
     Computer algebra may hang on adversarial input, so that every row is evaluated in a worker process that is killed
     after 10 seconds. A `RewardPool` uses its own workers; a call by hand starts one, which takes about a second.
 

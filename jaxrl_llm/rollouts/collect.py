@@ -31,7 +31,10 @@ class Collection:
 def prompt_text(example: Example) -> str:
     """The prompt as one text: that of its last message where it is a chat."""
     prompt = example["prompt"]
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    content = prompt if isinstance(prompt, str) else prompt[-1].get("content")
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "".join(str(part.get("text", "")) for part in content)
 
 
 def collect(

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import data, distributed, methods, networks
 from jaxrl_llm.data import Tokenizer
+from jaxrl_llm.data.chat import encode_rendered
 from jaxrl_llm.networks import families
 from jaxrl_llm.objectives import (
     Objective,
@@ -40,8 +41,12 @@ def build_tokenizer(config: ConfigDict) -> Tokenizer:
     return data.load_tokenizer(name)
 
 
-def build_source(config: ConfigDict, tokenizer: Tokenizer, *, test: bool = False) -> Sequence[dict[str, Any]]:
-    """Examples to train on, or held-out ones (`task.options` updated by `task.test_options`).
+def build_source(
+    config: ConfigDict, tokenizer: Tokenizer, *, test: bool = False, vocab_size: int | None = None
+) -> Sequence[dict[str, Any]]:
+    """Examples to train on, or held-out ones (`task.options` updated by `task.test_options`), all of them encoded once.
+
+    Nothing of them is to be found wrong by the step that draws it: `vocab_size` are the tokens that the network knows.
 
     Raises:
       ValueError: an unknown source, options it does not take, or prompts that are too long.
@@ -55,11 +60,13 @@ def build_source(config: ConfigDict, tokenizer: Tokenizer, *, test: bool = False
         raise ValueError("config.task.system and config.task.suffix would change nothing: config.task.chat is False")
     if task.goal:
         source = data.goal_conditioned(source, goal=task.goal)
-    source = data.filter_long(source, tokenizer, task.max_prompt_tokens, drop=task.drop_long)[0]
+    checks = {"drop": task.drop_long, "vocab_size": vocab_size}
+    source = data.filter_long(source, tokenizer, task.max_prompt_tokens, **checks)[0]
+    if config.sft.steps and not test:
+        source = data.filter_long_examples(source, tokenizer, config.sft.row_tokens, **checks)[0]
     if config.preference.steps:
         texts = texts_of(preference_method(config))
-        width = config.preference.row_tokens
-        source = data.filter_long_pairs(source, tokenizer, width, drop=task.drop_long, texts=texts)[0]
+        source = data.filter_long_pairs(source, tokenizer, config.preference.row_tokens, texts=texts, **checks)[0]
     if REWARD_MODEL in (*config.rewards.names, config.evaluation.reward):
         source = data.map_source(source, _with_conversation)
     return source
@@ -286,9 +293,24 @@ def evaluation_sampling(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, A
 
 
 def _stopping(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
-    strings = tuple(config.rl.stop_strings)
-    texts = {"stop_strings": strings, "detokenize": tokenizer.decode} if strings else {}
-    return {"stop_ids": tokenizer.stop_ids} | texts
+    """Stop tokens and strings; a string that is a special token is one of the former, as no text shows it.
+
+    Raises:
+      ValueError: a string that no text can show, since a special token is part of it.
+    """
+    ids, strings = list(tokenizer.stop_ids), []
+    for string in config.rl.stop_strings:
+        written = encode_rendered(tokenizer, string)
+        shown = tokenizer.decode(written)
+        if len(written) == 1 and not shown:
+            ids += written
+        elif len(shown) < len(string) and tokenizer.decode(written, skip_special_tokens=False).strip() != shown.strip():
+            fault = f"config.rl.stop_strings has {string!r}, which holds a special token, and texts show none"
+            raise ValueError(f"{fault}; give the special token alone")
+        else:
+            strings.append(string)
+    texts = {"stop_strings": tuple(strings), "detokenize": tokenizer.decode} if strings else {}
+    return {"stop_ids": tuple(dict.fromkeys(ids))} | texts
 
 
 def build_optimizer(settings: ConfigDict, total_steps: int, factor: float = 1.0) -> optax.GradientTransformation:

@@ -6,6 +6,7 @@ exist here cannot be set, neither in a file nor by `--config.a.b=c`.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import operator
 
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxrl_llm import methods
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
+from jaxrl_llm.training.metrics import DEFINITIONS, defined
 from jaxrl_llm.training.needs import refuse_missing
 from jaxrl_llm.training.wrapping import check_wrap
 
@@ -72,7 +74,9 @@ def check_config(config: ConfigDict) -> None:
     Raises:
       ValueError: an impossible value or combination; the message names the keys and the mend.
     """
+    _check_sections(config)
     _check_positive(config)
+    _check_names(config)
     _check_optimizers(config)
     _check_inert(config)
     _check_sampling(config)
@@ -113,6 +117,36 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "sft.steps", "sft.examples", "preference.steps", "rl.steps", "rl.row_tokens", "evaluation.every", "log.completions_every",
 )  # fmt: skip
+
+
+def _check_sections(config: ConfigDict) -> None:
+    """A section that was replaced as a whole may lack keys."""
+    stack = [("config", default_config(), config)]
+    while stack:
+        place, wanted, found = stack.pop()
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise ValueError(f"{place}.{missing[0]} is missing; set single keys, such as --{place}.{missing[0]}=VALUE")
+        for name, section in wanted.items():
+            if not isinstance(section, ConfigDict) or f"{place}.{name}".removeprefix("config.") in FREE_SECTIONS:
+                continue
+            if not isinstance(found[name], ConfigDict):
+                raise ValueError(f"{place}.{name} is {found[name]!r}; it is a section with the keys {sorted(section)}")
+            stack.append((f"{place}.{name}", section, found[name]))
+
+
+def _check_names(config: ConfigDict) -> None:
+    """What is chosen by its name is there, and once."""
+    best = config.checkpoint.best_metric
+    if best and not defined(best):
+        near = difflib.get_close_matches(best, DEFINITIONS, 3, 0.4)
+        raise ValueError(f"config.checkpoint.best_metric is {best!r}, which nothing measures; did you mean one of {near}?")
+    names = list(config.rewards.names)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"config.rewards.names has {twice!r} twice; name it once, and weigh it by config.rewards.weights")
+    if "" in config.rl.stop_strings:
+        raise ValueError("config.rl.stop_strings has an empty text, which stops nothing; leave it out")
 
 
 def _check_positive(config: ConfigDict) -> None:

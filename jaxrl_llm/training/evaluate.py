@@ -32,7 +32,8 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     """
     check_config(config)
     network, tokenizer = load_policy(directory)
-    source, settings = build.build_source(config, tokenizer, test=True), config.evaluation
+    settings, vocab_size = config.evaluation, network.config.vocab_size
+    source = build.build_source(config, tokenizer, test=True, vocab_size=vocab_size)
     name = settings.reward or config.rewards.names[0]
     with rewards.RewardPool(config.rewards.workers) as pool:
         chosen = {name: build_reward(name, config)}

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, rewards
 from jaxrl_llm.data import Tokenizer
-from jaxrl_llm.data.preference_rows import encode_answer
+from jaxrl_llm.data.dialogues import encode_answer
 from jaxrl_llm.training.config import REWARD_MODEL
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.sections import short_name

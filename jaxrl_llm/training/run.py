@@ -159,7 +159,12 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
     tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
     scope = contextlib.nullcontext() if mesh is None else distributed.sharded(mesh)
     with rewards.RewardPool(config.rewards.workers) as pool, scope:
-        source = build.build_source(config, tokenizer)
+        # Before anything is loaded or compiled, all that is named is there and all data can be read.
+        functions = build_rewards(config, mesh)
+        vocab_size = build.base_structure(config, tokenizer).config.vocab_size
+        source, test_source = (
+            build.build_source(config, tokenizer, test=test, vocab_size=vocab_size) for test in (False, True)
+        )
         report = functools.partial(_report_gap, workdir, source, tokenizer)
         network = build.build_network(config, tokenizer, mesh, report)
         trained, frozen = build.trained_and_frozen(config, network.params)
@@ -172,12 +177,12 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
             mesh=mesh,
             teacher=build_teacher(config, network, mesh),
             source=source,
-            test_source=build.build_source(config, tokenizer, test=True),
+            test_source=test_source,
             method=methods.get(config.method.name, **method_options(config)),
             preference_method=preference_method(config),
             supervised_method=supervised_method(config),
             pool=pool,
-            rewards=build_rewards(config, mesh),
+            rewards=functions,
         )
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])

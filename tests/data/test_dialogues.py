@@ -69,7 +69,8 @@ def test_dialogues_from_a_file(tmp_path):
         ({"messages": []}, r"rows\.jsonl, line 2: messages is \[\]; give a non-empty list"),
         ({"messages": "hi"}, "line 2: messages is 'hi'"),
         ({"messages": [{"role": "user"}]}, r"line 2: messages\[0\] has no 'content'"),
-        ({"messages": [{"from": "gpt", "value": "x"}]}, r"line 2: messages\[0\] is .*'role' and 'content'"),
+        ({"messages": [{"from": "gpt", "value": 3}]}, r"line 2: messages\[0\] is .*a text as 'value'"),
+        ({"messages": [{"from": "me", "value": "x"}]}, r"line 2: messages\[0\] is .*give 'from', one of"),
         ({"messages": turns("a")}, r"line 2: messages has the roles \['user'\]; there must be an 'assistant'"),
         ({"messages": turns("a", 3)}, r"line 2: messages\[1\] has content 3; give a text, or a list of parts"),
         ({"messages": turns("a", "b"), "tools": "f"}, "line 2: messages: tools is 'f'; give a list of function schemas"),
@@ -85,7 +86,7 @@ def test_learning_from_every_turn_under_a_template_that_drops_thoughts(families,
     tokenizer = families["chatml"]
     messages = turns("a", "<think>\nso\n</think>\n\nb", "c", "<think>\nyes\n</think>\n\nd")
     source = data.jsonl_source(write_rows(tmp_path / "rows.jsonl", {"messages": messages}))
-    with pytest.raises(ValueError, match=r"rows\.jsonl: example 0: messages\[1\]: .*once it goes on.*split_turns"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: messages\[1\]: .*once it goes on.*split_turns"):
         data.filter_long(source, tokenizer, 100)
     said = []
     for example in data.split_turns(source):
@@ -190,3 +191,91 @@ def test_conversations_that_cannot_go_on(families):
         changed = dataclasses.replace(tokenizer, chat_template=template)
         with pytest.raises(ValueError, match=f"wrote an answer {count} times, or nothing after it"):
             data.continue_dialogue(changed, [1], turns("a", "b", "c"))
+
+
+# ---- what ends a turn, and what a template leaves out
+
+
+def gemma_like(**changes):
+    """A tokenizer whose template ends turns with a token that is not its end token."""
+    tokens = {"<eos>": 256, "<turn>": 257, "</turn>": 258}
+    template = (
+        "{% for m in messages %}{{ '<turn>' + m.role + '\n' + (m.content or '') + '</turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% endif %}"
+    )
+    plain = data.load_tokenizer("bytes")
+
+    def encode_spans(text):
+        ids, spans, place = [], [], 0
+        while place < len(text):
+            name = next((name for name in tokens if text.startswith(name, place)), None)
+            found, width = ([tokens[name]], len(name)) if name else (plain.encode(text[place]), 1)
+            ids, spans, place = [*ids, *found], [*spans, *[(place, place + width)] * len(found)], place + width
+        return ids, spans
+
+    def decode(ids, skip_special_tokens):
+        names = {number: name for name, number in tokens.items()}
+        return "".join(("" if skip_special_tokens else names[i]) if i in names else chr(i) for i in ids)
+
+    fields = {
+        "encode_text": lambda text, _: plain.encode(text), "decode_ids": decode, "encode_spans": encode_spans,
+        "vocab_size": 259, "eos_id": 256, "stop_ids": (256,), "chat_template": template,
+    }  # fmt: skip
+    return data.tokenizers._stopping_with_turns(data.Tokenizer(**fields | changes))
+
+
+def learned(tokenizer, ids, mask):
+    return tokenizer.decode([i for i, one in zip(ids, mask, strict=True) if one], skip_special_tokens=False)
+
+
+def test_an_answer_ends_as_its_template_ends_a_turn():
+    tokenizer, question = gemma_like(), turns("q")
+    assert tokenizer.stop_ids == (256, 258) and tokenizer.eos_id == 256
+    for row in ({"messages": turns("q", "yo")}, {"prompt": question, "completion": "yo"}):
+        assert learned(tokenizer, *data.encode_example(tokenizer, row)) == "yo</turn>"
+    assert learned(tokenizer, *data.encode_example(tokenizer, {"prompt": "q", "completion": "yo"})) == "yo<eos>"
+    pairs = data.preference_rollouts(tokenizer, [{"prompt": question, "chosen": "yo", "rejected": "no"}], 64)
+    assert [learned(tokenizer, pairs.tokens[row], pairs.mask[row]) for row in (0, 1)] == ["yo</turn>", "no</turn>"]
+    # A text that names a stop token is learned whole.
+    assert learned(tokenizer, *data.encode_dialogue(tokenizer, turns("q", "the <eos> ends"))) == "the <eos> ends</turn>"
+    # Without an end of turns in the template, what ends texts ends answers.
+    bare = gemma_like(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert bare.stop_ids == (256,)
+    assert learned(bare, *data.encode_example(bare, {"prompt": question, "completion": "yo"})) == "yo<eos>"
+
+
+def test_a_chat_that_ends_with_the_assistant_is_gone_on_from():
+    tokenizer = gemma_like()
+    begun = [*turns("q"), {"role": "assistant", "content": "It is"}]
+    assert tokenizer.decode(data.encode_prompt(tokenizer, begun), skip_special_tokens=False) == (
+        "<turn>user\nq</turn>\n<turn>assistant\nIt is"
+    )
+    ids, mask = data.encode_example(tokenizer, {"prompt": begun, "completion": " 4"})
+    assert learned(tokenizer, ids, mask) == " 4</turn>" and ids[: mask.index(1)] == data.encode_prompt(tokenizer, begun)
+    with pytest.raises(ValueError, match="end with the assistant's ''; give the text"):
+        data.encode_prompt(tokenizer, [*turns("q"), {"role": "assistant", "content": ""}])
+
+
+def test_what_a_template_leaves_out_is_refused():
+    tokenizer = gemma_like()
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    thought = {"role": "assistant", "content": "5", "reasoning_content": "2 and 3"}
+    for said, name in ((called, "tool_calls"), (thought, "reasoning_content")):
+        with pytest.raises(ValueError, match=rf"messages\[1\]: the chat template leaves out its '{name}'"):
+            data.encode_dialogue(tokenizer, [*turns("q"), said])
+    # Thoughts of earlier turns may be dropped; calls may not.
+    later = [{"role": "user", "content": "and?"}]
+    assert data.encode_prompt(tokenizer, [*turns("q"), thought, *later])
+    with pytest.raises(ValueError, match="leaves out its 'tool_calls'"):
+        data.encode_prompt(tokenizer, [*turns("q"), called, *later])
+    with pytest.raises(ValueError, match="leaves out the tools"):
+        data.encode_prompt(tokenizer, turns("q"), tools=TOOLS)
+
+
+def test_nothing_stands_behind_a_prompt():
+    tokenizer = dataclasses.replace(
+        data.load_tokenizer("bytes"), encode_text=lambda text, added: [256] * added + list(text.encode()) + [257] * added
+    )
+    assert data.encode_prompt(tokenizer, "hi") == [256, 104, 105] and data.encode_prompt(tokenizer, "") == [256]
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        data.encode_prompt(data.character_tokenizer("ab"), "")

@@ -1,0 +1,195 @@
+"""Rows of files as people have them: JSON lines, plain or compressed, Parquet, and data sets that `datasets` saved."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+Row = tuple[str, dict[str, Any]]
+TABLES = (".parquet", ".arrow")
+_COMPRESSED = (".gz", ".zst")
+_DEEPEST = 100
+_LONGEST_NUMBER = 400  # digits; Python itself refuses integers of more than 4300
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read_rows(path: str | pathlib.Path) -> list[Row]:
+    """The rows of a file, or of all files of a folder in the order of their names, each with its place for messages.
+
+    Args:
+      path: JSON lines in UTF-8 (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`; a byte-order mark is no part of them), Parquet, or a
+        folder with such files or with what `datasets.Dataset.save_to_disk` wrote. Parquet, Arrow and zstd need pyarrow.
+
+    Raises:
+      ValueError: there is no such file, it holds no rows, or a line is no JSON object; the message gives file and line.
+    """
+    path = pathlib.Path(path)
+    rows = [row for file in _files(path) for row in _rows_of(file)]
+    if not rows:
+        raise ValueError(f"{path} holds no rows; give a file with one JSON object a line")
+    return rows
+
+
+def parse_row(line: str, place: str) -> dict[str, Any]:
+    """The JSON object that `line` is.
+
+    Raises:
+      ValueError: it is none, or holds what JSON or a model cannot: NaN, half a surrogate pair, endless nesting or digits.
+    """
+    try:
+        row = json.loads(line, parse_constant=_refuse_constant, parse_int=_integer, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        mend = "write one complete JSON object a line, with line breaks inside strings as \\n"
+        if line.lstrip().startswith("["):
+            mend = "the file seems to be one JSON array: write its objects one a line, as `jq -c '.[]'` does"
+        raise ValueError(f"{place}: not valid JSON ({error.msg} at column {error.colno}); {mend}") from error
+    except RecursionError as error:
+        raise ValueError(f"{place}: brackets are nested too deeply; write one plain JSON object a line") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    if not isinstance(row, dict):
+        mend = "a JSON array must be written one object a line, as `jq -c '.[]'` does" if isinstance(row, list) else ""
+        raise ValueError(
+            f'{place}: holds a {type(row).__name__}; each line must be a JSON object such as {{"prompt": ...}}; {mend}'.strip(
+                "; "
+            )
+        )
+    if "\\u" in line or _SURROGATE.search(line):
+        _refuse_surrogates(row, place)
+    return row
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ValueError(
+            f"{path}: there is no such file or folder; correct the path (it is looked for in {pathlib.Path.cwd()})"
+        )
+    state = path / "state.json"
+    if state.is_file():
+        named = parse_row(state.read_text(encoding="utf-8-sig", errors="replace"), str(state)).get("_data_files")
+        if not isinstance(named, list) or not all(
+            isinstance(file, dict) and isinstance(file.get("filename"), str) for file in named
+        ):
+            raise ValueError(f"{state}: '_data_files' is {named!r:.80}; save the data set once more with save_to_disk")
+        return [path / pathlib.PurePath(file["filename"]).name for file in named]
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise ValueError(f"{path} holds several splits of a data set; give the folder of one of them: {splits}")
+    found = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in (".jsonl", *TABLES))
+    kinds = sorted({_kind(file) for file in found})
+    if len(kinds) != 1:
+        raise ValueError(
+            f"{path} holds files of the kinds {kinds or 'none'}; give a folder of .jsonl or of .parquet files, or one file"
+        )
+    return found
+
+
+def _kind(file: pathlib.Path) -> str:
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    return (suffixes[-2:-1] or [""])[0] if suffixes and suffixes[-1] in _COMPRESSED else (suffixes or [""])[-1]
+
+
+def _rows_of(file: pathlib.Path) -> Iterator[Row]:
+    if _kind(file) in TABLES:
+        return _rows_of_table(file)
+    return ((place, parse_row(line, place)) for place, line in _lines(file))
+
+
+def _lines(file: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """Places and texts of the lines that are not blank."""
+    try:
+        with _opened(file) as stream:
+            for number, line in enumerate(stream, 1):
+                place = f"{file}, line {number}"
+                text = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, place)
+                if text.strip():
+                    yield place, text
+    except (EOFError, OSError, gzip.zlib.error) as error:
+        raise ValueError(f"{file} cannot be read: {error}; is it whole, and of the kind that its name says?") from error
+
+
+def _opened(file: pathlib.Path):
+    suffix = file.suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(file, "rb")
+    if suffix == ".zst":
+        return io.BufferedReader(_pyarrow(file).input_stream(str(file), compression="zstd"))
+    return open(file, "rb")
+
+
+def _decoded(line: bytes, place: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        encoding = "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "another encoding"
+        found = f"byte 0x{line[error.start]:02x} at position {error.start + 1} is no UTF-8, the file seems to be in {encoding}"
+        raise ValueError(f"{place}: {found}; save it as UTF-8, for instance by `iconv -f latin1 -t utf-8`") from error
+
+
+def _rows_of_table(file: pathlib.Path) -> Iterator[Row]:
+    pyarrow = _pyarrow(file)
+    try:
+        if file.suffix.lower() == ".parquet":
+            import pyarrow.parquet
+
+            table = pyarrow.parquet.read_table(file)
+        else:
+            with pyarrow.memory_map(str(file)) as source:
+                table = pyarrow.ipc.open_stream(source).read_all()
+        rows = table.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}; is it whole?") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{file}, row {number}", {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    """`value` without the fields that tables add to a record because another row has them."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _pyarrow(file: pathlib.Path):
+    try:
+        import pyarrow
+        import pyarrow.ipc
+    except ImportError as error:
+        raise ValueError(f"{file} needs pyarrow to be read: pip install pyarrow, or jaxrl_llm[data]") from error
+    return pyarrow
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is no JSON; write null where there is no value")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError(f"a number has {len(digits)} digits; write it as a text")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object; keep one of them")
+    return found
+
+
+def _refuse_surrogates(value: Any, place: str, depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(f"{place}: brackets are nested too deeply; write one plain JSON object a line")
+    if isinstance(value, str) and _SURROGATE.search(value):
+        fault = f"{value!r:.60} holds half a surrogate pair, which is no character"
+        raise ValueError(f"{place}: {fault}; the text was cut within one: repair it, or leave the line out")
+    for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_surrogates(inner, place, depth + 1)
