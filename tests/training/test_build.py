@@ -278,3 +278,34 @@ def test_without_a_clip_norm_nothing_is_clipped():
     state = ours.update(gradient, ours.init(params), params)[1]
     moments = next(part.mu["w"] for part in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(part, "mu"))
     np.testing.assert_allclose(moments, 0.1 * gradient["w"], rtol=1e-5)
+
+
+def test_stop_strings_that_are_special_tokens_are_stop_tokens(chat_model):
+    config = tiny_config()
+    config.tokenizer = str(chat_model)
+    tokenizer = build.build_tokenizer(config)
+    special = dict(tokenizer.special_tokens)["pad_token"]
+    (token,) = tokenizer.encode_spans(special)[0]
+    config.rl.stop_strings = (special, "</answer>")
+    found = build.training_sampling(config, tokenizer)
+    assert found["stop_ids"] == (*tokenizer.stop_ids, *({token} - set(tokenizer.stop_ids)))
+    assert found["stop_strings"] == ("</answer>",)
+    config.rl.stop_strings = (f"a{special}",)
+    with pytest.raises(ValueError, match="holds a special token, and texts show none; give the special token alone"):
+        build.training_sampling(config, tokenizer)
+
+
+def test_all_data_are_looked_at_before_a_step(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "1+1=", "completion": "2"}\n{"prompt": "2+2=", "completion": "12345678"}\n')
+    config = tiny_config()
+    config.task.source, config.task.options = "jsonl", {"path": str(path)}
+    config.sft.steps, config.sft.row_tokens = 1, 8
+    tokenizer = build.build_tokenizer(config)
+    with pytest.raises(ValueError, match=r"line 2: the example of example 1 has 13 tokens, more than 8; raise the width of rows"):
+        build.build_source(config, tokenizer)
+    config.task.drop_long = True
+    assert len(build.build_source(config, tokenizer)) == 1
+    assert len(build.build_source(config, tokenizer, test=True)) == 2
+    with pytest.raises(ValueError, match=r"line 1: the prompt has the token id \d+, which a network of 3 tokens does not know"):
+        build.build_source(config, tokenizer, vocab_size=3)

@@ -95,11 +95,26 @@ def test_free_sections_take_any_key():
         ({"checkpoint__every": 0}, r"config\.checkpoint\.every is 0"),
         ({"checkpoint__keep": 0}, r"config\.checkpoint\.keep is 0"),
         ({"rewards__workers": 0}, r"config\.rewards\.workers is 0"),
+        ({"checkpoint__best_metric": "acuracy"}, r"best_metric is 'acuracy', which nothing measures.*'evaluation/accuracy'"),
+        ({"rewards__names": ("gsm8k", "gsm8k")}, r"config\.rewards\.names has 'gsm8k' twice"),
+        ({"rl__stop_strings": ("",)}, r"config\.rl\.stop_strings has an empty text"),
     ],
 )
 def test_impossible_values(change, message):
     with pytest.raises(ValueError, match=message):
         check_config(changed(**change))
+
+
+def test_a_section_has_all_of_its_keys():
+    config = default_config()
+    config.unlock()
+    config.teacher = {}
+    with pytest.raises(ValueError, match=r"config\.teacher\.directory is missing; set single keys"):
+        check_config(config)
+    with config.ignore_type():
+        config.teacher = "folder"
+    with pytest.raises(ValueError, match=r"config\.teacher is 'folder'; it is a section with the keys \['directory'\]"):
+        check_config(config)
 
 
 @pytest.mark.parametrize(
