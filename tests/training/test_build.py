@@ -306,6 +306,5 @@ def test_all_data_are_looked_at_before_a_step(tmp_path):
         build.build_source(config, tokenizer)
     config.task.drop_long = True
     assert len(build.build_source(config, tokenizer)) == 1
-    assert len(build.build_source(config, tokenizer, test=True)) == 2
     with pytest.raises(ValueError, match=r"line 1: the prompt has the token id \d+, which a network of 3 tokens does not know"):
         build.build_source(config, tokenizer, vocab_size=3)
