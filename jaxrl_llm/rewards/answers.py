@@ -64,7 +64,7 @@ def final_number(text: str) -> decimal.Decimal | None:
     return decimal.Decimal(digits)
 
 
-def _marked_answer(marker, prompts, completions, /, *, answer, **columns) -> list[float]:
+def _marked_answer(marker, /, prompts, completions, *, answer, **columns) -> list[float]:
     found = [completion.rpartition(marker) for completion in completions]
     pairs = zip(found, answer, strict=True)
     return [float(bool(mark) and tail.strip() == str(gold).strip()) for (_, mark, tail), gold in pairs]
