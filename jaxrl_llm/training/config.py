@@ -12,6 +12,7 @@ import operator
 from ml_collections import ConfigDict
 
 from jaxrl_llm import methods
+from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
 from jaxrl_llm.training.needs import refuse_missing
@@ -80,6 +81,11 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(f"config.seed is {config.seed}; it must be from 0 to {LARGEST_SEED - 1}")
     if config.rewards.deadline_seconds <= 0:
         raise ValueError(f"config.rewards.deadline_seconds is {config.rewards.deadline_seconds}; it must be above 0")
+    if config.rewards.memory_gb < 0:
+        raise ValueError(f"config.rewards.memory_gb is {config.rewards.memory_gb}; give 0 for no limit, or more")
+    late = config.rewards.timeout_value
+    if not abs(late or 0.0) <= LARGEST_REWARD:
+        raise ValueError(f"config.rewards.timeout_value is {late}; rewards lie within +-{LARGEST_REWARD:g}")
     if not config.rewards.names:
         raise ValueError("config.rewards.names is empty; name at least one reward")
     _check_methods(config)
