@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options, rest)
     except KeyboardInterrupt:
-        print(f"jaxrl-llm {options.verb}: interrupted", file=sys.stderr)
+        mend = "; the same command goes on from the last checkpoint" if options.verb == "train" else ""
+        print(f"jaxrl-llm {options.verb}: interrupted{mend}", file=sys.stderr)
         return 130
     except Exception as error:
         line = explain(error)
@@ -104,14 +105,15 @@ def load_config(path: str, overrides: list[str]):
     from absl import flags
     from ml_collections import config_flags
 
-    from jaxrl_llm.training.config import FREE_SECTIONS, free_section
+    from jaxrl_llm.training.config import FREE_SECTIONS, NULLABLE, free_section
 
     if not pathlib.Path(path).is_file():
         known = ", ".join(sorted(str(file) for file in CONFIGS.glob("[!_]*.py")))
         raise ValueError(f"--config={path}: there is no such file; there are {known}")
     prefixes = tuple(f"--config.{name}{end}" for name in FREE_SECTIONS for end in (".", "="))
     free = [argument for argument in overrides if argument.startswith(prefixes)]
-    typed = [argument for argument in overrides if argument not in free]
+    absent = {f"--config.{name}=None": name for name in NULLABLE}  # flags of numbers do not know None
+    typed = [argument for argument in overrides if argument not in free and argument not in absent]
     values = flags.FlagValues()
     try:
         config = _run_file(path)
@@ -124,6 +126,8 @@ def load_config(path: str, overrides: list[str]):
         raise ValueError(f"unknown key in {place}: {reason}; jaxrl_llm/training/config.py has all keys") from error
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error
+    for name in map(absent.get, filter(absent.__contains__, overrides)):
+        config.update_from_flattened_dict({name: None})
     for argument in free:
         path, value = _split_override(argument)
         section = next(name for name in FREE_SECTIONS if f"{path}.".startswith(f"{name}."))

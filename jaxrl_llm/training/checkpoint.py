@@ -99,7 +99,8 @@ def fault(directory: pathlib.Path) -> str:
 
 
 def _set_broken_aside(directory: pathlib.Path) -> None:
-    for step in newest_whole(directory)[1]:
+    _, broken = newest_whole(directory)
+    for step in broken if jax.process_index() == 0 else ():
         place, copies = directory / f"{step}.broken", 1
         while place.exists():
             place, copies = directory / f"{step}.broken{copies}", copies + 1

@@ -24,6 +24,9 @@ FREE_SECTIONS = (
     "critic.options", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
 )  # fmt: skip
 
+# Numbers that may be None.
+NULLABLE = ("rewards.timeout_value", "rl.top_k", "rl.top_p", "rl.min_p")
+
 # The reward whose network lies in `rewards.model`.
 REWARD_MODEL = "reward_model"
 DECAYS = ("constant", "linear", "cosine")

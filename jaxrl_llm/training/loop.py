@@ -78,20 +78,21 @@ def _open_files(run: Run) -> Iterator[Files]:
     manager = checkpoint.open_manager(run.workdir / "checkpoints", keep=settings.keep, best_metric=settings.best_metric)
     writer = _tensorboard(run, manager) if run.config.log.tensorboard else None
     stop: list[str] = []
-    earlier = _listen(stop) if _in_main_thread() else {}
-    try:
-        yield Files(manager, writer, stop, time.monotonic() - _elapsed(run))
-    finally:
-        manager.wait_until_finished()
-        manager.close()
+    with contextlib.ExitStack() as ending:
         if writer is not None:
-            writer.close()
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+            ending.callback(writer.close)
+        ending.callback(manager.close)
+        ending.callback(manager.wait_until_finished)
+        for number, handler in (_listen(stop) if _in_main_thread() else {}).items():
+            ending.callback(signal.signal, number, handler)
+        yield Files(manager, writer, stop, time.monotonic() - _elapsed(run))
 
 
 def _listen(stop: list[str]) -> dict[int, Any]:
-    """SIGTERM and SIGINT ask for an end after the current step, a second SIGINT for one at once; the handlers before."""
+    """SIGTERM and SIGINT ask for an end after the current step, a second SIGINT for one at once; the handlers before.
+
+    What the program was started to ignore, such as SIGINT in the background of a script, is ignored.
+    """
 
     def handle(number, _) -> None:
         if number == signal.SIGINT and stop:
@@ -100,7 +101,8 @@ def _listen(stop: list[str]) -> dict[int, Any]:
         if number == signal.SIGINT:
             print("stopping after the current step, and saving; once more to stop at once", file=sys.stderr)
 
-    return {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handle) for number in heard}
 
 
 def _in_main_thread() -> bool:
