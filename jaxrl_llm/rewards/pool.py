@@ -23,7 +23,7 @@ from jaxrl_llm.rewards.processes import Guard, Worker, process_worker, thread_wo
 
 LOAD_SECONDS = 60.0  # for starting an interpreter and importing what a reward needs; no deadline runs meanwhile
 RECEIVE_SECONDS = 5.0  # for an idle worker to say that it received something
-# A row that had less time alone than this, or than four times what the slowest other row took, was not given a chance.
+# A row that had less time alone than this, or than the slowest of the others took, was not given a chance.
 LEAST_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
@@ -336,7 +336,7 @@ class _Task:
 
     def had_a_chance(self, row_seconds: float) -> bool:
         """Whether the row that is late took too long, rather than the rows before it."""
-        return not self.job.by_row or self.allowed >= min(row_seconds, max(LEAST_SECONDS, 4 * self.slowest))
+        return not self.job.by_row or self.allowed >= min(row_seconds, max(LEAST_SECONDS, self.slowest))
 
     def late(self) -> str:
         if not self.loaded:
