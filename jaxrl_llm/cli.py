@@ -9,30 +9,47 @@ import logging
 import pathlib
 import runpy
 import sys
+import traceback
 from typing import Any
 
 import jaxrl_llm
+from jaxrl_llm.failures import explain
 
 CONFIGS = pathlib.Path(jaxrl_llm.__file__).parent.parent / "configs"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one verb; returns the exit status. User errors are one line on stderr and status 2."""
+    """Runs one verb; returns the exit status.
+
+    What a user can mend is one line on stderr and status 2, see `failures.explain`; with `--debug` also the traceback.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     foreign = [argument for argument in rest if not (hasattr(options, "config") and argument.startswith("--config."))]
     if foreign:
         parser.error(f"unknown argument {foreign[0]!r}; see `jaxrl-llm {options.verb} --help`")
+    if not options.debug:  # what Orbax says of errors are tracebacks
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return options.run(options, rest)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"jaxrl-llm {options.verb}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        mend = "; the same command goes on from the last checkpoint" if options.verb == "train" else ""
+        print(f"jaxrl-llm {options.verb}: interrupted{mend}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        if options.debug:
+            traceback.print_exc()
+        print(f"jaxrl-llm {options.verb}: {line}", file=sys.stderr)
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jaxrl-llm", description=jaxrl_llm.__doc__)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     overrides = "Change any key of the configuration with --config.section.key=value."
 
@@ -70,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     methods = verbs.add_parser("methods", help="the catalogue of methods")
     methods.add_argument("--show", metavar="NAME", help="one method: its paper, options and composition")
     methods.set_defaults(run=_methods)
+    for verb in verbs.choices.values():  # behind the verb, too; unset there, so that it does not undo the one before it
+        verb.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of errors")
     return parser
 
 
@@ -86,14 +105,15 @@ def load_config(path: str, overrides: list[str]):
     from absl import flags
     from ml_collections import config_flags
 
-    from jaxrl_llm.training.config import FREE_SECTIONS, free_section
+    from jaxrl_llm.training.config import FREE_SECTIONS, NULLABLE, free_section
 
     if not pathlib.Path(path).is_file():
         known = ", ".join(sorted(str(file) for file in CONFIGS.glob("[!_]*.py")))
         raise ValueError(f"--config={path}: there is no such file; there are {known}")
     prefixes = tuple(f"--config.{name}{end}" for name in FREE_SECTIONS for end in (".", "="))
     free = [argument for argument in overrides if argument.startswith(prefixes)]
-    typed = [argument for argument in overrides if argument not in free]
+    absent = {f"--config.{name}=None": name for name in NULLABLE}  # flags of numbers do not know None
+    typed = [argument for argument in overrides if argument not in free and argument not in absent]
     values = flags.FlagValues()
     try:
         config = _run_file(path)
@@ -106,6 +126,8 @@ def load_config(path: str, overrides: list[str]):
         raise ValueError(f"unknown key in {place}: {reason}; jaxrl_llm/training/config.py has all keys") from error
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error
+    for name in map(absent.get, filter(absent.__contains__, overrides)):
+        config.update_from_flattened_dict({name: None})
     for argument in free:
         path, value = _split_override(argument)
         section = next(name for name in FREE_SECTIONS if f"{path}.".startswith(f"{name}."))
@@ -177,18 +199,18 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _evaluate(options, overrides: list[str]) -> int:
     from jaxrl_llm.training.evaluate import evaluate_pairs, evaluate_policy
-    from jaxrl_llm.training.metrics import write_table
+    from jaxrl_llm.training.metrics import plain, write_table
 
     config = load_config(options.config, overrides)
     if config.preference.steps and not config.rl.steps:
         if options.output:
             raise ValueError(f"--output={options.output} would stay empty: pairs have no completions; leave it out")
-        print(json.dumps(evaluate_pairs(options.policy, config), indent=2))
+        print(json.dumps(plain(evaluate_pairs(options.policy, config)), indent=2))
         return 0
     measured, records = evaluate_policy(options.policy, config)
     if options.output:
         write_table(options.output, records)
-    print(json.dumps(measured, indent=2))
+    print(json.dumps(plain(measured), indent=2))
     return 0
 
 

@@ -24,6 +24,18 @@ def safe_divide(numerator, denominator):
     return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1.0), 0.0)
 
 
+def keep_finite(new, old):
+    """`new`, a pytree, or `old` as a whole where a number of `new` is NaN, or infinite where that of `old` is finite."""
+
+    def lost(after, before):
+        if not jnp.issubdtype(jnp.result_type(after), jnp.inexact):
+            return jnp.bool_(False)
+        return (~jnp.isfinite(after) & (jnp.isfinite(before) | jnp.isnan(after))).any()
+
+    spoiled = jax.tree.reduce(jnp.logical_or, jax.tree.map(lost, new, old), jnp.bool_(False))
+    return jax.tree.map(lambda after, before: jnp.where(spoiled, before, after), new, old)
+
+
 def without_infinities(logp):
     """`logp` with infinite entries replaced by 0: a token that the policy cannot produce carries no loss or gradient."""
     return jnp.where(jnp.isinf(logp), 0.0, logp)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.numerics import kl_estimate, log_ratio, masked, materialised, safe_divide, without_infinities
+from jaxrl_llm.numerics import keep_finite, kl_estimate, log_ratio, masked, materialised, safe_divide, without_infinities
 
 INF = np.inf
 EDGES = np.array([-INF, -1e30, -100.0, -1.0, 0.0, 1.0, 100.0, 1e30, INF], np.float32)
@@ -133,3 +133,14 @@ def test_the_bound_of_a_log_ratio_is_an_option():
     assert float(log_ratio(far, jnp.float32(-jnp.inf), None)) == 20.0
     assert float(kl_estimate(far, near, "k2")) == 200.0 and float(kl_estimate(far, near, "k2", None)) == 450.0
     assert np.isfinite(kl_estimate(jnp.float32(-500.0), far, "k3", None))
+
+
+@pytest.mark.parametrize(
+    ("new", "kept"),
+    [((2.0, 5), True), ((np.nan, 5), False), ((-np.inf, 5), False), ((3e38, 5), True)],
+)
+def test_a_state_stays_finite_as_a_whole(new, kept):
+    old = {"mean": jnp.float32(1.0), "count": 3, "shortest": jnp.array([np.inf, 2.0])}
+    found = keep_finite({"mean": jnp.float32(new[0]), "count": new[1], "shortest": jnp.array([np.inf, 1.0])}, old)
+    assert found["count"] == (5 if kept else 3) and found["shortest"].tolist() == [np.inf, 1.0 if kept else 2.0]
+    assert keep_finite((), ()) == ()

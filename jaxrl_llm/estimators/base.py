@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from jaxrl_llm.compose import Composable, bind, declared, outstanding
+from jaxrl_llm.numerics import keep_finite
 from jaxrl_llm.types import Rollouts, missing
 
 
@@ -96,12 +97,13 @@ class _Stateless:
 
 @dataclasses.dataclass(frozen=True)
 class _Stateful:
-    """The same of an estimator with a state."""
+    """The same of an estimator with a state, which no step makes NaN or infinite: it stays what it was."""
 
     function: Composable
 
     def __call__(self, rollouts, state, key):
-        return _with_inputs(self.function, rollouts, state, key)
+        rollouts, new_state = _with_inputs(self.function, rollouts, state, key)
+        return rollouts, keep_finite(new_state, state)
 
 
 def _with_inputs(function: Composable, rollouts: Rollouts, *arguments):

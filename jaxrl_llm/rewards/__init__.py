@@ -9,6 +9,7 @@ from jaxrl_llm.rewards.maths import maths
 from jaxrl_llm.rewards.pool import RewardFailure, RewardPool
 from jaxrl_llm.rewards.reasoning_gym import reasoning_gym_score
 from jaxrl_llm.rewards.shaping import format_reward, length_cosine, length_soft_penalty
+from jaxrl_llm.rewards.worker import LARGEST_REWARD
 
 # Rewards that a configuration can name without a module, and functions that make rewards out of options.
 NAMED = {reward.__name__: reward for reward in (arithmetic, exact_match, gsm8k, maths, reasoning_gym_score)}
@@ -16,6 +17,7 @@ FACTORIES = {make.__name__: make for make in (format_reward, length_cosine, leng
 
 __all__ = [
     "FACTORIES",
+    "LARGEST_REWARD",
     "NAMED",
     "RewardFailure",
     "RewardModel",

@@ -1,51 +1,53 @@
 """Rewards with deadlines: a hanging, raising or malformed reward costs its own rows and never the run.
 
-This is the one place of the package that owns processes. Workers are fresh interpreters rather than forks, since the
-threads of JAX do not survive a fork, and they import neither JAX nor the main script.
+Workers are fresh interpreters rather than forks, since the threads of JAX do not survive a fork, and they import
+neither JAX nor the main script.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import connection
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrl_llm.rewards import worker as protocol
+from jaxrl_llm.rewards.processes import Guard, Worker, process_worker, thread_worker
 
 LOAD_SECONDS = 60.0  # for starting an interpreter and importing what a reward needs; no deadline runs meanwhile
-_SERVE = "import sys; from jaxrl_llm.rewards.worker import serve; serve(int(sys.argv[1]))"
+RECEIVE_SECONDS = 5.0  # for an idle worker to say that it received something
+# A row that had less time alone than this, or than the slowest of the others took, was not given a chance.
+LEAST_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
 class RewardFailure(NamedTuple):
-    """Why a reward is missing: `row` of the reward `name` failed with `reason`."""
+    """`row` of the reward `name` failed with `reason`: its value is missing, or that of rows that were `timed_out`."""
 
     name: str
     row: int
     reason: str
+    timed_out: bool = False
 
 
 class RewardPool:
     """Worker processes that evaluate rewards; a context manager, used by one thread at a time.
 
-    A reward is any callable `reward(prompts, completions, **columns) -> list[float | None]`, or an async one.
+    A reward is any callable `reward(prompts, completions, **columns) -> list[float | None]`, or an async one. It is
+    called by keyword: with `prompts`, `completions` and the columns of the data, as far as its signature names them, and
+    with all columns where it has `**columns`. Rewards lie within +-1e6 (`LARGEST_REWARD`); a larger one is missing.
 
     * It is called once with all rows, in a worker process that is killed and replaced when the deadline has passed.
       When that call fails, its rows are tried one by one, so that one bad row does not lose the others.
+    * A row that takes too long alone is wrong rather than missing, so that answers that hang a verifier are discouraged.
+      A row that ends its worker is tried once more in a fresh one.
     * With an attribute `rowwise = True` it promises that rows do not depend on each other: its rows are tried one by
       one from the start, spread over all workers.
     * With an attribute `in_process = True` it is called here, by the thread that scores, without a deadline: our own
@@ -56,19 +58,33 @@ class RewardPool:
       be killed. Put rewards that may hang into a module.
     """
 
-    def __init__(self, workers: int | None = None, *, row_seconds: float = 10.0):
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        row_seconds: float = 10.0,
+        timeout_value: float | None = 0.0,
+        memory_gb: float = 0.0,
+    ):
         """Workers start when they are first needed.
 
         Args:
           workers: number of processes; by default one for each core but one, at most 8.
           row_seconds: longest time for a row that is tried alone; less where the deadline is near.
+          timeout_value: reward of a row that took longer; None for a missing one.
+          memory_gb: address space that a worker process may have, in 1e9 bytes; 0 for no limit.
         """
         self._size = max(1, min(8, (os.cpu_count() or 2) - 1)) if workers is None else workers
         self._row_seconds = row_seconds
-        self._idle: list[_Worker] = []
+        self._timeout = protocol.MISSING if timeout_value is None else timeout_value
+        self._memory_bytes = int(memory_gb * 1e9)
+        self._idle: list[Worker] = []
+        self._guard = Guard()
         self._warned: set[str] = set()
         if self._size < 1 or row_seconds <= 0:
             raise ValueError(f"workers is {workers} and row_seconds {row_seconds}; both must be positive")
+        if abs(timeout_value or 0.0) > protocol.LARGEST_REWARD:
+            raise ValueError(f"timeout_value is {timeout_value}; rewards lie within +-{protocol.LARGEST_REWARD:g}")
 
     def __enter__(self) -> RewardPool:
         return self
@@ -80,6 +96,7 @@ class RewardPool:
         """Ends all workers; the next `score` starts new ones."""
         while self._idle:
             self._idle.pop().stop()
+        self._guard.close()
 
     def score(
         self,
@@ -99,8 +116,9 @@ class RewardPool:
           deadline_seconds: longest time for a call on all rows, and again for trying its rows one by one.
 
         Returns:
-          float64 [N, K], NaN where a reward is missing, and the failures, by reward and row. None from a reward is
-          missing without being a failure. Apart from time-outs the result does not depend on timing.
+          float64 [N, K], NaN where a reward is missing, and the failures, by reward and row, which `timed_out` says of
+          rows that took too long alone. None from a reward is missing without being a failure. Apart from time-outs the
+          result does not depend on timing.
 
         Raises:
           ValueError: the columns differ in length.
@@ -144,51 +162,66 @@ class RewardPool:
     def _start(self, waiting: collections.deque, running: list[_Task], call: protocol.Call) -> None:
         for _ in range(len(waiting)):
             job = waiting.popleft()
+            part = call.at(job.rows)
             if job.in_thread:
-                worker = _thread_worker(job, call.at(job.rows))
+                worker, seconds = thread_worker(job.name, job.reward, part, job.by_row), LOAD_SECONDS
             elif sum(not task.job.in_thread for task in running) < self._size:
-                worker = self._idle_worker() or _process_worker()
+                idle = self._idle_worker()
+                if idle is not None and job.fresh:
+                    idle.stop()
+                    idle = None
+                worker = idle or process_worker(self._guard, self._memory_bytes)
                 limit = self._row_seconds if job.by_row else job.seconds
-                worker.send(pickle.dumps((job.reward, call.at(job.rows), job.by_row, limit)))
+                worker.channel.send(pickle.dumps((job.reward, part, job.by_row, limit)))
+                seconds = LOAD_SECONDS if idle is None else RECEIVE_SECONDS
             else:
                 waiting.append(job)
                 continue
-            running.append(_Task(job, worker, expires=time.monotonic() + LOAD_SECONDS))
+            running.append(_Task(job, worker, expires=time.monotonic() + seconds, slowest=job.slowest))
 
-    def _idle_worker(self) -> _Worker | None:
+    def _idle_worker(self) -> Worker | None:
         while self._idle:
             worker = self._idle.pop()
-            if not worker.channel.poll():  # all that an idle worker can say is that it died
+            if not connection.wait([worker.channel], 0) and not worker.channel.has_line():
                 return worker
-            worker.stop()
+            worker.stop()  # all that an idle worker can say is that it died, or what no worker says
         return None
 
     def _ready(self, running: list[_Task]) -> list[_Task]:
-        """Tasks that sent a message or whose time is over; waits for the first."""
+        """Tasks that sent something or whose time is over; waits for the first."""
         timeout = max(0.0, min(task.expires for task in running) - time.monotonic())
-        speaking = multiprocessing.connection.wait([task.worker.channel for task in running], timeout)
+        speaking = [task.worker.channel for task in running if task.worker.channel.has_line()]
+        speaking += connection.wait([task.worker.channel for task in running], 0.0 if speaking else timeout)
         now = time.monotonic()
         return [task for task in running if task.worker.channel in speaking or task.expires <= now]
 
     def _advance(self, task: _Task, sheet: _Sheet, deadline: float) -> list[_Job]:
         """Takes one message of `task` or its expiry into account; returns the jobs that follow from it."""
         try:
-            if not task.worker.channel.poll():
-                return self._lost(task, sheet, deadline, task.late())
-            message = task.worker.channel.recv()
-        except (EOFError, ConnectionError):
-            return self._lost(task, sheet, deadline, "the worker process died")
+            line = task.worker.channel.line(protocol.longest_line(len(task.job.rows)))
+            message = None if line is None else protocol.decode(line)
+        except EOFError:
+            return self._lost(task, sheet, deadline, "the worker process died", died=True)
+        except ValueError as error:
+            return self._lost(task, sheet, deadline, f"wrote into the pipe of its worker: {error}")
+        if message is None:
+            late = task.expires <= time.monotonic()
+            return self._lost(task, sheet, deadline, task.late(), late=True) if late else []
         match message:
-            case protocol.Loaded():
+            case protocol.Received() if not task.received:
+                task.received, task.expires = True, time.monotonic() + LOAD_SECONDS
+            case protocol.Loaded() if not task.loaded:
                 task.start_clock(self._row_seconds)
-            case protocol.Unloadable(reason):
+            case protocol.Unloadable(reason) if not task.loaded:
                 self._release(task)
                 self._warn_of_thread(task.job.name, reason)
                 return [dataclasses.replace(task.job, in_thread=True)]
-            case protocol.Finished():
+            case protocol.Finished() if task.loaded and task.done == len(task.job.rows):
                 self._release(task)
-            case results:
-                return self._record(task, results, sheet, deadline)
+            case list() if task.loaded and len(message) == task.awaited():
+                return self._record(task, message, sheet, deadline)
+            case _:
+                return self._lost(task, sheet, deadline, "wrote into the pipe of its worker")
         return []
 
     def _release(self, task: _Task) -> None:
@@ -201,24 +234,39 @@ class RewardPool:
     def _record(self, task: _Task, results: list[protocol.Result], sheet: _Sheet, deadline: float) -> list[_Job]:
         if results[0].fatal and len(results) > 1:
             task.done = len(results)
-            return self._split(dataclasses.replace(task.job, by_row=True, seconds=deadline))
+            return self._split(task.job.one_by_one(deadline))
         for result in results:
             sheet.record(task.job, task.done, result)
             task.done += 1
-        task.restart_row(self._row_seconds)
+        task.end_row(self._row_seconds)
         return []
 
-    def _lost(self, task: _Task, sheet: _Sheet, deadline: float, reason: str) -> list[_Job]:
-        """After a death or a time-out: what to try again, everything else being missing."""
+    def _lost(
+        self, task: _Task, sheet: _Sheet, deadline: float, reason: str, *, died: bool = False, late: bool = False
+    ) -> list[_Job]:
+        """After a death, a time-out or nonsense: what to try again, everything else being missing."""
         task.over = True
         task.worker.stop()
-        rest, left = task.job.rows[task.done :], task.ends - time.monotonic()
-        if task.loaded and not task.job.by_row and len(rest) > 1:
-            return self._split(dataclasses.replace(task.job, by_row=True, seconds=deadline))
-        again = task.loaded and task.job.by_row and left > 0
-        for offset in range(1 if again else len(rest)):
-            sheet.record(task.job, task.done + offset, protocol.Result(protocol.MISSING, reason))
-        return [dataclasses.replace(task.job, rows=rest[1:], seconds=left)] if again and rest[1:] else []
+        job, rest, left = task.job, task.job.rows[task.done :], task.ends - time.monotonic()
+        if not task.loaded:
+            # An idle worker may be broken by what it did before, and any may be killed from outside.
+            if (died or not task.received) and not job.fresh:
+                return [dataclasses.replace(job, fresh=True)]
+            sheet.record_missing(job, task.done, reason)
+            return []
+        if not job.by_row and len(rest) > 1:
+            return self._split(job.one_by_one(deadline))
+        if not rest:
+            return []
+        following = dataclasses.replace(job, by_row=True, seconds=left, slowest=task.slowest, fresh=False)
+        if died and not job.in_thread and left > 0 and job.suspect != rest[0]:
+            return [dataclasses.replace(following, rows=rest, fresh=True, suspect=rest[0])]
+        wrong = late and task.had_a_chance(self._row_seconds)
+        sheet.record(job, task.done, protocol.Result(self._timeout if wrong else protocol.MISSING, reason), timed_out=wrong)
+        if left > 0 and rest[1:]:
+            return [dataclasses.replace(following, rows=rest[1:])]
+        sheet.record_missing(job, task.done + 1, reason)
+        return []
 
     def _warn_of_thread(self, name: str, reason: str) -> None:
         if name not in self._warned:
@@ -228,7 +276,11 @@ class RewardPool:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """Rows of one reward, tried together or one by one, for `seconds` in all."""
+    """Rows of one reward, tried together or one by one, for `seconds` in all.
+
+    `fresh` wants a fresh process, `suspect` is the row that ended the process before it, and `slowest` the seconds that
+    the slowest row took so far.
+    """
 
     name: str
     reward: Callable
@@ -236,23 +288,12 @@ class _Job:
     by_row: bool
     seconds: float
     in_thread: bool
+    fresh: bool = False
+    suspect: int | None = None
+    slowest: float = 0.0
 
-
-@dataclasses.dataclass(frozen=True)
-class _Worker:
-    """A process or a thread: where its messages arrive, and how to be rid of it."""
-
-    channel: multiprocessing.connection.Connection
-    end: Callable[[], None]
-
-    def send(self, request: bytes) -> None:
-        # A worker that dies at this moment shows at the next read, where deaths are handled.
-        with contextlib.suppress(ConnectionError):
-            self.channel.send_bytes(request)
-
-    def stop(self) -> None:
-        self.channel.close()
-        self.end()
+    def one_by_one(self, seconds: float) -> _Job:
+        return dataclasses.replace(self, by_row=True, seconds=seconds, fresh=False)
 
 
 @dataclasses.dataclass(eq=False)
@@ -260,25 +301,42 @@ class _Task:
     """A job under way; `done` rows have a result; `expires` and `ends` bound the next and the whole."""
 
     job: _Job
-    worker: _Worker
+    worker: Worker
     expires: float
+    slowest: float
     ends: float = 0.0
     allowed: float = 0.0
+    began: float = 0.0
     done: int = 0
+    received: bool = False
     loaded: bool = False
     over: bool = False
+
+    def awaited(self) -> int:
+        """Number of results that come next."""
+        left = len(self.job.rows) - self.done
+        return min(1, left) if self.job.by_row else left
 
     def start_clock(self, row_seconds: float) -> None:
         self.loaded = True
         self.ends = time.monotonic() + self.job.seconds
-        self.restart_row(row_seconds)
+        self.start_row(row_seconds)
 
-    def restart_row(self, row_seconds: float) -> None:
-        left = self.ends - time.monotonic()
+    def end_row(self, row_seconds: float) -> None:
+        self.slowest = max(self.slowest, time.monotonic() - self.began)
+        self.start_row(row_seconds)
+
+    def start_row(self, row_seconds: float) -> None:
+        self.began = time.monotonic()
+        left = self.ends - self.began
         # Of the time that is left one row may use a quarter, so that a few hanging rows leave some for the others.
         share = left / max(1, min(4, len(self.job.rows) - self.done))
         self.allowed = min(row_seconds, share) if self.job.by_row else left
         self.expires = self.ends - left + self.allowed
+
+    def had_a_chance(self, row_seconds: float) -> bool:
+        """Whether the row that is late took too long, rather than the rows before it."""
+        return not self.job.by_row or self.allowed >= min(row_seconds, max(LEAST_SECONDS, self.slowest))
 
     def late(self) -> str:
         if not self.loaded:
@@ -294,17 +352,21 @@ class _Sheet:
         self.values = np.full((rows, len(names)), np.nan)
         self.failures: list[RewardFailure] = []
 
-    def record(self, job: _Job, place: int, result: protocol.Result) -> None:
-        self._note(job.name, job.rows[place], result)
+    def record(self, job: _Job, place: int, result: protocol.Result, *, timed_out: bool = False) -> None:
+        self._note(job.name, job.rows[place], result, timed_out)
+
+    def record_missing(self, job: _Job, start: int, reason: str) -> None:
+        for row in job.rows[start:]:
+            self._note(job.name, row, protocol.Result(protocol.MISSING, reason))
 
     def record_all(self, name: str, results: Sequence[protocol.Result]) -> None:
         for row, result in enumerate(results):
             self._note(name, row, result)
 
-    def _note(self, name: str, row: int, result: protocol.Result) -> None:
+    def _note(self, name: str, row: int, result: protocol.Result, timed_out: bool = False) -> None:
         self.values[row, self.names.index(name)] = result.value
         if result.reason:
-            self.failures.append(RewardFailure(name, row, result.reason))
+            self.failures.append(RewardFailure(name, row, protocol.shorten(result.reason), timed_out))
 
 
 def _evaluate_here(reward: Callable, call: protocol.Call) -> list[protocol.Result]:
@@ -312,42 +374,6 @@ def _evaluate_here(reward: Callable, call: protocol.Call) -> list[protocol.Resul
     if len(results) > 1 and results[0].fatal:
         return [protocol.evaluate(reward, call.at([row]))[0] for row in range(len(results))]
     return results
-
-
-def _process_worker() -> _Worker:
-    ours, theirs = multiprocessing.Pipe()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
-        "JAX_PLATFORMS": "cpu",  # should a reward import JAX, it must not take the accelerator
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno())],
-        stdin=subprocess.DEVNULL,
-        pass_fds=[theirs.fileno()],
-        env=environment,
-        start_new_session=True,  # Ctrl-C is ours to handle, and a kill takes the children of a reward along
-    )
-    theirs.close()
-    return _Worker(ours, lambda: _kill(process))
-
-
-def _kill(process: subprocess.Popen) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _thread_worker(job: _Job, call: protocol.Call) -> _Worker:
-    ours, theirs = multiprocessing.Pipe()
-
-    def run() -> None:
-        # The pool closes its end when it gives a late thread up; what that thread sends then is of no interest.
-        with contextlib.suppress(ConnectionError), theirs:
-            protocol.work(job.reward, call, job.by_row, theirs.send, lambda: None)
-
-    threading.Thread(target=run, name=f"reward {job.name}", daemon=True).start()
-    return _Worker(ours, lambda: None)
 
 
 def _picklable(value: Any) -> bool:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxrl_llm.rewards.worker import call_reward
+
 Reward = Callable[..., list[float]]
 # One block of thoughts and one answer, neither of them within another.
 _WITHIN = r"(?:(?!</?(?:think|answer)>).)*"
@@ -54,18 +56,18 @@ def length_cosine(
     return functools.partial(_cosine, reward, max_tokens, correct, wrong, exceeded)
 
 
-def _format(pattern, prompts, completions, /, **columns) -> list[float]:
+def _format(pattern, /, prompts, completions, **columns) -> list[float]:
     return [float(pattern.fullmatch(completion.strip()) is not None) for completion in completions]
 
 
-def _soft_penalty(max_tokens, buffer_tokens, prompts, completions, /, **columns) -> list[float]:
+def _soft_penalty(max_tokens, buffer_tokens, /, prompts, completions, **columns) -> list[float]:
     free = max_tokens - buffer_tokens
     return [-min(1.0, max(0.0, (length - free) / buffer_tokens)) for length in _lengths(columns)]
 
 
-def _cosine(reward, max_tokens, correct, wrong, exceeded, prompts, completions, /, **columns) -> list[float | None]:
+def _cosine(reward, max_tokens, correct, wrong, exceeded, /, prompts, completions, **columns) -> list[float | None]:
     lengths = _lengths(columns)
-    values = reward(prompts, completions, **columns)
+    values = call_reward(reward, prompts, completions, columns)
 
     def shaped(value: float | None, length: int) -> float | None:
         if value is None or math.isnan(value):

@@ -1,20 +1,36 @@
-"""The working side of the pool: evaluates one reward and reports what comes of it. Imports neither JAX nor NumPy."""
+"""The working side of the pool: evaluates one reward and reports what comes of it. Imports neither JAX nor NumPy.
+
+Requests come as pickles of the pool. What goes back is lines of JSON, which the pool checks: a reward can write to any
+descriptor of its process, and whatever it writes there must not become code.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
-import multiprocessing.connection
+import json
+import math
 import os
 import pickle
 import signal
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 MISSING = float("nan")
+# Rewards are used as float32, whose squares and fourth powers of this size stay finite in sums over any step, and which
+# still tells apart two such rewards that differ by 0.1.
+LARGEST_REWARD = 1e6
 # The pool kills a worker that is late. Should the pool itself have been killed, this many seconds later the kernel does.
 ORPHAN_SECONDS = 5.0
+REASON_CHARACTERS = 300
+HEADER_BYTES = 8
+
+
+class MissingColumn(ValueError):
+    """A reward needs a column that there is not."""
 
 
 class Call(NamedTuple):
@@ -38,6 +54,10 @@ class Result(NamedTuple):
     fatal: bool = False
 
 
+class Received(NamedTuple):
+    """A request begins to arrive: the worker lives."""
+
+
 class Loaded(NamedTuple):
     """The reward was loaded and begins to work."""
 
@@ -52,26 +72,92 @@ class Finished(NamedTuple):
     """Every result was sent."""
 
 
-def serve(descriptor: int) -> None:
+_KINDS = {kind.__name__: kind for kind in (Received, Loaded, Unloadable, Finished)}
+Message = Received | Loaded | Unloadable | Finished | list[Result]
+
+
+def encode(message: Message) -> bytes:
+    """The message as a line."""
+    if isinstance(message, list):
+        content = ["results", *([None if math.isnan(value) else value, *rest] for value, *rest in message)]
+    else:
+        content = [type(message).__name__, *message]
+    return json.dumps(content).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """The message of a line.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        kind, *content = json.loads(line)
+        if kind == "results":
+            return [_decode_result(*row) for row in content]
+        message = _KINDS[kind](*content)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"no message of a worker: {line!r:.80}") from error
+    if not all(isinstance(text, str) for text in content):
+        raise ValueError(f"no message of a worker: {line!r:.80}")
+    return message
+
+
+def _decode_result(value: float | None, reason: str, fatal: bool) -> Result:
+    in_range = value is None or (isinstance(value, float) and abs(value) <= LARGEST_REWARD)
+    if not (in_range and isinstance(reason, str) and isinstance(fatal, bool)):
+        raise ValueError("no result")
+    return Result(MISSING if value is None else value, shorten(reason), fatal)
+
+
+def longest_line(rows: int) -> int:
+    """Bytes that no message about so many rows exceeds: a character may become twelve."""
+    return (rows + 1) * (12 * REASON_CHARACTERS + 100)
+
+
+def serve(descriptor: int, memory_bytes: int = 0) -> None:
     """Life of a worker process: works on pickled `(reward, call, by_row, seconds)` until the pool closes the pipe."""
     os.dup2(2, 1)  # what rewards print goes to standard error: standard output belongs to the program
-    channel = multiprocessing.connection.Connection(descriptor)
-    while True:
-        try:
-            request = channel.recv_bytes()
-        except EOFError:
-            return
-        try:
-            reward, call, by_row, seconds = pickle.loads(request)
-        except Exception as error:  # unpickling runs whatever the module of the reward does when imported
-            channel.send(Unloadable(describe(error)))
-            continue
-        set_alarm = functools.partial(signal.setitimer, signal.ITIMER_REAL, seconds + ORPHAN_SECONDS)
-        work(reward, call, by_row, channel.send, set_alarm)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    if memory_bytes:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    pipe = socket.socket(fileno=descriptor)
+
+    def send(message: Message) -> None:
+        pipe.sendall(encode(message))
+
+    with contextlib.suppress(ConnectionError):  # the pool is gone
+        while header := _receive(pipe, HEADER_BYTES):
+            send(Received())
+            _answer(_receive(pipe, int.from_bytes(header, "big")), send)
 
 
-def work(reward: Callable, call: Call, by_row: bool, send: Callable[[Any], None], start_clock: Callable[[], Any]) -> None:
+def _receive(pipe: socket.socket, size: int) -> bytearray:
+    """So many bytes, or none at the end."""
+    found = bytearray()
+    while len(found) < size:
+        piece = pipe.recv(min(size - len(found), 1 << 20))
+        if not piece:
+            return bytearray()
+        found += piece
+    return found
+
+
+def _answer(request: bytearray, send: Callable[[Message], None]) -> None:
+    try:
+        reward, call, by_row, seconds = pickle.loads(request)
+    except MemoryError:  # no reason to take the reward into a process without a limit
+        os._exit(1)
+    except Exception as error:  # unpickling runs whatever the module of the reward does when imported
+        send(Unloadable(describe(error)))
+        return
+    set_alarm = functools.partial(signal.setitimer, signal.ITIMER_REAL, seconds + ORPHAN_SECONDS)
+    work(reward, call, by_row, send, set_alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def work(reward: Callable, call: Call, by_row: bool, send: Callable[[Message], None], start_clock: Callable[[], Any]) -> None:
     """Evaluates `reward` on the whole call or row by row; sends `Loaded`, a list of results each time, then `Finished`."""
     send(Loaded())
     rows = range(len(call.completions))
@@ -85,38 +171,81 @@ def evaluate(reward: Callable, call: Call) -> list[Result]:
     """A result for each row. An exception or an answer of the wrong form is a missing value with its reason."""
     count = len(call.completions)
     try:
-        answer = reward(call.prompts, call.completions, **call.columns)
+        answer = call_reward(reward, *call)
         if inspect.isawaitable(answer):
             answer = asyncio.run(_awaited(answer))
+        if hasattr(answer, "tolist"):  # arrays
+            answer = answer.tolist()
+        return _as_results(answer, count)
+    except MissingColumn as error:
+        return [Result(MISSING, shorten(str(error)))] * count
     except (Exception, SystemExit) as error:  # a reward is somebody else's code: whatever it raises is data here
         return [Result(MISSING, describe(error), fatal=True)] * count
-    if hasattr(answer, "tolist"):  # arrays
-        answer = answer.tolist()
-    if not isinstance(answer, list | tuple):
-        return [Result(MISSING, f"returned {answer!r:.80}; a reward returns a list of float or None")] * count
-    if len(answer) != count:
-        fault = f"returned {len(answer)} values for {count} completions; return one each, None if missing"
-        return [Result(MISSING, fault)] * count
-    return [_as_result(value) for value in answer]
+
+
+def call_reward(reward: Callable, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Any]) -> Any:
+    """What the reward returns; it is given by keyword what its signature names, and all columns where it has `**columns`.
+
+    Raises:
+      MissingColumn: it needs a column that there is not.
+    """
+    # Whatever data call their columns: these two are what the sampler wrote and was asked.
+    given = {**columns, "prompts": prompts, "completions": completions}
+    if isinstance(reward, functools.partial):  # its options are no columns
+        given = {name: value for name, value in given.items() if name not in reward.keywords}
+    try:
+        parameters = inspect.signature(reward).parameters.values()
+    except (TypeError, ValueError):  # some callables written in C have none
+        return reward(**given)
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    single = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    for each in single:
+        if each.default is each.empty and each.name not in given:
+            raise MissingColumn(f"needs the column {each.name!r}, there are {sorted(columns)}")
+    by_place = [each.name for each in single if each.kind is each.POSITIONAL_ONLY and each.name in given]
+    wanted = given.keys() if takes_all else {each.name for each in single}
+    named = {name: value for name, value in given.items() if name in wanted and name not in by_place}
+    return reward(*(given[name] for name in by_place), **named)
 
 
 def describe(error: BaseException) -> str:
     """Kind and message of an error, on one line of a log."""
-    return f"{type(error).__name__}: {error}"
+    try:
+        return shorten(f"{type(error).__name__}: {error}")
+    except Exception:  # a message that cannot be written either
+        return type(error).__name__
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text on one line of bounded length."""
+    line = " ".join(text[: 2 * REASON_CHARACTERS].split())
+    return line if len(line) <= REASON_CHARACTERS else line[: REASON_CHARACTERS - 3] + "..."
 
 
 async def _awaited(answer):
     return await answer
 
 
+def _as_results(answer: Any, count: int) -> list[Result]:
+    if not isinstance(answer, list | tuple):
+        fault = f"returned {shorten(repr(answer)):.80}; a reward returns a list of float or None"
+        return [Result(MISSING, fault)] * count
+    if len(answer) != count:
+        fault = f"returned {len(answer)} values for {count} completions; return one each, None if missing"
+        return [Result(MISSING, fault)] * count
+    return [_as_result(value) for value in answer]
+
+
 def _as_result(value: Any) -> Result:
     if value is None:
         return Result(MISSING)
-    fault = f"returned {value!r:.80} for a row; give a finite float, or None if missing"
-    if not hasattr(type(value), "__float__"):
-        return Result(MISSING, fault)
     try:
-        number = float(value)
+        number = float(value) if hasattr(type(value), "__float__") else MISSING
     except (TypeError, ValueError, OverflowError):
-        return Result(MISSING, fault)
-    return Result(number) if abs(number) < float("inf") else Result(MISSING, fault)
+        number = MISSING
+    if abs(number) <= LARGEST_REWARD:
+        return Result(number)
+    told = shorten(repr(value))[:80]
+    if math.isfinite(number):
+        return Result(MISSING, f"returned {told} for a row; rewards lie within +-{LARGEST_REWARD:g}: scale it")
+    return Result(MISSING, f"returned {told} for a row; give a finite float, or None if missing")

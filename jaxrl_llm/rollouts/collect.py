@@ -60,7 +60,7 @@ def collect(
       network: a network, without parameters.
       params: its parameters.
       tokenizer: of the prompts and completions.
-      score: `(prompts, completions, columns) -> rewards [N, K]`, NaN where missing.
+      score: `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing.
       examples: dicts with "prompt" and the columns that rewards use.
       prompt_ids: number of each example in its source.
       num_samples: completions of each example.
@@ -75,7 +75,7 @@ def collect(
 
     Raises:
       ValueError: a prompt of more than `max_prompt_tokens` tokens; an example without a completion, or one of more than
-        "max_new_tokens" tokens, where these are to be given; unknown answers.
+        "max_new_tokens" tokens, where these are to be given; unknown answers; a reward out of range.
     """
     if answers not in ANSWERS:
         raise ValueError(f"answers is {answers!r}; it must be one of {ANSWERS}")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxrl_llm.estimators import row_scores
+from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.sampling import Samples
 from jaxrl_llm.types import Rollouts
 
@@ -26,7 +27,7 @@ def make_rollouts(
     Args:
       prompts: token ids of P prompts.
       samples: P * G rows, the G samples of a prompt together.
-      rewards: [P * G, K], NaN where missing.
+      rewards: [P * G, K], within +-1e6, NaN where missing.
       prompt_ids: number of each prompt in its data set.
       width: T, columns of the result.
       version: training step of the parameters that sampled.
@@ -36,8 +37,10 @@ def make_rollouts(
       have routes, so has `extras["routes"]`, int16 [N, T, layers, k].
 
     Raises:
-      ValueError: a prompt and its completion do not fit into `width`.
+      ValueError: a prompt and its completion do not fit into `width`, or a reward that is infinite or larger than
+        `rewards.LARGEST_REWARD`, 1e6: squares of such rewards would not stay finite in float32.
     """
+    _check_range(rewards)
     rows = len(samples.length)
     per_prompt = rows // max(len(prompts), 1)
     tokens, mask, behavior_logp = (np.zeros((rows, width), kind) for kind in (np.int32, np.float32, np.float32))
@@ -68,6 +71,16 @@ def make_rollouts(
         version=np.full((rows, width), version, np.int32),
         extras=extras,
     )
+
+
+def _check_range(rewards: np.ndarray) -> None:
+    outside = np.argwhere(np.abs(np.nan_to_num(rewards, nan=0.0, posinf=np.inf, neginf=-np.inf)) > LARGEST_REWARD)
+    if len(outside):
+        row, component = outside[0]
+        raise ValueError(
+            f"reward {component} of row {row} is {rewards[row][component]}; rewards, times their weights, lie within "
+            f"+-{LARGEST_REWARD:g}: scale it, or give NaN where it is missing"
+        )
 
 
 def select_rows(rollouts: Rollouts, rows: np.ndarray) -> Rollouts:

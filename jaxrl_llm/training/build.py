@@ -14,7 +14,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from jaxrl_llm import data, distributed, methods, networks
+from jaxrl_llm import data, distributed, methods, networks, rewards
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.chat import encode_rendered
 from jaxrl_llm.networks import families
@@ -338,3 +338,9 @@ def build_schedule(settings: ConfigDict, total_steps: int, factor: float = 1.0) 
         "cosine": optax.cosine_decay_schedule(peak, rest),
     }
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), decays[settings.decay]], [warmup])
+
+
+def build_pool(config: ConfigDict) -> rewards.RewardPool:
+    """The workers that evaluate rewards."""
+    settings = config.rewards
+    return rewards.RewardPool(settings.workers, timeout_value=settings.timeout_value, memory_gb=settings.memory_gb)

@@ -1,26 +1,45 @@
-"""Checkpoints: arrays and progress together, written aside and renamed, so that a kill leaves the last one whole."""
+"""Checkpoints: arrays and progress together, written aside and renamed, so that a kill leaves the last one whole.
+
+Digests of all their files lie in them, and nothing is restored whose bytes are not those that were written.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import operator
+import os
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxrl_llm.training.digests import fault as digests_fault
+from jaxrl_llm.training.digests import with_digests
+
+ITEMS = ("arrays", "progress")
+_LOGGER = logging.getLogger(__name__)
 
 
 def open_manager(directory: str | pathlib.Path, *, keep: int, best_metric: str = "") -> ocp.CheckpointManager:
     """Manager of the checkpoints of a run; saving goes on in the background.
+
+    Broken checkpoints behind the newest whole one are renamed to `NUMBER.broken` first, as it takes their place.
 
     Args:
       directory: for the checkpoints, made if need be.
       keep: number of latest checkpoints to keep.
       best_metric: also keeps, of the checkpoints that were saved with this metric, the one where it is largest; "" for
         none.
+
+    Raises:
+      ValueError: there are checkpoints, but all are broken.
     """
+    _set_broken_aside(pathlib.Path(directory))
     kept: list[Any] = [policies.LatestN(keep)]
     if best_metric:
         best = policies.BestN(n=1, get_metric_fn=operator.itemgetter(best_metric), keep_checkpoints_without_metrics=False)
@@ -31,7 +50,10 @@ def open_manager(directory: str | pathlib.Path, *, keep: int, best_metric: str =
         enable_async_checkpointing=True,
         create=True,
     )
-    handlers = {"arrays": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+    handlers = {
+        "arrays": with_digests(ocp.StandardCheckpointHandler()),
+        "progress": with_digests(ocp.JsonCheckpointHandler()),
+    }
     return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_handlers=handlers)
 
 
@@ -41,14 +63,68 @@ def save(manager: ocp.CheckpointManager, step: int, arrays, progress: dict[str, 
     manager.save(step, args=contents, metrics=metrics or None)
 
 
+def newest_whole(directory: str | pathlib.Path) -> tuple[int | None, list[int]]:
+    """Number of the newest whole checkpoint in `directory`, and those of the broken ones behind it, which are warned of.
+
+    Raises:
+      ValueError: there are checkpoints, but all are broken.
+    """
+    directory, broken, first = pathlib.Path(directory), [], ""
+    names = os.listdir(directory) if directory.exists() else []
+    for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+        reason = fault(directory / str(step))
+        if not reason:
+            return step, broken
+        _LOGGER.warning("checkpoint %d is broken: %s; the newest whole one before it is taken", step, reason)
+        broken.append(step)
+        first = first or reason
+    if broken:
+        raise ValueError(
+            f"all checkpoints in {directory}, {broken}, are broken; of the newest, {first}; "
+            "put a copy of one in its place, or begin anew in another folder"
+        )
+    return None, []
+
+
+def fault(directory: pathlib.Path) -> str:
+    """Why the folder is no whole checkpoint; "" if it is one."""
+    if not all((directory / name).is_dir() for name in ITEMS):
+        return f"{directory} has no {' and '.join(ITEMS)}"
+    for path in (directory / "_CHECKPOINT_METADATA", directory / "metrics" / "metrics"):
+        try:
+            json.loads(path.read_bytes()) if path.exists() else None
+        except (OSError, ValueError) as error:
+            return f"{path} cannot be read: {error}"
+    return next(filter(None, (digests_fault(directory / name) for name in ITEMS)), "")
+
+
+def _set_broken_aside(directory: pathlib.Path) -> None:
+    _, broken = newest_whole(directory)
+    for step in broken if jax.process_index() == 0 else ():
+        place, copies = directory / f"{step}.broken", 1
+        while place.exists():
+            place, copies = directory / f"{step}.broken{copies}", copies + 1
+        os.replace(directory / str(step), place)
+
+
+def _refuse_broken(directory: pathlib.Path) -> None:
+    if reason := fault(directory):
+        raise ValueError(f"the checkpoint in {directory} is broken: {reason}; put a copy in its place, or take another")
+
+
 def latest_progress(manager: ocp.CheckpointManager) -> tuple[int, dict[str, Any]] | None:
-    """Number and progress of the latest whole checkpoint, or None."""
+    """Number and progress of the latest checkpoint, or None."""
     step = manager.latest_step()
     return None if step is None else (step, read_progress(manager, step))
 
 
 def read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """Progress that was saved with checkpoint `step`."""
+    """Progress that was saved with checkpoint `step`.
+
+    Raises:
+      ValueError: the checkpoint is broken.
+    """
+    _refuse_broken(pathlib.Path(manager.directory) / str(step))
     return manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
 
 
@@ -56,8 +132,10 @@ def restore_arrays(manager: ocp.CheckpointManager, step: int, like):
     """Arrays of checkpoint `step`, in the structure, dtypes and placement of `like`.
 
     Raises:
-      ValueError: the checkpoint holds other shapes or another structure; the message names the first difference.
+      ValueError: the checkpoint is broken, or holds other shapes or another structure; the message names the first
+        difference.
     """
+    _refuse_broken(pathlib.Path(manager.directory) / str(step))
     template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(like))
     _check_shapes(manager, step, template)
     restored = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template)))["arrays"]
@@ -101,7 +179,7 @@ def _with_keys(tree, like):
 
 
 def restore_params(directory: str | pathlib.Path, like, *, path: tuple[str, ...] = ("params",)):
-    """Only the parameters of the latest checkpoint in `directory`, in the structure and placement of `like`.
+    """Only the parameters of the newest whole checkpoint in `directory`, in the structure and placement of `like`.
 
     Args:
       directory: of the checkpoints of a run.
@@ -109,33 +187,49 @@ def restore_params(directory: str | pathlib.Path, like, *, path: tuple[str, ...]
       path: where they stand in the checkpoint.
 
     Raises:
-      ValueError: there is no checkpoint, or it holds other parameters.
+      ValueError: there is no checkpoint, all are broken, or it holds other parameters.
     """
-    handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(pathlib.Path(directory).absolute(), item_handlers=handlers) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise ValueError(f"{directory} holds no checkpoint; train first, or give another folder")
-        template = jax.tree.map(_template_leaf, like)
-        for name in reversed(path):
-            template = {name: template}
-        _check_part(_shapes(manager.item_metadata(step)["arrays"].tree), _shapes(template), directory)
-        restoring = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), template)
-        wanted = ocp.args.PyTreeRestore(template, restore_args=restoring, partial_restore=True)
-        restored = manager.restore(step, args=ocp.args.Composite(arrays=wanted))["arrays"]
+    arrays, handler = _newest_arrays(directory), ocp.PyTreeCheckpointHandler()
+    template = jax.tree.map(_template_leaf, like)
+    for name in reversed(path):
+        template = {name: template}
+    _check_part(_shapes(handler.metadata(arrays).tree), _shapes(template), directory)
+    restoring = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), template)
+    wanted = ocp.args.PyTreeRestore(template, restore_args=restoring, partial_restore=True)
+    restored = handler.restore(arrays, args=wanted)
     for name in path:
         restored = restored[name]
     return restored
 
 
 def parameter_names(directory: str | pathlib.Path) -> set[str]:
-    """Names at the top of the parameters of the latest checkpoint."""
-    handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(pathlib.Path(directory).absolute(), item_handlers=handlers) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise ValueError(f"{directory} holds no checkpoint; train first, or give another folder")
-        return set(manager.item_metadata(step)["arrays"].tree["params"])
+    """Names at the top of the parameters of the newest whole checkpoint."""
+    return set(ocp.PyTreeCheckpointHandler().metadata(_newest_arrays(directory)).tree["params"])
+
+
+def _newest_arrays(directory: str | pathlib.Path) -> epath.Path:
+    step, _ = newest_whole(directory)
+    if step is None:
+        raise ValueError(f"{directory} holds no checkpoint; train first, or give another folder")
+    return epath.Path(directory).absolute() / str(step) / "arrays"
+
+
+def save_params(directory: pathlib.Path, params) -> None:
+    """Writes parameters alone, whole or not at all; what lay there is replaced."""
+    with ocp.AsyncCheckpointer(with_digests(ocp.StandardCheckpointHandler())) as checkpointer:
+        checkpointer.save(directory, args=ocp.args.StandardSave(params), force=True)
+
+
+def load_params(directory: pathlib.Path, like):
+    """Parameters that `save_params` wrote, in the structure and placement of `like`.
+
+    Raises:
+      ValueError: the folder is missing or broken.
+    """
+    if reason := digests_fault(directory):
+        raise ValueError(f"the parameters in {directory} are broken: {reason}; put a copy in their place, or begin anew")
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(directory, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
 
 
 def _template_leaf(leaf):

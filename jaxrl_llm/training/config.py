@@ -13,6 +13,7 @@ import operator
 from ml_collections import ConfigDict
 
 from jaxrl_llm import methods
+from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
 from jaxrl_llm.training.metrics import DEFINITIONS, defined
@@ -24,6 +25,9 @@ FREE_SECTIONS = (
     "method.options", "sft.options", "preference.options", "task.options", "task.test_options", "rewards.options",
     "critic.options", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
 )  # fmt: skip
+
+# Numbers that may be None.
+NULLABLE = ("rewards.timeout_value", "rl.top_k", "rl.top_p", "rl.min_p")
 
 # The reward whose network lies in `rewards.model`.
 REWARD_MODEL = "reward_model"
@@ -84,6 +88,11 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(f"config.seed is {config.seed}; it must be from 0 to {LARGEST_SEED - 1}")
     if config.rewards.deadline_seconds <= 0:
         raise ValueError(f"config.rewards.deadline_seconds is {config.rewards.deadline_seconds}; it must be above 0")
+    if config.rewards.memory_gb < 0:
+        raise ValueError(f"config.rewards.memory_gb is {config.rewards.memory_gb}; give 0 for no limit, or more")
+    late = config.rewards.timeout_value
+    if not abs(late or 0.0) <= LARGEST_REWARD:
+        raise ValueError(f"config.rewards.timeout_value is {late}; rewards lie within +-{LARGEST_REWARD:g}")
     if not config.rewards.names:
         raise ValueError("config.rewards.names is empty; name at least one reward")
     _check_methods(config)

@@ -17,6 +17,7 @@ from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.preference import make_pair_evaluation
 from jaxrl_llm.training.reward_functions import build_reward
 from jaxrl_llm.training.run import Run
+from jaxrl_llm.training.scores import make_score, timeouts
 
 
 def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -35,14 +36,15 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     settings, vocab_size = config.evaluation, network.config.vocab_size
     source = build.build_source(config, tokenizer, test=True, vocab_size=vocab_size)
     name = settings.reward or config.rewards.names[0]
-    with rewards.RewardPool(config.rewards.workers) as pool:
+    failures: list[rewards.RewardFailure] = []
+    with build.build_pool(config) as pool:
         chosen = {name: build_reward(name, config)}
         collect = functools.partial(
             rollouts.collect,
             network.without_params(),
             network.params,
             tokenizer,
-            lambda *texts: pool.score(chosen, *texts, config.rewards.deadline_seconds)[0],
+            make_score(pool, chosen, config.rewards.deadline_seconds, told=set(), failures=failures),
             sampling=build.evaluation_sampling(config, tokenizer),
             max_prompt_tokens=config.task.max_prompt_tokens,
             seed=config.seed,
@@ -61,7 +63,7 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
         options = {"final_answer": rewards.answer_of(chosen[name]), "agree": agree, "greedy": settings.temperature == 0}
         measured, records = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
         warn_of_gap(measured, config.rl.max_logp_gap, 0)
-        return measured, records
+        return measured | {"evaluation/timeouts": timeouts(failures)}, records
 
 
 def evaluate_pairs(directory: str | pathlib.Path, config: ConfigDict) -> dict[str, float]:
@@ -79,7 +81,7 @@ def evaluate_pairs(directory: str | pathlib.Path, config: ConfigDict) -> dict[st
     method = preference_method(config)
     if method.needs_value_head and network.value is None:
         raise ValueError(f"{directory} holds a network without a value head; give a reward model")
-    with rewards.RewardPool(config.rewards.workers) as pool:
+    with build.build_pool(config) as pool:
         run = Run(
             config=config,
             workdir=pathlib.Path(directory),

@@ -84,7 +84,8 @@ def summarise(rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: S
       answers: final answers, for the majority vote; None leaves it out.
 
     Returns:
-      Values by metric name, see `metrics.DEFINITIONS`; pass@k for the powers of two up to k.
+      Values by metric name, see `metrics.DEFINITIONS`; pass@k for the powers of two up to k. Where all rewards are
+      missing, what depends on them is NaN.
     """
     correct = (np.nan_to_num(rewards, nan=-np.inf) >= CORRECT).reshape(-1, samples)
     results = {"accuracy": average_at_k(correct)}
@@ -97,6 +98,8 @@ def summarise(rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: S
     measured = {}
     for name, (value, error) in results.items():
         measured |= {f"evaluation/{name}": value, f"evaluation/{name}_error": error}
+    if np.isnan(rewards).all():
+        measured = dict.fromkeys(measured, float("nan"))
     known = rewards[~np.isnan(rewards)]
     return measured | {
         "evaluation/reward": float(known.mean()) if known.size else float("nan"),

@@ -6,14 +6,15 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import pathlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
@@ -23,6 +24,8 @@ from jaxrl_llm.training.progress import REINFORCEMENT, SUPERVISED, Progress
 from jaxrl_llm.training.report import live_report
 from jaxrl_llm.training.run import Run, open_run
 from jaxrl_llm.training.state import TrainState
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
@@ -35,7 +38,7 @@ class Files:
 
     manager: ocp.CheckpointManager
     writer: Any
-    stop: threading.Event
+    stop: list[str]  # the signal that asked for it
     started: float
 
 
@@ -54,18 +57,18 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
 
     Raises:
       ValueError: the configuration is impossible or is not that of the run in `workdir`.
-      Stopped: SIGTERM came; the state is saved.
+      Stopped: SIGTERM or SIGINT came; the state is saved. A second SIGINT is a KeyboardInterrupt.
     """
     with open_run(config, workdir) as run, _open_files(run) as files:
         phases = all_phases(run)
         state, progress = _resume(run, files, phases)
         phase = phases[progress.phase]
-        state, progress = _run_phase(run, files, phase, state, progress)
+        state, progress, measured = _run_phase(run, files, phase, state, progress)
         while (after := following(phases, phase.name)) is not None:
-            state, progress = _enter(run, files, after, phase.params(state), progress)
+            state, progress = _enter(run, files, after, phase.params(state), progress, measured)
             phase = after
-            state, progress = _run_phase(run, files, phase, state, progress)
-        _save(run, files, state, progress, {phase.measure: progress.accuracy})
+            state, progress, measured = _run_phase(run, files, phase, state, progress)
+        _save(run, files, state, progress, measured)
         return _summary(run, files, phase, progress)
 
 
@@ -74,17 +77,32 @@ def _open_files(run: Run) -> Iterator[Files]:
     settings = run.config.checkpoint
     manager = checkpoint.open_manager(run.workdir / "checkpoints", keep=settings.keep, best_metric=settings.best_metric)
     writer = _tensorboard(run, manager) if run.config.log.tensorboard else None
-    stop = threading.Event()
-    earlier = signal.signal(signal.SIGTERM, lambda *_: stop.set()) if _in_main_thread() else None
-    try:
-        yield Files(manager, writer, stop, time.monotonic() - _elapsed(run))
-    finally:
-        manager.wait_until_finished()
-        manager.close()
+    stop: list[str] = []
+    with contextlib.ExitStack() as ending:
         if writer is not None:
-            writer.close()
-        if earlier is not None:
-            signal.signal(signal.SIGTERM, earlier)
+            ending.callback(writer.close)
+        ending.callback(manager.close)
+        ending.callback(manager.wait_until_finished)
+        for number, handler in (_listen(stop) if _in_main_thread() else {}).items():
+            ending.callback(signal.signal, number, handler)
+        yield Files(manager, writer, stop, time.monotonic() - _elapsed(run))
+
+
+def _listen(stop: list[str]) -> dict[int, Any]:
+    """SIGTERM and SIGINT ask for an end after the current step, a second SIGINT for one at once; the handlers before.
+
+    What the program was started to ignore, such as SIGINT in the background of a script, is ignored.
+    """
+
+    def handle(number, _) -> None:
+        if number == signal.SIGINT and stop:
+            raise KeyboardInterrupt
+        stop.append(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            print("stopping after the current step, and saving; once more to stop at once", file=sys.stderr)
+
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handle) for number in heard}
 
 
 def _in_main_thread() -> bool:
@@ -101,36 +119,70 @@ def _tensorboard(run: Run, manager: ocp.CheckpointManager):
 def _elapsed(run: Run) -> float:
     """Seconds that earlier processes of this run took."""
     records = metrics.read_jsonl(run.workdir / "timing.jsonl")
-    return records[-1]["elapsed"] if records else 0.0
+    elapsed = records[-1].get("elapsed") if records else 0.0
+    if not isinstance(elapsed, float | int):
+        raise ValueError(f"line {len(records)} of {run.workdir / 'timing.jsonl'} has no 'elapsed'; remove the line")
+    return elapsed
 
 
 def _resume(run: Run, files: Files, phases: dict[str, Phase]) -> tuple[TrainState, Progress]:
     """The latest checkpoint, with the files of the run brought back to its step, or the beginning of the first phase."""
     found = checkpoint.latest_progress(files.manager)
     number, progress = (None, None) if found is None else (found[0], Progress.from_json(found[1]))
-    for name in ("metrics.jsonl", "timing.jsonl", "warnings.jsonl", "reward_failures.jsonl"):
-        metrics.keep_until(run.workdir / name, 0 if progress is None else progress.step)
+    last = 0 if progress is None else progress.step
+    _keep_history(run.workdir / "metrics.jsonl", last)
+    for name in ("timing.jsonl", "warnings.jsonl", "reward_failures.jsonl"):
+        metrics.keep_until(run.workdir / name, last)
     if progress is None:
         first = following(phases, None)
         if first.name == SUPERVISED:
             return first.initial_state(run.network.params), Progress(SUPERVISED)
-        return _enter(run, files, first, run.network.params, Progress(SUPERVISED))
+        return _enter(run, files, first, run.network.params, Progress(SUPERVISED), {})
     like = phases[progress.phase].initial_state(run.network.params)
     return checkpoint.restore_arrays(files.manager, number, like), progress
 
 
-def _enter(run: Run, files: Files, phase: Phase, params: Params, progress: Progress) -> tuple[TrainState, Progress]:
-    """Measures and saves the beginning of a phase behind the supervised one, with the reference policy that it needs."""
-    measured = progress.accuracy if progress.phase == SUPERVISED else None
-    if measured is None:
-        measured = phase.make_evaluation(None)(params, progress.step)[phase.measure]
-    progress = dataclasses.replace(progress.entered(phase.name), accuracy_before=measured, accuracy=measured)
+def _keep_history(path: pathlib.Path, last: int) -> None:
+    """Brings the history back to the last step, with a warning of steps up to it that are lost, or of a new beginning."""
+    before = len(metrics.read_jsonl(path))
+    lost = sorted(set(range(1, last + 1)) - set(metrics.keep_until(path, last)))
+    if lost:
+        _LOGGER.warning(
+            "%s has lost %d of the %d steps up to the checkpoint, from step %d on; the run goes on without them",
+            path, len(lost), last, lost[0],
+        )  # fmt: skip
+    if before and not last:
+        _LOGGER.warning("there is no checkpoint of a step yet: the %d steps in %s are made again", before, path)
+
+
+def _enter(
+    run: Run, files: Files, phase: Phase, params: Params, progress: Progress, measured: dict[str, Any]
+) -> tuple[TrainState, Progress]:
+    """Measures and saves the beginning of a phase behind the supervised one, with the reference policy that it needs.
+
+    Args:
+      run: the run.
+      files: its files.
+      phase: that begins.
+      params: with which it does.
+      progress: before it.
+      measured: of these parameters by the supervised phase, which is measured as what comes after it.
+    """
+    if progress.phase != SUPERVISED or measured.get(phase.measure) is None:
+        measured = phase.make_evaluation(None)(params, progress.step)
+    accuracy = _known(measured, phase.measure)
+    progress = dataclasses.replace(progress.entered(phase.name), accuracy_before=accuracy, accuracy=accuracy)
     if phase.method.needs_reference:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(_reference_folder(run, phase), params, force=True)
+        checkpoint.save_params(_reference_folder(run, phase), params)
     state = phase.initial_state(params)
-    _save(run, files, state, progress, {phase.measure: progress.accuracy})
+    _save(run, files, state, progress, measured)
     return state, progress
+
+
+def _known(measured: dict[str, Any], name: str) -> float | None:
+    """A measured value; None where it is missing or not a number, as where all rewards were missing."""
+    value = measured.get(name)
+    return None if value is None or math.isnan(value) else value
 
 
 def _reference_folder(run: Run, phase: Phase) -> pathlib.Path:
@@ -141,15 +193,15 @@ def _reference_folder(run: Run, phase: Phase) -> pathlib.Path:
 def _reference(run: Run, phase: Phase) -> Params:
     if not phase.method.needs_reference:
         return None
-    with ocp.StandardCheckpointer() as checkpointer:
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, run.network.params)
-        return checkpointer.restore(_reference_folder(run, phase), like)
+    return checkpoint.load_params(_reference_folder(run, phase), run.network.params)
 
 
-def _run_phase(run: Run, files: Files, phase: Phase, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
-    """Steps, measurements and checkpoints until all steps of the phase are done."""
+def _run_phase(
+    run: Run, files: Files, phase: Phase, state: TrainState, progress: Progress
+) -> tuple[TrainState, Progress, dict[str, Any]]:
+    """Steps, measurements and checkpoints until all steps of the phase are done; what was measured at the last one."""
     if progress.phase_step >= phase.steps:
-        return state, progress
+        return state, progress, {phase.measure: progress.accuracy}
     reference = _reference(run, phase)
     step, evaluate = phase.make_step(reference), phase.make_evaluation(reference)
     with live_report(progress.phase, progress.phase_step, phase.steps, enabled=run.config.log.live) as show:
@@ -161,15 +213,15 @@ def _run_phase(run: Run, files: Files, phase: Phase, state: TrainState, progress
             last = progress.phase_step == phase.steps
             if last or _due(run.config.evaluation.every, progress):
                 measured |= evaluate(phase.params(state), progress.step)
-                progress = dataclasses.replace(progress, accuracy=measured[phase.measure])
+                progress = dataclasses.replace(progress, accuracy=_known(measured, phase.measure))
             _log(run, files, progress, measured, records, timing)
             show(measured | {"tokens_per_second": measured["tokens"] / timing["seconds"]}, records)
-            if files.stop.is_set():
-                _save(run, files, state, progress, {phase.measure: progress.accuracy})
-                raise Stopped(f"stopped by SIGTERM after step {progress.step}; the same command resumes the run")
+            if files.stop:
+                _save(run, files, state, progress, measured)
+                raise Stopped(f"stopped by {files.stop[0]} after step {progress.step}; the same command resumes the run")
             if not last and progress.phase_step % run.config.checkpoint.every == 0:
                 _save(run, files, state, progress, measured)
-    return state, progress
+    return state, progress, measured
 
 
 def _due(every: int, progress: Progress) -> bool:
@@ -196,16 +248,15 @@ def _log(run: Run, files: Files, progress: Progress, measured, records, timing) 
         if gap > bound:
             metrics.append_jsonl(run.workdir / "warnings.jsonl", {"step": progress.step, name: gap, "bound": bound})
     if gaps.get("logp_gap", 0.0) > bound:
-        logging.getLogger(__name__).warning(
-            "sampler and learner differ by %.3g nat at step %d", gaps["logp_gap"], progress.step
-        )
+        _LOGGER.warning("sampler and learner differ by %.3g nat at step %d", gaps["logp_gap"], progress.step)
 
 
 def _save(run: Run, files: Files, state: TrainState, progress: Progress, measured: dict[str, Any]) -> None:
     """Begins to save; `measured` has what a best checkpoint is chosen by, where that was measured."""
     if files.manager.latest_step() == progress.step:
         return
-    best = measured.get(run.config.checkpoint.best_metric)
+    # Only what was measured at this very step: the last measurement says nothing of other parameters.
+    best = _known(measured, run.config.checkpoint.best_metric)
     metrics_of_best = {} if best is None else {run.config.checkpoint.best_metric: best}
     checkpoint.save(files.manager, progress.step, state, progress.to_json(), metrics_of_best)
 

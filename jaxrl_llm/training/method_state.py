@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.methods import Method
+from jaxrl_llm.numerics import keep_finite
 from jaxrl_llm.optimizers import Average, polyak
 from jaxrl_llm.types import Rollouts
 
@@ -39,10 +40,25 @@ def coefficients(method: Method, state: MethodState, step: int) -> dict[str, np.
     return {name: np.float32(value) for name, value in found.items()}
 
 
+def after_step(method: Method, before: Any, after: MethodState, metrics: Mapping[str, float]) -> MethodState:
+    """The state after a step: with what the controllers saw, or, where no update of the step was finite, that of before it.
+
+    Args:
+      method: of the phase.
+      before: the state of the estimator before the step, on the host, as updates take buffers over.
+      after: the state with which the step was made.
+      metrics: of the step.
+    """
+    if metrics.get("skipped") == 1.0:
+        return after | {"estimator": before}
+    return observe(method, after, metrics)
+
+
 def observe(method: Method, state: MethodState, metrics: Mapping[str, float]) -> MethodState:
-    """The state after the controllers have seen the metrics of a step."""
+    """The state after the controllers have seen the metrics of a step; one that would not stay finite stays as it is."""
     own = state["controllers"]
-    return state | {"controllers": {name: controller.update(own[name], metrics) for name, controller in method.controllers}}
+    seen = {name: keep_finite(controller.update(own[name], metrics), own[name]) for name, controller in method.controllers}
+    return state | {"controllers": seen}
 
 
 def moving_reference(method: Method, settings) -> Average | None:

@@ -51,9 +51,10 @@ DEFINITIONS = {
     "clip_fraction/low": "share of actions whose gradient the lower clip removes",
     "clip_fraction/high": "share of actions whose gradient the upper clip removes",
     "entropy": "mean over actions of -log-probability of the sampled token (nats): unbiased for the policy's entropy",
-    "reward": "mean over rows of the weighted sum of reward components, missing ones counted as 0",
+    "reward": "mean over rows of the weighted sum of reward components, missing ones counted as 0; each lies within +-1e6",
     "reward/*": "mean of one component over the rows that have it",
     "reward_missing": "share of reward values that are missing (exception, time-out or None)",
+    "reward_timeouts": "number of reward values that are `rewards.timeout_value` since their row took too long alone",
     "reward_std": "mean over groups of the population standard deviation of the total reward",
     "uniform_groups": "share of groups whose rows all have the same total reward, and so teach nothing",
     "length/mean": "mean tokens of a completion, the stop token included",
@@ -85,7 +86,9 @@ DEFINITIONS = {
     "evaluation/pair_accuracy_error": "half width of its 95% confidence interval",
     "evaluation/label_accuracy": "the same of held-out answers that are marked one by one",
     "evaluation/label_accuracy_error": "half width of its 95% confidence interval",
-    "evaluation/missing": "share of held-out rewards that are missing; they count as wrong",
+    "evaluation/missing": "share of held-out rewards that are missing; they count as wrong, but where all are missing "
+    "nothing was measured",
+    "evaluation/timeouts": "the same number as `reward_timeouts`, of held-out rewards",
 }
 
 
@@ -103,27 +106,78 @@ def definitions_table() -> str:
 def append_jsonl(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     """Adds one line; numbers that are not finite become null, which is what JSON has for them."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n")
+        file.write(json.dumps(plain(record)) + "\n")
+
+
+def plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with null for numbers that are not finite, which JSON has not."""
+    return {name: _finite(value) for name, value in record.items()}
 
 
 def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object that a file of ours holds.
+
+    Raises:
+      ValueError: it holds none; the message names the file.
+    """
+    return _parsed(path.read_bytes(), str(path), "restore the file from a copy, or take another folder")
+
+
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Records of whole lines; a last line that a kill cut short is left out."""
+    """Records of whole lines; a last line that a kill cut short is left out.
+
+    Raises:
+      ValueError: a line is no JSON object; the message names file and line.
+    """
+    return [record for _, record in _lines(path)]
+
+
+def keep_until(path: pathlib.Path, step: int) -> list[int]:
+    """Removes the records after `step`, which the resumed run will write again; the file is replaced at once.
+
+    Returns:
+      The steps that are left.
+
+    Raises:
+      ValueError: as `read_jsonl` says, or a line without a step.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    steps, kept = [], []
+    for number, (line, record) in enumerate(_lines(path), 1):
+        if type(record.get("step")) is not int:
+            raise ValueError(f"line {number} of {path} has no step: {line[:80]!r}; {_MEND_OF_LINES}")
+        if record["step"] <= step:
+            steps.append(record["step"])
+            kept.append(line + "\n")
+    write_atomically(path, kept)
+    return steps
 
 
-def keep_until(path: pathlib.Path, step: int) -> None:
-    """Removes the records after `step`, which the resumed run will write again; the file is replaced at once."""
+_MEND_OF_LINES = "remove the line, or restore the file from a copy"
+
+
+def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """Whole lines of a file as they stand, and as records."""
     if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    write_atomically(path, (line + "\n" for line in lines if json.loads(line)["step"] <= step))
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    parsed = [_parsed(line, f"line {number} of {path}", _MEND_OF_LINES) for number, line in enumerate(lines, 1)]
+    return [(line.decode(), record) for line, record in zip(lines, parsed, strict=True)]
+
+
+def _parsed(content: bytes, place: str, mend: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is no JSON ({error}): {content[:20]!r}; {mend}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{place} is no JSON object: {content[:20]!r}; {mend}")
+    return found
 
 
 def write_atomically(path: pathlib.Path, parts: Iterable[str]) -> None:

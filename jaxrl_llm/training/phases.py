@@ -13,6 +13,7 @@ from jaxrl_llm.training.agreement import make_agree
 from jaxrl_llm.training.evaluation import evaluate, warn_of_gap
 from jaxrl_llm.training.progress import PREFERENCE, REINFORCEMENT, SUPERVISED
 from jaxrl_llm.training.run import Run
+from jaxrl_llm.training.scores import timeouts
 from jaxrl_llm.training.state import TrainState
 
 Params = Any
@@ -99,7 +100,8 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
     settings = run.config.evaluation
     count = min(settings.prompts, len(run.test_source))
     examples = [run.test_source[index] for index in range(count)]
-    collect = run.evaluation_collector(params, number)
+    failures: list[rewards.RewardFailure] = []
+    collect = run.evaluation_collector(params, number, failures)
     name = settings.reward or run.config.rewards.names[0]
     batch, rl = min(settings.batch, count), run.config.rl
     agree = make_agree(
@@ -115,4 +117,4 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
     options = {"final_answer": rewards.answer_of(run.rewards[name]), "agree": agree, "greedy": settings.temperature == 0}
     measured, _ = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
     warn_of_gap(measured, rl.max_logp_gap, number)
-    return measured
+    return measured | {"evaluation/timeouts": timeouts(failures)}

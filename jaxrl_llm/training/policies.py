@@ -9,7 +9,6 @@ import pathlib
 import shutil
 
 import jax
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from jaxrl_llm import networks
@@ -70,7 +69,7 @@ def folder_kind(directory: pathlib.Path) -> str:
 
 
 def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
-    config = ConfigDict(json.loads((directory / "config.json").read_text()))
+    config = ConfigDict(metrics.read_json(directory / "config.json"))
     tokenizer = build.build_tokenizer(config)
     network = build.network_structure(config, tokenizer)
     like, frozen = build.trained_and_frozen(config, jax.eval_shape(network.init, jax.random.key(0)))
@@ -85,21 +84,19 @@ def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
 
 
 def _load_orbax(directory: pathlib.Path) -> networks.Network:
-    fields = json.loads((directory / "network.json").read_text())
+    fields = metrics.read_json(directory / "network.json")
     scaling = fields["rope_scaling"]
     fields |= {"eos_ids": tuple(fields["eos_ids"]), "rope_scaling": None if scaling is None else dict(scaling)}
     fields |= {name: kind(**fields[name]) for name, kind in _NESTED.items() if fields.get(name) is not None}
     network = networks.decoder(networks.DecoderConfig(**fields))
     like = jax.eval_shape(network.init, jax.random.key(0))
-    with ocp.StandardCheckpointer() as checkpointer:
-        return network.with_params(checkpointer.restore(directory / "params", like))
+    return network.with_params(checkpoint.load_params(directory / "params", like))
 
 
 def convert_to_orbax(network: networks.Network, directory: str | pathlib.Path) -> None:
     """Writes `params/` (Orbax) and `network.json` (the architecture) into `directory`."""
     directory = pathlib.Path(directory).absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / "params", network.params)
+    checkpoint.save_params(directory / "params", network.params)
     metrics.write_atomically(directory / "network.json", [json.dumps(dataclasses.asdict(network.config), indent=2) + "\n"])
 
 
@@ -152,7 +149,7 @@ def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
     """Tokenizer files that belong to the policy in `source`; a run keeps them where its configuration says."""
     folder = source
     if folder_kind(source) == "run":
-        config = json.loads((source / "config.json").read_text())
+        config = metrics.read_json(source / "config.json")
         named = pathlib.Path(config["tokenizer"] or config["network"]["directory"])
         if not named.exists():  # such as "bytes", which has no files
             return []

@@ -15,11 +15,11 @@ from jaxrl_llm.scoring import Scorer, actor_critic_scorer, make_scorer
 from jaxrl_llm.training.annotate import Annotator, in_parts, make_annotate, scoring_passes, statistics_pass
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.method_state import (
+    after_step,
     coefficients,
     initial_method_state,
     make_estimate,
     moving_reference,
-    observe,
     reference_params,
 )
 from jaxrl_llm.training.needs import MISMATCHED, texts_of
@@ -75,12 +75,13 @@ def make_preference_step(run: Run, reference=None) -> Callable:
     def step(state: TrainState, cursor: Cursor, number: int):
         pairs, numbers, cursor = run.draw(cursor, settings.batch)
         rollouts = rows_of(state, pairs, numbers, number)
+        before = jax.device_get(state.method_state["estimator"])
         rollouts, method_state = estimate(rollouts, state.method_state, jax.random.fold_in(state.key, number))
         rollouts = jax.device_get(rollouts)
         batch = _pack(run, rollouts, method_state, number)
         state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        method_state = observe(method, state.method_state, metrics)
+        method_state = after_step(method, before, state.method_state, metrics)
         if follow is not None:
             method_state |= {"reference": follow(state.params, method_state["reference"])[1]}
         return state.replace(method_state=method_state), cursor, metrics | pair_counts(pairs, rollouts), []

@@ -15,21 +15,22 @@ from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
 from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.objectives import policy_gap
-from jaxrl_llm.rewards import answer_of, final_answer
+from jaxrl_llm.rewards import RewardFailure, answer_of, final_answer
 from jaxrl_llm.rollouts import Collection, informative_groups, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
 from jaxrl_llm.training import annotate, build
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.method_state import (
+    after_step,
     coefficients,
     initial_method_state,
     make_estimate,
     moving_reference,
-    observe,
     reference_params,
 )
 from jaxrl_llm.training.run import Run
+from jaxrl_llm.training.scores import timeouts
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.update import make_update
 from jaxrl_llm.training.wrapping import wrapped_optimizer, wrapped_update
@@ -127,16 +128,18 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     update = jax.jit(wrapped_update(pure, rl.optimizer), donate_argnums=0)
 
     def step(state: TrainState, cursor: Cursor, number: int):
-        collect = _collector(run, state, reference, number)
+        failures: list[RewardFailure] = []
+        collect = _collector(run, state, reference, number, failures)
         collection, cursor, metrics = method.strategy(run.draw, collect, cursor, rl.prompts)
         rollouts = annotated(state, with_answers(method, collection, answer), number)
-        metrics |= rollout_metrics(run, rollouts, collection.records)
+        metrics |= rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
         key = jax.random.fold_in(state.key, number)
+        before = jax.device_get(state.method_state["estimator"])
         rollouts, method_state = estimate(rollouts, state.method_state, key)
         rollouts = jax.device_get(rollouts)
         state, update_metrics = _updates(run, update, state.replace(method_state=method_state), rollouts, number)
         metrics = update_metrics | metrics
-        method_state = observe(method, state.method_state, metrics)
+        method_state = after_step(method, before, state.method_state, metrics)
         if follow is not None:
             method_state |= {"reference": follow(policy_params(run, state), method_state["reference"])[1]}
         return state.replace(method_state=method_state), cursor, metrics, collection.records
@@ -144,13 +147,13 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     return step
 
 
-def _collector(run: Run, state: TrainState, reference, number: int) -> Callable[..., Collection]:
+def _collector(run: Run, state: TrainState, reference, number: int, failures: list) -> Callable[..., Collection]:
     """The collector of the policy; with `answers="reference"` it is that of the reference policy."""
-    own = run.collector(policy_params(run, state), number)
+    own = run.collector(policy_params(run, state), number, failures)
 
     def collect(*arguments, answers: str = "sampled") -> Collection:
         if answers == "reference":
-            return run.collector(reference_params(state, reference), number)(*arguments)
+            return run.collector(reference_params(state, reference), number, failures)(*arguments)
         return own(*arguments, answers=answers)
 
     return collect

@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from jaxrl_llm import distributed, methods, rewards, rollouts
 from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices
 from jaxrl_llm.networks import Network, join_params
-from jaxrl_llm.training import build, metrics
+from jaxrl_llm.training import build, metrics, scores
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
+from jaxrl_llm.training.lock import locked
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.reward_functions import build_rewards
 from jaxrl_llm.training.teacher import build_teacher
@@ -29,7 +30,7 @@ from jaxrl_llm.types import Batch
 EVALUATION_SEED_OFFSET = 1_000_003
 _GAP_PROMPTS = 8  # on which the gap of a quantised base is measured
 # Keys that a resumed run may change without becoming another run.
-_CHANGEABLE = ("log.", "checkpoint.", "rewards.workers")
+_CHANGEABLE = ("log.", "checkpoint.", "rewards.workers", "rewards.memory_gb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Run:
       teacher: the network of the teacher, with its parameters; None where no method needs it.
       mesh: of devices; None for one device.
       rewards: functions by name.
+      told: what `scores` said already; it alone changes.
     """
 
     config: ConfigDict
@@ -67,6 +69,7 @@ class Run:
     frozen: Any = None
     teacher: Network | None = None
     mesh: jax.sharding.Mesh | None = None
+    told: set = dataclasses.field(default_factory=set)
 
     def whole(self, params):
         """All parameters of the network: those that train, and the frozen ones, which nobody copies."""
@@ -105,29 +108,34 @@ class Run:
         indices, cursor = next_indices(len(self.source), cursor, count, self.config.seed)
         return [self.source[int(index)] for index in indices], [int(index) for index in indices], cursor
 
-    def scorer(self, names: Sequence[str], step: int) -> Callable[..., np.ndarray]:
-        """`(prompts, completions, columns) -> rewards [N, K]` of these rewards; failures are logged under `step`."""
-        chosen = {name: self.rewards[name] for name in names}
+    def scorer(self, names: Sequence[str], step: int, failures: list | None = None) -> Callable[..., np.ndarray]:
+        """`(prompts, completions, columns) -> rewards [N, K]` of these rewards; failures are logged under `step`.
 
-        def score(prompts, completions, columns) -> np.ndarray:
-            deadline = self.config.rewards.deadline_seconds
-            values, failures = self.pool.score(chosen, prompts, completions, columns, deadline)
-            for failure in failures:
-                metrics.append_jsonl(self.workdir / "reward_failures.jsonl", {"step": step} | failure._asdict())
-            return values
+        Args:
+          names: of the rewards.
+          step: of training.
+          failures: a list that they are added to.
+        """
+        return scores.make_score(
+            self.pool,
+            {name: self.rewards[name] for name in names},
+            self.config.rewards.deadline_seconds,
+            told=self.told,
+            failures=[] if failures is None else failures,
+            log=self.workdir / "reward_failures.jsonl",
+            step=step,
+        )
 
-        return score
-
-    def collector(self, params, step: int) -> Callable[..., rollouts.Collection]:
+    def collector(self, params, step: int, failures: list | None = None) -> Callable[..., rollouts.Collection]:
         """`(examples, prompt_ids, samples, first_uid) -> Collection` under `params`, for training."""
-        score = self.scorer(self.config.rewards.names, step + 1)
+        score = self.scorer(self.config.rewards.names, step + 1, failures)
         sampling = build.training_sampling(self.config, self.tokenizer)
         weights = tuple(self.config.rewards.weights)
         return self._collector(params, score, sampling, self.config.seed, step, weights)
 
-    def evaluation_collector(self, params, step: int) -> Callable[..., rollouts.Collection]:
+    def evaluation_collector(self, params, step: int, failures: list | None = None) -> Callable[..., rollouts.Collection]:
         """The same for held-out prompts: scored by the evaluation's reward alone."""
-        score = self.scorer((self.config.evaluation.reward or self.config.rewards.names[0],), step)
+        score = self.scorer((self.config.evaluation.reward or self.config.rewards.names[0],), step, failures)
         sampling = build.evaluation_sampling(self.config, self.tokenizer)
         return self._collector(params, score, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step)
 
@@ -151,14 +159,15 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
     """Checks the configuration, opens what it names and writes it to `workdir/config.json`.
 
     Raises:
-      ValueError: an impossible configuration, or one that differs from that of the run in `workdir`.
+      ValueError: an impossible configuration, one that differs from that of the run in `workdir`, or another process
+        is at work there.
     """
     check_config(config)
     workdir = pathlib.Path(workdir).absolute()
     _check_same_run(config, workdir)
     tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
     scope = contextlib.nullcontext() if mesh is None else distributed.sharded(mesh)
-    with rewards.RewardPool(config.rewards.workers) as pool, scope:
+    with locked(workdir), build.build_pool(config) as pool, scope:
         # Before anything is loaded or compiled, all that is named is there and all data can be read.
         functions = build_rewards(config, mesh)
         vocab_size = build.base_structure(config, tokenizer).config.vocab_size
@@ -209,7 +218,7 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     # A learning rate that falls until the last step is another one when that step moves.
     changeable = _CHANGEABLE + (("rl.steps",) if config.rl.optimizer.decay == "constant" else ())
     ours = _flat(json.loads(json.dumps(config.to_dict())))
-    theirs = _flat(json.loads(path.read_text())) if path.exists() else ours
+    theirs = _flat(metrics.read_json(path)) if path.exists() else ours
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name) and not name.startswith(changeable):
             raise ValueError(

@@ -160,6 +160,10 @@ def rewards() -> dict:
         "weights": (),
         "workers": 1,
         "deadline_seconds": 30.0,
+        # Of a row that took too long alone: answers that hang a verifier are wrong. None for missing.
+        "timeout_value": 0.0,
+        # Address space of a worker, in 1e9 bytes; 0 for no limit.
+        "memory_gb": 0.0,
     }
 
 

@@ -11,7 +11,7 @@ from jaxrl_llm.data import Cursor, Tokenizer, encode_example, next_indices, pack
 from jaxrl_llm.training import build
 from jaxrl_llm.training.annotate import Annotator, make_annotate, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
-from jaxrl_llm.training.method_state import coefficients, initial_method_state, make_estimate, observe
+from jaxrl_llm.training.method_state import after_step, coefficients, initial_method_state, make_estimate
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.update import make_update
@@ -48,12 +48,13 @@ def make_supervised_step(run: Run) -> Callable:
         indices, cursor = next_indices(size, cursor, settings.batch, run.config.seed)
         examples = [run.source[int(index)] for index in indices]
         rollouts = annotate(state, demonstrations(run.tokenizer, examples, settings.row_tokens), number)
+        before = jax.device_get(state.method_state["estimator"])
         rollouts, method_state = estimate(rollouts, state.method_state, state.key)
         scalars, multiple = coefficients(method, method_state, number), run.row_multiple(settings.micro_batches)
         batch = pack(jax.device_get(rollouts), settings.row_tokens, multiple=multiple, step=number, coefficients=scalars)
         state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        state = state.replace(method_state=observe(method, state.method_state, metrics))
+        state = state.replace(method_state=after_step(method, before, state.method_state, metrics))
         return state, cursor, metrics | {"tokens": float(np.sum(rollouts.length))}, []
 
     return step

@@ -54,6 +54,7 @@ def kill_at(moment: str, call: int, delay: float) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     workdir, *moment = sys.argv[1:]
     if moment:
         kill_at(moment[0], int(moment[1]), float(moment[2]))

@@ -222,3 +222,23 @@ def test_init_of_a_seed_is_repeatable():
     tokenizer = build.build_tokenizer(config)
     one, other = (build.build_network(config, tokenizer).params for _ in range(2))
     chex.assert_trees_all_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("memory_gb", -1.0, "memory_gb is -1.0; give 0"),
+        ("timeout_value", 1e7, r"timeout_value is 10000000.0; rewards lie within"),
+    ],
+)
+def test_settings_of_rewards(name, value, message):
+    config = default_config()
+    config.rewards[name] = value
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+def test_numbers_that_may_be_none():
+    chosen = ["--config.rewards.timeout_value=None", "--config.rl.top_k=5"]
+    config = cli.load_config(str(cli.CONFIGS / "quickstart.py"), chosen)
+    assert config.rewards.timeout_value is None and config.rl.top_k == 5

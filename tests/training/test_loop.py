@@ -1,6 +1,7 @@
 """Whole runs: every method for two steps, both phases, meshes, seeds, files."""
 
 import json
+import signal
 
 import jax
 import numpy as np
@@ -168,14 +169,26 @@ def test_evaluation_happens_when_it_is_due(tmp_path):
 
 def test_the_best_checkpoint_by_a_metric_is_kept(tmp_path, monkeypatch):
     """The metric need not be measured at every checkpoint, and the last checkpoint of a run has it like any other."""
-    accuracy = {0: 0.0, 2: 0.9, 4: 0.1}
+    accuracy, saved, save, log = {0: 0.0, 2: 0.9, 4: 0.1}, {}, checkpoint.save, loop._log
+    monkeypatch.setattr(checkpoint, "save", lambda *given: saved.update({given[1]: given[4]}) or save(*given))
     monkeypatch.setattr(phases, "evaluate_samples", lambda run, params, step: {"evaluation/accuracy": accuracy[step]})
     config = tiny_config("dr_grpo")
     config.evaluation.every = 2
     config.checkpoint.update(every=1, keep=1, best_metric="evaluation/accuracy")
     finish(config, tmp_path)
     config.rl.steps = 4
+
+    def log_and_stop(run, files, progress, *rest):
+        log(run, files, progress, *rest)
+        if progress.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "_log", log_and_stop)
+    with pytest.raises(loop.Stopped, match="by SIGTERM after step 3"):
+        finish(config, tmp_path)
     finish(config, tmp_path)
+    # What was not measured at the very step of a checkpoint is not saved with it.
+    assert saved == {step: {"evaluation/accuracy": accuracy[step]} if step in accuracy else {} for step in range(5)}
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
     assert kept == {2, 4}
 

@@ -6,11 +6,15 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from training import crash_runner
+
+from jaxrl_llm.training import loop
 
 HERE = pathlib.Path(__file__).parent
 # The moment of each kill: what has begun, for which time in its process, and seconds after it began.
@@ -86,15 +90,19 @@ def test_learning_happened(uninterrupted):
     assert min(moved) > 0
 
 
-def test_sigterm_saves_and_resumes_exactly(tmp_path, cache, uninterrupted):
-    process = start(tmp_path, cache)
+def test_signals_save_and_resume_exactly(tmp_path, cache, uninterrupted):
     metrics = tmp_path / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        pass
-    process.send_signal(signal.SIGTERM)
-    _, output = finish(process)
-    assert "stopped by SIGTERM" in output
-    assert metrics.read_text().count("\n") < 12
+    for number, lines in ((signal.SIGINT, 3), (signal.SIGTERM, 6)):
+        process = start(tmp_path, cache)
+        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= lines):
+            time.sleep(0.01)
+        if number == signal.SIGTERM:  # meanwhile the workdir is that of the process
+            with pytest.raises(ValueError, match=f"process {process.pid} on host .* is training in"):
+                loop.train(crash_runner.tiny_config(), tmp_path)
+        process.send_signal(number)
+        _, output = finish(process)
+        assert f"stopped by {number.name} after step" in output and "the same command resumes the run" in output
+        assert metrics.read_text().count("\n") < 12
     code, output = finish(start(tmp_path, cache))
     assert code == 0, output
     assert_same_run(tmp_path, uninterrupted)
