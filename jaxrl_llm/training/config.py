@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import operator
+import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrl_llm import methods
+from jaxrl_llm import methods, reading
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
 from jaxrl_llm.training.needs import refuse_missing
@@ -64,6 +66,40 @@ def default_config() -> ConfigDict:
 def free_section(config: ConfigDict, path: str) -> ConfigDict:
     """The section at a dotted path, such as "method.options"."""
     return functools.reduce(operator.getitem, path.split("."), config)
+
+
+def read_config(path: str | pathlib.Path) -> ConfigDict:
+    """The configuration in the `config.json` of a run; keys that are newer than the run have their defaults.
+
+    Raises:
+      ValueError: the file is damaged, or a key is unknown or of another type; the message names file and key.
+    """
+    config = default_config()
+    _update(config, reading.read_object(path), f"{path}: ", "")
+    return config
+
+
+def _update(config: ConfigDict, stored: dict[str, Any], before: str, section: str) -> None:
+    for name, value in stored.items():
+        path = f"{section}{name}"
+        if section.removesuffix(".") in FREE_SECTIONS:
+            config[name] = value
+        elif name not in config:
+            raise ValueError(f"{before}{path} is unknown; the file is damaged, or of another version")
+        elif isinstance(config[name], ConfigDict):
+            _update(config[name], reading.mapping()(value, before + path), before, f"{path}.")
+        elif value is not None:
+            config[name] = _AS_STORED.get(config.get_type(name), reading.anything)(value, before + path)
+
+
+# Type of a default -> what may stand for it in JSON.
+_AS_STORED = {
+    bool: reading.flag,
+    int: reading.whole(-(2**53)),
+    float: reading.real(),
+    str: reading.text,
+    tuple: reading.listed(reading.anything),
+}
 
 
 def check_config(config: ConfigDict) -> None:
