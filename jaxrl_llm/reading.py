@@ -23,7 +23,7 @@ Check = Callable[[Any, str], Any]
 MOST_BYTES = 2**28  # of a file that is read into memory
 MOST_NESTED = 200  # brackets within brackets
 LARGEST = 3e38  # that float32 holds
-_SHOWN = 80  # characters of a value in a message
+_SHOWN, _LONGEST = 80, 800  # characters of a value in a message, and of a message
 _HALVES = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -70,7 +70,7 @@ def parse_object(text: str, place: str, mend: str = "write or download it again"
     except ValueError as error:
         raise ValueError(f"{place}: not valid JSON ({str(error).partition(';')[0]}); {mend}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{place}: holds a {type(value).__name__}, {_shown(value)}; it must hold a JSON object; {mend}")
+        raise ValueError(f"{place}: holds a {type(value).__name__}, {shown(value)}; it must hold a JSON object; {mend}")
     return value
 
 
@@ -101,10 +101,11 @@ def _check_depth(value: Any) -> None:
 
 def wrong(value: Any, place: str, wanted: str) -> ValueError:
     """The error of a value that is not what is wanted."""
-    return ValueError(f"{place} is {_shown(value)}; it must be {wanted}")
+    return ValueError(f"{place} is {shown(value)}; it must be {wanted}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
@@ -252,10 +253,9 @@ def _check_of(hint: Any) -> Check:
 
 @contextlib.contextmanager
 def about(place: str) -> Iterator[None]:
-    """Lets every ValueError within begin with `place`."""
+    """Lets every ValueError within begin with `place`, and be of a length that one reads."""
     try:
         yield
     except ValueError as error:
-        if str(error).startswith(place):
-            raise
-        raise ValueError(f"{place}: {error}") from error
+        message = str(error) if str(error).startswith(place) else f"{place}: {error}"
+        raise ValueError(message if len(message) < _LONGEST else f"{message[:_LONGEST]}...") from error

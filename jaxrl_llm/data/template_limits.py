@@ -9,7 +9,6 @@ the same messages is refused everywhere or nowhere.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import functools
 import inspect
@@ -26,11 +25,11 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
 
-MOST_SOURCE = 200_000  # characters of a template; the longest in use have some 30,000
+MOST_SOURCE = 100_000  # characters of a template; the longest in use have some 30,000
 MOST_BITS = 4_000  # of an integer
 # What a template may use. For long dialogues there is more: steps for each value of messages and variables, bytes and size
 # for each character.
-STEPS, BYTES, SIZE = 1_000_000, 100_000_000, 1_000_000
+STEPS, BYTES, SIZE = 500_000, 100_000_000, 1_000_000
 STEPS_EACH, BYTES_EACH, SIZE_EACH = 3_000, 200, 16
 _STEPS_A_CALL = 10
 _NODES_A_STEP = 2
@@ -130,14 +129,20 @@ class Budget:
 _BUDGET: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget")
 
 
-@contextlib.contextmanager
-def limited(context: Mapping[str, Any]) -> Iterator[None]:
-    """Gives a template, rendered within, its budget for these messages and variables."""
-    token = _BUDGET.set(Budget(context))
+def render(template: jinja2.Template, context: Mapping[str, Any]) -> str:
+    """Text of a template of a `LimitedEnvironment`.
+
+    Raises:
+      jinja2.TemplateError: it goes beyond a limit. Templates, being foreign code, may raise everything else, too.
+    """
+    budget = Budget(context)
+    token = _BUDGET.set(budget)
     try:
-        yield
+        text = "".join(template.root_render_func(template.new_context(dict(context))))
     finally:
         _BUDGET.reset(token)
+    budget.foresee(len(text))
+    return text
 
 
 class _Counting(jinja2.compiler.CodeGenerator):
@@ -202,7 +207,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 class LimitedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Compiles templates that are rendered within `limited`."""
+    """Compiles templates for `render`."""
 
     code_generator_class = _Counting
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
@@ -244,15 +249,14 @@ class LimitedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(self, context, obj, /, *args: Any, **kwargs: Any) -> Any:
         budget = _BUDGET.get()
         method = inspect.unwrap(obj) if isinstance(obj, types.FunctionType) else obj
-        text = getattr(method, "__self__", None)
-        if isinstance(text, str):
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, str):
             if method.__name__ == "join":
                 args = ([*args[0]], *args[1:])
             size = _METHOD_SIZES.get(method.__name__, lambda *_: 0)
-            budget.foresee(size(text, *args, *kwargs.values()))
-            budget.touch(text)
+            budget.foresee(size(owner, *args, *kwargs.values()))
         budget.spend(_STEPS_A_CALL)
-        for value in (*args, *kwargs.values()):
+        for value in (owner, *args, *kwargs.values()):
             budget.touch(value)
         return super().call(context, obj, *args, **kwargs)
 

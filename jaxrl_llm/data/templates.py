@@ -14,7 +14,8 @@ from typing import Any
 import jinja2
 import jinja2.ext
 
-from jaxrl_llm.data.template_limits import MOST_SOURCE, LimitedEnvironment, limited
+from jaxrl_llm.data import template_limits
+from jaxrl_llm.data.template_limits import MOST_SOURCE, LimitedEnvironment
 
 Span = tuple[int, int]
 
@@ -35,9 +36,7 @@ def render(source: str, context: Mapping[str, Any]) -> str:
 def _rendered(source: str, marked: bool, context: Mapping[str, Any]) -> str:
     if len(source) > MOST_SOURCE:
         raise jinja2.TemplateError(f"it has {len(source)} characters; the most are {MOST_SOURCE}")
-    with limited(context):
-        template = _compiled(source, marked)
-        return "".join(template.root_render_func(template.new_context(dict(context))))
+    return template_limits.render(_compiled(source, marked), context)
 
 
 def render_marked(source: str, context: Mapping[str, Any]) -> tuple[str, list[Span] | None]:

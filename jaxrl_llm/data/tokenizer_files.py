@@ -69,8 +69,9 @@ def sentencepiece_fields(file: pathlib.Path) -> dict[str, Any]:
     """Fields of the `Tokenizer` that a SentencePiece model and the configuration files beside it describe."""
     import sentencepiece
 
+    processor = sentencepiece.SentencePieceProcessor()
     with _loading(file, "a SentencePiece model"):
-        processor = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+        processor.LoadFromSerializedProto(file.read_bytes())
     vocabulary = {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
     ids = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "pad_token": processor.pad_id()}
     own = {name: processor.id_to_piece(i) for name, i in ids.items() if i >= 0}
@@ -129,12 +130,12 @@ def _special_fields(
     for name in ("bos_token", "eos_token"):
         if name in named and named[name] not in vocabulary:
             mend = "correct it in tokenizer_config.json"
-            raise ValueError(f"{directory}: {name} {named[name]!r} is not in the vocabulary; {mend}")
+            raise ValueError(f"{directory}: {name} {reading.shown(named[name])} is not in the vocabulary; {mend}")
     stops = list(generation.get("eos_token_id", network.get("eos_token_id", ())))
     # The network may have more tokens than the tokenizer.
     known = max(vocab_size, network.get("vocab_size", 0))
     if any(stop >= known for stop in stops):
-        raise ValueError(f"{directory}: eos_token_id {stops} is outside of the {known} tokens; correct generation_config.json")
+        raise ValueError(f"{directory}: eos_token_id {reading.shown(stops)} is outside of the {known} tokens; correct generation_config.json")
     eos_id = vocabulary.get(named.get("eos_token"), stops[0] if stops else None)
     templates = _chat_templates(directory, config)
     pad_id = vocabulary.get(named.get("pad_token"), 0 if eos_id is None else eos_id)
@@ -187,7 +188,9 @@ def _check_processor(value, place: str) -> dict[str, Any]:
 
 def _without_trimming(content: dict[str, Any], before: str) -> bool:
     """Makes the post-processor of a tokenizer leave spaces in the places of tokens; whether there was need to."""
-    reading.fields(content, {"post_processor": _check_processor}, before)
+    parts = dict.fromkeys(("model", "normalizer", "pre_tokenizer", "decoder"), reading.mapping())
+    parts |= {"post_processor": _check_processor, "added_tokens": reading.listed(reading.mapping())}
+    reading.fields(content, parts, before)  # Its library takes lists for objects.
     processor = content.get("post_processor") or {}
     trimming = [part for part in (processor, *(processor.get("processors") or ())) if part.get("trim_offsets")]
     for part in trimming:

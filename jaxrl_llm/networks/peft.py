@@ -42,9 +42,10 @@ _CHECKS = {"peft_type": reading.text, "r": _RANK, "lora_alpha": _ALPHA, "alpha_p
 _CHECKS |= {"use_rslora": reading.flag, "use_dora": reading.flag, "inference_mode": reading.flag, "task_type": reading.text}
 _CHECKS |= {"init_lora_weights": reading.either("true, false or a name", reading.flag, reading.text)}
 _CHECKS |= {"rank_pattern": reading.mapping(_RANK), "lora_dropout": reading.real(0.0, 1.0), "revision": reading.text}
+_CHECKS |= {"bias": reading.text, "fan_in_fan_out": reading.flag, "modules_to_save": reading.listed(reading.text)}
 _CHECKS |= {"target_modules": _NAMES, "exclude_modules": _NAMES, "layers_pattern": _NAMES}
 _CHECKS |= {"layers_to_transform": reading.one_or_more(reading.whole()), "base_model_name_or_path": reading.text}
-_ABSENT = ("none", [], {})  # what says that an option is not used
+_UNUSED = ("none", (), [], {})  # what says that an option is not used
 _MOST_REPEATS = 2  # in a pattern: the time that a match may take grows with their number
 
 
@@ -225,7 +226,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
     if start not in _PLAIN_STARTS:
         raise ValueError(f"init_lora_weights={start!r} changes the base; convert the adapter to a plain one with PEFT")
     for name, value in settings.items():
-        if name not in _IGNORED | _READ and value is not False and value not in _ABSENT:
+        if name not in _IGNORED | _READ and value is not False and value not in _UNUSED:
             raise ValueError(f"{name}={value!r} is not supported; train the adapter without it, or merge it with PEFT")
     for pattern in settings.get("alpha_pattern", {}):
         try:

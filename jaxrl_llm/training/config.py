@@ -74,22 +74,29 @@ def read_config(path: str | pathlib.Path) -> ConfigDict:
     Raises:
       ValueError: the file is damaged, or a key is unknown or of another type; the message names file and key.
     """
+    checked = _checked(_defaults(), reading.read_object(path), f"{path}: ", "")
     config = default_config()
-    _update(config, reading.read_object(path), f"{path}: ", "")
+    config.update(checked)
     return config
 
 
-def _update(config: ConfigDict, stored: dict[str, Any], before: str, section: str) -> None:
+_defaults = functools.cache(default_config)
+
+
+def _checked(config: ConfigDict, stored: dict[str, Any], before: str, section: str) -> dict[str, Any]:
+    """What `stored` has for a section of `config`, each value of the type that it has there."""
+    if section.removesuffix(".") in FREE_SECTIONS:
+        return stored
+    found = {}
     for name, value in stored.items():
         path = f"{section}{name}"
-        if section.removesuffix(".") in FREE_SECTIONS:
-            config[name] = value
-        elif name not in config:
-            raise ValueError(f"{before}{path} is unknown; the file is damaged, or of another version")
-        elif isinstance(config[name], ConfigDict):
-            _update(config[name], reading.mapping()(value, before + path), before, f"{path}.")
+        if name not in config:
+            raise ValueError(f"{before}{path[:80]} is unknown; the file is damaged, or of another version")
+        if isinstance(config[name], ConfigDict):
+            found[name] = _checked(config[name], reading.mapping()(value, before + path), before, f"{path}.")
         elif value is not None:
-            config[name] = _AS_STORED.get(config.get_type(name), reading.anything)(value, before + path)
+            found[name] = _AS_STORED.get(config.get_type(name), reading.anything)(value, before + path)
+    return found
 
 
 # Type of a default -> what may stand for it in JSON.
