@@ -13,6 +13,7 @@ from jaxrl_llm.data.tokenizers import Tokenizer
 
 Message = Mapping[str, Any]
 
+_MOST_REASON = 300  # characters of what a template says of itself
 # Names under which data sets give what an assistant thought; templates read the first, some the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -50,9 +51,12 @@ def render_with(
     context |= {"messages": [_plain(message) for message in messages], "add_generation_prompt": add_generation_prompt}
     try:
         return render(source, context)
-    except (jinja2.TemplateError, TypeError) as error:
+    except Exception as error:  # A template is foreign code.
         roles = [message["role"] for message in messages]
-        raise ValueError(f"the chat template refused messages with the roles {roles}: {error}") from error
+        why = " ".join(str(error).split())[:_MOST_REASON] or type(error).__name__
+        if not isinstance(error, (jinja2.TemplateError, TypeError)):
+            why = f"{type(error).__name__}: {why}"
+        raise ValueError(f"the chat template refused messages with the roles {roles}: {why}") from error
 
 
 def template_for(tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None) -> str:

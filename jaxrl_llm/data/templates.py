@@ -6,23 +6,37 @@ import datetime
 import functools
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 import jinja2.ext
-import jinja2.sandbox
+
+from jaxrl_llm.data import template_limits
+from jaxrl_llm.data.template_limits import MOST_SOURCE, LimitedEnvironment
 
 Span = tuple[int, int]
 
 # Noncharacters of Unicode, which no text in use holds; `render_marked` proves that they changed nothing.
+_MOST_INDENT = 16  # characters for each value in JSON
 _BEGIN, _END = "\ufdd0generation\ufdd1", "\ufdd1generation\ufdd0"
 
 
 def render(source: str, context: Mapping[str, Any]) -> str:
-    """Text of the template `source` under the variables of `context`."""
-    return _compiled(source, False).render(context)
+    """Text of the template `source` under the variables of `context`.
+
+    A template is foreign code: it may raise anything, and jinja2.TemplateError where it goes beyond the limits of
+    `template_limits`.
+    """
+    return _rendered(source, False, context)
+
+
+def _rendered(source: str, marked: bool, context: Mapping[str, Any]) -> str:
+    if len(source) > MOST_SOURCE:
+        raise jinja2.TemplateError(f"it has {len(source)} characters; the most are {MOST_SOURCE}")
+    return template_limits.render(_compiled(source, marked), context)
 
 
 def render_marked(source: str, context: Mapping[str, Any]) -> tuple[str, list[Span] | None]:
@@ -36,7 +50,7 @@ def render_marked(source: str, context: Mapping[str, Any]) -> tuple[str, list[Sp
     text = render(source, context)
     if not _has_generation(source):
         return text, None
-    pieces = re.split(f"({_BEGIN}|{_END})", _compiled(source, True).render(context))
+    pieces = re.split(f"({_BEGIN}|{_END})", _rendered(source, True, context))
     spans, place = [], 0
     for piece, mark in zip(pieces[::2], [*pieces[1::2], None], strict=True):
         place += len(piece)
@@ -71,12 +85,14 @@ def _has_generation(source: str) -> bool:
 @functools.lru_cache(maxsize=32)
 def _compiled(source: str, marked: bool) -> jinja2.Template:
     generation = _MarkedGeneration if marked else _Generation
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[generation, jinja2.ext.loopcontrols]
+    environment = LimitedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[generation, jinja2.ext.loopcontrols],
+        filters={"tojson": (_to_json, _size_of_json)},
     )
-    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
+    environment.globals["strftime_now"] = _strftime_now
     return environment.from_string(source)
 
 
@@ -105,6 +121,18 @@ class _MarkedGeneration(_Generation):
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
     # jinja's own filter escapes HTML, which models were never shown.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _size_of_json(given: dict[str, Any]) -> float:
+    indent, separators = given.get("indent") or 0, given.get("separators") or ()
+    width = max(indent if isinstance(indent, int) else len(indent), *map(len, separators), 0)
+    return math.inf if width > _MOST_INDENT else 1
+
+
+def _strftime_now(pattern: str) -> str:
+    if len(pattern) > 100 or re.search(r"\d", pattern):  # Some systems take widths in a pattern.
+        raise jinja2.TemplateError(f"strftime_now is given {pattern[:100]!r}; give a short pattern without numbers")
+    return datetime.datetime.now().strftime(pattern)
 
 
 def _raise_exception(message: str) -> None:

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from jaxrl_llm import reading
+
 Span = tuple[int, int]
+
+MOST_TOKENS = 10**8
+_MOST_UNUSED = 10**6  # ids below the largest one that no token has
+_TOKEN_ID = reading.whole(0, MOST_TOKENS)
+
+
+def _written(value, place: str) -> str:
+    """A special token, as its text or as an object that has the text."""
+    if isinstance(value, dict):
+        value = reading.fields(value, {"content": reading.text}, f"{place}.").get("content")
+    return reading.text(value, place)
+
+
+_WRITTEN_TOKENS = reading.either("an object of tokens", reading.mapping(_written), reading.listed(reading.anything))
+_SPECIAL_CHECKS = dict.fromkeys((f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")), _written)
+_SPECIAL_CHECKS |= dict.fromkeys(("extra_special_tokens", "model_specific_special_tokens"), _WRITTEN_TOKENS)
+_STOP_CHECKS = {"eos_token_id": reading.one_or_more(_TOKEN_ID), "vocab_size": reading.whole(1, MOST_TOKENS)}
 
 
 def huggingface_fields(file: pathlib.Path) -> dict[str, Any]:
     """Fields of the `Tokenizer` that `tokenizer.json` and the configuration files beside it describe."""
     import tokenizers
 
-    content = read_json(file)
+    text = reading.read_text(file)
+    content = reading.parse_object(text, str(file))
     # Trimmed, the place of " the" in a text would lack the space that belongs to the token.
-    untrimmed = _without_trimming(content)
-    inner = tokenizers.Tokenizer.from_str(json.dumps(content)) if untrimmed else tokenizers.Tokenizer.from_file(str(file))
+    untrimmed = _without_trimming(content, f"{file}: ")
+    with _loading(file, "a tokenizer that the library `tokenizers` reads"):
+        inner = tokenizers.Tokenizer.from_str(json.dumps(content) if untrimmed else text)
     # Files often keep the truncation and padding of the last training script; either would corrupt ids silently.
     inner.no_truncation()
     inner.no_padding()
@@ -28,7 +50,9 @@ def huggingface_fields(file: pathlib.Path) -> dict[str, Any]:
     fallback = "ByteFallback" in json.dumps(content.get("decoder"))
     special = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
     open_tokens = special | {f"<0x{byte:02X}>" for byte in range(256)}
-    vocab_size = max(vocabulary.values()) + 1
+    vocab_size = max(vocabulary.values(), default=-1) + 1
+    if not 0 < vocab_size <= min(MOST_TOKENS, len(vocabulary) + _MOST_UNUSED):
+        raise ValueError(f"{file}: {len(vocabulary)} tokens have ids up to {vocab_size - 1}; download or export it again")
     unused = set(range(vocab_size)) - set(vocabulary.values())
     open_ids = unused | {i for token, i in vocabulary.items() if token in open_tokens} if fallback else ()
     return {
@@ -37,7 +61,7 @@ def huggingface_fields(file: pathlib.Path) -> dict[str, Any]:
         "decode_ids": functools.partial(_decode_huggingface, inner),
         "vocab_size": vocab_size,
         "open_ids": frozenset(open_ids),
-        **_special_fields(file.parent, vocabulary, {}),
+        **_special_fields(file.parent, vocabulary, vocab_size, {}),
     }
 
 
@@ -45,7 +69,9 @@ def sentencepiece_fields(file: pathlib.Path) -> dict[str, Any]:
     """Fields of the `Tokenizer` that a SentencePiece model and the configuration files beside it describe."""
     import sentencepiece
 
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    processor = sentencepiece.SentencePieceProcessor()
+    with _loading(file, "a SentencePiece model"):
+        processor.LoadFromSerializedProto(file.read_bytes())
     vocabulary = {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
     ids = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "pad_token": processor.pad_id()}
     own = {name: processor.id_to_piece(i) for name, i in ids.items() if i >= 0}
@@ -57,7 +83,7 @@ def sentencepiece_fields(file: pathlib.Path) -> dict[str, Any]:
         "decode_ids": functools.partial(_decode_sentencepiece, processor),
         "vocab_size": processor.vocab_size(),
         "open_ids": frozenset(i for i in vocabulary.values() if processor.is_byte(i) or processor.is_control(i)),
-        **_special_fields(file.parent, vocabulary, own),
+        **_special_fields(file.parent, vocabulary, processor.vocab_size(), own),
     }
 
 
@@ -75,34 +101,43 @@ def encode_between(
     return ids, spans
 
 
-def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """The object in `file`; {} if there is no such file.
-
-    Raises:
-      ValueError: the file is not a JSON object.
-    """
-    if not file.is_file():
-        return {}
+@contextlib.contextmanager
+def _loading(file: pathlib.Path, wanted: str) -> Iterator[None]:
+    """Makes whatever a library raises at a file that it cannot read a ValueError that names it."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); download or export it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds a {type(value).__name__}; it must hold a JSON object")
-    return value
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # Among them the panics of Rust, which are no `Exception`.
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file} is not {wanted} ({why}); download or export it again") from error
 
 
-def _special_fields(directory: pathlib.Path, vocabulary: dict[str, int], own: dict[str, str]) -> dict[str, Any]:
+def _fields_of(file: pathlib.Path, checks: dict[str, reading.Check]) -> dict[str, Any]:
+    """What the object in `file` has and is not null; {} if there is no such file."""
+    return reading.fields(reading.read_object(file), checks, f"{file}: ") if file.is_file() else {}
+
+
+def _special_fields(
+    directory: pathlib.Path, vocabulary: dict[str, int], vocab_size: int, own: dict[str, str]
+) -> dict[str, Any]:
     """Special tokens, stop ids and chat template; `own` are the specials that the model file itself declares."""
-    config = read_json(directory / "tokenizer_config.json")
-    generation = read_json(directory / "generation_config.json")
-    named = own | _token_texts(read_json(directory / "special_tokens_map.json")) | _token_texts(config)
+    config = _fields_of(directory / "tokenizer_config.json", _SPECIAL_CHECKS | {"chat_template": _check_templates})
+    generation = _fields_of(directory / "generation_config.json", _STOP_CHECKS)
+    network = _fields_of(directory / "config.json", _STOP_CHECKS)
+    special = _fields_of(directory / "special_tokens_map.json", _SPECIAL_CHECKS)
+    named = own | _token_texts(special) | _token_texts(config)
     for name in ("bos_token", "eos_token"):
         if name in named and named[name] not in vocabulary:
             mend = "correct it in tokenizer_config.json"
-            raise ValueError(f"{directory}: {name} {named[name]!r} is not in the vocabulary; {mend}")
-    stops = generation.get("eos_token_id", read_json(directory / "config.json").get("eos_token_id"))
-    stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+            raise ValueError(f"{directory}: {name} {reading.shown(named[name])} is not in the vocabulary; {mend}")
+    stops = list(generation.get("eos_token_id", network.get("eos_token_id", ())))
+    # The network may have more tokens than the tokenizer.
+    known = max(vocab_size, network.get("vocab_size", 0))
+    if any(stop >= known for stop in stops):
+        raise ValueError(
+            f"{directory}: eos_token_id {reading.shown(stops)} is outside of the {known} tokens; correct generation_config.json"
+        )
     eos_id = vocabulary.get(named.get("eos_token"), stops[0] if stops else None)
     templates = _chat_templates(directory, config)
     pad_id = vocabulary.get(named.get("pad_token"), 0 if eos_id is None else eos_id)
@@ -120,10 +155,10 @@ def _special_fields(directory: pathlib.Path, vocabulary: dict[str, int], own: di
 
 def _token_texts(config: dict[str, Any]) -> dict[str, str]:
     """Named special tokens of a configuration: bos_token and its like, and names of the model's own."""
-    extra = config.get("extra_special_tokens")
     named = {name: value for name, value in config.items() if name.endswith("_token")}
-    named |= extra if isinstance(extra, dict) else {}
-    named |= config.get("model_specific_special_tokens") or {}
+    for section in ("extra_special_tokens", "model_specific_special_tokens"):
+        own = config.get(section)
+        named |= own if isinstance(own, dict) else {}
     texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
@@ -132,17 +167,34 @@ def _chat_templates(directory: pathlib.Path, config: dict[str, Any]) -> dict[str
     """Templates by name, the plain one as "default"; files of their own replace what the configuration has."""
     files = {"default": directory / "chat_template.jinja"}
     files |= {file.stem: file for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
-    found = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
-    template = config.get("chat_template")
-    if found or template is None:
-        return found
-    return {entry["name"]: entry["template"] for entry in template} if isinstance(template, list) else {"default": template}
+    found = {name: reading.read_text(file) for name, file in files.items() if file.is_file()}
+    return found or config.get("chat_template", {})
 
 
-def _without_trimming(content: dict[str, Any]) -> bool:
+def _check_templates(value, place: str) -> dict[str, str]:
+    """Templates by name, from one text or a list of objects with name and template."""
+    if isinstance(value, str):
+        return {"default": value}
+    checks, found = {"name": reading.text, "template": reading.text}, {}
+    for index, entry in enumerate(reading.listed(reading.mapping())(value, place)):
+        entry = reading.fields(entry, checks, f"{place}[{index}].")
+        if not entry.keys() >= checks.keys():
+            raise reading.wrong(entry, f"{place}[{index}]", "an object with 'name' and 'template'")
+        found[entry["name"]] = entry["template"]
+    return found
+
+
+def _check_processor(value, place: str) -> dict[str, Any]:
+    return reading.fields(reading.mapping()(value, place), {"processors": reading.listed(reading.mapping())}, f"{place}.")
+
+
+def _without_trimming(content: dict[str, Any], before: str) -> bool:
     """Makes the post-processor of a tokenizer leave spaces in the places of tokens; whether there was need to."""
+    parts = dict.fromkeys(("model", "normalizer", "pre_tokenizer", "decoder"), reading.mapping())
+    parts |= {"post_processor": _check_processor, "added_tokens": reading.listed(reading.mapping())}
+    reading.fields(content, parts, before)  # Its library takes lists for objects.
     processor = content.get("post_processor") or {}
-    trimming = [part for part in (processor, *processor.get("processors", ())) if part.get("trim_offsets")]
+    trimming = [part for part in (processor, *(processor.get("processors") or ())) if part.get("trim_offsets")]
     for part in trimming:
         part["trim_offsets"] = False
     return bool(trimming)

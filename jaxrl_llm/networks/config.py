@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.networks import config_checks
+
 ATTENTION = ("auto", "reference", "xla", "splash")
 ACTIVATIONS = ("silu", "gelu_tanh")
 QK_NORMS = ("none", "head", "width")
-LAYER_TYPES = ("full", "sliding")
 ROUTER_SCORES = ("softmax", "sigmoid")
 VALUE_KINDS = ("plain", "bins", "quantiles")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -24,11 +23,6 @@ REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
-}
-ROPE_OPTIONS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("attention_factor", "beta_fast", "beta_slow", "factor", "original_max_position_embeddings"),
 }
 
 
@@ -65,10 +59,18 @@ class ExpertsConfig:
     scale: float = 1.0
 
     def __post_init__(self):
-        _check_choice("experts.score", self.score, ROUTER_SCORES)
+        config_checks.check_choice("experts.score", self.score, ROUTER_SCORES)
         for name in ("count", "per_token", "width", "groups", "top_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"experts.{name}={getattr(self, name)} must be at least 1")
+        for name, most in (
+            ("count", config_checks.MOST_EXPERTS),
+            ("width", config_checks.LIMITS["hidden_size"]),
+            ("shared_width", config_checks.LIMITS["hidden_size"]),
+        ):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"experts.{name}={getattr(self, name)} must be from 0 to {most}")
+        config_checks.POSITIVE(self.scale, "experts.scale")
         if self.count % self.groups or self.top_groups > self.groups:
             raise ValueError(
                 f"experts.groups={self.groups} must divide experts.count={self.count} and be at least "
@@ -97,8 +99,8 @@ class AdapterConfig:
     kind: str = "lora"
 
     def __post_init__(self):
-        _check_choice("adapter.kind", self.kind, ADAPTERS)
-        _check_pattern("adapter.pattern", self.pattern)
+        config_checks.check_choice("adapter.kind", self.kind, ADAPTERS)
+        config_checks.check_pattern("adapter.pattern", self.pattern)
         if self.rank < 1:
             raise ValueError(f"adapter.rank={self.rank} must be at least 1")
         if not 0 < self.alpha < float("inf"):
@@ -123,8 +125,8 @@ class QuantizationConfig:
     pattern: str = ""
 
     def __post_init__(self):
-        _check_choice("quantization.kind", self.kind, QUANTIZATIONS)
-        _check_pattern("quantization.pattern", self.pattern)
+        config_checks.check_choice("quantization.kind", self.kind, QUANTIZATIONS)
+        config_checks.check_pattern("quantization.pattern", self.pattern)
 
 
 class LayerKind(NamedTuple):
@@ -238,9 +240,10 @@ class DecoderConfig:
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
         if self.head_dim is None:
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
-        if isinstance(self.rope_scaling, Mapping):
-            object.__setattr__(self, "rope_scaling", tuple(sorted(self.rope_scaling.items())))
+            object.__setattr__(self, "head_dim", config_checks.derived_head_dim(self))
+        if self.rope_scaling is not None:
+            present = {name: value for name, value in dict(self.rope_scaling).items() if value is not None}
+            object.__setattr__(self, "rope_scaling", tuple(sorted(present.items())))
         object.__setattr__(self, "layer_types", tuple(self.layer_types))
         if self.value_range is not None:
             object.__setattr__(self, "value_range", tuple(self.value_range))
@@ -248,11 +251,13 @@ class DecoderConfig:
         for name in ("dtype", "param_dtype"):
             object.__setattr__(self, name, _dtype_name(name, getattr(self, name)))
         for name, choices in _CHOICES.items():
-            _check_choice(name, getattr(self, name), choices)
-        _check_sizes(self)
-        _check_layers(self)
-        _check_value_head(self)
-        _check_rope_scaling(self.rope_scaling)
+            config_checks.check_choice(name, getattr(self, name), choices)
+        config_checks.check_sizes(self)
+        config_checks.check_numbers(self)
+        config_checks.check_tokens(self)
+        config_checks.check_layers(self)
+        config_checks.check_value_head(self)
+        config_checks.check_rope_scaling(self.rope_scaling)
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
@@ -289,62 +294,5 @@ _CHOICES = {
 
 def _dtype_name(field: str, dtype) -> str:
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
-    _check_choice(field, name, DTYPES)
+    config_checks.check_choice(field, name, DTYPES)
     return name
-
-
-def _check_choice(field: str, value, choices) -> None:
-    if value not in choices:
-        raise ValueError(f"{field}={value!r} is unknown; choose one of {', '.join(choices)}")
-
-
-def _check_pattern(field: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{field}={pattern!r} is no regular expression: {error}") from error
-
-
-def _check_sizes(config: DecoderConfig) -> None:
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
-    if config.num_heads % config.num_kv_heads:
-        raise ValueError(f"num_heads={config.num_heads} must be a multiple of num_kv_heads={config.num_kv_heads}")
-    if config.rotary_dim % 2 or not 0 < config.rotary_dim <= config.head_dim:
-        raise ValueError(
-            f"head_dim={config.head_dim} times rope_fraction={config.rope_fraction} is {config.rotary_dim}; it must be an "
-            f"even number from 2 to {config.head_dim}: the rotary embedding turns pairs"
-        )
-
-
-def _check_layers(config: DecoderConfig) -> None:
-    for name in config.layer_types:
-        _check_choice("layer_types", name, LAYER_TYPES)
-    if config.layer_types and len(config.layer_types) != config.num_layers:
-        raise ValueError(f"layer_types has {len(config.layer_types)} entries; num_layers={config.num_layers} need as many")
-    slides = "sliding" in config.layer_types if config.layer_types else config.sliding_window is not None
-    if slides and (config.sliding_window is None or config.sliding_window < 1):
-        raise ValueError(f"sliding_window={config.sliding_window} must be at least 1 where layers are sliding")
-    if not slides and (config.sliding_window, config.sliding_rope_theta) != (None, None):
-        raise ValueError("sliding_window and sliding_rope_theta would change nothing: no layer is sliding; set them to None")
-    if config.experts is not None and not 0 <= config.experts.dense_layers < config.num_layers:
-        raise ValueError(f"experts.dense_layers={config.experts.dense_layers} must be less than num_layers={config.num_layers}")
-
-
-def _check_value_head(config: DecoderConfig) -> None:
-    if (config.value_kind == "bins") != (config.value_range is not None):
-        raise ValueError(f"value_range={config.value_range} does not fit value_kind={config.value_kind!r}; bins need one")
-    if config.value_kind == "bins" and (config.value_head < 2 or config.value_range[0] >= config.value_range[1]):
-        raise ValueError(f"value_head={config.value_head}, value_range={config.value_range}: give 2 or more bins that rise")
-
-
-def _check_rope_scaling(scaling) -> None:
-    if scaling is None:
-        return
-    options = dict(scaling)
-    kind = options.pop("rope_type", None)
-    _check_choice("rope_scaling.rope_type", kind, ROPE_OPTIONS)
-    if sorted(options) != sorted(ROPE_OPTIONS[kind]):
-        raise ValueError(f"rope_scaling of type {kind!r} takes {list(ROPE_OPTIONS[kind])}; got {sorted(options)}")

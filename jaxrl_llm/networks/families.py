@@ -6,142 +6,18 @@ takes an entry in `FAMILIES`, and an option of `DecoderConfig` where its layers 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from jaxrl_llm.networks import tensor_names
-from jaxrl_llm.networks.config import ROPE_OPTIONS, DecoderConfig, ExpertsConfig
-from jaxrl_llm.networks.tensor_names import Path, Stored
+from jaxrl_llm import reading
+from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
+from jaxrl_llm.networks.config_checks import BASE, LIMITS, MOST_EXPERTS, POSITIVE, ROPE_NUMBERS, ROPE_OPTIONS
+from jaxrl_llm.networks.family_table import FAMILIES, Family, Fields
+from jaxrl_llm.reading import flag, listed, mapping, real, text, whole
 
-Fields = Mapping[str, Any]
-_NONE: Fields = MappingProxyType({})
-
-
-class Family(NamedTuple):
-    """What is fixed in a family.
-
-    Attributes:
-      model: prefix of the classes of `transformers` that hold it, such as "Llama" of LlamaForCausalLM.
-      names: how each parameter is stored.
-      traits: fields of `DecoderConfig` and the values that they must have.
-      fields: further fields of `DecoderConfig` and their names in config.json.
-      sliding: which layers have a window where config.json does not list them: "none", "all", "most" (all but every
-        n-th) or "upper" (those from a number on, and only if `use_sliding_window` says so).
-      experts: fields of `ExpertsConfig` and their names in config.json; none for dense families.
-      expert_traits: fields of `ExpertsConfig` and the values that they must have.
-      required: fields of config.json and the value that they must have where they are present.
-      defaults: what fields of config.json mean where they are missing; a family without `partial_rotary_factor` turns
-        whole heads.
-      classifier: `model` of the class for sequence classification, where it is another.
-    """
-
-    model: str
-    names: dict[Path, Stored]
-    traits: Fields = _NONE
-    fields: Fields = _NONE
-    sliding: str = "none"
-    experts: Fields = _NONE
-    expert_traits: Fields = _NONE
-    required: Fields = _NONE
-    defaults: Fields = _NONE
-    classifier: str | None = None
-
-
-_PLAIN = {"quantization_config": None, "mlp_bias": False, "attention_bias": False}
-_QWEN = {"quantization_config": None}
-_GEMMA = {"activation": "gelu_tanh", "norm_offset": 1.0, "scale_embeddings": True}
-_GEMMA2 = _GEMMA | {"post_norms": True}
-_GEMMA_PLAIN = _PLAIN | {"use_bidirectional_attention": False}
-_GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256}
-_GEMMA2_DEFAULTS = _GEMMA_DEFAULTS | {"query_pre_attn_scalar": 256, "sliding_window": 4096}
-_SOFTCAPS = {"attention_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping"}
-_QWEN_EXPERTS = {
-    "count": "num_experts",
-    "per_token": "num_experts_per_tok",
-    "width": "moe_intermediate_size",
-    "normalize": "norm_topk_prob",
-}
-
-FAMILIES = {
-    "llama": Family("Llama", tensor_names.LLAMA, required=_PLAIN),
-    "mistral": Family("Mistral", tensor_names.LLAMA, sliding="all", required=_PLAIN, defaults={"sliding_window": 4096}),
-    "qwen2": Family("Qwen2", tensor_names.LLAMA, {"attention_bias": True}, sliding="upper", required=_QWEN),
-    "qwen3": Family(
-        "Qwen3",
-        tensor_names.LLAMA,
-        {"qk_norm": "head"},
-        sliding="upper",
-        required=_QWEN | {"attention_bias": False},
-        defaults={"head_dim": 128},
-    ),
-    "gemma": Family("Gemma", tensor_names.LLAMA, _GEMMA, required=_GEMMA_PLAIN, defaults=_GEMMA_DEFAULTS),
-    "gemma2": Family(
-        "Gemma2",
-        tensor_names.GEMMA2,
-        _GEMMA2,
-        _SOFTCAPS,
-        sliding="most",
-        required=_GEMMA_PLAIN,
-        defaults=_GEMMA2_DEFAULTS
-        | {"sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-    ),
-    "gemma3_text": Family(
-        "Gemma3",
-        tensor_names.GEMMA2,
-        _GEMMA2 | {"qk_norm": "head"},
-        _SOFTCAPS,
-        sliding="most",
-        required=_GEMMA_PLAIN,
-        defaults=_GEMMA2_DEFAULTS | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
-        classifier="Gemma3Text",
-    ),
-    "phi3": Family(
-        "Phi3",
-        tensor_names.PHI3,
-        sliding="all",
-        required=_PLAIN,
-        defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
-    ),
-    "mixtral": Family(
-        "Mixtral",
-        tensor_names.MIXTRAL,
-        sliding="all",
-        experts={"count": "num_local_experts", "per_token": "num_experts_per_tok", "width": "intermediate_size"},
-        expert_traits={"normalize": True},
-        required=_PLAIN | {"router_jitter_noise": 0.0},
-        defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "rope_theta": 1e6},
-    ),
-    "qwen3_moe": Family(
-        "Qwen3Moe",
-        tensor_names.QWEN_EXPERTS,
-        {"qk_norm": "head"},
-        experts=_QWEN_EXPERTS,
-        required=_PLAIN | {"decoder_sparse_step": 1, "use_sliding_window": False},
-        defaults={"norm_topk_prob": False},
-    ),
-    "olmoe": Family(
-        "Olmoe",
-        tensor_names.OLMOE,
-        {"qk_norm": "width"},
-        experts=_QWEN_EXPERTS | {"width": "intermediate_size"},
-        required=_PLAIN | {"clip_qkv": None},
-        defaults={"norm_topk_prob": False, "rms_norm_eps": 1e-5},
-    ),
-    "glm4_moe": Family(
-        "Glm4Moe",
-        tensor_names.QWEN_EXPERTS,
-        fields={"attention_bias": "attention_bias"},
-        experts=_QWEN_EXPERTS
-        | {"count": "n_routed_experts", "dense_layers": "first_k_dense_replace", "scale": "routed_scaling_factor"}
-        | {"groups": "n_group", "top_groups": "topk_group"},
-        expert_traits={"score": "sigmoid", "selection_bias": True},
-        required={"quantization_config": None},
-        defaults={"norm_topk_prob": True, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "attention_bias": False}
-        | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "n_shared_experts": 1},
-    ),
-}
 # Their name of each field that only has to be copied.
 _FIELDS = {
     "vocab_size": "vocab_size",
@@ -157,6 +33,41 @@ _ALIASES = {("qwen3_moe", "num_local_experts"): "num_experts"}
 _ROPE_FRACTION = "partial_rotary_factor"
 # Fields where null says "none", not "as usual".
 _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+# Our name in messages -> theirs.
+_THEIR_NAMES = _FIELDS | {"num_kv_heads": "num_key_value_heads", "norm_epsilon": "rms_norm_eps", "bos_id": "bos_token_id"}
+_THEIR_NAMES |= {"eos_ids": "eos_token_id", "pad_id": "pad_token_id", "rope_fraction": _ROPE_FRACTION}
+
+_TOKEN, _LAYER, _SPAN = whole(0, LIMITS["vocab_size"]), whole(0, LIMITS["num_layers"]), whole(1, LIMITS["max_length"])
+
+
+def _rope(value: Any, place: str) -> dict[str, Any]:
+    return reading.fields(mapping()(value, place), _ROPE_CHECKS, f"{place}.")
+
+
+_ROPE_CHECKS = ROPE_NUMBERS | {"rope_type": text, "type": text, "rope_theta": BASE, _ROPE_FRACTION: real(above=0.0, most=1.0)}
+_ROPE_CHECKS |= {"full_attention": _rope, "sliding_attention": _rope}
+_FLAGS = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm", "attention_bias", "mlp_bias")
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
+_SCALES = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "routed_scaling_factor")
+_LAYERS = ("max_window_layers", "first_k_dense_replace", "num_nextn_predict_layers")
+# What each field of config.json that is read must be.
+_CHECKS = (
+    {theirs: whole(1, LIMITS[ours]) for ours, theirs in _FIELDS.items()}
+    | {"num_key_value_heads": whole(1, LIMITS["num_kv_heads"]), "head_dim": whole(1, LIMITS["head_dim"])}
+    | {"moe_intermediate_size": whole(1, LIMITS["hidden_size"]), "num_labels": whole(1, LIMITS["value_head"])}
+    | {"n_shared_experts": whole(0, MOST_EXPERTS), "sliding_window_pattern": whole(1, LIMITS["num_layers"])}
+    | {"bos_token_id": _TOKEN, "eos_token_id": reading.one_or_more(_TOKEN), "pad_token_id": _TOKEN}
+    | {"rope_scaling": _rope, "rope_parameters": _rope, "rope_theta": BASE, "rope_local_base_freq": BASE}
+    | {_ROPE_FRACTION: _ROPE_CHECKS[_ROPE_FRACTION], "rms_norm_eps": real(0.0, 1.0), "router_jitter_noise": real(0.0)}
+    | {"architectures": listed(text), "layer_types": listed(text), "mlp_only_layers": listed(_LAYER)}
+    | {"id2label": mapping(), "quantization_config": mapping()}
+    | dict.fromkeys(("max_position_embeddings", "sliding_window"), _SPAN)
+    | dict.fromkeys(("model_type", "hidden_act", "hidden_activation"), text)
+    | dict.fromkeys((*_FLAGS, "use_bidirectional_attention"), flag)
+    | dict.fromkeys((*_COUNTS, "decoder_sparse_step"), whole(1, MOST_EXPERTS))
+    | dict.fromkeys(_SCALES, POSITIVE)
+    | dict.fromkeys(_LAYERS, _LAYER)
+)
 
 
 def check_family(config: DecoderConfig) -> None:
@@ -177,35 +88,55 @@ def check_family(config: DecoderConfig) -> None:
         raise ValueError(f"rope_fraction={config.rope_fraction} does not fit family={config.family!r}; set rope_fraction=1.0")
 
 
-def from_huggingface(theirs: dict[str, Any], **settings) -> DecoderConfig:
-    """Configuration that a config.json describes; `settings` are fields that it says nothing about.
+def from_huggingface(theirs: dict[str, Any], place: str = "config.json", **settings) -> DecoderConfig:
+    """Configuration that a config.json describes.
 
     A `*ForSequenceClassification` gives a network with a value head and without a language head.
 
+    Args:
+      theirs: what config.json holds; null is as if the field were not there, but for a window or a cap, which it takes away.
+      place: of the file, for messages.
+      **settings: fields that it says nothing about.
+
     Raises:
-      ValueError: something there is not supported; the message names the field and its value.
+      ValueError: a field is of another type, out of bounds or not supported; the message names file, field and value.
     """
+    removed = {name: None for name in _NULLABLE if name in theirs and theirs[name] is None}
+    found = reading.fields(theirs, _CHECKS, f"{place}: ") | removed
+    with reading.about(place), _in_their_words():
+        return _from_fields(found, settings)
+
+
+@contextlib.contextmanager
+def _in_their_words() -> Iterator[None]:
+    """Gives fields in messages the names that they have in config.json."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(r"\b(\w+)=", lambda name: f"{_THEIR_NAMES.get(name[1], name[1])}=", str(error))) from error
+
+
+def _from_fields(theirs: Fields, settings: Fields) -> DecoderConfig:
     kind = theirs.get("model_type")
     if kind not in FAMILIES:
-        raise ValueError(f"config.json: model_type={kind!r} is not supported; the families are {', '.join(FAMILIES)}")
+        raise ValueError(f"model_type={kind!r} is not supported; the families are {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     _check_required(theirs, family.required)
     _check_rope_fraction(kind, theirs)
-    theirs = {_ALIASES.get((kind, name), name): value for name, value in theirs.items()}
-    theirs = family.defaults | {name: value for name, value in theirs.items() if value is not None or name in _NULLABLE}
+    theirs = family.defaults | {_ALIASES.get((kind, name), name): value for name, value in theirs.items()}
     needed = [*_FIELDS.values(), *family.experts.values()]
     missing = [name for name in needed if theirs.get(name) is None]
     if missing:
-        raise ValueError(f"config.json: {missing[0]} is missing; a {kind} checkpoint must have it")
+        raise ValueError(f"{missing[0]} is missing; a {kind} checkpoint must have it")
     return DecoderConfig(
         family=kind,
         num_kv_heads=theirs.get("num_key_value_heads"),
         head_dim=theirs.get("head_dim"),
-        tie_embeddings=bool(theirs.get("tie_word_embeddings", False)),
+        tie_embeddings=theirs.get("tie_word_embeddings", False),
         norm_epsilon=theirs.get("rms_norm_eps", 1e-6),
         max_length=theirs.get("max_position_embeddings", DecoderConfig.max_length),
         bos_id=theirs.get("bos_token_id"),
-        eos_ids=_as_tuple(theirs.get("eos_token_id")),
+        eos_ids=theirs.get("eos_token_id", ()),
         pad_id=theirs.get("pad_token_id"),
         **{ours: theirs[name] for ours, name in _FIELDS.items()},
         **dict(family.traits) | _read_activation(theirs, family) | _read_special(kind, theirs, family),
@@ -250,7 +181,7 @@ def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:
 def _check_required(theirs: Fields, required: Fields) -> None:
     for name, wanted in required.items():
         if theirs.get(name, wanted) not in (wanted, None):
-            raise ValueError(f"config.json: {name}={theirs[name]!r} is not supported; it must be {wanted!r} or absent")
+            raise ValueError(f"{name}={theirs[name]!r} is not supported; it must be {wanted!r} or absent")
 
 
 def _check_rope_fraction(kind: str, theirs: Fields) -> None:
@@ -260,7 +191,7 @@ def _check_rope_fraction(kind: str, theirs: Fields) -> None:
     for own in [theirs, *options]:
         fraction = own.get(_ROPE_FRACTION)
         if fraction not in (None, 1.0) and _ROPE_FRACTION not in FAMILIES[kind].defaults:
-            raise ValueError(f"config.json: {_ROPE_FRACTION}={fraction} is not supported with model_type={kind!r}; remove it")
+            raise ValueError(f"{_ROPE_FRACTION}={fraction} is not supported with model_type={kind!r}; remove it")
 
 
 def _read_activation(theirs: Fields, family: Family) -> dict[str, Any]:
@@ -269,7 +200,7 @@ def _read_activation(theirs: Fields, family: Family) -> dict[str, Any]:
     found = theirs.get("hidden_activation") or theirs.get("hidden_act") or names[0]
     # The first files of Gemma say "gelu" and mean its approximation.
     if found not in [*names, "gelu"] if wanted == "gelu_tanh" else found not in names:
-        raise ValueError(f"config.json: the activation {found!r} is not supported; it must be {names[0]!r}")
+        raise ValueError(f"the activation {found!r} is not supported; it must be {names[0]!r}")
     return {"activation": wanted}
 
 
@@ -291,7 +222,7 @@ def _read_experts(theirs: Fields, family: Family) -> ExpertsConfig:
     dense = theirs.get("mlp_only_layers") or []
     if dense:
         if sorted(dense) != list(range(len(dense))):
-            raise ValueError(f"config.json: mlp_only_layers={dense} is not supported; dense layers must be the lowest ones")
+            raise ValueError(f"mlp_only_layers={list(dense)} is not supported; dense layers must be the lowest ones")
         options["dense_layers"] = len(dense)
     return ExpertsConfig(shared_width=shared * options["width"], **options, **family.expert_traits)
 
@@ -312,7 +243,7 @@ def _read_layers(theirs: Fields, family: Family) -> dict[str, Any]:
     """Windows and kinds of layers; empty where all layers see everything."""
     unknown = set(theirs.get("layer_types") or ()) - set(_LAYER_TYPES)
     if unknown:
-        raise ValueError(f"config.json: layer_types has {sorted(unknown)}; the supported types are {list(_LAYER_TYPES)}")
+        raise ValueError(f"layer_types has {sorted(unknown)}; the supported types are {list(_LAYER_TYPES)}")
     types = _layer_types(theirs, family)
     if "sliding" not in types:
         return {}
@@ -325,8 +256,11 @@ def _layer_types(theirs: Fields, family: Family) -> tuple[str, ...]:
     switched_off = family.sliding == "upper" and not theirs.get("use_sliding_window")
     if theirs.get("sliding_window") is None or family.sliding == "none" or switched_off:
         return ("full",) * len(layers)
-    if theirs.get("layer_types"):
-        return tuple(_LAYER_TYPES[name] for name in theirs["layer_types"])
+    types = theirs.get("layer_types")
+    if types and len(types) != len(layers):
+        raise ValueError(f"layer_types has {len(types)} entries; num_hidden_layers={len(layers)} need as many")
+    if types:
+        return tuple(_LAYER_TYPES[name] for name in types)
     pattern, upper = theirs.get("sliding_window_pattern", 1), theirs.get("max_window_layers", 28)
     slides = {"all": lambda layer: True, "most": lambda layer: (layer + 1) % pattern, "upper": lambda layer: layer >= upper}
     return tuple("sliding" if slides[family.sliding](layer) else "full" for layer in layers)
@@ -348,8 +282,7 @@ def _read_heads(theirs: Fields) -> dict[str, Any]:
     architectures = theirs.get("architectures") or ["ForCausalLM"]
     if not architectures[0].endswith(("ForCausalLM", "ForSequenceClassification")):
         raise ValueError(
-            f"config.json: architectures={architectures} is not supported; the classes are *ForCausalLM and "
-            "*ForSequenceClassification"
+            f"architectures={list(architectures)} is not supported; the classes are *ForCausalLM and *ForSequenceClassification"
         )
     if architectures[0].endswith("ForCausalLM"):
         return {}
@@ -370,7 +303,7 @@ def _sliding_theta(theirs: Fields) -> float | None:
     unlike = set(options) - {"rope_type", "rope_theta", _ROPE_FRACTION}
     if unlike or options.get("rope_type", "default") != "default":
         raise ValueError(
-            f"config.json: rope_parameters.sliding_attention={options} is not supported; it may have rope_type='default' and "
+            f"rope_parameters.sliding_attention={options} is not supported; it may have rope_type='default' and "
             "rope_theta alone"
         )
     return options.get("rope_theta", theirs.get("rope_local_base_freq"))
@@ -387,9 +320,9 @@ def _rope_rule(field: str, options: dict[str, Any], theirs: Fields) -> dict[str,
         return found
     if kind not in ROPE_OPTIONS:
         supported = ", ".join(["default", *ROPE_OPTIONS])
-        raise ValueError(f"config.json: {field}.rope_type={kind!r} with {options} is not supported; the types are {supported}")
+        raise ValueError(f"{field}.rope_type={kind!r} with {options} is not supported; the types are {supported}")
     if kind in ("llama3", "yarn"):
-        options.setdefault("original_max_position_embeddings", theirs.get("max_position_embeddings"))
+        options.setdefault("original_max_position_embeddings", theirs.get("max_position_embeddings", DecoderConfig.max_length))
     if kind == "yarn":
         options = _yarn_options(field, options)
     return found | {"rope_scaling": {"rope_type": kind, **options}}
@@ -399,7 +332,9 @@ def _yarn_options(field: str, options: dict[str, Any]) -> dict[str, Any]:
     """YaRN's options with their defaults filled in."""
     unknown = set(options) - set(ROPE_OPTIONS["yarn"])
     if unknown:
-        raise ValueError(f"config.json: {field} of type 'yarn' has {sorted(unknown)}, which are not supported; remove them")
+        raise ValueError(f"{field} of type 'yarn' has {sorted(unknown)}, which are not supported; remove them")
+    if "factor" not in options:
+        raise ValueError(f"{field} of type 'yarn' has no factor; give it one")
     usual = 0.1 * math.log(options["factor"]) + 1.0 if options["factor"] > 1 else 1.0
     return {"beta_fast": 32, "beta_slow": 1, "attention_factor": usual} | options
 
@@ -412,9 +347,3 @@ def _write_rope(config: DecoderConfig) -> dict[str, Any]:
     if _ROPE_FRACTION in FAMILIES[config.family].defaults:
         theirs |= {_ROPE_FRACTION: config.rope_fraction}
     return theirs | ({} if config.sliding_rope_theta is None else {"rope_local_base_freq": config.sliding_rope_theta})
-
-
-def _as_tuple(ids) -> tuple[int, ...]:
-    if ids is None:
-        return ()
-    return tuple(ids) if isinstance(ids, list) else (ids,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_llm import reading
 from jaxrl_llm.networks import families
 from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.network import Network, Params, decoder
@@ -71,11 +71,13 @@ def load_huggingface(
         of another shape.
     """
     directory = pathlib.Path(directory)
-    theirs = json.loads(existing(directory / "config.json").read_text())
+    path = existing(directory / "config.json")
+    theirs = reading.read_object(path)
     settings = {"remat": remat, "attention": attention} | ({"value_head": value_head} if value_head else {})
-    config = families.from_huggingface(theirs, dtype=compute_dtype or dtype, param_dtype=dtype, **settings)
+    config = families.from_huggingface(theirs, str(path), dtype=compute_dtype or dtype, param_dtype=dtype, **settings)
     network = decoder(config)
-    found = _without_ignored(find_tensors(directory), theirs)
+    ahead = theirs.get("num_nextn_predict_layers") or 0
+    found = _without_ignored(find_tensors(directory), range(config.num_layers, config.num_layers + ahead))
     layout = _layout(network)
     _check_tensors(network, layout, found)
     return network.with_params(_read(network, layout, found, shardings, progress))
@@ -115,10 +117,9 @@ def save_huggingface(network: Network, params: Params, directory, max_shard_byte
     write_json(directory / "config.json", families.to_huggingface(config, flat["embedding",].dtype.name))
 
 
-def _without_ignored(found: dict[str, TensorFile], theirs: dict[str, Any]) -> dict[str, TensorFile]:
+def _without_ignored(found: dict[str, TensorFile], ahead: range) -> dict[str, TensorFile]:
     """Leaves out what `transformers` leaves out: what no parameter is, and layers that predict several tokens at once."""
-    first = theirs["num_hidden_layers"]
-    layers = tuple(f"model.layers.{first + i}." for i in range(theirs.get("num_nextn_predict_layers") or 0))
+    layers = tuple(f"model.layers.{layer}." for layer in ahead)
     return {name: tensor for name, tensor in found.items() if not name.endswith(_DERIVED) and not name.startswith(layers)}
 
 
@@ -197,7 +198,7 @@ def _check_tied(found: dict[str, TensorFile]) -> None:
     """A head that is stored beside the embedding to which config.json ties it must be the same."""
     embedding = "model.embed_tokens.weight"
     same = found[_HEAD].shape == found[embedding].shape and found[_HEAD].dtype == found[embedding].dtype
-    count = found[_HEAD].shape[0]
+    count = found[embedding].shape[0]
     with opened(found[_HEAD]) as head, opened(found[embedding]) as table:
         rows = [(first, min(first + 1024, count)) for first in range(0, count, 1024)]
         if not same or not all(np.array_equal(head(*some), table(*some)) for some in rows):

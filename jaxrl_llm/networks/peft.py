@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Iterator
@@ -13,8 +12,10 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 
+from jaxrl_llm import reading
 from jaxrl_llm.networks import families
 from jaxrl_llm.networks.adapters import with_adapter
 from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig
@@ -35,6 +36,17 @@ _IGNORED = {
 }
 _READ = {"peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights"}
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # Others change the base, too.
+_RANK, _ALPHA = reading.whole(1, 10**5), reading.real(above=0.0)
+_NAMES = reading.one_or_more(reading.text)
+_CHECKS = {"peft_type": reading.text, "r": _RANK, "lora_alpha": _ALPHA, "alpha_pattern": reading.mapping(_ALPHA)}
+_CHECKS |= {"use_rslora": reading.flag, "use_dora": reading.flag, "inference_mode": reading.flag, "task_type": reading.text}
+_CHECKS |= {"init_lora_weights": reading.either("true, false or a name", reading.flag, reading.text)}
+_CHECKS |= {"rank_pattern": reading.mapping(_RANK), "lora_dropout": reading.real(0.0, 1.0), "revision": reading.text}
+_CHECKS |= {"bias": reading.text, "fan_in_fan_out": reading.flag, "modules_to_save": reading.listed(reading.text)}
+_CHECKS |= {"target_modules": _NAMES, "exclude_modules": _NAMES, "layers_pattern": _NAMES}
+_CHECKS |= {"layers_to_transform": reading.one_or_more(reading.whole()), "base_model_name_or_path": reading.text}
+_UNUSED = ("none", (), [], {})  # what says that an option is not used
+_MOST_REPEATS = 2  # in a pattern: the time that a match may take grows with their number
 
 
 class Module(NamedTuple):
@@ -97,9 +109,8 @@ def load_peft(network: Network, params: Params, directory) -> tuple[Network, Par
       ValueError: adapter_config.json asks for something that is not supported, or tensors do not fit the network.
     """
     directory = pathlib.Path(directory)
-    settings = json.loads(existing(directory / CONFIG).read_text())
-    _check_settings(settings)
-    tensors = safetensors.numpy.load_file(existing(directory / TENSORS))
+    settings = read_settings(directory)
+    tensors = _load_tensors(existing(directory / TENSORS))
     found = _found(network, params, settings, tensors)
     names = dict.fromkeys(item.module.matrix.name for item in found)
     pattern = rf"^({'|'.join(map(re.escape, names))})$"
@@ -110,6 +121,22 @@ def load_peft(network: Network, params: Params, directory) -> tuple[Network, Par
     if kind == "dora":
         _check_all_layers(network.config, found)
     return adapted, join_params(_filled(adapted, found), params)
+
+
+def read_settings(directory: pathlib.Path) -> dict[str, Any]:
+    """What adapter_config.json says, without what is null; errors as in `load_peft`."""
+    path = existing(directory / CONFIG)
+    settings = reading.fields(reading.read_object(path), _CHECKS, f"{path}: ")
+    with reading.about(str(path)):
+        _check_settings(settings)
+    return settings
+
+
+def _load_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is truncated or no safetensors file of numbers ({error}); fetch it again") from error
 
 
 def _modules(config: DecoderConfig) -> dict[str, Module]:
@@ -194,16 +221,21 @@ def _settings(config: DecoderConfig, targets: dict[str, Module]) -> dict[str, An
 
 def _check_settings(settings: dict[str, Any]) -> None:
     if settings.get("peft_type") != "LORA":
-        raise ValueError(f"{CONFIG}: peft_type={settings.get('peft_type')!r} is not supported; it must be 'LORA'")
+        raise ValueError(f"peft_type={settings.get('peft_type')!r} is not supported; it must be 'LORA'")
     start = settings.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
-        raise ValueError(
-            f"{CONFIG}: init_lora_weights={start!r} changes the base; convert the adapter to a plain one with PEFT"
-        )
+        raise ValueError(f"init_lora_weights={start!r} changes the base; convert the adapter to a plain one with PEFT")
     for name, value in settings.items():
-        if name not in _IGNORED | _READ and value not in (None, False, "none", [], {}):
+        if name not in _IGNORED | _READ and value is not False and value not in _UNUSED:
+            raise ValueError(f"{name}={value!r} is not supported; train the adapter without it, or merge it with PEFT")
+    for pattern in settings.get("alpha_pattern", {}):
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"alpha_pattern has {pattern!r}, which is no regular expression: {error}") from error
+        if sum(pattern.count(sign) for sign in "*+{") > _MOST_REPEATS or re.search(r"[*+}]\)+[*+{]", pattern):
             raise ValueError(
-                f"{CONFIG}: {name}={value!r} is not supported; train the adapter without it, or merge it with PEFT"
+                f"alpha_pattern has {pattern!r}; write it with at most {_MOST_REPEATS} repetitions, none of another"
             )
 
 
@@ -225,7 +257,13 @@ def _found(network: Network, params: Params, settings: dict[str, Any], tensors: 
             )
     if not arrays:
         raise ValueError(f"{TENSORS} has no tensors of an adapter; it has {sorted(tensors)[:4]}")
-    ranks = {module: own["lora_a"].shape[0] for module, own in arrays.items()}
+    ranks = {module: own["lora_a"].shape[0] if own["lora_a"].ndim else 0 for module, own in arrays.items()}
+    said = {settings.get("r", 8), *settings.get("rank_pattern", {}).values()}
+    unlike = [module for module, rank in ranks.items() if rank not in said]
+    if unlike:
+        raise ValueError(
+            f"{TENSORS}: {unlike[0]} is of rank {ranks[unlike[0]]}; {CONFIG} has r and rank_pattern of {sorted(said)}"
+        )
     return [Found(modules[name], own, ranks[name], _alpha(settings, name, ranks[name])) for name, own in arrays.items()]
 
 
@@ -247,7 +285,7 @@ def _some(modules: dict[str, Module]) -> Iterator[str]:
 
 def _alpha(settings: dict[str, Any], module: str, rank: int) -> float:
     """Alpha of a module; that of DoRA with use_rslora, whose scale is alpha / sqrt(rank), as our DoRA has it."""
-    patterns = settings.get("alpha_pattern") or {}
+    patterns = settings.get("alpha_pattern", {})
     own = [alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)]
     alpha = own[0] if own else settings.get("lora_alpha", 8)
     return alpha * rank**0.5 if settings.get("use_dora") and settings.get("use_rslora") else alpha

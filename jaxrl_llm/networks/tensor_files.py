@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -14,7 +15,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxrl_llm import reading
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Names of files, no paths: an index must not point out of its folder.
+_FILE = re.compile(r"[\w.-]{1,251}\.safetensors")
 STORED_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
 
 
@@ -55,7 +60,8 @@ def find_tensors(directory: pathlib.Path) -> dict[str, TensorFile]:
     """
     expected = {}
     if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
-        expected = json.loads((directory / INDEX).read_text()).get("weight_map")
+        index = reading.fields(reading.read_object(directory / INDEX), {"weight_map": _weight_map}, f"{directory / INDEX}: ")
+        expected = index.get("weight_map")
         if not expected:
             raise ValueError(f"{directory / INDEX} has no weight_map; fetch it again")
     found = {}
@@ -65,6 +71,14 @@ def find_tensors(directory: pathlib.Path) -> dict[str, TensorFile]:
         if name not in found or found[name].file.name != file:
             raise ValueError(f"{name} is not in {directory / file}, where {INDEX} says it is; fetch that file again")
     return found
+
+
+def _weight_map(value, place: str) -> dict[str, str]:
+    files = reading.mapping(reading.text)(value, place)
+    for name, file in files.items():
+        if not _FILE.fullmatch(file):
+            raise reading.wrong(file, f"{place}.{name}", "the name of a safetensors file of the same folder")
+    return files
 
 
 def _header(path: pathlib.Path) -> dict[str, TensorFile]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from jaxrl_llm import data, distributed, methods, networks, rewards
+from jaxrl_llm import data, distributed, methods, networks, reading, rewards
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.chat import encode_rendered
 from jaxrl_llm.networks import families
@@ -178,14 +177,20 @@ def trained_and_frozen(config: ConfigDict, params: Any) -> tuple[Any, Any]:
 
 
 def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network:
-    """The structure of `base_network`."""
+    """The structure of `base_network`, before any parameter is read; its `config.vocab_size` are the tokens that it has.
+
+    Raises:
+      ValueError: what `families.from_huggingface` and `check_stop_ids` refuse, or an unknown family or name.
+    """
     sizes = config.network.to_dict()
     laid_over = ("adapter", "quantization", "trains", "router")
     directory, named, *_ = (sizes.pop(name) for name in ("directory", "name", *laid_over))
     computed = {name: sizes[name] for name in ("dtype", "param_dtype", "remat")} | _value_head(config)
     if directory:
-        stored = json.loads((pathlib.Path(directory) / "config.json").read_text())
-        return networks.decoder(families.from_huggingface(stored, **computed))
+        place = pathlib.Path(directory) / "config.json"
+        found = families.from_huggingface(reading.read_object(place), str(place), **computed)
+        check_stop_ids(tokenizer, found.vocab_size, directory)
+        return networks.decoder(found)
     if named:
         return networks.decoder(_named_config(named, tokenizer, computed))
     if sizes["family"] not in families.FAMILIES:
@@ -197,6 +202,23 @@ def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network
             vocab_size=tokenizer.vocab_size, tie_embeddings=True, **traits, **tokens, **sizes, **_value_head(config)
         )
     )
+
+
+def check_stop_ids(tokenizer: Tokenizer, vocab_size: int, place: str | pathlib.Path) -> None:
+    """Refuses tokens that are to end a generation and that the network does not have.
+
+    A tokenizer may know more tokens than its network, as long as none of them is used: `base_structure` tells cheaply how
+    many the network has.
+
+    Raises:
+      ValueError: such a token; the message begins with `place`.
+    """
+    outside = [token for token in tokenizer.stop_ids if token >= vocab_size]
+    if outside:
+        raise ValueError(
+            f"{place}: token {outside[0]} is to end a generation, but the network has {vocab_size} tokens; correct "
+            "eos_token_id in generation_config.json and eos_token in tokenizer_config.json, or take the network's own tokenizer"
+        )
 
 
 def _named_config(name: str, tokenizer: Tokenizer, computed: dict[str, Any]) -> networks.DecoderConfig:

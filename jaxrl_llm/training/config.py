@@ -9,10 +9,12 @@ from __future__ import annotations
 import difflib
 import functools
 import operator
+import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrl_llm import methods
+from jaxrl_llm import methods, reading
 from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
@@ -70,6 +72,47 @@ def default_config() -> ConfigDict:
 def free_section(config: ConfigDict, path: str) -> ConfigDict:
     """The section at a dotted path, such as "method.options"."""
     return functools.reduce(operator.getitem, path.split("."), config)
+
+
+def read_config(path: str | pathlib.Path) -> ConfigDict:
+    """The configuration in the `config.json` of a run; keys that are newer than the run have their defaults.
+
+    Raises:
+      ValueError: the file is damaged, or a key is unknown or of another type; the message names file and key.
+    """
+    checked = _checked(_defaults(), reading.read_object(path), f"{path}: ", "")
+    config = default_config()
+    config.update(checked)
+    return config
+
+
+_defaults = functools.cache(default_config)
+
+
+def _checked(config: ConfigDict, stored: dict[str, Any], before: str, section: str) -> dict[str, Any]:
+    """What `stored` has for a section of `config`, each value of the type that it has there."""
+    if section.removesuffix(".") in FREE_SECTIONS:
+        return stored
+    found = {}
+    for name, value in stored.items():
+        path = f"{section}{name}"
+        if name not in config:
+            raise ValueError(f"{before}{path[:80]} is unknown; the file is damaged, or of another version")
+        if isinstance(config[name], ConfigDict):
+            found[name] = _checked(config[name], reading.mapping()(value, before + path), before, f"{path}.")
+        elif value is not None:
+            found[name] = _AS_STORED.get(config.get_type(name), reading.anything)(value, before + path)
+    return found
+
+
+# Type of a default -> what may stand for it in JSON.
+_AS_STORED = {
+    bool: reading.flag,
+    int: reading.whole(-(2**53)),
+    float: reading.real(),
+    str: reading.text,
+    tuple: reading.listed(reading.anything),
+}
 
 
 def check_config(config: ConfigDict) -> None:

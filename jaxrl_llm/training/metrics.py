@@ -118,15 +118,6 @@ def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object that a file of ours holds.
-
-    Raises:
-      ValueError: it holds none; the message names the file.
-    """
-    return _parsed(path.read_bytes(), str(path), "restore the file from a copy, or take another folder")
-
-
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
     """Records of whole lines; a last line that a kill cut short is left out.
 

@@ -9,23 +9,17 @@ import pathlib
 import shutil
 
 import jax
-from ml_collections import ConfigDict
 
-from jaxrl_llm import networks
+from jaxrl_llm import networks, reading
 from jaxrl_llm.data import Tokenizer, load_tokenizer
 from jaxrl_llm.training import build, checkpoint, metrics
+from jaxrl_llm.training.config import read_config
 
 # Files of a tokenizer that travel with converted parameters.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-# Fields of `DecoderConfig` that are records of their own.
-_NESTED = {
-    "experts": networks.ExpertsConfig,
-    "adapter": networks.AdapterConfig,
-    "quantization": networks.QuantizationConfig,
-}
 # Folder of the templates that have names, one file each.
 TEMPLATES = "additional_chat_templates"
 
@@ -45,9 +39,10 @@ def load_policy(directory: str | pathlib.Path, *, dtype: str = "float32") -> tup
     kind = folder_kind(directory)
     if kind == "run":
         return _load_run(directory)
-    if kind == "orbax":
-        return _load_orbax(directory), load_tokenizer(directory)
-    return networks.load_huggingface(directory, dtype=dtype), load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
+    network = _load_orbax(directory) if kind == "orbax" else networks.load_huggingface(directory, dtype=dtype)
+    build.check_stop_ids(tokenizer, network.config.vocab_size, directory)
+    return network, tokenizer
 
 
 def folder_kind(directory: pathlib.Path) -> str:
@@ -69,7 +64,7 @@ def folder_kind(directory: pathlib.Path) -> str:
 
 
 def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
-    config = ConfigDict(metrics.read_json(directory / "config.json"))
+    config = read_config(directory / "config.json")
     tokenizer = build.build_tokenizer(config)
     network = build.network_structure(config, tokenizer)
     like, frozen = build.trained_and_frozen(config, jax.eval_shape(network.init, jax.random.key(0)))
@@ -84,13 +79,19 @@ def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
 
 
 def _load_orbax(directory: pathlib.Path) -> networks.Network:
-    fields = metrics.read_json(directory / "network.json")
-    scaling = fields["rope_scaling"]
-    fields |= {"eos_ids": tuple(fields["eos_ids"]), "rope_scaling": None if scaling is None else dict(scaling)}
-    fields |= {name: kind(**fields[name]) for name, kind in _NESTED.items() if fields.get(name) is not None}
-    network = networks.decoder(networks.DecoderConfig(**fields))
+    network = networks.decoder(read_network(directory / "network.json"))
     like = jax.eval_shape(network.init, jax.random.key(0))
     return network.with_params(checkpoint.load_params(directory / "params", like))
+
+
+def read_network(path: pathlib.Path) -> networks.DecoderConfig:
+    """The architecture in the `network.json` of a converted policy.
+
+    Raises:
+      ValueError: it is damaged; the message names file and field.
+    """
+    with reading.about(str(path)):
+        return reading.build(networks.DecoderConfig, reading.read_object(path), f"{path}: ")
 
 
 def convert_to_orbax(network: networks.Network, directory: str | pathlib.Path) -> None:
@@ -149,10 +150,19 @@ def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
     """Tokenizer files that belong to the policy in `source`; a run keeps them where its configuration says."""
     folder = source
     if folder_kind(source) == "run":
-        config = metrics.read_json(source / "config.json")
-        named = pathlib.Path(config["tokenizer"] or config["network"]["directory"])
+        named = pathlib.Path(_tokenizer_of_run(source / "config.json"))
         if not named.exists():  # such as "bytes", which has no files
             return []
         folder = named if named.is_dir() else named.parent
     named_templates = sorted((folder / TEMPLATES).glob("*.jinja"))
     return [file for file in map(functools.partial(pathlib.Path, folder), TOKENIZER_FILES) if file.is_file()] + named_templates
+
+
+def _tokenizer_of_run(path: pathlib.Path) -> str:
+    checks = {"tokenizer": reading.text, "network": reading.mapping()}
+    config = reading.fields(reading.read_object(path), checks, f"{path}: ")
+    network = reading.fields(config.get("network", {}), {"directory": reading.text}, f"{path}: network.")
+    named = config.get("tokenizer") or network.get("directory")
+    if not named:
+        raise ValueError(f"{path}: tokenizer and network.directory are both empty; give one of them")
+    return named

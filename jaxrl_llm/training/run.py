@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxrl_llm import distributed, methods, rewards, rollouts
+from jaxrl_llm import distributed, methods, reading, rewards, rollouts
 from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices
 from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import build, metrics, scores
@@ -218,7 +218,7 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     # A learning rate that falls until the last step is another one when that step moves.
     changeable = _CHANGEABLE + (("rl.steps",) if config.rl.optimizer.decay == "constant" else ())
     ours = _flat(json.loads(json.dumps(config.to_dict())))
-    theirs = _flat(metrics.read_json(path)) if path.exists() else ours
+    theirs = _flat(reading.read_object(path)) if path.exists() else ours
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name) and not name.startswith(changeable):
             raise ValueError(

@@ -1,5 +1,7 @@
 """Mathematical equivalence, and its time limit."""
 
+import math
+
 import pytest
 
 from jaxrl_llm import rewards
