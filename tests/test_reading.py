@@ -16,7 +16,9 @@ def write(tmp_path, content):
 
 
 def test_objects_are_read_with_a_byte_order_mark_and_windows_line_ends(tmp_path):
-    assert reading.read_object(write(tmp_path, b'\xef\xbb\xbf{"a":\r\n [1, 2.5, "\xc3\xa9", null]}\r\n')) == {"a": [1, 2.5, "é", None]}
+    assert reading.read_object(write(tmp_path, b'\xef\xbb\xbf{"a":\r\n [1, 2.5, "\xc3\xa9", null]}\r\n')) == {
+        "a": [1, 2.5, "é", None]
+    }
     assert reading.read_object(write(tmp_path, r'{"a": "\ud83d\ude42"}')) == {"a": "🙂"}
 
 
@@ -58,7 +60,12 @@ def test_files_that_are_too_large_are_not_read(tmp_path, monkeypatch):
     ("check", "right", "wrong", "wanted"),
     [
         (reading.whole(1, 9), [1, 9], [0, 10, True, 3.0, "3", None, 10**400], "a whole number from 1 to 9"),
-        (reading.real(0.0, 1.0), [0, 1, 0.5], [-1e-9, 1.1, float("nan"), float("inf"), 10**400, True, "1"], "a number from 0 to 1"),
+        (
+            reading.real(0.0, 1.0),
+            [0, 1, 0.5],
+            [-1e-9, 1.1, float("nan"), float("inf"), 10**400, True, "1"],
+            "a number from 0 to 1",
+        ),
         (reading.real(above=0.0), [1e-30, 5], [0, -1, float("inf")], "a number above 0 to 3e+38"),
         (reading.flag, [True, False], [0, 1, "true", []], "true or false"),
         (reading.text, ["", "x"], [0, ["x"], {}], "a string"),

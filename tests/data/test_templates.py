@@ -22,13 +22,17 @@ def rendered(source, messages=MESSAGES):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_are_refused_in_one_short_line(name, monkeypatch):
     monkeypatch.setattr(template_limits, "STEPS", 10_000)  # The same refusals, sooner.
-    with pytest.raises(ValueError, match="^the chat template refused messages with the roles .'user', 'assistant'.: .") as caught:
+    with pytest.raises(
+        ValueError, match="^the chat template refused messages with the roles .'user', 'assistant'.: ."
+    ) as caught:
         rendered(HOSTILE[name])
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", ["nested loops that write", "loops with a heavy body", "doubling a list", "tuples as keys", "sort"]
+)
 def test_hostile_templates_are_refused_soon(name):
     start = time.process_time()
     with pytest.raises(ValueError, match="the chat template refused"):
