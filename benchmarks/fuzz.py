@@ -5,7 +5,8 @@ python benchmarks/fuzz.py [--count=100000 --kinds=config,tokenizer --first_seed=
 Prints a JSON line for each kind: inputs read, refused, and those that fail: `raw`, another exception or a message without the
 file or of several lines; and `silent`, an input that was read although a value in it cannot be right. The first seeds that
 fail are named; `--kinds=KIND --first_seed=SEED --count=1` tries one of them again. A kind is an entry of
-`malformed_kinds.KINDS`: a function that takes a folder and gives two others, `make(random, folder) -> whether it must be refused` and `read(folder)`.
+`malformed_kinds.KINDS`: a function that takes a folder and gives two others, `make(random, folder)`, which writes an input and
+says whether it must be refused, and `read(folder)`.
 """
 
 import json
