@@ -101,7 +101,13 @@ def _check_depth(value: Any) -> None:
 
 def wrong(value: Any, place: str, wanted: str) -> ValueError:
     """The error of a value that is not what is wanted."""
-    return ValueError(f"{place} is {shown(value)}; it must be {wanted}")
+    return ValueError(f"{line(place)} is {shown(value)}; it must be {wanted}")
+
+
+def line(text: str) -> str:
+    """A text for a message: a name that a file gives may hold anything."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def shown(value: Any) -> str:
@@ -216,7 +222,7 @@ def build(kind: type, values: Mapping[str, Any], before: str) -> Any:
     checks, needed = _checks_of(kind)
     unknown = sorted(values.keys() - checks.keys())
     if unknown:
-        raise ValueError(f"{before}{unknown[0][:_SHOWN]} is unknown; the fields are {', '.join(checks)}")
+        raise ValueError(f"{line(before + unknown[0])} is unknown; the fields are {', '.join(checks)}")
     found = fields(values, checks, before)
     missing = [name for name in needed if name not in found]
     if missing:
@@ -258,4 +264,4 @@ def about(place: str) -> Iterator[None]:
         yield
     except ValueError as error:
         message = str(error) if str(error).startswith(place) else f"{place}: {error}"
-        raise ValueError(message if len(message) < _LONGEST else f"{message[:_LONGEST]}...") from error
+        raise ValueError(line(message)) from error

@@ -1,30 +1,34 @@
-"""Malformed inputs of each kind, by seed: read, or refused in one line that names the file (all of them: benchmarks/fuzz.py)."""
+"""Malformed inputs of each kind, by seed: read, or refused in one line that names the file (more: benchmarks/fuzz.py)."""
 
-import importlib.util
 import pathlib
+import sys
 
 import pytest
 
-PATH = pathlib.Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
+from jaxrl_llm.data import template_limits
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 COUNTS = {"template": 6, "run": 150}
 
 
 @pytest.fixture(scope="module")
 def fuzz():
-    spec = importlib.util.spec_from_file_location("fuzz", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import fuzz
+
+        yield fuzz
+    finally:
+        sys.path.remove(str(BENCHMARKS))
 
 
-KINDS = ("config", "converted", "run", "adapter", "index", "tokenizer", "sentencepiece", "template")
+KINDS = ("config", "converted", "run", "adapter", "index", "tensors", "tokenizer", "sentencepiece", "template")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_raw_and_nothing_silent(kind, fuzz, monkeypatch):
-    limits = fuzz.templates.template_limits
-    monkeypatch.setattr(limits, "STEPS", limits.STEPS)  # The driver lowers them for its own kind.
-    monkeypatch.setattr(limits, "BYTES", limits.BYTES)
+    for name in ("STEPS", "BYTES"):  # The driver lowers them for its own kind.
+        monkeypatch.setattr(template_limits, name, getattr(template_limits, name))
     found = fuzz.fuzz(kind, range(COUNTS.get(kind, 300)))
     assert found["raw"] == found["silent"] == 0, found["failures"]
     assert found["refused"] > 0

@@ -16,6 +16,7 @@ from jaxrl_llm import reading
 Span = tuple[int, int]
 
 MOST_TOKENS = 10**8
+_READABLE = "a tokenizer that the library `tokenizers` reads"
 _MOST_UNUSED = 10**6  # ids below the largest one that no token has
 _TOKEN_ID = reading.whole(0, MOST_TOKENS)
 
@@ -41,7 +42,7 @@ def huggingface_fields(file: pathlib.Path) -> dict[str, Any]:
     content = reading.parse_object(text, str(file))
     # Trimmed, the place of " the" in a text would lack the space that belongs to the token.
     untrimmed = _without_trimming(content, f"{file}: ")
-    with _loading(file, "a tokenizer that the library `tokenizers` reads"):
+    with _loading(file, _READABLE):
         inner = tokenizers.Tokenizer.from_str(json.dumps(content) if untrimmed else text)
     # Files often keep the truncation and padding of the last training script; either would corrupt ids silently.
     inner.no_truncation()
@@ -56,8 +57,8 @@ def huggingface_fields(file: pathlib.Path) -> dict[str, Any]:
     unused = set(range(vocab_size)) - set(vocabulary.values())
     open_ids = unused | {i for token, i in vocabulary.items() if token in open_tokens} if fallback else ()
     return {
-        "encode_text": functools.partial(_encode_huggingface, inner),
-        "encode_spans": functools.partial(_spans_of_huggingface, inner),
+        "encode_text": functools.partial(_encode_huggingface, inner, file),
+        "encode_spans": functools.partial(_spans_of_huggingface, inner, file),
         "decode_ids": functools.partial(_decode_huggingface, inner),
         "vocab_size": vocab_size,
         "open_ids": frozenset(open_ids),
@@ -200,12 +201,14 @@ def _without_trimming(content: dict[str, Any], before: str) -> bool:
     return bool(trimming)
 
 
-def _encode_huggingface(inner, text: str, add_special_tokens: bool) -> list[int]:
-    return inner.encode(text, add_special_tokens=add_special_tokens).ids
+def _encode_huggingface(inner, file: pathlib.Path, text: str, add_special_tokens: bool) -> list[int]:
+    with _loading(file, _READABLE):  # Some faults of a file show only in a text.
+        return inner.encode(text, add_special_tokens=add_special_tokens).ids
 
 
-def _spans_of_huggingface(inner, text: str) -> tuple[list[int], list[Span]]:
-    encoding = inner.encode(text, add_special_tokens=False)
+def _spans_of_huggingface(inner, file: pathlib.Path, text: str) -> tuple[list[int], list[Span]]:
+    with _loading(file, _READABLE):
+        encoding = inner.encode(text, add_special_tokens=False)
     return encoding.ids, encoding.offsets
 
 

@@ -97,7 +97,7 @@ def _checked(config: ConfigDict, stored: dict[str, Any], before: str, section: s
     for name, value in stored.items():
         path = f"{section}{name}"
         if name not in config:
-            raise ValueError(f"{before}{path[:80]} is unknown; the file is damaged, or of another version")
+            raise ValueError(f"{reading.line(before + path)} is unknown; the file is damaged, or of another version")
         if isinstance(config[name], ConfigDict):
             found[name] = _checked(config[name], reading.mapping()(value, before + path), before, f"{path}.")
         elif value is not None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - templates read better whole
 """Templates that would hang, fill the memory or raise something of their own, each with what it tries."""
 
 BIG = "{% set big = 'ab' * 400000 %}"

@@ -30,7 +30,9 @@ def test_hostile_templates_are_refused_in_one_short_line(name, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", ["nested loops that write", "loops with a heavy body", "doubling a list", "tuples as keys", "sort"]
+)
 def test_hostile_templates_are_refused_soon(name):
     start = time.process_time()
     with pytest.raises(ValueError, match="the chat template refused"):

@@ -168,3 +168,49 @@ def test_stream_never_splits_a_character(every_tokenizer):
             pieces.append(piece)
         assert "".join(pieces) == "a🙂b"
         assert len(pieces) >= 3 and not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", '{"eos_token": 5}', "tokenizer_config.json: eos_token is 5; it must be a string"),
+        ("tokenizer_config.json", '{"eos_token": {"content": 5}}', "tokenizer_config.json: eos_token.content is 5"),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "x"}]}', r"chat_template\[0\] is .*'name' and 'template'"),
+        ("special_tokens_map.json", "\ufeff[]", "special_tokens_map.json: holds a list"),
+        (
+            "generation_config.json",
+            '{"eos_token_id": -1}',
+            "generation_config.json: eos_token_id is -1; it must be",
+        ),
+        ("generation_config.json", '{"eos_token_id": 90000}', r"is outside of the \d+ tokens; correct generation_config.json"),
+        ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer that the library `tokenizers` reads"),
+        ("tokenizer.json", '{"post_processor": {"processors": 5}}', "tokenizer.json: post_processor.processors is 5"),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "BPE", "vocab": {"a": 2000000000}, "merges": []}}',
+            "1 tokens have ids up to",
+        ),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "0 tokens have ids up to -1"),
+    ],
+)
+def test_files_of_tokenizers_that_are_damaged_are_named(name, content, message, tmp_path):
+    directory = write_huggingface(tmp_path)
+    (directory / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        data.load_tokenizer(directory)
+
+
+def test_null_is_absent_and_a_byte_order_mark_is_none_of_the_text(tmp_path):
+    directory = write_huggingface(tmp_path)
+    plain = data.load_tokenizer(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).write_bytes(b"\xef\xbb\xbf" + (directory / name).read_bytes())
+    (directory / "generation_config.json").write_text('{"eos_token_id": null}')
+    (directory / "special_tokens_map.json").write_text('{"eos_token": null, "extra_special_tokens": null}')
+    (directory / "chat_template.jinja").write_bytes(b"\xef\xbb\xbfx")
+    loaded = data.load_tokenizer(directory)
+    assert (loaded.stop_ids, loaded.vocab_size, loaded.chat_template) == (plain.stop_ids, plain.vocab_size, "x")
+    for content in (b"", b"{}", b"\0" * 99, b"version https://git-lfs.github.com/spec/v1"):
+        (tmp_path / "tokenizer.model").write_bytes(content)
+        with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model .*; download or export it again"):
+            data.load_tokenizer(tmp_path / "tokenizer.model")

@@ -64,6 +64,10 @@ def change_json(file, change):
     file.write_text(json.dumps(content))
 
 
+def change_index(folder, file):
+    change_json(folder / INDEX, lambda index: index["weight_map"].update({"model.norm.weight": file}))
+
+
 def change_tensors(folder, change):
     """Changes the tensors of the shard that has the final norm."""
     file = folder / json.loads((folder / INDEX).read_text())["weight_map"]["model.norm.weight"]
@@ -90,6 +94,14 @@ BROKEN = {
     "index without a map": (
         lambda folder: change_json(folder / INDEX, lambda index: index.pop("weight_map")),
         "model.safetensors.index.json has no weight_map; fetch it again",
+    ),
+    "index that leaves its folder": (
+        lambda folder: change_index(folder, "../x.safetensors"),
+        r"index.json: weight_map.model.norm.weight is '../x.safetensors'; it must be the name of a safetens",
+    ),
+    "index with a number": (
+        lambda folder: change_index(folder, 5),
+        "index.json: weight_map.model.norm.weight is 5; it must be a string",
     ),
     "wrong shape": (
         lambda folder: change_tensors(folder, lambda t: t.update({"model.norm.weight": np.zeros(31, np.float32)})),

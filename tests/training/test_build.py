@@ -1,6 +1,7 @@
 """From a configuration to the things it names."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -308,3 +309,26 @@ def test_all_data_are_looked_at_before_a_step(tmp_path):
     assert len(build.build_source(config, tokenizer)) == 1
     with pytest.raises(ValueError, match=r"line 1: the prompt has the token id \d+, which a network of 3 tokens does not know"):
         build.build_source(config, tokenizer, vocab_size=3)
+
+
+# ---- what a network does not have, and files that are damaged
+
+
+def test_a_tokenizer_may_know_more_than_the_network_but_not_end_with_it(chat_model, tmp_path):
+    shutil.copytree(chat_model, tmp_path, dirs_exist_ok=True)
+    config = tiny_config()
+    config.tokenizer, config.network.directory = "", str(tmp_path)
+    path = tmp_path / "config.json"
+    theirs = json.loads(path.read_text())
+    tokenizer = build.build_tokenizer(config)
+    assert build.base_structure(config, tokenizer).config.vocab_size == theirs["vocab_size"] > max(tokenizer.stop_ids)
+    path.write_text(json.dumps(theirs | {"vocab_size": min(tokenizer.stop_ids), "eos_token_id": None, "pad_token_id": None}))
+    for check in (build.base_structure, build.network_structure, build.build_network):
+        with pytest.raises(ValueError, match=r"token \d+ is to end a generation, but the network has \d+ tokens; correct"):
+            check(config, tokenizer)
+    path.write_text(json.dumps(theirs | {"eos_token_id": -1}))
+    with pytest.raises(ValueError, match=r"config.json: eos_token_id is -1; it must be a whole number from 0"):
+        build.base_structure(config, tokenizer)
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"config.json: not valid JSON \(it is empty\); write or download it again"):
+        build.base_structure(config, tokenizer)

@@ -157,3 +157,28 @@ def test_tokenizer_files_beside_a_named_file(chat_model, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"tokenizer": name, "network": {"directory": ""}}))
         found = {file.name for file in policies.tokenizer_files(tmp_path)}
         assert found == {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+
+
+def test_damaged_files_of_a_policy_are_named(tmp_path):
+    sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "num_heads": 2}
+    path = tmp_path / "network.json"
+    faults = {
+        "hidden_size is 'x'; it must be a whole number": {"hidden_size": "x"},
+        "num_layers is missing": {"num_layers": None},
+        "nosuch is unknown": {"nosuch": 1},
+        "hidden_size=8 must be a multiple of num_heads=0": {"num_heads": 0},
+        "eos_ids=.20,. has a token outside of vocab_size=20": {"eos_ids": [20]},
+        "rope_scaling.factor is 'x'": {"rope_scaling": [["factor", "x"], ["rope_type", "linear"]]},
+    }
+    for message, change in faults.items():
+        path.write_text(json.dumps(sizes | change))
+        with pytest.raises(ValueError, match=f"network.json: {message}"):
+            policies.read_network(path)
+    path.write_text(json.dumps(sizes | {"rope_scaling": [["factor", 2], ["rope_type", "linear"]], "head_dim": None}))
+    assert dict(policies.read_network(path).rope_scaling) == {"factor": 2, "rope_type": "linear"}
+    (tmp_path / "checkpoints").mkdir()
+    contents = {"": "it is empty", "[]": "holds a list", '{"rl": {"steps": "x"}}': "rl.steps is 'x'; it must"}
+    for content, message in contents.items():
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"config.json: .*{message}"):
+            policies.load_policy(tmp_path)
