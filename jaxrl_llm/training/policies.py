@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxrl_llm import networks
 from jaxrl_llm.data import Tokenizer, load_tokenizer
 from jaxrl_llm.training import build, checkpoint, metrics
+from jaxrl_llm.training.config import default_config
 
 # Files of a tokenizer that travel with converted parameters.
 TOKENIZER_FILES = (
@@ -69,8 +70,22 @@ def folder_kind(directory: pathlib.Path) -> str:
     )
 
 
+def run_config(directory: str | pathlib.Path) -> ConfigDict:
+    """The configuration of the run in a folder; keys that it did not know have their defaults.
+
+    Raises:
+      ValueError: it has keys or values that this version does not know.
+    """
+    path, config = pathlib.Path(directory) / "config.json", default_config()
+    try:
+        config.update(json.loads(path.read_text()))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is of another version: {error}; give a configuration with --config") from error
+    return config
+
+
 def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
-    config = ConfigDict(json.loads((directory / "config.json").read_text()))
+    config = run_config(directory)
     tokenizer = build.build_tokenizer(config)
     network = build.network_structure(config, tokenizer)
     like, frozen = build.trained_and_frozen(config, jax.eval_shape(network.init, jax.random.key(0)))
