@@ -348,3 +348,12 @@ def _check_rope_scaling(scaling) -> None:
     _check_choice("rope_scaling.rope_type", kind, ROPE_OPTIONS)
     if sorted(options) != sorted(ROPE_OPTIONS[kind]):
         raise ValueError(f"rope_scaling of type {kind!r} takes {list(ROPE_OPTIONS[kind])}; got {sorted(options)}")
+
+
+def config_from_fields(fields: Mapping[str, Any]) -> DecoderConfig:
+    """The configuration whose `dataclasses.asdict` was written as JSON."""
+    scaling = fields["rope_scaling"]
+    read = {"eos_ids": tuple(fields["eos_ids"]), "rope_scaling": None if scaling is None else dict(scaling)}
+    nested = {"experts": ExpertsConfig, "adapter": AdapterConfig, "quantization": QuantizationConfig}
+    read |= {name: kind(**fields[name]) for name, kind in nested.items() if fields.get(name) is not None}
+    return DecoderConfig(**fields | read)

@@ -20,7 +20,7 @@ from jaxrl_llm.training.wrapping import check_wrap
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = (
     "method.options", "sft.options", "preference.options", "task.options", "task.test_options", "rewards.options",
-    "critic.options", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
+    "critic.options", "given", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
 )  # fmt: skip
 
 # The reward whose network lies in `rewards.model`.
@@ -53,6 +53,8 @@ def default_config() -> ConfigDict:
             "log": {"completions_every": 1, "tensorboard": True, "live": True},
             # Devices along each axis; one of them may be -1 for all that are left.
             "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+            # Names of what `train` was given in Python; it fills them itself.
+            "given": {},
         }
     )
     config.lock()

@@ -10,14 +10,16 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from jaxrl_llm.networks import Network
 from jaxrl_llm.training import checkpoint, metrics
+from jaxrl_llm.training.given import Given
 from jaxrl_llm.training.phases import Params, Phase, all_phases, following
 from jaxrl_llm.training.progress import REINFORCEMENT, SUPERVISED, Progress
 from jaxrl_llm.training.report import live_report
@@ -39,15 +41,31 @@ class Files:
     started: float
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    rewards: Sequence[Callable | str] = (),
+    data: Sequence[Mapping[str, Any]] | None = None,
+    held_out: Sequence[Mapping[str, Any]] | None = None,
+    network: Network | None = None,
+    callbacks: Sequence[Callable[..., None]] = (),
+) -> dict[str, Any]:
     """Runs, or resumes, the run in `workdir` to its end.
 
     Resuming gives the very bits of an uninterrupted run (on CPU, with the same number of cores): parameters, optimizer,
-    sampled tokens, `metrics.jsonl`.
+    sampled tokens, `metrics.jsonl`. Python objects stand in `config.json` by what they are, functions by their names and rows
+    and networks by a digest, and a run that was given some is resumed with the same ones.
 
     Args:
       config: see `config.default_config`.
       workdir: folder of the run.
+      rewards: in place of `config.rewards.names`: functions, see docs/tasks.md, and names of others.
+      data: in place of the task's source: dicts with the columns that a file would have.
+      held_out: the same for the held-out examples; without them, those of `data` are measured.
+      network: with its parameters, in place of what `config.network` describes; `config.tokenizer` names its tokenizer.
+      callbacks: called after each step with its number, its metrics (a dict) and its records of completions (a list of
+        dicts); they must not change either.
 
     Returns:
       The summary that stands in `workdir/summary.json`.
@@ -56,7 +74,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
       ValueError: the configuration is impossible or is not that of the run in `workdir`.
       Stopped: SIGTERM came; the state is saved.
     """
-    with open_run(config, workdir) as run, _open_files(run) as files:
+    given = Given(tuple(rewards), data, held_out, network, tuple(callbacks))
+    with open_run(config, workdir, given) as run, _open_files(run) as files:
         phases = all_phases(run)
         state, progress = _resume(run, files, phases)
         phase = phases[progress.phase]
@@ -163,6 +182,8 @@ def _run_phase(run: Run, files: Files, phase: Phase, state: TrainState, progress
                 measured |= evaluate(phase.params(state), progress.step)
                 progress = dataclasses.replace(progress, accuracy=measured[phase.measure])
             _log(run, files, progress, measured, records, timing)
+            for callback in run.given.callbacks:
+                callback(progress.step, measured, records)
             show(measured | {"tokens_per_second": measured["tokens"] / timing["seconds"]}, records)
             if files.stop.is_set():
                 _save(run, files, state, progress, {phase.measure: progress.accuracy})

@@ -22,12 +22,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-# Fields of `DecoderConfig` that are records of their own.
-_NESTED = {
-    "experts": networks.ExpertsConfig,
-    "adapter": networks.AdapterConfig,
-    "quantization": networks.QuantizationConfig,
-}
 # Folder of the templates that have names, one file each.
 TEMPLATES = "additional_chat_templates"
 
@@ -92,6 +86,8 @@ def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
     stored = checkpoint.parameter_names(directory / "checkpoints")
     path = ("params", "policy") if "policy" in stored else ("params",)
     params = checkpoint.restore_params(directory / "checkpoints", like, path=path)
+    if frozen is not None and "network" in config.given:
+        raise ValueError(f"{directory} trains a part of a network that train() was given in Python; give it the whole again")
     if frozen is not None:
         # Checkpoints hold what trains alone; the rest is made again from where it came.
         _, frozen = build.trained_and_frozen(config, build.build_network(config, tokenizer).params)
@@ -100,11 +96,7 @@ def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
 
 
 def _load_orbax(directory: pathlib.Path) -> networks.Network:
-    fields = json.loads((directory / "network.json").read_text())
-    scaling = fields["rope_scaling"]
-    fields |= {"eos_ids": tuple(fields["eos_ids"]), "rope_scaling": None if scaling is None else dict(scaling)}
-    fields |= {name: kind(**fields[name]) for name, kind in _NESTED.items() if fields.get(name) is not None}
-    network = networks.decoder(networks.DecoderConfig(**fields))
+    network = networks.decoder(networks.config_from_fields(json.loads((directory / "network.json").read_text())))
     like = jax.eval_shape(network.init, jax.random.key(0))
     with ocp.StandardCheckpointer() as checkpointer:
         return network.with_params(checkpointer.restore(directory / "params", like))

@@ -20,6 +20,7 @@ from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices
 from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import build, metrics
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
+from jaxrl_llm.training.given import Given, named
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.reward_functions import build_rewards
 from jaxrl_llm.training.teacher import build_teacher
@@ -51,6 +52,7 @@ class Run:
       teacher: the network of the teacher, with its parameters; None where no method needs it.
       mesh: of devices; None for one device.
       rewards: functions by name.
+      given: Python objects that `train` was given.
     """
 
     config: ConfigDict
@@ -67,6 +69,7 @@ class Run:
     frozen: Any = None
     teacher: Network | None = None
     mesh: jax.sharding.Mesh | None = None
+    given: Given = Given()
 
     def whole(self, params):
         """All parameters of the network: those that train, and the frozen ones, which nobody copies."""
@@ -82,7 +85,7 @@ class Run:
             found = load_policy(directory, dtype=self.config.network.param_dtype)[0].params
         else:
             # Made anew: the first update was given the buffers of those that there were.
-            found = build.build_network(self.config, self.tokenizer, self.mesh).params
+            found = build.build_network(self.config, self.tokenizer, self.mesh, given=self.given.network).params
         trained, _ = build.trained_and_frozen(self.config, found)
         own = self.network.params
         if jax.tree.map(jnp.shape, trained) != jax.tree.map(jnp.shape, own):
@@ -147,21 +150,22 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
+def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = Given()) -> Iterator[Run]:
     """Checks the configuration, opens what it names and writes it to `workdir/config.json`.
 
     Raises:
       ValueError: an impossible configuration, or one that differs from that of the run in `workdir`.
     """
+    config = named(config, given)
     check_config(config)
     workdir = pathlib.Path(workdir).absolute()
     _check_same_run(config, workdir)
     tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
     scope = contextlib.nullcontext() if mesh is None else distributed.sharded(mesh)
     with rewards.RewardPool(config.rewards.workers) as pool, scope:
-        source = build.build_source(config, tokenizer)
+        source = build.build_source(config, tokenizer, given=given)
         report = functools.partial(_report_gap, workdir, source, tokenizer)
-        network = build.build_network(config, tokenizer, mesh, report)
+        network = build.build_network(config, tokenizer, mesh, report, given.network)
         trained, frozen = build.trained_and_frozen(config, network.params)
         run = Run(
             config=config,
@@ -172,12 +176,13 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
             mesh=mesh,
             teacher=build_teacher(config, network, mesh),
             source=source,
-            test_source=build.build_source(config, tokenizer, test=True),
+            test_source=build.build_source(config, tokenizer, test=True, given=given),
             method=methods.get(config.method.name, **method_options(config)),
             preference_method=preference_method(config),
             supervised_method=supervised_method(config),
             pool=pool,
-            rewards=build_rewards(config, mesh),
+            rewards=build_rewards(config, mesh, given.functions),
+            given=given,
         )
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
@@ -205,11 +210,23 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     changeable = _CHANGEABLE + (("rl.steps",) if config.rl.optimizer.decay == "constant" else ())
     ours = _flat(json.loads(json.dumps(config.to_dict())))
     theirs = _flat(json.loads(path.read_text())) if path.exists() else ours
+    _check_same_objects(ours, theirs, workdir)
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name) and not name.startswith(changeable):
             raise ValueError(
                 f"config.{name} is {ours.get(name)!r}, but the run in {workdir} was made with {theirs.get(name)!r}; "
                 "give the same configuration to resume it, or another --workdir"
+            )
+
+
+def _check_same_objects(ours: dict[str, Any], theirs: dict[str, Any], workdir: pathlib.Path) -> None:
+    """Raises ValueError where the run in `workdir` was given other Python objects, or some where now there are none."""
+    for name in sorted(name for name in ours.keys() | theirs.keys() if name.startswith("given.")):
+        if ours.get(name) != theirs.get(name):
+            argument, now, then = name.split(".")[1], ours.get(name, "none"), theirs.get(name, "none")
+            raise ValueError(
+                f"train() is given {argument} = {now}, but the run in {workdir} was made with {then} ({name} in its "
+                f"config.json); give {argument}=... as it was to resume it, or another workdir"
             )
 
 
