@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", help="workdir of a run, Hugging Face directory, or converted folder")
     convert.add_argument("target", help="folder to write; it must not exist")
     convert.add_argument("--to", required=True, choices=("huggingface", "orbax", "peft"))
-    convert.add_argument("--dtype", default="float32", help="of parameters read from a Hugging Face directory")
+    convert.add_argument("--dtype", default="", help="of the parameters that are written (default: as they are)")
     convert.set_defaults(run=_convert)
 
     methods = verbs.add_parser("methods", help="the catalogue of methods")
@@ -172,15 +172,17 @@ def _train(options, overrides: list[str]) -> int:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    def percent(value):
-        return "not measured" if value is None else f"{100 * value:.1f}%"
+    def shown(value):
+        if value is None or value != value:
+            return "not measured"
+        return f"{value:.4g} nats a token" if summary["measure"] == "loss" else f"{100 * value:.1f}%"
 
     use = f"Sample from it: jaxrl-llm sample {summary['workdir']}"
     if summary["method"] == "reward_model":
         use = f"Learn from it: --config.rewards.names=\"('reward_model',)\" --config.rewards.model={summary['workdir']}"
     print(
-        f"\nHeld-out {summary['measure'].replace('_', ' ')} {percent(summary['accuracy_before'])} before, "
-        f"{percent(summary['accuracy_after'])} after {summary['method']} "
+        f"\nHeld-out {summary['measure'].replace('_', ' ')} {shown(summary['accuracy_before'])} before, "
+        f"{shown(summary['accuracy_after'])} after {summary['method']} "
         f"({summary['steps']} steps, {summary['wall_seconds']:.0f} s).\n"
         f"The run lies in {summary['workdir']}; the same command resumes it.\n{use}"
     )
@@ -198,16 +200,13 @@ def _config_of(policy: str, path: str | None, overrides: list[str]):
 
 
 def _evaluate(options, overrides: list[str]) -> int:
-    from jaxrl_llm.training.evaluate import evaluate_pairs, evaluate_policy
+    from jaxrl_llm.training.evaluate import evaluate_folder
     from jaxrl_llm.training.metrics import write_table
 
     config = _config_of(options.policy, options.config, overrides)
-    if config.preference.steps and not config.rl.steps:
-        if options.output:
-            raise ValueError(f"--output={options.output} would stay empty: pairs have no completions; leave it out")
-        print(json.dumps(evaluate_pairs(options.policy, config), indent=2))
-        return 0
-    measured, records = evaluate_policy(options.policy, config)
+    if options.output and config.preference.steps and not config.rl.steps:
+        raise ValueError(f"--output={options.output} would stay empty: pairs have no completions; leave it out")
+    measured, records = evaluate_folder(options.policy, config)
     if options.output:
         write_table(options.output, records)
     print(json.dumps(measured, indent=2))

@@ -28,7 +28,7 @@ from jaxrl_llm.objectives import (
 )
 from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.training.config import DECAYS, REWARD_MODEL, preference_method
-from jaxrl_llm.training.given import Given, as_source, own_copy
+from jaxrl_llm.training.given import NOTHING, Given, as_source, own_copy
 from jaxrl_llm.training.needs import texts_of
 
 SOURCES = ("arithmetic", "jsonl", "tfds", "reasoning_gym", "preferences")
@@ -36,14 +36,19 @@ SOURCES = ("arithmetic", "jsonl", "tfds", "reasoning_gym", "preferences")
 
 def build_tokenizer(config: ConfigDict) -> Tokenizer:
     """The tokenizer that the configuration names, or that lies with the checkpoint."""
-    name = config.tokenizer or config.network.directory
+    name = tokenizer_name(config)
     if not name:
         raise ValueError("config.tokenizer and config.network.directory are both empty; give one of them")
     return data.load_tokenizer(name)
 
 
+def tokenizer_name(config: ConfigDict) -> str:
+    """What `build_tokenizer` loads; "" for nothing."""
+    return config.tokenizer or config.network.directory or config.network.tokenizer
+
+
 def build_source(
-    config: ConfigDict, tokenizer: Tokenizer, *, test: bool = False, given: Given = Given()
+    config: ConfigDict, tokenizer: Tokenizer, *, test: bool = False, given: Given = NOTHING
 ) -> Sequence[dict[str, Any]]:
     """Examples to train on, or held-out ones (`task.options` updated by `task.test_options`).
 
@@ -69,7 +74,11 @@ def build_source(
     if config.preference.steps:
         texts = texts_of(preference_method(config))
         width = config.preference.row_tokens
-        source = data.filter_long_pairs(source, tokenizer, width, drop=task.drop_long, texts=texts)[0]
+        try:
+            source = data.filter_long_pairs(source, tokenizer, width, drop=task.drop_long, texts=texts)[0]
+        except ValueError as error:
+            mend = f"config.preference.row_tokens is {width}, and config.task.drop_long=True leaves longer ones out"
+            raise ValueError(f"{error} ({mend})") from error
     if REWARD_MODEL in (*config.rewards.names, config.evaluation.reward):
         source = data.map_source(source, _with_conversation)
     return source
@@ -216,7 +225,7 @@ def trained_and_frozen(config: ConfigDict, params: Any) -> tuple[Any, Any]:
 def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network:
     """The structure of `base_network`."""
     sizes = config.network.to_dict()
-    laid_over = ("adapter", "quantization", "trains", "router")
+    laid_over = ("adapter", "quantization", "trains", "router", "tokenizer")
     directory, named, *_ = (sizes.pop(name) for name in ("directory", "name", *laid_over))
     computed = {name: sizes[name] for name in ("dtype", "param_dtype", "remat")} | _value_head(config)
     if "network" in config.given:

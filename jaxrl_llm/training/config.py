@@ -7,6 +7,7 @@ exist here cannot be set, neither in a file nor by `--config.a.b=c`.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 
 from ml_collections import ConfigDict
@@ -36,7 +37,8 @@ def default_config() -> ConfigDict:
         {
             "seed": 0,
             "network": sections.network(),
-            # A directory, a tokenizer file, "bytes" or "characters:..."; "" takes the checkpoint's directory.
+            # A directory, a tokenizer file, "bytes" or "characters:..."; "" takes the checkpoint's directory, or, without one,
+            # `network.tokenizer`.
             "tokenizer": "",
             "task": sections.task(),
             "sft": sections.sft(),
@@ -82,7 +84,9 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(f"config.seed is {config.seed}; it must be from 0 to {LARGEST_SEED - 1}")
     if config.rewards.deadline_seconds <= 0:
         raise ValueError(f"config.rewards.deadline_seconds is {config.rewards.deadline_seconds}; it must be above 0")
-    if not config.rewards.names:
+    if not math.isfinite(config.evaluation.success):
+        raise ValueError(f"config.evaluation.success is {config.evaluation.success}; it must be a finite number")
+    if not config.rewards.names and (config.rl.steps or config.evaluation.reward):
         raise ValueError("config.rewards.names is empty; name at least one reward")
     _check_methods(config)
     _check_preference(config)

@@ -13,8 +13,8 @@ import numpy as np
 from jaxrl_llm.training.agreement import Agree, Agreement
 
 _LOGGER = logging.getLogger(__name__)
-# A completion is correct when its reward reaches 1, be it as a sum such as 0.7 + 0.2 + 0.1.
-CORRECT = 1.0 - 1e-6
+# A completion is correct when its reward reaches what counts as success, be it as a sum such as 0.7 + 0.2 + 0.1.
+_ROUNDING = 1e-6
 
 
 def average_at_k(correct: np.ndarray) -> tuple[float, float]:
@@ -74,7 +74,13 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(error)
 
 
-def summarise(rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: Sequence[Any] | None = None) -> dict[str, float]:
+def summarise(
+    rewards: np.ndarray,
+    lengths: np.ndarray,
+    samples: int,
+    answers: Sequence[Any] | None = None,
+    success: float = 1.0,
+) -> dict[str, float]:
     """All measures of an evaluation.
 
     Args:
@@ -82,11 +88,12 @@ def summarise(rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: S
       lengths: tokens of each completion, [P * k].
       samples: k.
       answers: final answers, for the majority vote; None leaves it out.
+      success: reward from which on a completion is correct.
 
     Returns:
       Values by metric name, see `metrics.DEFINITIONS`; pass@k for the powers of two up to k.
     """
-    correct = (np.nan_to_num(rewards, nan=-np.inf) >= CORRECT).reshape(-1, samples)
+    correct = (np.nan_to_num(rewards, nan=-np.inf) >= success - _ROUNDING).reshape(-1, samples)
     results = {"accuracy": average_at_k(correct)}
     if samples > 1:
         for k in (2**power for power in range(1, samples.bit_length())):
@@ -114,6 +121,7 @@ def evaluate(
     final_answer: Callable[[str], Any] | None = None,
     agree: Agree | None = None,
     greedy: bool = False,
+    success: float = 1.0,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Samples, scores and summarises.
 
@@ -125,6 +133,7 @@ def evaluate(
       final_answer: completion to answer, for the majority vote.
       agree: compares the learner with the sampler, see `agreement.make_agree`; None leaves it out.
       greedy: whether the samples are greedy, so that each token should be the learner's likeliest.
+      success: reward from which on a completion is correct.
 
     Returns:
       Measures and one record for each completion.
@@ -140,7 +149,7 @@ def evaluate(
             agreement += agree(found.rollouts, len(part) * samples)
     rewards = np.array([np.nan if record["rewards"][0] is None else record["rewards"][0] for record in records])
     answers = None if final_answer is None else [final_answer(record["completion"]) for record in records]
-    measured = summarise(rewards, np.array([record["length"] for record in records]), samples, answers)
+    measured = summarise(rewards, np.array([record["length"] for record in records]), samples, answers, success)
     if agree is not None:
         measured["evaluation/logp_gap"] = agreement.gap
         if greedy:

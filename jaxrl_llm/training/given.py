@@ -42,10 +42,15 @@ class Given:
 
     def names(self) -> dict[str, Any]:
         """What stands for the objects in a configuration, by argument."""
-        rows = {name: describe_rows(getattr(self, name), name) for name in ("data", "held_out") if getattr(self, name) is not None}
+        rows = {
+            name: describe_rows(getattr(self, name), name) for name in ("data", "held_out") if getattr(self, name) is not None
+        }
         network = {} if self.network is None else {"network": describe_network(self.network)}
         functions = {"rewards": list(self.functions), "callbacks": list(map(qualified_name, self.callbacks))}
         return rows | network | {name: names for name, names in functions.items() if names}
+
+
+NOTHING = Given()
 
 
 def named(config: ConfigDict, given: Given) -> ConfigDict:

@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jaxrl_llm import methods, rewards
 from jaxrl_llm.training import preference, reinforcement, supervised
 from jaxrl_llm.training.agreement import make_agree
@@ -69,6 +71,7 @@ def all_phases(run: Run) -> dict[str, Phase]:
         make_evaluation=functools.partial(preference.make_pair_evaluation, run),
         measure=f"evaluation/{preference.held_out_measures(run)[0]}",
     )
+    after = by_pairs if by_pairs.steps else by_reward if by_reward.steps or samples_are_scored(config) else None
     by_imitation = Phase(
         name=SUPERVISED,
         steps=config.sft.steps,
@@ -76,11 +79,25 @@ def all_phases(run: Run) -> dict[str, Phase]:
         initial_state=lambda params: supervised.initial_state(run),
         params=_all_params,
         make_step=lambda reference: supervised.make_supervised_step(run),
-        # It is measured as what comes after it, which then knows where it began.
-        make_evaluation=(by_pairs if by_pairs.steps else by_reward).make_evaluation,
-        measure=(by_pairs if by_pairs.steps else by_reward).measure,
+        # It is measured as what comes after it, which then knows where it began; alone, by its loss too.
+        make_evaluation=functools.partial(_evaluation_of_imitation, run, after),
+        measure=after.measure if after else "evaluation/loss",
     )
     return {phase.name: phase for phase in (by_imitation, by_pairs, by_reward)}
+
+
+def samples_are_scored(config: ConfigDict) -> bool:
+    """Whether a run that only imitates is also measured by what the policy answers."""
+    return bool(config.rewards.names or config.evaluation.reward)
+
+
+def _evaluation_of_imitation(run: Run, after: Phase | None, reference: Params) -> Evaluate:
+    """The measures of the phase that comes after the supervised one, or, without one, the loss and the answers."""
+    alone = not (run.config.preference.steps or run.config.rl.steps)
+    parts = [after.make_evaluation(reference)] if after else []
+    if alone and (after is None or supervised.can_be_learned(run.test_source)):
+        parts.append(supervised.make_loss_evaluation(run))
+    return lambda params, number: {name: value for part in parts for name, value in part(params, number).items()}
 
 
 def following(phases: dict[str, Phase], name: str | None) -> Phase | None:
@@ -112,6 +129,7 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
         place=run.place,
     )
     options = {"final_answer": rewards.final_number, "agree": agree, "greedy": settings.temperature == 0}
+    options |= {"success": settings.success}
     measured, _ = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
     warn_of_gap(measured, rl.max_logp_gap, number)
     return measured

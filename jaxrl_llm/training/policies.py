@@ -9,13 +9,15 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from jaxrl_llm import networks
 from jaxrl_llm.data import Tokenizer, load_tokenizer
+from jaxrl_llm.networks.config import DTYPES
 from jaxrl_llm.training import build, checkpoint, metrics
-from jaxrl_llm.training.config import default_config
+from jaxrl_llm.training.config import default_config, preference_method
 
 # Files of a tokenizer that travel with converted parameters.
 TOKENIZER_FILES = (
@@ -110,29 +112,39 @@ def convert_to_orbax(network: networks.Network, directory: str | pathlib.Path) -
     metrics.write_atomically(directory / "network.json", [json.dumps(dataclasses.asdict(network.config), indent=2) + "\n"])
 
 
-def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, dtype: str = "float32") -> list[str]:
+def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, dtype: str = "") -> list[str]:
     """Writes the policy in `source` to `target` in the other format, its tokenizer files included.
+
+    The run of a reward model is written as what it is: a network that gives values and no logits, in the format of Hugging
+    Face a `*ForSequenceClassification` of one label.
 
     Args:
       source: any folder that `load_policy` reads.
       target: a folder that does not exist yet.
       to: "huggingface", into whose matrices an adapter is merged; "orbax"; or "peft", the adapter alone.
-      dtype: of parameters read from a Hugging Face directory.
+      dtype: of the parameters that are written; "" leaves them as they are in a run or a converted folder, and takes float32
+        of those of a Hugging Face directory.
 
     Returns:
       Names of the tokenizer files; none where the tokenizer is one that has no files.
 
     Raises:
-      ValueError: the target exists, or an unknown format.
+      ValueError: the target exists, or an unknown format or dtype.
     """
     source, target = pathlib.Path(source).absolute(), pathlib.Path(target).absolute()
     if target.exists():
         raise ValueError(f"{target} exists already; give a folder that does not, so that nothing is lost")
-    writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax, "peft": _write_peft}
+    writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax, "peft": functools.partial(_write_peft, source)}
     if to not in writers:
         raise ValueError(f"to is {to!r}; it must be one of {sorted(writers)}")
-    network, _ = load_policy(source, dtype=dtype)
-    writers[to](network, target)
+    if dtype and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {DTYPES}")
+    network, tokenizer = load_policy(source, dtype=dtype or "float32")
+    if folder_kind(source) == "run" and _is_reward_model(run_config(source)):
+        network = _without_language_head(network, tokenizer)
+    if to == "huggingface":
+        network = _plain(network)
+    writers[to](_as_dtype(network, dtype) if dtype else network, target)
     copied = []
     for file in tokenizer_files(source):
         place = target / TEMPLATES / file.name if file.parent.name == TEMPLATES else target / file.name
@@ -142,25 +154,57 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
     return copied
 
 
-def _write_huggingface(network: networks.Network, target: pathlib.Path) -> None:
+def _is_reward_model(config: ConfigDict) -> bool:
+    """Whether what a run ends with gives values alone."""
+    return bool(config.preference.steps and not config.rl.steps and preference_method(config).needs_value_head)
+
+
+def _without_language_head(network: networks.Network, tokenizer: Tokenizer) -> networks.Network:
+    """The reward model alone; it pads with a token that no text ends with, as `transformers` reads the last other one."""
+    config, params = network.config, dict(network.params)
+    for name in ("head", "head_adapter"):
+        params.pop(name, None)
+    pad = next((pad for pad in (config.pad_id, tokenizer.pad_id) if pad not in (None, tokenizer.eos_id)), None)
+    return networks.decoder(dataclasses.replace(config, language_head=False, pad_id=pad)).with_params(params)
+
+
+def _plain(network: networks.Network) -> networks.Network:
+    """The network with its adapter merged and its codes as numbers."""
     plain, params = network.without_params(), network.params
     if network.config.adapter is not None:
         plain, params = networks.merge_adapter(plain, params)
     elif network.config.quantization is not None:
         plain, params = networks.dequantize(plain, params)
-    networks.save_huggingface(plain, params, target)
+    return plain.with_params(params)
 
 
-def _write_peft(network: networks.Network, target: pathlib.Path) -> None:
-    networks.save_peft(network, network.params, target)
+def _as_dtype(network: networks.Network, dtype: str) -> networks.Network:
+    """The network with its floating-point parameters in that type."""
+
+    def cast(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    changed = networks.decoder(dataclasses.replace(network.config, param_dtype=dtype))
+    return changed.with_params(jax.tree.map(cast, network.params))
+
+
+def _write_huggingface(network: networks.Network, target: pathlib.Path) -> None:
+    networks.save_huggingface(network.without_params(), network.params, target)
+
+
+def _write_peft(source: pathlib.Path, network: networks.Network, target: pathlib.Path) -> None:
+    base = None
+    if folder_kind(source) == "run":
+        wanted = run_config(source).network
+        base = wanted.directory or wanted.name or None
+    networks.save_peft(network, network.params, target, base=base)
 
 
 def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
     """Tokenizer files that belong to the policy in `source`; a run keeps them where its configuration says."""
     folder = source
     if folder_kind(source) == "run":
-        config = json.loads((source / "config.json").read_text())
-        named = pathlib.Path(config["tokenizer"] or config["network"]["directory"])
+        named = pathlib.Path(build.tokenizer_name(run_config(source)))
         if not named.exists():  # such as "bytes", which has no files
             return []
         folder = named if named.is_dir() else named.parent

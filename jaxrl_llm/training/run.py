@@ -20,7 +20,7 @@ from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices
 from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import build, metrics
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
-from jaxrl_llm.training.given import Given, named
+from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.reward_functions import build_rewards
 from jaxrl_llm.training.teacher import build_teacher
@@ -69,7 +69,7 @@ class Run:
     frozen: Any = None
     teacher: Network | None = None
     mesh: jax.sharding.Mesh | None = None
-    given: Given = Given()
+    given: Given = NOTHING
 
     def whole(self, params):
         """All parameters of the network: those that train, and the frozen ones, which nobody copies."""
@@ -150,7 +150,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = Given()) -> Iterator[Run]:
+def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOTHING) -> Iterator[Run]:
     """Checks the configuration, opens what it names and writes it to `workdir/config.json`.
 
     Raises:

@@ -12,6 +12,8 @@ def network() -> dict:
         # both, a network of the sizes below is.
         "directory": "",
         "name": "",
+        # As the key `tokenizer`, for a network without a directory; a checkpoint has its own, before which this one gives way.
+        "tokenizer": "",
         # Of the computation, and of the parameters that are trained.
         "dtype": "float32",
         "param_dtype": "float32",
@@ -149,7 +151,7 @@ def critic() -> dict:
 def rewards() -> dict:
     """What completions are scored by."""
     return {
-        # Names of `jaxrl_llm.rewards`, "package.module:function", or "reward_model".
+        # Names of `jaxrl_llm.rewards`, "package.module:function", or "reward_model". A run that only imitates may have none.
         "names": ("exact_match",),
         # Options of rewards that are made out of some, by their name, without the module: {"format_reward": {"pattern": ...}};
         # see `rewards.FACTORIES`.
@@ -172,7 +174,10 @@ def evaluation() -> dict:
         "batch": 256,
         "samples": 1,
         "temperature": 0.0,
+        # The reward that decides what is correct, "" for the first of `rewards.names`, and from what value on it does. The
+        # value is the reward's own, without the weights of training, be it a verifier's 0 or 1 or what a reward model says.
         "reward": "",
+        "success": 1.0,
     }
 
 
