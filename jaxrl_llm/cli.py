@@ -177,6 +177,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
             return "not measured"
         return f"{value:.4g} nats a token" if summary["measure"] == "loss" else f"{100 * value:.1f}%"
 
+    dropped = {name: summary["data"][name] for name in ("dropped", "held_out_dropped") if summary["data"][name]}
+    shares = {name: summary[name] for name in ("reward_missing", "truncated", "skipped") if summary.get(name)}
     use = f"Sample from it: jaxrl-llm sample {summary['workdir']}"
     if summary["method"] == "reward_model":
         use = f"Learn from it: --config.rewards.names=\"('reward_model',)\" --config.rewards.model={summary['workdir']}"
@@ -184,7 +186,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"\nHeld-out {summary['measure'].replace('_', ' ')} {shown(summary['accuracy_before'])} before, "
         f"{shown(summary['accuracy_after'])} after {summary['method']} "
         f"({summary['steps']} steps, {summary['wall_seconds']:.0f} s).\n"
-        f"The run lies in {summary['workdir']}; the same command resumes it.\n{use}"
+        + "".join(f"{name.replace('_', ' ')}: {count} examples, too long.\n" for name, count in dropped.items())
+        + "".join(f"{name.replace('_', ' ')}: {100 * share:.1f}% (mean over steps).\n" for name, share in shares.items())
+        + f"The run lies in {summary['workdir']}; the same command resumes it.\n{use}"
     )
 
 

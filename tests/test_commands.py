@@ -1,25 +1,29 @@
 """Every command of the documents as somebody would type it: from another folder, on a tiny checkpoint, and from a wheel."""
 
+import dataclasses
 import json
+import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
 
 import pytest
 from training import tiny_runs
-from training.tiny_runs import PROBLEMS, finished, quick_compilation  # noqa: F401
+from training.tiny_runs import PROBLEMS, quick_compilation  # noqa: F401
 
-from jaxrl_llm import cli
-from jaxrl_llm.training import loop
+from jaxrl_llm import cli, networks
+from jaxrl_llm.training import loop, policies
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").glob("[!_]*.py"))]
 PAIRS = [
-    {"prompt": question, "chosen": answer.splitlines()[-1], "rejected": "#### 1"}
-    for question, answer in [*PROBLEMS, *((f"{question} Why?", answer) for question, answer in PROBLEMS * 3)]
+    {"prompt": f"{question} ({number})", "chosen": answer.splitlines()[-1], "rejected": "#### 1"}
+    for number in range(12)
+    for question, answer in PROBLEMS
 ]
 # One step, and no more than the files below have.
 SHORT = {
@@ -50,11 +54,21 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("DIR", "Qwen3-0.6B"):
         (tmp_path / name).symlink_to(tiny_runs.chat_model())
+    write_reward_model(tmp_path / "RUN")
     for name in ("train", "test"):
         rows = [{"question": question, "answer": answer} for question, answer in PROBLEMS]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     return tmp_path
+
+
+def write_reward_model(folder: pathlib.Path) -> None:
+    """The chat model with a head of one output in place of that of its tokens."""
+    network = networks.load_huggingface(tiny_runs.chat_model(), value_head=1)
+    alone = networks.decoder(dataclasses.replace(network.config, language_head=False))
+    networks.save_huggingface(alone, network.params, folder)
+    for file in policies.tokenizer_files(tiny_runs.chat_model()):
+        shutil.copy(file, folder)
 
 
 def arguments_of(command: str) -> list[str]:
@@ -64,7 +78,6 @@ def arguments_of(command: str) -> list[str]:
         for name in ("train", "test"):
             rows = [{"prompt": question, "completion": answer} for question, answer in PROBLEMS]
             pathlib.Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = [argument.replace("=RUN", f"={tiny_reward_model()}") for argument in given]
     path = next((argument.partition("=")[2] for argument in given if argument.startswith("--config=")), "configs/quickstart.py")
     own = cli.load_config(path, [argument for argument in given if argument.startswith("--config.")])
     phases = [values for phase, values in SHORT.items() if own[phase].steps]
@@ -72,13 +85,6 @@ def arguments_of(command: str) -> list[str]:
     if own.task.source == "reasoning_gym":
         short |= {"task.options.size": 4, "task.test_options.size": 2}
     return [*given, *(f"--config.{name}={value}" for name, value in short.items())]
-
-
-def tiny_reward_model() -> pathlib.Path:
-    """A run of a reward model: its folder as it is after the command that trains one."""
-    from training.tiny_preferences import finished_reward_model
-
-    return finished_reward_model().workdir
 
 
 class Opened(Exception):
@@ -136,13 +142,7 @@ def test_a_documented_command_runs_from_the_wheel(wheel, elsewhere):
     code = "import sys, jaxrl_llm.cli as cli; print(cli.__file__); sys.exit(cli.main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments_of(command)],
-        capture_output=True, text=True, timeout=600, env=_environment(PYTHONPATH=str(wheel)),
+        capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": str(wheel)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert str(wheel) in done.stdout and "Held-out pair accuracy" in done.stdout
-
-
-def _environment(**changed):
-    import os
-
-    return os.environ | changed

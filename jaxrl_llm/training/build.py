@@ -48,7 +48,12 @@ def tokenizer_name(config: ConfigDict) -> str:
 
 
 def build_source(
-    config: ConfigDict, tokenizer: Tokenizer, *, test: bool = False, given: Given = NOTHING
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    *,
+    test: bool = False,
+    given: Given = NOTHING,
+    counts: dict[str, int] | None = None,
 ) -> Sequence[dict[str, Any]]:
     """Examples to train on, or held-out ones (`task.options` updated by `task.test_options`).
 
@@ -57,6 +62,7 @@ def build_source(
       tokenizer: by which prompts are measured.
       test: whether those are wanted that are held out.
       given: rows that stand in the place of the task's source; without held-out ones, those to train on are measured.
+      counts: gets the number of the examples that fit, and of those that were dropped.
 
     Raises:
       ValueError: an unknown source, options it does not take, or prompts that are too long.
@@ -70,15 +76,20 @@ def build_source(
         raise ValueError("config.task.system and config.task.suffix would change nothing: config.task.chat is False")
     if task.goal:
         source = data.goal_conditioned(source, goal=task.goal)
-    source = data.filter_long(source, tokenizer, task.max_prompt_tokens, drop=task.drop_long)[0]
+    source, dropped = data.filter_long(source, tokenizer, task.max_prompt_tokens, drop=task.drop_long)
     if config.preference.steps:
         texts = texts_of(preference_method(config))
         width = config.preference.row_tokens
         try:
-            source = data.filter_long_pairs(source, tokenizer, width, drop=task.drop_long, texts=texts)[0]
+            source, more = data.filter_long_pairs(source, tokenizer, width, drop=task.drop_long, texts=texts)
         except ValueError as error:
             mend = f"config.preference.row_tokens is {width}, and config.task.drop_long=True leaves longer ones out"
             raise ValueError(f"{error} ({mend})") from error
+        dropped += more
+    if counts is not None:
+        counts |= (
+            {"held_out": len(source), "held_out_dropped": dropped} if test else {"examples": len(source), "dropped": dropped}
+        )
     if REWARD_MODEL in (*config.rewards.names, config.evaluation.reward):
         source = data.map_source(source, _with_conversation)
     return source

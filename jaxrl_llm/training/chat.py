@@ -11,6 +11,7 @@ from rich.console import Console
 from jaxrl_llm.data import DecoderState, Tokenizer, continue_dialogue, decode_step, encode_prompt
 from jaxrl_llm.networks import Network
 from jaxrl_llm.sampling import stream
+from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.policies import folder_kind, load_policy, run_config
 
 
@@ -38,6 +39,7 @@ def converse(
     Raises:
       ValueError: a system message without a chat, or a folder without a policy.
     """
+    use_compilation_cache()
     run = run_config(directory) if folder_kind(pathlib.Path(directory).absolute()) == "run" else None
     chat = (run is not None and run.task.chat) if chat is None else chat
     if system and not chat:

@@ -52,7 +52,7 @@ def default_config() -> ConfigDict:
             "rewards": sections.rewards(),
             "evaluation": sections.evaluation(),
             "checkpoint": {"every": 50, "keep": 2, "best_metric": ""},
-            "log": {"completions_every": 1, "tensorboard": True, "live": True},
+            "log": {"completions_every": 1, "tensorboard": True, "live": True, "compilation_cache": True},
             # Devices along each axis; one of them may be -1 for all that are left.
             "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
             # Names of what `train` was given in Python; it fills them itself.

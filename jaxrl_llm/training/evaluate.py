@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from jaxrl_llm import methods, rewards, rollouts
 from jaxrl_llm.training import build
 from jaxrl_llm.training.agreement import make_agree
+from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
-from jaxrl_llm.training.evaluation import evaluate, warn_of_gap
+from jaxrl_llm.training.evaluation import evaluate, gap_bound, warn_of_gap
 from jaxrl_llm.training.phases import samples_are_scored
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.preference import make_pair_evaluation
@@ -27,6 +28,7 @@ def evaluate_folder(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     """What a run of the configuration measures: pairs, or answers, completions or both; and one record for each answer."""
     if config.preference.steps and not config.rl.steps:
         return evaluate_pairs(directory, config), []
+    use_compilation_cache(config.log.compilation_cache)
     imitates = config.sft.steps and not config.rl.steps
     scored = samples_are_scored(config) or not imitates
     measured, records = evaluate_policy(directory, config) if scored else ({}, [])
@@ -63,11 +65,12 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
         )
         examples = [source[index] for index in range(min(settings.prompts, len(source)))]
         batch = min(settings.batch, len(examples))
+        bound = gap_bound(config.rl.max_logp_gap, network)
         agree = make_agree(
             network.without_params(),
             network.params,
             temperature=settings.temperature,
-            bound=config.rl.max_logp_gap,
+            bound=bound,
             width=config.task.max_prompt_tokens + config.rl.max_new_tokens,
             parts=config.rl.micro_batches,
         )
@@ -78,7 +81,7 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
             "greedy": settings.temperature == 0,
         }
         measured, records = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
-        warn_of_gap(measured, config.rl.max_logp_gap, 0)
+        warn_of_gap(measured, bound, 0)
         return measured, records
 
 

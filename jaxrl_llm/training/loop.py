@@ -19,10 +19,12 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm.networks import Network
 from jaxrl_llm.training import checkpoint, metrics
+from jaxrl_llm.training.compiling import use_compilation_cache
+from jaxrl_llm.training.evaluation import consequence, gap_bound, warn_of_gap
 from jaxrl_llm.training.given import Given
 from jaxrl_llm.training.phases import Params, Phase, all_phases, following
 from jaxrl_llm.training.progress import REINFORCEMENT, SUPERVISED, Progress
-from jaxrl_llm.training.report import live_report
+from jaxrl_llm.training.report import live_report, say
 from jaxrl_llm.training.run import Run, open_run
 from jaxrl_llm.training.state import TrainState
 
@@ -39,6 +41,7 @@ class Files:
     writer: Any
     stop: threading.Event
     started: float
+    told: set[str] = dataclasses.field(default_factory=set)  # kinds of warnings that were given
 
 
 def train(
@@ -74,6 +77,7 @@ def train(
       ValueError: the configuration is impossible or is not that of the run in `workdir`.
       Stopped: SIGTERM came; the state is saved.
     """
+    use_compilation_cache(config.log.compilation_cache)
     given = Given(tuple(rewards), data, held_out, network, tuple(callbacks))
     with open_run(config, workdir, given) as run, _open_files(run) as files:
         phases = all_phases(run)
@@ -171,6 +175,7 @@ def _run_phase(run: Run, files: Files, phase: Phase, state: TrainState, progress
         return state, progress
     reference = _reference(run, phase)
     step, evaluate = phase.make_step(reference), phase.make_evaluation(reference)
+    say(f"{phase.name}: {phase.steps} steps of {phase.method.name}; the first compiles", enabled=run.config.log.live)
     with live_report(progress.phase, progress.phase_step, phase.steps, enabled=run.config.log.live) as show:
         while progress.phase_step < phase.steps:
             began = time.monotonic()
@@ -208,18 +213,27 @@ def _log(run: Run, files: Files, progress: Progress, measured, records, timing) 
     if files.writer is not None:
         for name, value in (measured | timing).items():
             files.writer.add_scalar(name, value, progress.step)
-    bound = run.config.rl.max_logp_gap
+    bound = gap_bound(run.config.rl.max_logp_gap, run.network)
     # Other phases learn from texts that the policy did not sample, but their evaluations sample.
     gaps = {name: measured.get(name, 0.0) for name in ("logp_gap", "evaluation/logp_gap")}
     if progress.phase != REINFORCEMENT:
         gaps.pop("logp_gap")
+    share = measured.get("evaluation/greedy_mismatch", 0.0)
+    mismatch = {"evaluation/greedy_mismatch": share} if share > 0 else {}
     for name, gap in gaps.items():
         if gap > bound:
             metrics.append_jsonl(run.workdir / "warnings.jsonl", {"step": progress.step, name: gap, "bound": bound})
-    if gaps.get("logp_gap", 0.0) > bound:
-        logging.getLogger(__name__).warning(
-            "sampler and learner differ by %.3g nat at step %d", gaps["logp_gap"], progress.step
-        )
+    _warn_once(files, {name: gap for name, gap in gaps.items() if gap > bound} | mismatch, bound, progress.step)
+
+
+def _warn_once(files: Files, found: dict[str, float], bound: float, step: int) -> None:
+    """One warning of each kind in the life of a process; every one of them stands in `warnings.jsonl`."""
+    new = {name: value for name, value in found.items() if name not in files.told}
+    files.told.update(new)
+    if "logp_gap" in new:
+        text = "sampler and learner differ by %.3g nat at step %d, %s"
+        logging.getLogger(__name__).warning(text, new["logp_gap"], step, consequence(bound))
+    warn_of_gap(new, bound, step)
 
 
 def _save(run: Run, files: Files, state: TrainState, progress: Progress, measured: dict[str, Any]) -> None:
@@ -229,6 +243,15 @@ def _save(run: Run, files: Files, state: TrainState, progress: Progress, measure
     best = measured.get(run.config.checkpoint.best_metric)
     metrics_of_best = {} if best is None else {run.config.checkpoint.best_metric: best}
     checkpoint.save(files.manager, progress.step, state, progress.to_json(), metrics_of_best)
+
+
+def _shares(run: Run) -> dict[str, float]:
+    """Means over the steps of what was missing, cut or skipped; what no step measured is left out."""
+    records = metrics.read_jsonl(run.workdir / "metrics.jsonl")
+    found = {
+        name: [record[name] for record in records if name in record] for name in ("reward_missing", "truncated", "skipped")
+    }
+    return {name: sum(values) / len(values) for name, values in found.items() if values and None not in values}
 
 
 def _summary(run: Run, files: Files, phase: Phase, progress: Progress) -> dict[str, Any]:
@@ -243,5 +266,6 @@ def _summary(run: Run, files: Files, phase: Phase, progress: Progress) -> dict[s
         "seed": run.config.seed,
         "workdir": str(run.workdir),
     }
+    summary |= {"data": run.counts} | _shares(run)
     metrics.write_atomically(run.workdir / "summary.json", [json.dumps(summary, indent=2) + "\n"])
     return summary

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from jaxrl_llm import methods, rewards
 from jaxrl_llm.training import preference, reinforcement, supervised
 from jaxrl_llm.training.agreement import make_agree
-from jaxrl_llm.training.evaluation import evaluate, warn_of_gap
+from jaxrl_llm.training.evaluation import evaluate, gap_bound
 from jaxrl_llm.training.progress import PREFERENCE, REINFORCEMENT, SUPERVISED
+from jaxrl_llm.training.report import counter
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 
@@ -122,14 +123,14 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
         run.network.without_params(),
         run.whole(params),
         temperature=settings.temperature,
-        bound=rl.max_logp_gap,
+        bound=gap_bound(rl.max_logp_gap, run.network),
         width=reinforcement.row_tokens(run),
         parts=rl.micro_batches,
         multiple=run.row_multiple(1),
         place=run.place,
     )
     options = {"final_answer": rewards.final_number, "agree": agree, "greedy": settings.temperature == 0}
-    options |= {"success": settings.success}
+    told = counter(f"evaluating held-out prompts at step {number}", enabled=run.config.log.live)
+    options |= {"success": settings.success, "told": told}
     measured, _ = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
-    warn_of_gap(measured, rl.max_logp_gap, number)
     return measured

@@ -22,6 +22,7 @@ from jaxrl_llm.training import build, metrics
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
 from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.policies import load_policy
+from jaxrl_llm.training.report import say
 from jaxrl_llm.training.reward_functions import build_rewards
 from jaxrl_llm.training.teacher import build_teacher
 from jaxrl_llm.types import Batch
@@ -53,6 +54,7 @@ class Run:
       mesh: of devices; None for one device.
       rewards: functions by name.
       given: Python objects that `train` was given.
+      counts: examples, held-out ones, and those of both that were dropped.
     """
 
     config: ConfigDict
@@ -70,6 +72,7 @@ class Run:
     teacher: Network | None = None
     mesh: jax.sharding.Mesh | None = None
     given: Given = NOTHING
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def whole(self, params):
         """All parameters of the network: those that train, and the frozen ones, which nobody copies."""
@@ -160,13 +163,19 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
     check_config(config)
     workdir = pathlib.Path(workdir).absolute()
     _check_same_run(config, workdir)
+    tell = functools.partial(say, enabled=config.log.live)
+    tell(_what_runs(config, workdir))
     tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
     scope = contextlib.nullcontext() if mesh is None else distributed.sharded(mesh)
     with rewards.RewardPool(config.rewards.workers) as pool, scope:
-        source = build.build_source(config, tokenizer, given=given)
+        counts: dict[str, int] = {}
+        source = build.build_source(config, tokenizer, given=given, counts=counts)
+        test_source = build.build_source(config, tokenizer, test=True, given=given, counts=counts)
+        tell(_what_is_read(counts))
         report = functools.partial(_report_gap, workdir, source, tokenizer)
         network = build.build_network(config, tokenizer, mesh, report, given.network)
         trained, frozen = build.trained_and_frozen(config, network.params)
+        tell(_what_trains(network.params, trained))
         run = Run(
             config=config,
             workdir=workdir,
@@ -176,17 +185,38 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
             mesh=mesh,
             teacher=build_teacher(config, network, mesh),
             source=source,
-            test_source=build.build_source(config, tokenizer, test=True, given=given),
+            test_source=test_source,
             method=methods.get(config.method.name, **method_options(config)),
             preference_method=preference_method(config),
             supervised_method=supervised_method(config),
             pool=pool,
             rewards=build_rewards(config, mesh, given.functions),
             given=given,
+            counts=counts,
         )
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
         yield run
+
+
+def _what_runs(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """The beginning of a run in one line: methods, network, devices, folder."""
+    chosen = {"sft": config.sft.method, "preference": config.preference.method, "rl": config.method.name}
+    phases = ", ".join(f"{config[phase].steps} steps of {method}" for phase, method in chosen.items() if config[phase].steps)
+    named = config.network.directory or config.network.name or ("a given one" if config.given else "one of its own sizes")
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    return f"{phases}; network: {named} in {config.network.dtype}; devices: {devices}; folder: {workdir}"
+
+
+def _what_is_read(counts: dict[str, int]) -> str:
+    dropped = (counts["dropped"], counts["held_out_dropped"])
+    told = f"; dropped as too long: {dropped[0]} and {dropped[1]} of these" if any(dropped) else ""
+    return f"data: {counts['examples']} examples and {counts['held_out']} held-out ones{told}"
+
+
+def _what_trains(params, trained) -> str:
+    whole, own = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, trained))
+    return f"parameters: {whole:,}" + (f", of which {own:,} train" if own != whole else "")
 
 
 def _report_gap(workdir: pathlib.Path, source, tokenizer: Tokenizer, gap: Callable) -> None:

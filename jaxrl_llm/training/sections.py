@@ -123,8 +123,9 @@ def rl() -> dict:
         "top_p": config_dict.placeholder(float),
         "min_p": config_dict.placeholder(float),
         "stop_strings": (),
-        # Largest difference in nats between the sampler's and the learner's log-probabilities before it is reported.
-        "max_logp_gap": 1e-4,
+        # Largest difference in nats between the sampler's and the learner's log-probabilities before it is reported; by
+        # default that of the dtype: 1e-4 for float32, 0.5 for bfloat16, 0.05 for float16.
+        "max_logp_gap": config_dict.placeholder(float),
         # Whether perplexities, chi-squared divergences and the effective sample size between learner and sampler are measured.
         "measure_gap": False,
         # Every so many steps the reference policy moves by a share of the way to the policy; 0 for never.
