@@ -11,7 +11,8 @@ from jaxrl_llm.training import default_config
 def get_config():
     """The configuration, locked: only keys that exist can be set."""
     config = default_config()
-    config.tokenizer = f"characters:{ARITHMETIC_ALPHABET}"
+    # Of the network of these sizes; with --config.network.directory=DIR both give way to those of the checkpoint.
+    config.network.tokenizer = f"characters:{ARITHMETIC_ALPHABET}"
     config.network.update(hidden_size=96, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=24)
     config.task.options.update(size=40000, digits=(2, 2), careless=0.6)
     config.task.test_options.update(split="test", size=256)

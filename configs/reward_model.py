@@ -13,12 +13,13 @@ from jaxrl_llm.training import default_config
 def get_config():
     """The configuration, locked: only keys that exist can be set."""
     config = default_config()
-    config.tokenizer = f"characters:{ARITHMETIC_ALPHABET}"
+    # Of the network of these sizes; with --config.network.directory=DIR both give way to those of the checkpoint.
+    config.network.tokenizer = f"characters:{ARITHMETIC_ALPHABET}"
     config.network.update(hidden_size=96, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=24)
     config.task.source = "preferences"
     config.task.options.update(path="", split="train")
     config.task.test_options.update(split="test")
-    config.preference.update(steps=800, method="reward_model", batch=64, row_tokens=64)
+    config.preference.update(steps=800, method="reward_model", batch=64, row_tokens=256)
     config.preference.optimizer.update(learning_rate=2e-3, warmup_steps=20, decay="cosine")
     config.rl.steps = 0
     config.evaluation.update(every=100, prompts=512)

@@ -24,8 +24,8 @@ What is tested of each method, counted by `python docs/prove.py`, which runs the
 
 * **oracle**: every function that the method is made of is compared, by value and gradient, with a version in NumPy float64 and
   plain loops, on random ragged inputs and on degenerate ones: the number of those functions.
-* **splits**: the same loss and gradient of a tiny model, through the update, for 1 and 5 micro-batches, two packings and rows in
-  another order; the gradient is finite and moves it, and is 0 where no row has a reward.
+* **splits**: the same loss and gradient of a tiny model, through the update, for 1 and 5 micro-batches, two packings and rows
+  in another order; the gradient is finite and moves it, and is 0 where no row has a reward.
 * **reductions**: tests in which it becomes another method, as its paper says.
 
 {totals}

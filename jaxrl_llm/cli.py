@@ -54,22 +54,23 @@ def _parser() -> argparse.ArgumentParser:
     overrides = "Change any key of the configuration with --config.section.key=value."
 
     train = verbs.add_parser("train", help="train, or resume, the run in a folder", description=overrides)
-    _add_config(train)
+    train.add_argument("--config", default=str(CONFIGS / "quickstart.py"), help="configuration file (default: quickstart)")
     train.add_argument("--workdir", help="folder of the run (default: runs/NAME of the configuration)")
     train.set_defaults(run=_train)
 
     evaluate = verbs.add_parser("evaluate", help="quality of a policy, or of a reward model on pairs", description=overrides)
     evaluate.add_argument("policy", help="workdir of a run, Hugging Face directory, or converted folder")
-    _add_config(evaluate)
+    evaluate.add_argument("--config", help="configuration file (default: that of the run; other folders need one)")
     evaluate.add_argument("--output", type=pathlib.Path, help="JSONL file for the completions")
     evaluate.set_defaults(run=_evaluate)
 
     sample = verbs.add_parser("sample", help="stream a completion, or chat")
     sample.add_argument("policy", help="workdir of a run, Hugging Face directory, or converted folder")
     sample.add_argument("prompt", nargs="?", help="text to continue; without it, an interactive session")
-    sample.add_argument("--chat", action="store_true", help="prompts are messages to a chat model")
-    sample.add_argument("--system", default="", help="system message of a chat")
-    sample.add_argument("--max-new-tokens", type=int, default=256)
+    chats = argparse.BooleanOptionalAction
+    sample.add_argument("--chat", action=chats, help="prompts are messages to a chat model (default: as in the run)")
+    sample.add_argument("--system", help="system message of a chat (default: that of the run)")
+    sample.add_argument("--max-new-tokens", type=int, help="default: as in the run, or 256")
     sample.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     sample.add_argument("--top-k", type=int)
     sample.add_argument("--top-p", type=float)
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", help="workdir of a run, Hugging Face directory, or converted folder")
     convert.add_argument("target", help="folder to write; it must not exist")
     convert.add_argument("--to", required=True, choices=("huggingface", "orbax", "peft"))
-    convert.add_argument("--dtype", default="float32", help="of parameters read from a Hugging Face directory")
+    convert.add_argument("--dtype", default="", help="of the parameters that are written (default: as they are)")
     convert.set_defaults(run=_convert)
 
     methods = verbs.add_parser("methods", help="the catalogue of methods")
@@ -92,37 +93,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--config", default=str(CONFIGS / "quickstart.py"), help="configuration file (default: quickstart)")
-
-
 def load_config(path: str, overrides: list[str]):
     """Configuration of a file, changed by `--config.section.key=value` arguments.
 
+    Args:
+      path: of the file; one such as "configs/gsm8k.py" that is not there is looked for among those of the program.
+      overrides: the arguments.
+
     Raises:
       ValueError: no such file, an unknown key, or a value of another type.
+    """
+    file = next((place for place in (pathlib.Path(path), CONFIGS.parent / path) if place.is_file()), None)
+    if file is None:
+        known = ", ".join(sorted(str(file) for file in CONFIGS.glob("[!_]*.py")))
+        raise ValueError(f"--config={path}: there is no such file; there are {known}")
+    return override(lambda: _run_file(str(file)), overrides, path)
+
+
+def override(build, overrides: list[str], place: str):
+    """The configuration that `build()` makes, changed by `--config.section.key=value` arguments.
+
+    Raises:
+      ValueError: an unknown key, or a value of another type; `place` says where the others come from.
     """
     from absl import flags
     from ml_collections import config_flags
 
     from jaxrl_llm.training.config import FREE_SECTIONS, NULLABLE, free_section
 
-    if not pathlib.Path(path).is_file():
-        known = ", ".join(sorted(str(file) for file in CONFIGS.glob("[!_]*.py")))
-        raise ValueError(f"--config={path}: there is no such file; there are {known}")
     prefixes = tuple(f"--config.{name}{end}" for name in FREE_SECTIONS for end in (".", "="))
     free = [argument for argument in overrides if argument.startswith(prefixes)]
     absent = {f"--config.{name}=None": name for name in NULLABLE}  # flags of numbers do not know None
     typed = [argument for argument in overrides if argument not in free and argument not in absent]
     values = flags.FlagValues()
     try:
-        config = _run_file(path)
+        config = build()
         config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=["", *typed])
         values(["", *typed])
     except (AttributeError, KeyError) as error:
         reason = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").strip("'\"").split())
         reason = reason.partition(" Other fields present")[0]
-        place = f"{path} or {typed}" if typed else path
+        place = f"{place} or {typed}" if typed else place
         raise ValueError(f"unknown key in {place}: {reason}; jaxrl_llm/training/config.py has all keys") from error
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error
@@ -183,31 +194,45 @@ def _train(options, overrides: list[str]) -> int:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    def percent(value):
-        return "not measured" if value is None else f"{100 * value:.1f}%"
+    def shown(value):
+        if value is None or value != value:
+            return "not measured"
+        return f"{value:.4g} nats a token" if summary["measure"] == "loss" else f"{100 * value:.1f}%"
 
+    dropped = {name: summary["data"][name] for name in ("dropped", "held_out_dropped") if summary["data"][name]}
+    shares = {name: summary[name] for name in ("reward_missing", "truncated", "skipped") if summary.get(name)}
     use = f"Sample from it: jaxrl-llm sample {summary['workdir']}"
     if summary["method"] == "reward_model":
         use = f"Learn from it: --config.rewards.names=\"('reward_model',)\" --config.rewards.model={summary['workdir']}"
     print(
-        f"\nHeld-out {summary['measure'].replace('_', ' ')} {percent(summary['accuracy_before'])} before, "
-        f"{percent(summary['accuracy_after'])} after {summary['method']} "
+        f"\nHeld-out {summary['measure'].replace('_', ' ')} {shown(summary['accuracy_before'])} before, "
+        f"{shown(summary['accuracy_after'])} after {summary['method']} "
         f"({summary['steps']} steps, {summary['wall_seconds']:.0f} s).\n"
-        f"The run lies in {summary['workdir']}; the same command resumes it.\n{use}"
+        + "".join(f"{name.replace('_', ' ')}: {count} examples, too long.\n" for name, count in dropped.items())
+        + "".join(f"{name.replace('_', ' ')}: {100 * share:.1f}% (mean over steps).\n" for name, share in shares.items())
+        + f"The run lies in {summary['workdir']}; the same command resumes it.\n{use}"
     )
 
 
+def _config_of(policy: str, path: str | None, overrides: list[str]):
+    """The configuration that a policy is measured by: of the file, or that of its own run."""
+    from jaxrl_llm.training.policies import folder_kind, run_config
+
+    if path is not None:
+        return load_config(path, overrides)
+    if folder_kind(pathlib.Path(policy).absolute()) != "run":
+        raise ValueError(f"{policy} is no run, which would say what to measure; give --config=FILE")
+    return override(lambda: run_config(policy), overrides, f"{policy}/config.json")
+
+
 def _evaluate(options, overrides: list[str]) -> int:
-    from jaxrl_llm.training.evaluate import evaluate_pairs, evaluate_policy
+    from jaxrl_llm.training.evaluate import evaluate_folder
     from jaxrl_llm.training.metrics import plain, write_table
 
-    config = load_config(options.config, overrides)
-    if config.preference.steps and not config.rl.steps:
-        if options.output:
-            raise ValueError(f"--output={options.output} would stay empty: pairs have no completions; leave it out")
-        print(json.dumps(plain(evaluate_pairs(options.policy, config)), indent=2))
-        return 0
-    measured, records = evaluate_policy(options.policy, config)
+    config = _config_of(options.policy, options.config, overrides)
+    if options.output and config.preference.steps and not config.rl.steps:
+        raise ValueError(f"--output={options.output} would stay empty: pairs have no completions; leave it out")
+    measured, records = evaluate_folder(options.policy, config)
     if options.output:
         write_table(options.output, records)
     print(json.dumps(plain(measured), indent=2))
@@ -217,8 +242,6 @@ def _evaluate(options, overrides: list[str]) -> int:
 def _sample(options, _) -> int:
     from jaxrl_llm.training.chat import converse
 
-    if options.system and not options.chat:
-        raise ValueError(f"--system={options.system!r} would change nothing without --chat; add it")
     sampling = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")}
     converse(options.policy, options.prompt, chat=options.chat, system=options.system, sampling=sampling)
     return 0

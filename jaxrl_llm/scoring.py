@@ -25,7 +25,9 @@ TOKEN_CHUNK = 8192
 VOCABULARY_CHUNK = 2048
 
 
-def make_scorer(policy, needs=(), *, temperature: float = 1.0, replay_routes: bool = False) -> Scorer:
+def make_scorer(
+    policy, needs=(), *, temperature: float = 1.0, replay_routes: bool = False, value: Callable | None = None
+) -> Scorer:
     """A pure function `scorer(params, batch) -> Scores` for a policy.
 
     Args:
@@ -38,6 +40,8 @@ def make_scorer(policy, needs=(), *, temperature: float = 1.0, replay_routes: bo
         temperature.
       replay_routes: whether tokens go to the experts of `batch.extras["routes"]` [B, T, layers, k], those that the sampler
         sent them to (https://arxiv.org/abs/2510.11370); -1 leaves the choice to the router.
+      value: `value(params, tokens, positions, segments) -> [B, T]`, what a policy that is a bare `apply` expects after
+        reading each token, from the same parameters; see `actor_critic_scorer` for a critic with parameters of its own.
 
     Raises:
       ValueError: an unknown statistic, a statistic that the policy cannot give, routes for a policy without experts, or a
@@ -55,11 +59,15 @@ def make_scorer(policy, needs=(), *, temperature: float = 1.0, replay_routes: bo
         raise ValueError(f"{asked}, but the policy has no experts; leave it out")
     if chunked:
         return functools.partial(_score_network, policy, needs, temperature, replay_routes)
-    if needs & _OF_NETWORKS:
-        wanted = sorted(needs & _OF_NETWORKS)
-        raise ValueError(f"needs has {wanted}, which only a network with `hidden` gives; a bare apply gives logits")
-    apply = getattr(policy, "apply", policy)
-    return functools.partial(_score_logits, apply, needs, temperature)
+    beyond = sorted(needs & _OF_NETWORKS - ({"value"} if value is not None else set()))
+    if beyond:
+        mend = "a bare apply gives logits, and values where value=... is given"
+        raise ValueError(f"needs has {beyond}, which only a network with `hidden` gives; {mend}")
+    plain = functools.partial(_score_logits, getattr(policy, "apply", policy), needs, temperature)
+    if "value" not in needs:
+        return plain
+    of_values = actor_critic_scorer(plain, value)
+    return lambda params, batch: of_values({"policy": params, "critic": params}, batch)
 
 
 def actor_critic_scorer(actor: Scorer, critic, needs=("value",)) -> Scorer:
@@ -67,15 +75,32 @@ def actor_critic_scorer(actor: Scorer, critic, needs=("value",)) -> Scorer:
 
     Args:
       actor: scorer of the policy.
-      critic: a network with `hidden` and `value`.
-      needs: what is asked of the critic: "value", "value_outputs" or both.
+      critic: a network with `hidden` and `value`, or a function `critic(params, tokens, positions, segments) -> [B, T]`:
+        what it expects after reading each token.
+      needs: what is asked of the critic: "value", "value_outputs" or both; a function gives "value" alone.
+
+    Raises:
+      ValueError: "value_outputs" are asked of a function.
     """
+    if getattr(critic, "hidden", None) is None:
+        if set(needs) - {"value"}:
+            raise ValueError(f"needs is {sorted(needs)}; a critic that is a bare function gives 'value' alone")
+        return functools.partial(_with_values, actor, getattr(critic, "apply", critic))
 
     def scorer(params, batch: Batch) -> Scores:
         hidden = critic.hidden(params["critic"], batch.tokens, batch.positions, batch.segment)
         return actor(params["policy"], batch).replace(**_values(critic, params["critic"], hidden, batch, needs))
 
     return scorer
+
+
+def _with_values(actor: Scorer, critic: Callable, params, batch: Batch) -> Scores:
+    """Scores of the actor with the values that a bare function gives, each moved to the token that follows."""
+    found = critic(params["critic"], batch.tokens, batch.positions, batch.segment)
+    if found.shape != batch.tokens.shape:
+        raise ValueError(f"the critic gives values of shape {found.shape}; it must be {batch.tokens.shape}, one a token")
+    value = _none_at(is_first(batch), _previous(found.astype(jnp.float32)))
+    return actor(params["policy"], batch).replace(value=value)
 
 
 def is_first(batch: Batch):

@@ -148,7 +148,8 @@ class Rollouts:
 class Batch:
     """Packed rows of tokens with everything per token: B rows of T tokens.
 
-    Only `tokens` and `mask` must be given; the rest is filled with the plain case of one sequence a row.
+    Only `tokens` and `mask` must be given; the rest is filled with the plain case of one sequence a row. What has no plain
+    case, None, is refused by the objectives that read it.
 
     Attributes:
       tokens: int [B, T].
@@ -156,8 +157,8 @@ class Batch:
       positions: int [B, T], place of the token in its own sequence.
       segment: int [B, T], number of the sequence within the row, from 1; 0 is padding.
       rollout: int [B, T], number of the sequence within the step.
-      group: int [B, T], number of the prompt within the step.
-      advantage: float [B, T].
+      group: int [B, T] or None, number of the prompt within the step; the two rollouts of a pair share one.
+      advantage: float [B, T] or None.
       weight: float [B, T], share of the token in the loss; an additive loss is `sum(weight * token_loss)`. By default
         each masked token has the share 1 / (number of masked tokens).
       behavior_logp: float [B, T] or None, log-probability (nats) under the policy that sampled the token.
@@ -191,8 +192,6 @@ class Batch:
         _fill(self, "positions", lambda: xp.broadcast_to(xp.arange(shape[1], dtype=np.int32), shape))
         _fill(self, "segment", lambda: xp.ones(shape, np.int32))
         _fill(self, "rollout", lambda: xp.broadcast_to(xp.arange(shape[0], dtype=np.int32)[:, None], shape))
-        _fill(self, "group", self.rollout)
-        _fill(self, "advantage", lambda: xp.zeros(shape, np.float32))
         _fill(self, "weight", lambda: self.mask / xp.maximum(self.mask.sum(), 1))
         names = ("positions", "segment", "rollout", "group", "advantage", "weight")
         _check(self, names + ("behavior_logp", "reference_logp", "returns"), shape)

@@ -7,6 +7,7 @@ import pathlib
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("JAXRL_LLM_COMPILATION_CACHE", "off")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _TESTS = itertools.count()

@@ -200,6 +200,17 @@ def test_evaluate_agrees_with_the_run(tiny, capsys):
         assert value == policy.metrics[-1][name]
 
 
+def test_evaluate_takes_the_configuration_of_the_run(chat_model, capsys):
+    """Not that of the quickstart, whose sums say nothing of it; other folders need one."""
+    policy = finished("dr_grpo")
+    measured = json.loads(run(capsys, "evaluate", policy.workdir)[1])
+    assert measured == {name: policy.metrics[-1][name] for name in measured}
+    fewer = json.loads(run(capsys, "evaluate", policy.workdir, "--config.rl.max_new_tokens=5")[1])
+    assert fewer["evaluation/length"] == 5 and measured["evaluation/length"] == 12
+    assert "config.json" in refused(capsys, "evaluate", policy.workdir, "--config.evaluation.promts=3")
+    assert "give --config=FILE" in refused(capsys, "evaluate", chat_model)
+
+
 def test_evaluate_refuses_what_cannot_be(tiny, tmp_path, capsys):
     assert "neither the workdir of a run" in refused(capsys, "evaluate", tmp_path / "nosuch", f"--config={tiny}")
     policy = finished("dr_grpo").workdir
@@ -229,6 +240,24 @@ def test_sample_is_what_generate_gives(capsys):
     greedy = generate(network, network.params, [prompt], max_new_tokens=10, temperature=0, stop_ids=tokenizer.stop_ids)
     expected = tokenizer.decode(greedy.tokens[0, : greedy.length[0]])
     assert run(capsys, "sample", policy, "1+2=", "--max-new-tokens=10", "--temperature=0")[1] == expected + "\n"
+
+
+def test_sample_does_as_the_run_did(monkeypatch):
+    """Its longest completion, its stop strings and its chat, unless the command says otherwise."""
+    from jaxrl_llm.training import chat
+
+    seen, folder = [], finished("dr_grpo").workdir
+    monkeypatch.setattr(chat, "_answer", lambda *arguments: seen.append(arguments[-2:]))
+    config = chat.run_config(folder)
+    config.rl.stop_strings, config.task.chat, config.task.system = (";",), True, "Be brief."
+    monkeypatch.setattr(chat, "run_config", lambda directory: config)
+    monkeypatch.setattr(chat, "encode_prompt", lambda tokenizer, prompt: prompt)
+    assert cli.main(["sample", str(folder), "1+2="]) == 0
+    assert cli.main(["sample", str(folder), "1+2=", "--no-chat", "--max-new-tokens=7"]) == 0
+    (chatted, sampling), (plain, shorter) = seen
+    assert [message["content"] for message in chatted] == ["Be brief.", "1+2="] and plain == "1+2="
+    assert sampling["max_new_tokens"] == 12 and shorter["max_new_tokens"] == 7
+    assert sampling["stop_strings"] == (";",) and sampling["detokenize"]([1]) == "1"
 
 
 def test_sample_asks_until_the_input_ends(monkeypatch, capsys):

@@ -6,9 +6,15 @@ from jaxrl_llm.data.dialogues import continue_dialogue, encode_dialogue, encode_
 from jaxrl_llm.data.goals import goal_conditioned
 from jaxrl_llm.data.jsonl import jsonl_source
 from jaxrl_llm.data.order import Cursor, epoch_order, next_indices
-from jaxrl_llm.data.packing import first_fit, pack
+from jaxrl_llm.data.packing import batch_from, first_fit, pack
 from jaxrl_llm.data.preference_sources import arithmetic_preferences, preference_source
-from jaxrl_llm.data.preferences import PAIR, filter_long_pairs, mismatched_rollouts, preference_rollouts
+from jaxrl_llm.data.preferences import (
+    PAIR,
+    batch_of_pairs,
+    filter_long_pairs,
+    mismatched_rollouts,
+    preference_rollouts,
+)
 from jaxrl_llm.data.reasoning_gym import reasoning_gym_source
 from jaxrl_llm.data.sources import Example, Source, as_chat, filter_long, filter_long_examples, map_source, split_turns
 from jaxrl_llm.data.streaming import DecoderState, decode_step
@@ -27,6 +33,8 @@ __all__ = [
     "arithmetic_preferences",
     "arithmetic_source",
     "as_chat",
+    "batch_from",
+    "batch_of_pairs",
     "byte_tokenizer",
     "character_tokenizer",
     "continue_dialogue",

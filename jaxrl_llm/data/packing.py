@@ -98,6 +98,42 @@ def pack(
     )
 
 
+def batch_from(rollouts: Rollouts, *, step: int = 0, coefficients=None) -> Batch:
+    """The batch of estimated rollouts, one a row, for an update in a loop of your own; `pack` lays several into a row.
+
+    Args:
+      rollouts: N rows of T tokens with the advantages and weights of an estimator, such as `methods.get("grpo").estimator`.
+      step: training step of the batch.
+      coefficients: scalars for the objective.
+
+    Returns:
+      A batch [N, T] of NumPy arrays.
+
+    Raises:
+      ValueError: no token has a weight, although there are actions: no estimator has been there.
+
+    Example:
+      >>> rollouts = Rollouts(tokens=np.ones((2, 3), int), length=np.array([3, 2]), mask=np.ones((2, 3), np.float32),
+      ...                     rewards=np.zeros((2, 1)), weight=np.full((2, 3), 1 / 6))
+      >>> batch_from(rollouts).segment.tolist()
+      [[1, 1, 1], [1, 1, 0]]
+    """
+    taking_part = np.asarray(rollouts.mask).sum(axis=1) * np.asarray(rollouts.valid)
+    if not has_weight(rollouts).any() and taking_part.any():
+        raise ValueError(
+            "Rollouts.weight is 0 everywhere, so that nothing would be learned; let an estimator fill it first: "
+            "rollouts, state = method.estimator.update(rollouts, state, key)"
+        )
+    fields, width = _per_token(rollouts), rollouts.tokens.shape[1]
+    real = np.arange(width) < np.asarray(rollouts.length)[:, None]
+    # Behind the end of a row stands what padding is elsewhere, whatever the rollouts have there.
+    fields = {name: np.where(np.expand_dims(real, tuple(range(2, value.ndim))), value, 0) for name, value in fields.items()}
+    own = {field.name for field in dataclasses.fields(Batch)}
+    extras = {name: fields.pop(name) for name in list(fields) if name not in own}
+    fields |= {"positions": np.where(real, np.arange(width, dtype=np.int32), 0), "segment": real.astype(np.int32)}
+    return Batch(**fields, extras=extras, step=np.int32(step), coefficients=coefficients or {})
+
+
 def unpack(values: np.ndarray, batch: Batch, rows: int, width: int) -> np.ndarray:
     """Per-token values [B, W, ...] of a packed batch back in the rollouts' places, [rows, width, ...]; 0 elsewhere."""
     values, real = np.asarray(values), np.asarray(batch.segment) > 0

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxrl_llm.data.dialogues import encode_answer
+from jaxrl_llm.data.packing import batch_from
 from jaxrl_llm.data.sources import Example, check_ids, chosen_of, place_of
 from jaxrl_llm.data.tokenizers import Tokenizer
-from jaxrl_llm.types import Rollouts
+from jaxrl_llm.estimators import pair_mean
+from jaxrl_llm.types import Batch, Rollouts
 
 # The texts of an example, with the preference of their rows.
 SIDES = {"chosen": 1.0, "rejected": -1.0, "gold": 0.0}
@@ -92,6 +94,46 @@ def preference_rollouts(
         for side, prompt, text in _encoded(tokenizer, example, f"pair {number}", texts):
             rows.append((group, number, side, example.get("margin", 0.0), prompt, text))
     return _rollouts(rows, width)
+
+
+def batch_of_pairs(
+    prompts: Sequence[Sequence[int]],
+    chosen: Sequence[Sequence[int]],
+    rejected: Sequence[Sequence[int]],
+    *,
+    margin: Sequence[float] | None = None,
+    width: int | None = None,
+) -> Batch:
+    """Pairs of token ids for an update in a loop of your own: row 2i is the chosen one of pair i, row 2i + 1 the other.
+
+    Each pair has the same share in the loss (`estimators.pair_mean`). The reference's log-probabilities are the caller's to
+    add: `batch.replace(reference_logp=make_scorer(network)(reference_params, batch).logp)`.
+
+    Args:
+      prompts: token ids of each prompt.
+      chosen: those of the preferred answer, its end token included.
+      rejected: those of the other one.
+      margin: by how much the one is better; 0 by default.
+      width: T, places of a row; by default the longest text and the place behind it (see `preference_rollouts`).
+
+    Returns:
+      A batch [2 * pairs, T] of NumPy arrays.
+
+    Raises:
+      ValueError: the lists differ in length or are empty, or a text does not fit into `width`.
+    """
+    margin = [0.0] * len(prompts) if margin is None else margin
+    counts = {"prompts": len(prompts), "chosen": len(chosen), "rejected": len(rejected), "margin": len(margin)}
+    if len(set(counts.values())) != 1 or not prompts:
+        raise ValueError(f"the lists have lengths {counts}; give one entry a pair in each, and at least one pair")
+    rows = [
+        (number, number, side, margin[number], list(prompts[number]), list(texts[number]))
+        for number in range(len(prompts))
+        for side, texts in zip(PAIR, (chosen, rejected), strict=True)
+    ]
+    longest = 1 + max(len(prompt) + len(text) for *_, prompt, text in rows)
+    weighted, _ = pair_mean().update(_rollouts(rows, width or longest), (), None)
+    return batch_from(weighted)
 
 
 def _rollouts(rows: Sequence[tuple], width: int) -> Rollouts:

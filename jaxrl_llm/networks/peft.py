@@ -65,11 +65,17 @@ class Found(NamedTuple):
     alpha: float
 
 
-def save_peft(network: Network, params: Params, directory) -> None:
+def save_peft(network: Network, params: Params, directory, *, base: str | None = None) -> None:
     """Writes the adapter as a directory that `peft.PeftModel.from_pretrained(model, directory)` loads.
 
     The base is not written. Every array must be whole on this process. An adapter of experts is written as one of each
     expert and with the scale of plain LoRA: PEFT fuses them as `transformers` fuses the experts.
+
+    Args:
+      network: with an adapter.
+      params: its parameters.
+      directory: made where it does not exist.
+      base: directory or name of the base, which `peft.AutoPeftModel` loads by itself.
 
     Raises:
       ValueError: the network has no adapter or no family, or PEFT has no form for one of the adapted matrices: those that
@@ -94,7 +100,7 @@ def save_peft(network: Network, params: Params, directory) -> None:
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     safetensors.numpy.save_file(tensors, directory / TENSORS, metadata={"format": "pt"})
-    write_json(directory / CONFIG, _settings(config, targets))
+    write_json(directory / CONFIG, _settings(config, targets) | {"base_model_name_or_path": base})
 
 
 def load_peft(network: Network, params: Params, directory) -> tuple[Network, Params]:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, any_coupled, composable, declared
@@ -48,7 +49,7 @@ class Objective:
         loss, metrics = jnp.float32(0.0), {}
         for term in self.terms:
             inner, seen = _with_own_weights(term, batch)
-            token_loss, term_metrics = inner(scores, seen)
+            token_loss, term_metrics = _with_inputs(inner, scores, seen)
             value = weighted_sum(token_loss, seen)
             loss += value
             metrics |= _apart({f"loss/{inner.function.__name__}": value} | term_metrics, metrics)
@@ -64,6 +65,35 @@ class Objective:
 
     def __repr__(self) -> str:
         return f"objective({', '.join(map(repr, self.terms))})"
+
+
+# Fields of a batch that no plain case could stand for: the loss would be 0, and so would what is learned.
+_WITHOUT_DEFAULT = {
+    "advantage": "give it [B, T], as an estimator makes it (data.batch_from lays out its rollouts)",
+    "group": "number the two rows of a pair, or the answers to a prompt, alike, [B, T] (data.batch_of_pairs does)",
+}
+
+
+def _with_inputs(term: Composable, scores: Scores, batch: Batch):
+    """What the term says; where it reads what the batch does not have, the refusal of that."""
+    try:
+        return term(scores, batch)
+    except (TypeError, AttributeError) as error:
+        absent = [name for name in _WITHOUT_DEFAULT if getattr(batch, name) is None]
+        if not absent or not _runs(term, scores, batch, absent):
+            raise
+        name = next(name for name in absent if not _runs(term, scores, batch, [other for other in absent if other != name]))
+        raise ValueError(f"{term!r} needs batch.{name}, which is missing; {_WITHOUT_DEFAULT[name]}") from error
+
+
+def _runs(term: Composable, scores: Scores, batch: Batch, filled: list[str]) -> bool:
+    """Whether the term can be computed once the fields of these names are there."""
+    fields = {name: jnp.zeros(batch.tokens.shape, jnp.int32 if name == "group" else jnp.float32) for name in filled}
+    try:
+        jax.eval_shape(term, scores, batch.replace(**fields))
+    except (TypeError, AttributeError):
+        return False
+    return True
 
 
 def _innermost(term: Composable) -> Composable:

@@ -20,7 +20,7 @@ class Groups(NamedTuple):
 
     Attributes:
       rollout: int [B, T], slot of each token's rollout.
-      group: int [S], slot of each rollout's group.
+      group: int [S], slot of each rollout's group; None where the batch does not say, for losses that compare none.
       length: float [S], number of actions of each rollout.
       counted: float [S], 1 where a rollout has an action with a weight; others have no part in any group.
     """
@@ -33,12 +33,16 @@ class Groups(NamedTuple):
 
 def find_groups(batch: Batch) -> Groups:
     """The rollouts of a batch and their groups."""
-    rollout, group = dense(batch.rollout, batch), dense(batch.group, batch)
-    slots = batch.tokens.size
-    of_rollout = jnp.maximum(jax.ops.segment_max(group.ravel(), rollout.ravel(), slots), 0)
+    rollout = dense(batch.rollout, batch)
+    of_rollout = None if batch.group is None else slot_of_group(batch, rollout)
     length = rollout_sum(batch.mask > 0, batch.mask, rollout)
     weighted = rollout_sum(batch.weight != 0, batch.mask, rollout)
     return Groups(rollout, of_rollout, length, (weighted > 0).astype(jnp.float32))
+
+
+def slot_of_group(batch: Batch, rollout):
+    """Slot of the group of each rollout, [S]."""
+    return jnp.maximum(jax.ops.segment_max(dense(batch.group, batch).ravel(), rollout.ravel(), batch.tokens.size), 0)
 
 
 def dense(numbers, batch: Batch):

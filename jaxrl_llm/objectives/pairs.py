@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.numerics import masked, safe_divide
-from jaxrl_llm.objectives.groups import dense, rollout_sum
+from jaxrl_llm.objectives.groups import dense, rollout_sum, slot_of_group
 from jaxrl_llm.types import Array, Batch, IntBT
 
 
@@ -40,9 +40,8 @@ def find_pairs(batch: Batch) -> Pairs:
     A pair is complete when its group has exactly one preferred (> 0) and one rejected (< 0) rollout with an action. Others,
     such as one that lost a member or whose member is masked, have no part: no weight, no loss, no gradient.
     """
-    rollout, group = dense(batch.rollout, batch), dense(batch.group, batch)
-    slots = batch.tokens.size
-    pair = jnp.maximum(jax.ops.segment_max(group.ravel(), rollout.ravel(), slots), 0)
+    rollout, slots = dense(batch.rollout, batch), batch.tokens.size
+    pair = slot_of_group(batch, rollout)
     preference = masked(batch.extras["preference"], batch.mask)
     chosen, rejected = (rollout_sum(sign * preference > 0, batch.mask, rollout) > 0 for sign in (1, -1))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -27,6 +28,7 @@ from jaxrl_llm.objectives import (
 )
 from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.training.config import DECAYS, REWARD_MODEL, preference_method
+from jaxrl_llm.training.given import NOTHING, Given, as_source, own_copy
 from jaxrl_llm.training.needs import texts_of
 
 SOURCES = ("arithmetic", "jsonl", "tfds", "reasoning_gym", "preferences")
@@ -34,25 +36,44 @@ SOURCES = ("arithmetic", "jsonl", "tfds", "reasoning_gym", "preferences")
 
 def build_tokenizer(config: ConfigDict) -> Tokenizer:
     """The tokenizer that the configuration names, or that lies with the checkpoint."""
-    name = config.tokenizer or config.network.directory
+    name = tokenizer_name(config)
     if not name:
         raise ValueError("config.tokenizer and config.network.directory are both empty; give one of them")
     return data.load_tokenizer(name)
 
 
+def tokenizer_name(config: ConfigDict) -> str:
+    """What `build_tokenizer` loads; "" for nothing."""
+    return config.tokenizer or config.network.directory or config.network.tokenizer
+
+
 def build_source(
-    config: ConfigDict, tokenizer: Tokenizer, *, test: bool = False, vocab_size: int | None = None
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    *,
+    test: bool = False,
+    vocab_size: int | None = None,
+    given: Given = NOTHING,
+    counts: dict[str, int] | None = None,
 ) -> Sequence[dict[str, Any]]:
     """Examples to train on, or held-out ones (`task.options` updated by `task.test_options`), all of them encoded once.
 
-    Nothing of them is to be found wrong by the step that draws it: `vocab_size` are the tokens that the network knows.
+    Nothing of them is to be found wrong by the step that draws it.
+
+    Args:
+      config: its sections `task` and `preference` count.
+      tokenizer: by which prompts are measured.
+      test: whether those are wanted that are held out.
+      vocab_size: number of the tokens that the network knows; by default it is not looked at.
+      given: rows that stand in the place of the task's source; without held-out ones, those to train on are measured.
+      counts: gets the number of the examples that fit, and of those that were dropped.
 
     Raises:
       ValueError: an unknown source, options it does not take, or prompts that are too long.
     """
     task = config.task
     options = task.options.to_dict() | (task.test_options.to_dict() if test else {})
-    source = _open_source(task.source, options)
+    source = _given_source(config, given, test) or _open_source(task.source, options)
     if task.chat:
         source = data.as_chat(source, system=task.system or None, suffix=task.suffix)
     elif task.system or task.suffix:
@@ -60,15 +81,44 @@ def build_source(
     if task.goal:
         source = data.goal_conditioned(source, goal=task.goal)
     checks = {"drop": task.drop_long, "vocab_size": vocab_size}
-    source = data.filter_long(source, tokenizer, task.max_prompt_tokens, **checks)[0]
+    source, dropped = data.filter_long(source, tokenizer, task.max_prompt_tokens, **checks)
     if config.sft.steps and not test:
-        source = data.filter_long_examples(source, tokenizer, config.sft.row_tokens, **checks)[0]
+        source, more = _fitting("sft", config, data.filter_long_examples, source, tokenizer, **checks)
+        dropped += more
     if config.preference.steps:
         texts = texts_of(preference_method(config))
-        source = data.filter_long_pairs(source, tokenizer, config.preference.row_tokens, texts=texts, **checks)[0]
+        source, more = _fitting("preference", config, data.filter_long_pairs, source, tokenizer, texts=texts, **checks)
+        dropped += more
+    if counts is not None:
+        counts |= (
+            {"held_out": len(source), "held_out_dropped": dropped} if test else {"examples": len(source), "dropped": dropped}
+        )
     if REWARD_MODEL in (*config.rewards.names, config.evaluation.reward):
         source = data.map_source(source, _with_conversation)
     return source
+
+
+def _given_source(config: ConfigDict, given: Given, test: bool) -> data.Source | None:
+    name = "held_out" if test and "held_out" in config.given else "data"
+    if name not in config.given:
+        return None
+    rows = getattr(given, name)
+    if rows is None:
+        raise ValueError(
+            f"config.given.{name} are {config.given[name].rows} rows that train() was given in Python, which no folder holds; "
+            "say with --config=FILE what to take instead"
+        )
+    return as_source(rows, name, pairs=bool(config.preference.steps))
+
+
+def _fitting(phase: str, config: ConfigDict, fit: Callable, source, tokenizer: Tokenizer, **checks):
+    """What `fit` keeps of the source in rows of the phase, and the number of what it drops."""
+    width = config[phase].row_tokens
+    try:
+        return fit(source, tokenizer, width, **checks)
+    except ValueError as error:
+        mend = f"config.{phase}.row_tokens is {width}, and config.task.drop_long=True leaves longer ones out"
+        raise ValueError(f"{error} ({mend})") from error
 
 
 def _with_conversation(example: dict[str, Any]) -> dict[str, Any]:
@@ -120,13 +170,14 @@ def build_network(
     tokenizer: Tokenizer,
     mesh: jax.sharding.Mesh | None = None,
     report: Callable[[Callable[..., networks.QuantizationGap]], None] | None = None,
+    given: networks.Network | None = None,
 ) -> networks.Network:
     """The checkpoint's network with its parameters, or one from scratch, initialised by the seed; laid out on the mesh.
 
     A base that is to be quantised is, and an adapter lies over it. `report` is told of the former: it is given a function
-    `(tokens, segments) -> QuantizationGap`, while both bases are there.
+    `(tokens, segments) -> QuantizationGap`, while both bases are there. A network that is `given` is the base.
     """
-    wanted, network = config.network, base_network(config, tokenizer, mesh)
+    wanted, network = config.network, base_network(config, tokenizer, mesh, given)
     network, params = network.without_params(), network.params
     if wanted.quantization:
         exact = network, params
@@ -142,8 +193,15 @@ def build_network(
     return network.with_params(distributed.shard_params(params, network, mesh) if mesh is not None and changed else params)
 
 
-def base_network(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh | None = None) -> networks.Network:
-    """The network as it is stored or initialised, without what the configuration lays over it."""
+def base_network(
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    mesh: jax.sharding.Mesh | None = None,
+    given: networks.Network | None = None,
+) -> networks.Network:
+    """The network as it is stored, initialised or given, without what the configuration lays over it."""
+    if given is not None:
+        return _given_network(config, given, mesh)
     network, wanted = base_structure(config, tokenizer), config.network
     if wanted.directory:
         computed = {"compute_dtype": wanted.dtype, "remat": wanted.remat} | _value_head(config)
@@ -151,6 +209,18 @@ def base_network(config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Me
             computed |= {"shardings": functools.partial(distributed.parameter_shardings, mesh=mesh)}
         return networks.load_huggingface(wanted.directory, wanted.param_dtype, progress=config.log.live, **computed)
     params = network.init(jax.random.key(config.seed))
+    return network.with_params(params if mesh is None else distributed.shard_params(params, network, mesh))
+
+
+def _given_network(config: ConfigDict, given: networks.Network, mesh: jax.sharding.Mesh | None) -> networks.Network:
+    """A copy of the given network, with a value head of zeros where the run trains one that it does not have."""
+    network, params = own_copy(given), None
+    head = _value_head(config)
+    if head and given.value is None:
+        network = networks.decoder(dataclasses.replace(given.config, **head))
+        params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(network.init, jax.random.key(0)))
+        params |= own_copy(given).params
+    params = network.params if params is None else params
     return network.with_params(params if mesh is None else distributed.shard_params(params, network, mesh))
 
 
@@ -183,9 +253,11 @@ def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network
       ValueError: what `families.from_huggingface` and `check_stop_ids` refuse, or an unknown family or name.
     """
     sizes = config.network.to_dict()
-    laid_over = ("adapter", "quantization", "trains", "router")
+    laid_over = ("adapter", "quantization", "trains", "router", "tokenizer")
     directory, named, *_ = (sizes.pop(name) for name in ("directory", "name", *laid_over))
     computed = {name: sizes[name] for name in ("dtype", "param_dtype", "remat")} | _value_head(config)
+    if "network" in config.given:
+        return networks.decoder(dataclasses.replace(given_structure(config), **_value_head(config)))
     if directory:
         place = pathlib.Path(directory) / "config.json"
         found = families.from_huggingface(reading.read_object(place), str(place), **computed)
@@ -219,6 +291,18 @@ def check_stop_ids(tokenizer: Tokenizer, vocab_size: int, place: str | pathlib.P
             f"{place}: token {outside[0]} is to end a generation, but the network has {vocab_size} tokens; correct "
             "eos_token_id in generation_config.json and eos_token in tokenizer_config.json, or take the network's own tokenizer"
         )
+
+
+def given_structure(config: ConfigDict) -> networks.DecoderConfig:
+    """Configuration of the network that `train` was given in Python.
+
+    Raises:
+      ValueError: it was a function of the user's own.
+    """
+    fields = config.given.network.to_dict()["config"]
+    if isinstance(fields, str):
+        raise ValueError(f"config.given.network is the function {fields}, which no folder holds; use it in Python")
+    return networks.config_from_fields(fields)
 
 
 def _named_config(name: str, tokenizer: Tokenizer, computed: dict[str, Any]) -> networks.DecoderConfig:
@@ -290,7 +374,7 @@ def with_router_losses(config: ConfigDict, network: networks.Network, objective:
     Raises:
       ValueError: it asks for some, or for replayed routes, and the network has no experts.
     """
-    router, experts = config.network.router, network.config.experts
+    router, experts = config.network.router, getattr(network.config, "experts", None)
     if experts is None and (router.load_balancing or router.z or router.replay):
         raise ValueError(f"config.network.router is {router.to_dict()}, but the network has no experts; leave it as it is")
     terms = []

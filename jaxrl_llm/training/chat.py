@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 from typing import Any
 
 from rich.console import Console
@@ -10,20 +11,46 @@ from rich.console import Console
 from jaxrl_llm.data import DecoderState, Tokenizer, continue_dialogue, decode_step, encode_prompt
 from jaxrl_llm.networks import Network
 from jaxrl_llm.sampling import stream
-from jaxrl_llm.training.policies import load_policy
+from jaxrl_llm.training.compiling import use_compilation_cache
+from jaxrl_llm.training.policies import folder_kind, load_policy, run_config
 
 
-def converse(directory: str, prompt: str | None, *, chat: bool, system: str, sampling: dict[str, Any]) -> None:
+def converse(
+    directory: str,
+    prompt: str | None,
+    *,
+    chat: bool | None = None,
+    system: str | None = None,
+    sampling: dict[str, Any],
+) -> None:
     """Streams completions to the console: of `prompt`, or of what is typed until the end of input.
+
+    What is None is as in the run that trained the policy, where the folder is one: its chat, system message, longest
+    completion and stop strings.
 
     Args:
       directory: of the policy.
       prompt: text; None for an interactive session.
       chat: whether texts are messages of a conversation that goes on, from the ids that were sampled.
       system: first message of a conversation; "" for none.
-      sampling: keyword arguments of `sampling.stream`; the seed rises by one with each answer.
+      sampling: keyword arguments of `sampling.stream`; the seed rises by one with each answer. A "max_new_tokens" of None is
+        256 where no run says.
+
+    Raises:
+      ValueError: a system message without a chat, or a folder without a policy.
     """
+    use_compilation_cache()
+    run = run_config(directory) if folder_kind(pathlib.Path(directory).absolute()) == "run" else None
+    chat = (run is not None and run.task.chat) if chat is None else chat
+    if system and not chat:
+        raise ValueError(f"--system={system!r} would change nothing without --chat; add it")
+    if system is None:
+        system = run.task.system if run is not None and chat else ""
+    if sampling["max_new_tokens"] is None:
+        sampling = sampling | {"max_new_tokens": 256 if run is None else run.rl.max_new_tokens}
     network, tokenizer = load_policy(directory)
+    if run is not None and run.rl.stop_strings:
+        sampling = sampling | {"stop_strings": tuple(run.rl.stop_strings), "detokenize": tokenizer.decode}
     console = Console(highlight=False, markup=False)
     answer = functools.partial(_answer, console, network, tokenizer)
     messages = [{"role": "system", "content": system}] if system else []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import operator
 import os
 import pathlib
 from typing import Any
@@ -33,20 +32,25 @@ def open_manager(directory: str | pathlib.Path, *, keep: int, best_metric: str =
     Args:
       directory: for the checkpoints, made if need be.
       keep: number of latest checkpoints to keep.
-      best_metric: also keeps, of the checkpoints that were saved with this metric, the one where it is largest; "" for
-        none.
+      best_metric: also keeps, of the checkpoints that were saved with this metric, the one where it is largest, or, of a
+        loss, smallest; "" for none.
 
     Raises:
       ValueError: there are checkpoints, but all are broken.
     """
     _set_broken_aside(pathlib.Path(directory))
     kept: list[Any] = [policies.LatestN(keep)]
+    sign = -1 if best_metric.endswith("loss") else 1
+
+    def quality(measured) -> float:
+        return sign * measured[best_metric]
+
     if best_metric:
-        best = policies.BestN(n=1, get_metric_fn=operator.itemgetter(best_metric), keep_checkpoints_without_metrics=False)
+        best = policies.BestN(n=1, get_metric_fn=quality, keep_checkpoints_without_metrics=False)
         kept.append(best)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
-        best_fn=operator.itemgetter(best_metric) if best_metric else None,
+        best_fn=quality if best_metric else None,
         enable_async_checkpointing=True,
         create=True,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import operator
 import pathlib
 from typing import Any
@@ -25,7 +26,7 @@ from jaxrl_llm.training.wrapping import check_wrap
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = (
     "method.options", "sft.options", "preference.options", "task.options", "task.test_options", "rewards.options",
-    "critic.options", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
+    "critic.options", "given", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
 )  # fmt: skip
 
 # Numbers that may be None.
@@ -44,7 +45,8 @@ def default_config() -> ConfigDict:
         {
             "seed": 0,
             "network": sections.network(),
-            # A directory, a tokenizer file, "bytes" or "characters:..."; "" takes the checkpoint's directory.
+            # A directory, a tokenizer file, "bytes" or "characters:..."; "" takes the checkpoint's directory, or, without one,
+            # `network.tokenizer`.
             "tokenizer": "",
             "task": sections.task(),
             "sft": sections.sft(),
@@ -58,9 +60,11 @@ def default_config() -> ConfigDict:
             "rewards": sections.rewards(),
             "evaluation": sections.evaluation(),
             "checkpoint": {"every": 50, "keep": 2, "best_metric": ""},
-            "log": {"completions_every": 1, "tensorboard": True, "live": True},
+            "log": {"completions_every": 1, "tensorboard": True, "live": True, "compilation_cache": True},
             # Devices along each axis; one of them may be -1 for all that are left.
             "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+            # Names of what `train` was given in Python; it fills them itself.
+            "given": {},
         }
     )
     config.lock()
@@ -136,7 +140,9 @@ def check_config(config: ConfigDict) -> None:
     late = config.rewards.timeout_value
     if not abs(late or 0.0) <= LARGEST_REWARD:
         raise ValueError(f"config.rewards.timeout_value is {late}; rewards lie within +-{LARGEST_REWARD:g}")
-    if not config.rewards.names:
+    if not math.isfinite(config.evaluation.success):
+        raise ValueError(f"config.evaluation.success is {config.evaluation.success}; it must be a finite number")
+    if not config.rewards.names and (config.rl.steps or config.evaluation.reward):
         raise ValueError("config.rewards.names is empty; name at least one reward")
     _check_methods(config)
     _check_preference(config)

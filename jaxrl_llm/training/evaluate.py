@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,13 +13,27 @@ from ml_collections import ConfigDict
 from jaxrl_llm import methods, rewards, rollouts
 from jaxrl_llm.training import build
 from jaxrl_llm.training.agreement import make_agree
+from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
-from jaxrl_llm.training.evaluation import evaluate, warn_of_gap
+from jaxrl_llm.training.evaluation import evaluate, gap_bound, warn_of_gap
+from jaxrl_llm.training.phases import samples_are_scored
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.preference import make_pair_evaluation
 from jaxrl_llm.training.reward_functions import build_reward
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import make_score, timeouts
+from jaxrl_llm.training.supervised import can_be_learned, make_loss_evaluation
+
+
+def evaluate_folder(directory: str | pathlib.Path, config: ConfigDict) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """What a run of the configuration measures: pairs, or answers, completions or both; and one record for each answer."""
+    if config.preference.steps and not config.rl.steps:
+        return evaluate_pairs(directory, config), []
+    use_compilation_cache(config.log.compilation_cache)
+    imitates = config.sft.steps and not config.rl.steps
+    scored = samples_are_scored(config) or not imitates
+    measured, records = evaluate_policy(directory, config) if scored else ({}, [])
+    return measured | (evaluate_completions(directory, config) if imitates else {}), records
 
 
 def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -52,17 +68,23 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
         )
         examples = [source[index] for index in range(min(settings.prompts, len(source)))]
         batch = min(settings.batch, len(examples))
+        bound = gap_bound(config.rl.max_logp_gap, network)
         agree = make_agree(
             network.without_params(),
             network.params,
             temperature=settings.temperature,
-            bound=config.rl.max_logp_gap,
+            bound=bound,
             width=config.task.max_prompt_tokens + config.rl.max_new_tokens,
             parts=config.rl.micro_batches,
         )
-        options = {"final_answer": rewards.answer_of(chosen[name]), "agree": agree, "greedy": settings.temperature == 0}
+        options = {
+            "success": settings.success,
+            "final_answer": rewards.answer_of(chosen[name]),
+            "agree": agree,
+            "greedy": settings.temperature == 0,
+        }
         measured, records = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
-        warn_of_gap(measured, config.rl.max_logp_gap, 0)
+        warn_of_gap(measured, bound, 0)
         return measured | {"evaluation/timeouts": timeouts(failures)}, records
 
 
@@ -76,13 +98,35 @@ def evaluate_pairs(directory: str | pathlib.Path, config: ConfigDict) -> dict[st
     Raises:
       ValueError: the folder holds no network with the head that the method needs, or the configuration is impossible.
     """
+    with _opened(directory, config) as run:
+        if run.preference_method.needs_value_head and run.network.value is None:
+            raise ValueError(f"{directory} holds a network without a value head; give a reward model")
+        return make_pair_evaluation(run)(run.network.params, 0)
+
+
+def evaluate_completions(directory: str | pathlib.Path, config: ConfigDict) -> dict[str, float]:
+    """The loss of a policy on held-out completions, "evaluation/loss" in nats a token; nothing where there are none.
+
+    Args:
+      directory: of the policy; its own tokenizer is used.
+      config: its sections `task`, `sft` and `evaluation` count.
+
+    Raises:
+      ValueError: the folder holds no policy, or the configuration is impossible.
+    """
+    with _opened(directory, config) as run:
+        if samples_are_scored(config) and not can_be_learned(run.test_source):
+            return {}
+        return make_loss_evaluation(run)(run.network.params, 0)
+
+
+@contextlib.contextmanager
+def _opened(directory: str | pathlib.Path, config: ConfigDict) -> Iterator[Run]:
+    """What of a run evaluations without samples look at, with the network of the folder."""
     check_config(config)
     network, tokenizer = load_policy(directory)
-    method = preference_method(config)
-    if method.needs_value_head and network.value is None:
-        raise ValueError(f"{directory} holds a network without a value head; give a reward model")
     with build.build_pool(config) as pool:
-        run = Run(
+        yield Run(
             config=config,
             workdir=pathlib.Path(directory),
             tokenizer=tokenizer,
@@ -90,9 +134,8 @@ def evaluate_pairs(directory: str | pathlib.Path, config: ConfigDict) -> dict[st
             source=(),
             test_source=build.build_source(config, tokenizer, test=True),
             method=methods.get(config.method.name, **method_options(config)),
-            preference_method=method,
+            preference_method=preference_method(config),
             supervised_method=supervised_method(config),
             pool=pool,
             rewards={},
         )
-        return make_pair_evaluation(run)(network.params, 0)

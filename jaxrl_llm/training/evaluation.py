@@ -13,8 +13,8 @@ import numpy as np
 from jaxrl_llm.training.agreement import Agree, Agreement
 
 _LOGGER = logging.getLogger(__name__)
-# A completion is correct when its reward reaches 1, be it as a sum such as 0.7 + 0.2 + 0.1.
-CORRECT = 1.0 - 1e-6
+# A completion is correct when its reward reaches what counts as success, be it as a sum such as 0.7 + 0.2 + 0.1.
+_ROUNDING = 1e-6
 
 
 def average_at_k(correct: np.ndarray) -> tuple[float, float]:
@@ -74,7 +74,13 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(error)
 
 
-def summarise(rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: Sequence[Any] | None = None) -> dict[str, float]:
+def summarise(
+    rewards: np.ndarray,
+    lengths: np.ndarray,
+    samples: int,
+    answers: Sequence[Any] | None = None,
+    success: float = 1.0,
+) -> dict[str, float]:
     """All measures of an evaluation.
 
     Args:
@@ -82,12 +88,13 @@ def summarise(rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: S
       lengths: tokens of each completion, [P * k].
       samples: k.
       answers: final answers, for the majority vote; None leaves it out.
+      success: reward from which on a completion is correct.
 
     Returns:
       Values by metric name, see `metrics.DEFINITIONS`; pass@k for the powers of two up to k. Where all rewards are
       missing, what depends on them is NaN.
     """
-    correct = (np.nan_to_num(rewards, nan=-np.inf) >= CORRECT).reshape(-1, samples)
+    correct = (np.nan_to_num(rewards, nan=-np.inf) >= success - _ROUNDING).reshape(-1, samples)
     results = {"accuracy": average_at_k(correct)}
     if samples > 1:
         for k in (2**power for power in range(1, samples.bit_length())):
@@ -117,6 +124,8 @@ def evaluate(
     final_answer: Callable[[str], Any] | None = None,
     agree: Agree | None = None,
     greedy: bool = False,
+    success: float = 1.0,
+    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Samples, scores and summarises.
 
@@ -129,12 +138,15 @@ def evaluate(
         is.
       agree: compares the learner with the sampler, see `agreement.make_agree`; None leaves it out.
       greedy: whether the samples are greedy, so that each token should be the learner's likeliest.
+      success: reward from which on a completion is correct.
+      told: called before each part with the prompts that are done, and with all of them.
 
     Returns:
       Measures and one record for each completion.
     """
     records, agreement = [], Agreement()
     for start in range(0, len(examples), batch):
+        told(start, len(examples))
         part = [examples[index] for index in range(start, min(start + batch, len(examples)))]
         # A last part of another size would compile another program: it is filled up, and the filling dropped.
         filled = part + [part[0]] * (min(batch, len(examples)) - len(part))
@@ -144,7 +156,7 @@ def evaluate(
             agreement += agree(found.rollouts, len(part) * samples)
     rewards = np.array([np.nan if record["rewards"][0] is None else record["rewards"][0] for record in records])
     answers = None if final_answer is None else [_vote(final_answer, record["completion"]) for record in records]
-    measured = summarise(rewards, np.array([record["length"] for record in records]), samples, answers)
+    measured = summarise(rewards, np.array([record["length"] for record in records]), samples, answers, success)
     if agree is not None:
         measured["evaluation/logp_gap"] = agreement.gap
         if greedy:
@@ -157,10 +169,31 @@ def _vote(final_answer: Callable[[str], Any], text: str) -> Any:
     return (text.strip() or None) if answer is None else answer
 
 
+# Largest difference of log-probabilities (nats) between sampler and learner that rounding alone explains, by dtype. A bfloat16
+# has 8 bits: a logit of 20 is rounded by up to 0.06, in every layer anew, and the largest of many thousand tokens counts.
+GAP_BOUNDS = {"float32": 1e-4, "bfloat16": 0.5, "float16": 0.05}
+
+
+def gap_bound(chosen: float | None, network) -> float:
+    """The bound that was chosen, or the one of the dtype that the network computes in."""
+    return GAP_BOUNDS[getattr(network.config, "dtype", "float32")] if chosen is None else chosen
+
+
+def consequence(bound: float) -> str:
+    """What follows from a gap above the bound."""
+    return (
+        f"more than {bound:g}: importance ratios are off by up to exp(gap); config.network.dtype='float32' brings both "
+        "together, a method with truncated ratios bounds the harm, config.rl.max_logp_gap sets the bound; later gaps stand in "
+        "warnings.jsonl alone"
+    )
+
+
 def warn_of_gap(measured: Mapping[str, float], bound: float, step: int) -> None:
     """Tells the log where sampler and learner are not one policy on the held-out samples."""
     gap, mismatch = measured.get("evaluation/logp_gap", 0.0), measured.get("evaluation/greedy_mismatch", 0.0)
     if gap > bound:
-        _LOGGER.warning("sampler and learner differ by %.3g nat on the evaluation's samples at step %d", gap, step)
+        _LOGGER.warning(
+            "sampler and learner differ by %.3g nat on the evaluation's samples at step %d, %s", gap, step, consequence(bound)
+        )
     if mismatch > 0:
         _LOGGER.warning("%.3g of the evaluation's greedy tokens are not the learner's best at step %d", mismatch, step)

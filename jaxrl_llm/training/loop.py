@@ -12,16 +12,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from jaxrl_llm.networks import Network
 from jaxrl_llm.training import checkpoint, metrics
+from jaxrl_llm.training.compiling import use_compilation_cache
+from jaxrl_llm.training.evaluation import consequence, gap_bound, warn_of_gap
+from jaxrl_llm.training.given import Given
 from jaxrl_llm.training.phases import Params, Phase, all_phases, following
 from jaxrl_llm.training.progress import REINFORCEMENT, SUPERVISED, Progress
-from jaxrl_llm.training.report import live_report
+from jaxrl_llm.training.report import live_report, say
 from jaxrl_llm.training.run import Run, open_run
 from jaxrl_llm.training.state import TrainState
 
@@ -40,17 +44,34 @@ class Files:
     writer: Any
     stop: list[str]  # the signal that asked for it
     started: float
+    told: set[str] = dataclasses.field(default_factory=set)  # kinds of warnings that were given
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    rewards: Sequence[Callable | str] = (),
+    data: Sequence[Mapping[str, Any]] | None = None,
+    held_out: Sequence[Mapping[str, Any]] | None = None,
+    network: Network | None = None,
+    callbacks: Sequence[Callable[..., None]] = (),
+) -> dict[str, Any]:
     """Runs, or resumes, the run in `workdir` to its end.
 
     Resuming gives the very bits of an uninterrupted run (on CPU, with the same number of cores): parameters, optimizer,
-    sampled tokens, `metrics.jsonl`.
+    sampled tokens, `metrics.jsonl`. Python objects stand in `config.json` by what they are, functions by their names and rows
+    and networks by a digest, and a run that was given some is resumed with the same ones.
 
     Args:
       config: see `config.default_config`.
       workdir: folder of the run.
+      rewards: in place of `config.rewards.names`: functions, see docs/tasks.md, and names of others.
+      data: in place of the task's source: dicts with the columns that a file would have.
+      held_out: the same for the held-out examples; without them, those of `data` are measured.
+      network: with its parameters, in place of what `config.network` describes; `config.tokenizer` names its tokenizer.
+      callbacks: called after each step with its number, its metrics (a dict) and its records of completions (a list of
+        dicts); they must not change either.
 
     Returns:
       The summary that stands in `workdir/summary.json`.
@@ -59,7 +80,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
       ValueError: the configuration is impossible or is not that of the run in `workdir`.
       Stopped: SIGTERM or SIGINT came; the state is saved. A second SIGINT is a KeyboardInterrupt.
     """
-    with open_run(config, workdir) as run, _open_files(run) as files:
+    use_compilation_cache(config.log.compilation_cache)
+    given = Given(tuple(rewards), data, held_out, network, tuple(callbacks))
+    with open_run(config, workdir, given) as run, _open_files(run) as files:
         phases = all_phases(run)
         state, progress = _resume(run, files, phases)
         phase = phases[progress.phase]
@@ -204,6 +227,7 @@ def _run_phase(
         return state, progress, {phase.measure: progress.accuracy}
     reference = _reference(run, phase)
     step, evaluate = phase.make_step(reference), phase.make_evaluation(reference)
+    say(f"{phase.name}: {phase.steps} steps of {phase.method.name}; the first compiles", enabled=run.config.log.live)
     with live_report(progress.phase, progress.phase_step, phase.steps, enabled=run.config.log.live) as show:
         while progress.phase_step < phase.steps:
             began = time.monotonic()
@@ -215,6 +239,8 @@ def _run_phase(
                 measured |= evaluate(phase.params(state), progress.step)
                 progress = dataclasses.replace(progress, accuracy=_known(measured, phase.measure))
             _log(run, files, progress, measured, records, timing)
+            for callback in run.given.callbacks:
+                callback(progress.step, measured, records)
             show(measured | {"tokens_per_second": measured["tokens"] / timing["seconds"]}, records)
             if files.stop:
                 _save(run, files, state, progress, measured)
@@ -239,16 +265,27 @@ def _log(run: Run, files: Files, progress: Progress, measured, records, timing) 
     if files.writer is not None:
         for name, value in (measured | timing).items():
             files.writer.add_scalar(name, value, progress.step)
-    bound = run.config.rl.max_logp_gap
+    bound = gap_bound(run.config.rl.max_logp_gap, run.network)
     # Other phases learn from texts that the policy did not sample, but their evaluations sample.
     gaps = {name: measured.get(name, 0.0) for name in ("logp_gap", "evaluation/logp_gap")}
     if progress.phase != REINFORCEMENT:
         gaps.pop("logp_gap")
+    share = measured.get("evaluation/greedy_mismatch", 0.0)
+    mismatch = {"evaluation/greedy_mismatch": share} if share > 0 else {}
     for name, gap in gaps.items():
         if gap > bound:
             metrics.append_jsonl(run.workdir / "warnings.jsonl", {"step": progress.step, name: gap, "bound": bound})
-    if gaps.get("logp_gap", 0.0) > bound:
-        _LOGGER.warning("sampler and learner differ by %.3g nat at step %d", gaps["logp_gap"], progress.step)
+    _warn_once(files, {name: gap for name, gap in gaps.items() if gap > bound} | mismatch, bound, progress.step)
+
+
+def _warn_once(files: Files, found: dict[str, float], bound: float, step: int) -> None:
+    """One warning of each kind in the life of a process; every one of them stands in `warnings.jsonl`."""
+    new = {name: value for name, value in found.items() if name not in files.told}
+    files.told.update(new)
+    if "logp_gap" in new:
+        text = "sampler and learner differ by %.3g nat at step %d, %s"
+        logging.getLogger(__name__).warning(text, new["logp_gap"], step, consequence(bound))
+    warn_of_gap(new, bound, step)
 
 
 def _save(run: Run, files: Files, state: TrainState, progress: Progress, measured: dict[str, Any]) -> None:
@@ -259,6 +296,15 @@ def _save(run: Run, files: Files, state: TrainState, progress: Progress, measure
     best = _known(measured, run.config.checkpoint.best_metric)
     metrics_of_best = {} if best is None else {run.config.checkpoint.best_metric: best}
     checkpoint.save(files.manager, progress.step, state, progress.to_json(), metrics_of_best)
+
+
+def _shares(run: Run) -> dict[str, float]:
+    """Means over the steps of what was missing, cut or skipped; what no step measured is left out."""
+    records = metrics.read_jsonl(run.workdir / "metrics.jsonl")
+    found = {
+        name: [record[name] for record in records if name in record] for name in ("reward_missing", "truncated", "skipped")
+    }
+    return {name: sum(values) / len(values) for name, values in found.items() if values and None not in values}
 
 
 def _summary(run: Run, files: Files, phase: Phase, progress: Progress) -> dict[str, Any]:
@@ -273,5 +319,6 @@ def _summary(run: Run, files: Files, phase: Phase, progress: Progress) -> dict[s
         "seed": run.config.seed,
         "workdir": str(run.workdir),
     }
+    summary |= {"data": run.counts} | _shares(run)
     metrics.write_atomically(run.workdir / "summary.json", [json.dumps(summary, indent=2) + "\n"])
     return summary

@@ -71,7 +71,10 @@ DEFINITIONS = {
     "tokens": "tokens that the step trained on",
     "dynamic_sampling/rounds": "rounds of sampling that the step took",
     "dynamic_sampling/kept": "share of the sampled groups that were kept",
-    "evaluation/accuracy": "mean over held-out prompts of the share of its samples that are correct (avg@k)",
+    "evaluation/accuracy": "mean over held-out prompts of the share of its samples that are correct (avg@k): whose reward, the "
+    "first of `rewards.names` or `evaluation.reward`, is at least `evaluation.success`, 1 by default",
+    "evaluation/loss": "of held-out completions: mean negative log-likelihood (nats a token) of what is learned of them; of "
+    "held-out pairs: value of the objective, a mean over pairs",
     "evaluation/accuracy_error": "half width of its 95% confidence interval, from the spread over prompts",
     "evaluation/pass@*": "unbiased probability that one of k samples is correct, mean over prompts",
     "evaluation/pass@*_error": "half width of its 95% confidence interval",

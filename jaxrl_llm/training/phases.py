@@ -7,11 +7,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jaxrl_llm import methods, rewards
 from jaxrl_llm.training import preference, reinforcement, supervised
 from jaxrl_llm.training.agreement import make_agree
-from jaxrl_llm.training.evaluation import evaluate, warn_of_gap
+from jaxrl_llm.training.evaluation import evaluate, gap_bound
 from jaxrl_llm.training.progress import PREFERENCE, REINFORCEMENT, SUPERVISED
+from jaxrl_llm.training.report import counter
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
 from jaxrl_llm.training.state import TrainState
@@ -70,6 +73,7 @@ def all_phases(run: Run) -> dict[str, Phase]:
         make_evaluation=functools.partial(preference.make_pair_evaluation, run),
         measure=f"evaluation/{preference.held_out_measures(run)[0]}",
     )
+    after = by_pairs if by_pairs.steps else by_reward if by_reward.steps or samples_are_scored(config) else None
     by_imitation = Phase(
         name=SUPERVISED,
         steps=config.sft.steps,
@@ -77,11 +81,25 @@ def all_phases(run: Run) -> dict[str, Phase]:
         initial_state=lambda params: supervised.initial_state(run),
         params=_all_params,
         make_step=lambda reference: supervised.make_supervised_step(run),
-        # It is measured as what comes after it, which then knows where it began.
-        make_evaluation=(by_pairs if by_pairs.steps else by_reward).make_evaluation,
-        measure=(by_pairs if by_pairs.steps else by_reward).measure,
+        # It is measured as what comes after it, which then knows where it began; alone, by its loss too.
+        make_evaluation=functools.partial(_evaluation_of_imitation, run, after),
+        measure=after.measure if after else "evaluation/loss",
     )
     return {phase.name: phase for phase in (by_imitation, by_pairs, by_reward)}
+
+
+def samples_are_scored(config: ConfigDict) -> bool:
+    """Whether a run that only imitates is also measured by what the policy answers."""
+    return bool(config.rewards.names or config.evaluation.reward)
+
+
+def _evaluation_of_imitation(run: Run, after: Phase | None, reference: Params) -> Evaluate:
+    """The measures of the phase that comes after the supervised one, or, without one, the loss and the answers."""
+    alone = not (run.config.preference.steps or run.config.rl.steps)
+    parts = [after.make_evaluation(reference)] if after else []
+    if alone and (after is None or supervised.can_be_learned(run.test_source)):
+        parts.append(supervised.make_loss_evaluation(run))
+    return lambda params, number: {name: value for part in parts for name, value in part(params, number).items()}
 
 
 def following(phases: dict[str, Phase], name: str | None) -> Phase | None:
@@ -108,13 +126,14 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
         run.network.without_params(),
         run.whole(params),
         temperature=settings.temperature,
-        bound=rl.max_logp_gap,
+        bound=gap_bound(rl.max_logp_gap, run.network),
         width=reinforcement.row_tokens(run),
         parts=rl.micro_batches,
         multiple=run.row_multiple(1),
         place=run.place,
     )
     options = {"final_answer": rewards.answer_of(run.rewards[name]), "agree": agree, "greedy": settings.temperature == 0}
+    told = counter(f"evaluating held-out prompts at step {number}", enabled=run.config.log.live)
+    options |= {"success": settings.success, "told": told}
     measured, _ = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
-    warn_of_gap(measured, rl.max_logp_gap, number)
     return measured | {"evaluation/timeouts": timeouts(failures)}

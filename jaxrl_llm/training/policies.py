@@ -9,11 +9,14 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxrl_llm import networks, reading
 from jaxrl_llm.data import Tokenizer, load_tokenizer
+from jaxrl_llm.networks.config import DTYPES
 from jaxrl_llm.training import build, checkpoint, metrics
-from jaxrl_llm.training.config import read_config
+from jaxrl_llm.training.config import preference_method, read_config
 
 # Files of a tokenizer that travel with converted parameters.
 TOKENIZER_FILES = (
@@ -63,14 +66,25 @@ def folder_kind(directory: pathlib.Path) -> str:
     )
 
 
+def run_config(directory: str | pathlib.Path) -> ConfigDict:
+    """The configuration of the run in a folder; keys that it did not know have their defaults.
+
+    Raises:
+      ValueError: it has keys or values that this version does not know.
+    """
+    return read_config(pathlib.Path(directory) / "config.json")
+
+
 def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
-    config = read_config(directory / "config.json")
+    config = run_config(directory)
     tokenizer = build.build_tokenizer(config)
     network = build.network_structure(config, tokenizer)
     like, frozen = build.trained_and_frozen(config, jax.eval_shape(network.init, jax.random.key(0)))
     stored = checkpoint.parameter_names(directory / "checkpoints")
     path = ("params", "policy") if "policy" in stored else ("params",)
     params = checkpoint.restore_params(directory / "checkpoints", like, path=path)
+    if frozen is not None and "network" in config.given:
+        raise ValueError(f"{directory} trains a part of a network that train() was given in Python; give it the whole again")
     if frozen is not None:
         # Checkpoints hold what trains alone; the rest is made again from where it came.
         _, frozen = build.trained_and_frozen(config, build.build_network(config, tokenizer).params)
@@ -101,29 +115,39 @@ def convert_to_orbax(network: networks.Network, directory: str | pathlib.Path) -
     metrics.write_atomically(directory / "network.json", [json.dumps(dataclasses.asdict(network.config), indent=2) + "\n"])
 
 
-def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, dtype: str = "float32") -> list[str]:
+def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, dtype: str = "") -> list[str]:
     """Writes the policy in `source` to `target` in the other format, its tokenizer files included.
+
+    The run of a reward model is written as what it is: a network that gives values and no logits, in the format of Hugging
+    Face a `*ForSequenceClassification` of one label.
 
     Args:
       source: any folder that `load_policy` reads.
       target: a folder that does not exist yet.
       to: "huggingface", into whose matrices an adapter is merged; "orbax"; or "peft", the adapter alone.
-      dtype: of parameters read from a Hugging Face directory.
+      dtype: of the parameters that are written; "" leaves them as they are in a run or a converted folder, and takes float32
+        of those of a Hugging Face directory.
 
     Returns:
       Names of the tokenizer files; none where the tokenizer is one that has no files.
 
     Raises:
-      ValueError: the target exists, or an unknown format.
+      ValueError: the target exists, or an unknown format or dtype.
     """
     source, target = pathlib.Path(source).absolute(), pathlib.Path(target).absolute()
     if target.exists():
         raise ValueError(f"{target} exists already; give a folder that does not, so that nothing is lost")
-    writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax, "peft": _write_peft}
+    writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax, "peft": functools.partial(_write_peft, source)}
     if to not in writers:
         raise ValueError(f"to is {to!r}; it must be one of {sorted(writers)}")
-    network, _ = load_policy(source, dtype=dtype)
-    writers[to](network, target)
+    if dtype and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {DTYPES}")
+    network, tokenizer = load_policy(source, dtype=dtype or "float32")
+    if folder_kind(source) == "run" and _is_reward_model(run_config(source)):
+        network = _without_language_head(network, tokenizer)
+    if to == "huggingface":
+        network = _plain(network)
+    writers[to](_as_dtype(network, dtype) if dtype else network, target)
     copied = []
     for file in tokenizer_files(source):
         place = target / TEMPLATES / file.name if file.parent.name == TEMPLATES else target / file.name
@@ -133,36 +157,59 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
     return copied
 
 
-def _write_huggingface(network: networks.Network, target: pathlib.Path) -> None:
+def _is_reward_model(config: ConfigDict) -> bool:
+    """Whether what a run ends with gives values alone."""
+    return bool(config.preference.steps and not config.rl.steps and preference_method(config).needs_value_head)
+
+
+def _without_language_head(network: networks.Network, tokenizer: Tokenizer) -> networks.Network:
+    """The reward model alone; it pads with a token that no text ends with, as `transformers` reads the last other one."""
+    config, params = network.config, dict(network.params)
+    for name in ("head", "head_adapter"):
+        params.pop(name, None)
+    pad = next((pad for pad in (config.pad_id, tokenizer.pad_id) if pad not in (None, tokenizer.eos_id)), None)
+    return networks.decoder(dataclasses.replace(config, language_head=False, pad_id=pad)).with_params(params)
+
+
+def _plain(network: networks.Network) -> networks.Network:
+    """The network with its adapter merged and its codes as numbers."""
     plain, params = network.without_params(), network.params
     if network.config.adapter is not None:
         plain, params = networks.merge_adapter(plain, params)
     elif network.config.quantization is not None:
         plain, params = networks.dequantize(plain, params)
-    networks.save_huggingface(plain, params, target)
+    return plain.with_params(params)
 
 
-def _write_peft(network: networks.Network, target: pathlib.Path) -> None:
-    networks.save_peft(network, network.params, target)
+def _as_dtype(network: networks.Network, dtype: str) -> networks.Network:
+    """The network with its floating-point parameters in that type."""
+
+    def cast(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    changed = networks.decoder(dataclasses.replace(network.config, param_dtype=dtype))
+    return changed.with_params(jax.tree.map(cast, network.params))
+
+
+def _write_huggingface(network: networks.Network, target: pathlib.Path) -> None:
+    networks.save_huggingface(network.without_params(), network.params, target)
+
+
+def _write_peft(source: pathlib.Path, network: networks.Network, target: pathlib.Path) -> None:
+    base = None
+    if folder_kind(source) == "run":
+        wanted = run_config(source).network
+        base = wanted.directory or wanted.name or None
+    networks.save_peft(network, network.params, target, base=base)
 
 
 def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
     """Tokenizer files that belong to the policy in `source`; a run keeps them where its configuration says."""
     folder = source
     if folder_kind(source) == "run":
-        named = pathlib.Path(_tokenizer_of_run(source / "config.json"))
+        named = pathlib.Path(build.tokenizer_name(run_config(source)))
         if not named.exists():  # such as "bytes", which has no files
             return []
         folder = named if named.is_dir() else named.parent
     named_templates = sorted((folder / TEMPLATES).glob("*.jinja"))
     return [file for file in map(functools.partial(pathlib.Path, folder), TOKENIZER_FILES) if file.is_file()] + named_templates
-
-
-def _tokenizer_of_run(path: pathlib.Path) -> str:
-    checks = {"tokenizer": reading.text, "network": reading.mapping()}
-    config = reading.fields(reading.read_object(path), checks, f"{path}: ")
-    network = reading.fields(config.get("network", {}), {"directory": reading.text}, f"{path}: network.")
-    named = config.get("tokenizer") or network.get("directory")
-    if not named:
-        raise ValueError(f"{path}: tokenizer and network.directory are both empty; give one of them")
-    return named

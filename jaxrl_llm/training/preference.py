@@ -156,19 +156,20 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
       reference: parameters of the reference policy; None stands for those that are evaluated.
     """
     settings, method = run.config.preference, run.preference_method
-    score, measure = jax.jit(make_pair_scorer(run)), jax.jit(lambda scores, batch: method.objective(scores, batch)[1])
+    score, measure = jax.jit(make_pair_scorer(run)), jax.jit(method.objective)
     estimate, rows_of, fresh = make_estimate(method), _make_rows(run, reference), initial_method_state(method)
 
     def evaluate(params, number: int) -> dict[str, float]:
         count = min(run.config.evaluation.prompts, len(run.test_source))
-        totals = dict.fromkeys(held_out_measures(run), 0.0)
+        totals = dict.fromkeys((*held_out_measures(run), "loss"), 0.0)
         for start in range(0, count, settings.batch):
             numbers = range(start, min(start + settings.batch, count))
             pairs = [run.test_source[index] for index in numbers]
             rollouts = rows_of(params, pairs, numbers)
             rollouts, _ = estimate(rollouts, fresh, jax.random.key(run.config.seed))
             batch = _pack(run, jax.device_get(rollouts), fresh, number)
-            found = measure(in_parts(run, score, run.whole(params), batch, settings.micro_batches), batch)
+            loss, found = measure(in_parts(run, score, run.whole(params), batch, settings.micro_batches), batch)
+            found |= {"loss": loss}
             totals = {name: total + float(found.get(name, np.nan)) * len(pairs) for name, total in totals.items()}
         return summarise({name: total / count for name, total in totals.items()}, count)
 

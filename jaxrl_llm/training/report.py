@@ -15,14 +15,33 @@ from rich.table import Table
 from rich.text import Text
 
 SHOWN = (
-    "loss", "reward", "evaluation/accuracy", "pair_accuracy", "pair_margin", "evaluation/pair_accuracy", "label_accuracy",
-    "evaluation/label_accuracy", "entropy", "reference_kl", "behavior_kl", "length/mean", "truncated",
+    "loss", "reward", "evaluation/accuracy", "evaluation/loss", "pair_accuracy", "pair_margin",
+    "evaluation/pair_accuracy", "label_accuracy", "evaluation/label_accuracy",
+    "entropy", "reference_kl", "behavior_kl", "length/mean", "truncated",
     "uniform_groups", "surrogate/positive_advantage", "surrogate/negative_advantage", "gradient_norm", "logp_gap",
     "tokens_per_second",
 )  # fmt: skip
 SECONDS_BETWEEN_LINES = 5.0
 
 Show = Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None]
+
+
+def say(text: str, *, enabled: bool = True) -> None:
+    """One line on the console, above the panel where there is one."""
+    Console(quiet=not enabled).print(Text(text), soft_wrap=True)
+
+
+def counter(what: str, *, enabled: bool = True) -> Callable[[int, int], None]:
+    """`told(done, total)` says how far something is: at its beginning, and then every few seconds."""
+    last = float("-inf")
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES and done < total:
+            last = time.monotonic()
+            say(f"{what}: {done}/{total}", enabled=enabled)
+
+    return told
 
 
 @contextlib.contextmanager

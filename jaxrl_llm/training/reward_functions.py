@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 from ml_collections import ConfigDict
@@ -18,14 +18,21 @@ from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.sections import short_name
 
 
-def build_rewards(config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> dict[str, Callable]:
+def build_rewards(
+    config: ConfigDict, mesh: jax.sharding.Mesh | None = None, given: Mapping[str, Callable] | None = None
+) -> dict[str, Callable]:
     """Reward functions of training and evaluation by name; a reward model is laid out on the mesh.
 
     Raises:
-      ValueError: a name that `jaxrl_llm.rewards` does not have, or that cannot be imported.
+      ValueError: a name that neither `given` nor `jaxrl_llm.rewards` has and that cannot be imported, or options for one that
+        is given.
     """
+    given, options = given or {}, config.rewards.options
+    inert = [short_name(name) for name in given if short_name(name) in options]
+    if inert:
+        raise ValueError(f"config.rewards.options.{inert[0]} would change nothing: the reward is given as a function")
     names = [*config.rewards.names, *filter(None, [config.evaluation.reward])]
-    return {name: build_reward(name, config, mesh) for name in dict.fromkeys(names)}
+    return {name: given.get(name) or build_reward(name, config, mesh) for name in dict.fromkeys(names)}
 
 
 def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Callable:

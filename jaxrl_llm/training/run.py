@@ -20,8 +20,10 @@ from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices
 from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import build, metrics, scores
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
+from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.lock import locked
 from jaxrl_llm.training.policies import load_policy
+from jaxrl_llm.training.report import say
 from jaxrl_llm.training.reward_functions import build_rewards
 from jaxrl_llm.training.teacher import build_teacher
 from jaxrl_llm.types import Batch
@@ -52,6 +54,8 @@ class Run:
       teacher: the network of the teacher, with its parameters; None where no method needs it.
       mesh: of devices; None for one device.
       rewards: functions by name.
+      given: Python objects that `train` was given.
+      counts: examples, held-out ones, and those of both that were dropped.
       told: what `scores` said already; it alone changes.
     """
 
@@ -69,6 +73,8 @@ class Run:
     frozen: Any = None
     teacher: Network | None = None
     mesh: jax.sharding.Mesh | None = None
+    given: Given = NOTHING
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
     told: set = dataclasses.field(default_factory=set)
 
     def whole(self, params):
@@ -85,7 +91,7 @@ class Run:
             found = load_policy(directory, dtype=self.config.network.param_dtype)[0].params
         else:
             # Made anew: the first update was given the buffers of those that there were.
-            found = build.build_network(self.config, self.tokenizer, self.mesh).params
+            found = build.build_network(self.config, self.tokenizer, self.mesh, given=self.given.network).params
         trained, _ = build.trained_and_frozen(self.config, found)
         own = self.network.params
         if jax.tree.map(jnp.shape, trained) != jax.tree.map(jnp.shape, own):
@@ -155,28 +161,33 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
+def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOTHING) -> Iterator[Run]:
     """Checks the configuration, opens what it names and writes it to `workdir/config.json`.
 
     Raises:
       ValueError: an impossible configuration, one that differs from that of the run in `workdir`, or another process
         is at work there.
     """
+    config = named(config, given)
     check_config(config)
     workdir = pathlib.Path(workdir).absolute()
     _check_same_run(config, workdir)
+    tell = functools.partial(say, enabled=config.log.live)
+    tell(_what_runs(config, workdir))
     tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
     scope = contextlib.nullcontext() if mesh is None else distributed.sharded(mesh)
     with locked(workdir), build.build_pool(config) as pool, scope:
         # Before anything is loaded or compiled, all that is named is there and all data can be read.
-        functions = build_rewards(config, mesh)
-        vocab_size = build.base_structure(config, tokenizer).config.vocab_size
+        functions, counts = build_rewards(config, mesh, given.functions), {}
+        vocab_size, source_of = _vocab_size(config, tokenizer, given), functools.partial(build.build_source, config, tokenizer)
         source, test_source = (
-            build.build_source(config, tokenizer, test=test, vocab_size=vocab_size) for test in (False, True)
+            source_of(test=test, vocab_size=vocab_size, given=given, counts=counts) for test in (False, True)
         )
+        tell(_what_is_read(counts))
         report = functools.partial(_report_gap, workdir, source, tokenizer)
-        network = build.build_network(config, tokenizer, mesh, report)
+        network = build.build_network(config, tokenizer, mesh, report, given.network)
         trained, frozen = build.trained_and_frozen(config, network.params)
+        tell(_what_trains(network.params, trained))
         run = Run(
             config=config,
             workdir=workdir,
@@ -192,10 +203,39 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path) -> Iterator[Run]:
             supervised_method=supervised_method(config),
             pool=pool,
             rewards=functions,
+            given=given,
+            counts=counts,
         )
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
         yield run
+
+
+def _vocab_size(config: ConfigDict, tokenizer: Tokenizer, given: Given) -> int | None:
+    """Number of the tokens that the network knows; None for a function of the user's own."""
+    if given.network is None:
+        return build.base_structure(config, tokenizer).config.vocab_size
+    return getattr(getattr(given.network, "config", None), "vocab_size", None)
+
+
+def _what_runs(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """The beginning of a run in one line: methods, network, devices, folder."""
+    chosen = {"sft": config.sft.method, "preference": config.preference.method, "rl": config.method.name}
+    phases = ", ".join(f"{config[phase].steps} steps of {method}" for phase, method in chosen.items() if config[phase].steps)
+    named = config.network.directory or config.network.name or ("a given one" if config.given else "one of its own sizes")
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    return f"{phases}; network: {named} in {config.network.dtype}; devices: {devices}; folder: {workdir}"
+
+
+def _what_is_read(counts: dict[str, int]) -> str:
+    dropped = (counts["dropped"], counts["held_out_dropped"])
+    told = f"; dropped as too long: {dropped[0]} and {dropped[1]} of these" if any(dropped) else ""
+    return f"data: {counts['examples']} examples and {counts['held_out']} held-out ones{told}"
+
+
+def _what_trains(params, trained) -> str:
+    whole, own = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, trained))
+    return f"parameters: {whole:,}" + (f", of which {own:,} train" if own != whole else "")
 
 
 def _report_gap(workdir: pathlib.Path, source, tokenizer: Tokenizer, gap: Callable) -> None:
@@ -219,11 +259,23 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     changeable = _CHANGEABLE + (("rl.steps",) if config.rl.optimizer.decay == "constant" else ())
     ours = _flat(json.loads(json.dumps(config.to_dict())))
     theirs = _flat(reading.read_object(path)) if path.exists() else ours
+    _check_same_objects(ours, theirs, workdir)
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name) and not name.startswith(changeable):
             raise ValueError(
                 f"config.{name} is {ours.get(name)!r}, but the run in {workdir} was made with {theirs.get(name)!r}; "
                 "give the same configuration to resume it, or another --workdir"
+            )
+
+
+def _check_same_objects(ours: dict[str, Any], theirs: dict[str, Any], workdir: pathlib.Path) -> None:
+    """Raises ValueError where the run in `workdir` was given other Python objects, or some where now there are none."""
+    for name in sorted(name for name in ours.keys() | theirs.keys() if name.startswith("given.")):
+        if ours.get(name) != theirs.get(name):
+            argument, now, then = name.split(".")[1], ours.get(name, "none"), theirs.get(name, "none")
+            raise ValueError(
+                f"train() is given {argument} = {now}, but the run in {workdir} was made with {then} ({name} in its "
+                f"config.json); give {argument}=... as it was to resume it, or another workdir"
             )
 
 

@@ -12,6 +12,8 @@ def network() -> dict:
         # both, a network of the sizes below is.
         "directory": "",
         "name": "",
+        # As the key `tokenizer`, for a network without a directory; a checkpoint has its own, before which this one gives way.
+        "tokenizer": "",
         # Of the computation, and of the parameters that are trained.
         "dtype": "float32",
         "param_dtype": "float32",
@@ -121,8 +123,9 @@ def rl() -> dict:
         "top_p": config_dict.placeholder(float),
         "min_p": config_dict.placeholder(float),
         "stop_strings": (),
-        # Largest difference in nats between the sampler's and the learner's log-probabilities before it is reported.
-        "max_logp_gap": 1e-4,
+        # Largest difference in nats between the sampler's and the learner's log-probabilities before it is reported; by
+        # default that of the dtype: 1e-4 for float32, 0.5 for bfloat16, 0.05 for float16.
+        "max_logp_gap": config_dict.placeholder(float),
         # Whether perplexities, chi-squared divergences and the effective sample size between learner and sampler are measured.
         "measure_gap": False,
         # Every so many steps the reference policy moves by a share of the way to the policy; 0 for never.
@@ -149,7 +152,7 @@ def critic() -> dict:
 def rewards() -> dict:
     """What completions are scored by."""
     return {
-        # Names of `jaxrl_llm.rewards`, "package.module:function", or "reward_model".
+        # Names of `jaxrl_llm.rewards`, "package.module:function", or "reward_model". A run that only imitates may have none.
         "names": ("exact_match",),
         # Options of rewards that are made out of some, by their name, without the module: {"format_reward": {"pattern": ...}};
         # see `rewards.FACTORIES`.
@@ -176,7 +179,10 @@ def evaluation() -> dict:
         "batch": 256,
         "samples": 1,
         "temperature": 0.0,
+        # The reward that decides what is correct, "" for the first of `rewards.names`, and from what value on it does. The
+        # value is the reward's own, without the weights of training, be it a verifier's 0 or 1 or what a reward model says.
         "reward": "",
+        "success": 1.0,
     }
 
 

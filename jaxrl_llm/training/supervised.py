@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxrl_llm.data import Cursor, Tokenizer, encode_example, next_indices, pack
+from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import build
-from jaxrl_llm.training.annotate import Annotator, make_annotate, scoring_passes
+from jaxrl_llm.training.annotate import Annotator, in_parts, make_annotate, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.method_state import after_step, coefficients, initial_method_state, make_estimate
 from jaxrl_llm.training.run import Run
@@ -58,6 +60,41 @@ def make_supervised_step(run: Run) -> Callable:
         return state, cursor, metrics | {"tokens": float(np.sum(rollouts.length))}, []
 
     return step
+
+
+def can_be_learned(source: Sequence[dict[str, Any]]) -> bool:
+    """Whether the examples have something to imitate, a completion or a dialogue."""
+    return bool(len(source)) and bool({"completion", "messages"} & source[0].keys())
+
+
+def make_loss_evaluation(run: Run) -> Callable[[Any, int], dict[str, float]]:
+    """Builds `evaluate(params, number) -> {"evaluation/loss": nats a token}` of the held-out completions.
+
+    It is the negative log-likelihood of the first `evaluation.prompts` of them, whatever the method's own loss is.
+
+    Raises:
+      ValueError: the held-out examples have nothing to imitate.
+    """
+    settings, count = run.config.sft, min(run.config.evaluation.prompts, len(run.test_source))
+    if not can_be_learned(run.test_source):
+        raise ValueError(
+            f"the held-out examples have neither 'completion' nor 'messages', only {sorted(run.test_source[0])}; map a column "
+            "to one with config.task.options.columns, or measure answers with config.rewards.names"
+        )
+    score = jax.jit(make_scorer(run.network.without_params()))
+
+    def evaluate(params, number: int) -> dict[str, float]:
+        nats = tokens = 0.0
+        for start in range(0, count, settings.batch):
+            examples = [run.test_source[index] for index in range(start, min(start + settings.batch, count))]
+            rows = demonstrations(run.tokenizer, examples, settings.row_tokens)
+            batch = pack(rows, settings.row_tokens, multiple=run.row_multiple(settings.micro_batches), step=number)
+            found = in_parts(run, score, run.whole(params), batch, settings.micro_batches)
+            nats -= float((found.logp.astype(np.float64) * batch.mask).sum())
+            tokens += float(batch.mask.sum())
+        return {"evaluation/loss": nats / max(tokens, 1.0)}
+
+    return evaluate
 
 
 def _make_annotate(run: Run):

@@ -164,12 +164,6 @@ def test_what_a_kill_leaves_is_no_damage(tmp_path):
     assert metrics.keep_until(tmp_path / "none", 1) == [] and metrics.read_jsonl(tmp_path / "none") == []
 
 
-def test_an_empty_configuration_is_named(tmp_path):
-    (tmp_path / "config.json").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"config\.json is no JSON .*; restore the file from a copy"):
-        metrics.read_json(tmp_path / "config.json")
-
-
 # ---- the lock
 
 HOLDER = "import pathlib, sys, time; from jaxrl_llm.training.lock import locked\n"
