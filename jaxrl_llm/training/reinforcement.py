@@ -18,7 +18,7 @@ from jaxrl_llm.objectives import policy_gap
 from jaxrl_llm.rewards import RewardFailure, answer_of, final_answer
 from jaxrl_llm.rollouts import Collection, informative_groups, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
-from jaxrl_llm.training import annotate, build
+from jaxrl_llm.training import annotate, losses
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.method_state import (
@@ -72,7 +72,7 @@ def policy_params(run: Run, state: TrainState):
 
 def critic_network(run: Run) -> Network:
     """The policy's architecture with a value head."""
-    return decoder(dataclasses.replace(run.network.config, **build.critic_head(run.config)))
+    return decoder(dataclasses.replace(run.network.config, **losses.critic_head(run.config)))
 
 
 def critic_params(run: Run, params):
@@ -119,8 +119,8 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     follow = None if average is None else jax.jit(average.update)
     answer = answer_of(run.rewards[run.config.rewards.names[0]])
     estimate = make_estimate(method)
-    objective = build.with_critic_loss(run.config, method.objective)
-    objective = build.with_router_losses(run.config, run.network, objective)
+    objective = losses.with_critic_loss(run.config, method.objective)
+    objective = losses.with_router_losses(run.config, run.network, objective)
     if rl.measure_gap:
         objective = make_objective(*objective.terms, policy_gap())
     scorer = _scorer(run, objective.needs)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrl_llm.data import Cursor, Tokenizer, encode_example, next_indices, pack
 from jaxrl_llm.scoring import make_scorer
-from jaxrl_llm.training import build
+from jaxrl_llm.training import losses
 from jaxrl_llm.training.annotate import Annotator, in_parts, make_annotate, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.method_state import after_step, coefficients, initial_method_state, make_estimate
@@ -38,7 +38,7 @@ def make_supervised_step(run: Run) -> Callable:
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`."""
     settings, method = run.config.sft, run.supervised_method
     network = run.network.without_params()
-    objective = build.with_router_losses(run.config, network, method.objective)
+    objective = losses.with_router_losses(run.config, network, method.objective)
     pure = make_update(network, objective, _optimizer(run), micro_batches=settings.micro_batches)
     update = jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0)
     estimate, annotate = make_estimate(method), _make_annotate(run)

@@ -10,7 +10,7 @@ from training.tiny_preferences import preference_config
 from training.tiny_runs import finish, opened, quick_compilation, tiny_config  # noqa: F401
 
 from jaxrl_llm import methods, objectives, optimizers
-from jaxrl_llm.training import build, reinforcement, reward_functions, wrapping
+from jaxrl_llm.training import build, losses, reinforcement, reward_functions, wrapping
 from jaxrl_llm.training.config import check_config
 
 
@@ -141,11 +141,11 @@ def test_options_of_the_loss_of_a_critic(head, options, expected):
     config = tiny_config("ppo", value_clip=None)
     config.critic.update(head=head, outputs=1 if head == "plain" else 5, options=options)
     check_config(config)
-    found = build.with_critic_loss(config, methods.get("ppo", value_clip=None).objective)
+    found = losses.with_critic_loss(config, methods.get("ppo", value_clip=None).objective)
     assert expected in found.terms
     config.critic.options = {"huberr": 1.0}
     with pytest.raises(ValueError, match="config.critic.options: .*huberr"):
-        build.with_critic_loss(config, methods.get("ppo", value_clip=None).objective)
+        losses.with_critic_loss(config, methods.get("ppo", value_clip=None).objective)
 
 
 def test_routers_pooled_or_by_layer():
