@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from jaxrl_llm import networks, reading
 from jaxrl_llm.data import Tokenizer, load_tokenizer
+from jaxrl_llm.networks.config_checks import check_tokens
 from jaxrl_llm.training import build, checkpoint, metrics
 from jaxrl_llm.training.config import read_config
 
@@ -93,7 +94,9 @@ def read_network(path: pathlib.Path) -> networks.DecoderConfig:
       ValueError: it is damaged; the message names file and field.
     """
     with reading.about(str(path)):
-        return reading.build(networks.DecoderConfig, reading.read_object(path), f"{path}: ")
+        config = reading.build(networks.DecoderConfig, reading.read_object(path), f"{path}: ")
+        check_tokens(config)
+        return config
 
 
 def convert_to_orbax(network: networks.Network, directory: str | pathlib.Path) -> None:
