@@ -256,7 +256,6 @@ class DecoderConfig:
             config_checks.check_choice(name, getattr(self, name), choices)
         config_checks.check_sizes(self)
         config_checks.check_numbers(self)
-        config_checks.check_tokens(self)
         config_checks.check_layers(self)
         config_checks.check_value_head(self)
         config_checks.check_rope_scaling(self.rope_scaling)

@@ -83,6 +83,7 @@ def check_numbers(config: DecoderConfig) -> None:
 
 
 def check_tokens(config: DecoderConfig) -> None:
+    """Refuses tokens of a file that the network does not have; whoever changes vocab_size in a program may leave them."""
     for name in ("bos_id", "eos_ids", "pad_id"):
         ids = getattr(config, name)
         for token in ids if isinstance(ids, tuple) else () if ids is None else (ids,):

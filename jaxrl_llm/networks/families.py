@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxrl_llm import reading
 from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
-from jaxrl_llm.networks.config_checks import BASE, LIMITS, MOST_EXPERTS, POSITIVE, ROPE_NUMBERS, ROPE_OPTIONS
+from jaxrl_llm.networks.config_checks import BASE, LIMITS, MOST_EXPERTS, POSITIVE, ROPE_NUMBERS, ROPE_OPTIONS, check_tokens
 from jaxrl_llm.networks.family_table import FAMILIES, Family, Fields
 from jaxrl_llm.reading import flag, listed, mapping, real, text, whole
 
@@ -104,7 +104,9 @@ def from_huggingface(theirs: dict[str, Any], place: str = "config.json", **setti
     removed = {name: None for name in _NULLABLE if name in theirs and theirs[name] is None}
     found = reading.fields(theirs, _CHECKS, f"{place}: ") | removed
     with reading.about(place), _in_their_words():
-        return _from_fields(found, settings)
+        config = _from_fields(found, settings)
+        check_tokens(config)
+        return config
 
 
 @contextlib.contextmanager

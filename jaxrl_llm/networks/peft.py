@@ -46,7 +46,7 @@ _CHECKS |= {"bias": reading.text, "fan_in_fan_out": reading.flag, "modules_to_sa
 _CHECKS |= {"target_modules": _NAMES, "exclude_modules": _NAMES, "layers_pattern": _NAMES}
 _CHECKS |= {"layers_to_transform": reading.one_or_more(reading.whole()), "base_model_name_or_path": reading.text}
 _UNUSED = ("none", (), [], {})  # what says that an option is not used
-_MOST_REPEATS = 2  # in a pattern: the time that a match may take grows with their number
+_MOST_REPEATS = 3  # in a pattern: the time that a match may take grows with their number
 
 
 class Module(NamedTuple):
@@ -233,16 +233,16 @@ def _check_settings(settings: dict[str, Any]) -> None:
         raise ValueError(f"init_lora_weights={start!r} changes the base; convert the adapter to a plain one with PEFT")
     for name, value in settings.items():
         if name not in _IGNORED | _READ and value is not False and value not in _UNUSED:
+            value = list(value) if isinstance(value, tuple) else value
             raise ValueError(f"{name}={value!r} is not supported; train the adapter without it, or merge it with PEFT")
     for pattern in settings.get("alpha_pattern", {}):
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"alpha_pattern has {pattern!r}, which is no regular expression: {error}") from error
-        if sum(pattern.count(sign) for sign in "*+{") > _MOST_REPEATS or re.search(r"[*+}]\)+[*+{]", pattern):
-            raise ValueError(
-                f"alpha_pattern has {pattern!r}; write it with at most {_MOST_REPEATS} repetitions, none of another"
-            )
+        if sum(map(pattern.count, "*+{")) > _MOST_REPEATS or re.search(r"\)[*+{]", pattern):
+            mend = f"write it with at most {_MOST_REPEATS} repetitions, none of groups"
+            raise ValueError(f"alpha_pattern has {pattern!r}, which may take long; {mend}")
 
 
 def _found(network: Network, params: Params, settings: dict[str, Any], tensors: dict[str, np.ndarray]) -> list[Found]:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxrl_llm import networks, reading
 from jaxrl_llm.data import Tokenizer, load_tokenizer
 from jaxrl_llm.networks.config import DTYPES
+from jaxrl_llm.networks.config_checks import check_tokens
 from jaxrl_llm.training import build, checkpoint, metrics
 from jaxrl_llm.training.config import preference_method, read_config
 
@@ -105,7 +106,9 @@ def read_network(path: pathlib.Path) -> networks.DecoderConfig:
       ValueError: it is damaged; the message names file and field.
     """
     with reading.about(str(path)):
-        return reading.build(networks.DecoderConfig, reading.read_object(path), f"{path}: ")
+        config = reading.build(networks.DecoderConfig, reading.read_object(path), f"{path}: ")
+        check_tokens(config)
+        return config
 
 
 def convert_to_orbax(network: networks.Network, directory: str | pathlib.Path) -> None:

@@ -51,7 +51,6 @@ def test_equal_configurations_hash_alike_and_give_the_same_network():
             {"vocab_size": 10**8, "hidden_size": 10**7, "head_dim": 2},
             "the sizes are those of about 2e.15 parameters",
         ),
-        ({"eos_ids": (11,)}, "eos_ids=.11,. has a token outside of vocab_size=11"),
         ({"rope_theta": float("nan")}, "rope_theta is nan; it must be a number above 1"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "rope_scaling.factor is 0; it must be a number above 0"),
         ({"rope_scaling": {"rope_type": "linear"}}, r"takes \['factor'\]; got \[\]"),
