@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrl_llm.data import Source
-from jaxrl_llm.data.preferences import as_preference
+from jaxrl_llm.data.preference_sources import as_preference
 from jaxrl_llm.data.sources import select_columns
 from jaxrl_llm.networks import Network
 
