@@ -18,8 +18,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrl_llm.data import Source
+from jaxrl_llm.data.columns import require_prompt, select_columns
 from jaxrl_llm.data.preference_sources import as_preference
-from jaxrl_llm.data.sources import select_columns
 from jaxrl_llm.networks import Network
 
 _SAMPLED = 64  # numbers of a parameter that its digest looks at
@@ -135,5 +135,6 @@ def as_source(rows: Sequence[Mapping[str, Any]], name: str, *, pairs: bool) -> S
         row, place = rows[index], f"{name}, row {index}"
         if not isinstance(row, Mapping):
             raise ValueError(f"{place}: it is {type(row).__name__}; give dicts such as {{'prompt': ..., 'answer': ...}}")
-        examples.append(as_preference({"prompt": None} | dict(row), place) if pairs else select_columns(dict(row), None, place))
-    return Source(name, len(examples), lambda index: dict(examples[index]))
+        example = select_columns(row, None, place)
+        examples.append(as_preference(example, place) if pairs else require_prompt(example, row, place))
+    return Source(name, len(examples), lambda index: dict(examples[index]), lambda index: f"{name}, row {index}")
