@@ -282,7 +282,7 @@ def test_of_libraries_the_critic_of_ppo():
         objective = methods.get("ppo", convention=convention).objective
         batch = Batch(
             tokens=jnp.zeros((1, 2), jnp.int32), mask=jnp.array([[0.0, 1.0]]), behavior_logp=jnp.zeros((1, 2)),
-            returns=jnp.array([[0.0, 2.0]]), extras={"behavior_value": jnp.zeros((1, 2))},
+            advantage=jnp.zeros((1, 2)), returns=jnp.array([[0.0, 2.0]]), extras={"behavior_value": jnp.zeros((1, 2))},
         )  # fmt: skip
         loss, metrics = objective(Scores(logp=jnp.zeros((1, 2)), value=jnp.array([[0.0, 1.0]])), batch)
         assert float(metrics["loss/value_loss"]) == pytest.approx(expected)
