@@ -114,7 +114,8 @@ def test_a_documented_command_runs(command, elsewhere, capsys):
     assert cli.main(["evaluate", str(workdir)]) == 0
     measured = json.loads(capsys.readouterr().out)
     final = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-    assert measured and measured == {name: final[name] for name in measured}
+    # Rounding differs between a process that trained and one that loads.
+    assert measured and measured == pytest.approx({name: final[name] for name in measured}, abs=1e-5)
 
 
 @pytest.fixture(scope="module")

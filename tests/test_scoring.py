@@ -357,3 +357,24 @@ def test_the_largest_logp_is_that_of_the_likeliest_token_and_has_no_gradient(net
         np.testing.assert_allclose(largest, np.where(largest == 0, 0.0, expected), atol=1e-5)
         assert (largest < 0).sum() == 12 and np.isfinite(found)
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(slope))
+
+
+def test_values_of_bare_functions():
+    """What a function expects after reading a token is the value of the state before the next one."""
+    batch = Batch(tokens=np.array([[1, 2, 3], [4, 5, 0]]), mask=np.ones((2, 3)), segment=np.array([[1, 1, 2], [1, 1, 0]]))
+
+    def value(params, tokens, positions, segments):
+        return params["scale"] * tokens
+
+    def logits(params, tokens, positions, segments):
+        return jnp.zeros((*tokens.shape, 8))
+
+    expected = [[0.0, 2.0, 0.0], [0.0, 8.0, 0.0]]
+    shared = make_scorer(logits, {"value"}, value=value)({"scale": 2.0}, batch)
+    apart = actor_critic_scorer(make_scorer(logits), value)({"policy": {}, "critic": {"scale": 2.0}}, batch)
+    assert shared.value.tolist() == apart.value.tolist() == expected
+    with pytest.raises(ValueError, match="bare function gives 'value' alone"):
+        actor_critic_scorer(make_scorer(logits), value, {"value_outputs"})
+    with pytest.raises(ValueError, match=r"values of shape \(2, 3, 1\)"):
+        wide = actor_critic_scorer(make_scorer(logits), lambda params, tokens, *rest: tokens[..., None])
+        wide({"policy": {}, "critic": {}}, batch)

@@ -7,12 +7,15 @@ micro-batches, on the packing or on the mesh, beyond rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from jaxrl_llm.networks import join_params
 from jaxrl_llm.scoring import Scorer, make_scorer
@@ -63,7 +66,7 @@ def make_update(
 
     def update(state: TrainState, batch: Batch, frozen: Any = None):
         scores, gradients = gradient(state.params, batch, frozen)
-        loss, metrics = objective(scores, batch)
+        loss, metrics = _in_auto_axes(objective, P())(scores, batch)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -91,7 +94,7 @@ def make_gradient(score: Scorer, objective, micro_batches: int = 1) -> Callable[
     """
 
     def loss_gradient(scores: Scores, batch: Batch) -> Scores:
-        return jax.grad(lambda scores: objective(scores, batch)[0])(scores)
+        return jax.grad(lambda scores: _in_auto_axes(lambda *inputs: objective(*inputs)[0], P())(scores, batch))(scores)
 
     def pull_back(params, frozen, batch: Batch, cotangent: Scores | None):
         scores, pull = jax.vjp(lambda params: score(_whole(params, frozen), batch), params)
@@ -134,13 +137,49 @@ def split_rows(tree, parts: int):
         padded = jnp.pad(value, [(0, -value.shape[0] % parts)] + [(0, 0)] * (value.ndim - 1))
         return jnp.swapaxes(padded.reshape(-1, parts, *value.shape[1:]), 0, 1)
 
-    return jax.tree.map(split, tree)
+    def shape(value) -> tuple[int, ...]:
+        return (parts, -(-value.shape[0] // parts), *value.shape[1:])
+
+    return jax.tree.map(lambda value: _moved(split, value, shape(value), from_axis=0, to_axis=1), tree)
+
+
+def _moved(move, value, shape: tuple[int, ...], *, from_axis: int, to_axis: int):
+    """`move(value)` of this shape, its rows laid out as they were where the axes of a mesh are explicit.
+
+    There a reshape of rows that devices share has a type only where each device keeps whole parts; inside `auto_axes` the
+    compiler moves what it must. Rows that the axes do not divide any more are on all devices. Other kinds of axes need nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _explicit_axes():
+        return move(value)
+    spec = tuple(jax.typeof(value).sharding.spec)
+    names = spec[from_axis] if isinstance(spec[from_axis], tuple) else (spec[from_axis],) if spec[from_axis] else ()
+    divided = shape[to_axis] % math.prod(mesh.shape[name] for name in names) == 0
+    rows = spec[from_axis] if divided else None
+    wanted = P(*[None] * to_axis, rows, *spec[from_axis + 1 :])
+    return _in_auto_axes(move, wanted)(value)
+
+
+def _explicit_axes() -> tuple[str, ...]:
+    """Axes of the mesh in use that are in the types of arrays, as those of `jax.make_mesh` are by default."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+
+
+def _in_auto_axes(function, out_sharding: P):
+    """The function with explicit axes left to the compiler inside: sorts and reshapes over rows have no types of their own."""
+    explicit = _explicit_axes()
+    return jax.sharding.auto_axes(function, axes=explicit, out_sharding=out_sharding) if explicit else function
 
 
 def merge_rows(tree, batch: Batch):
     """Undoes `split_rows`: [parts, rows / parts, ...] back to the rows of `batch`."""
     rows = batch.tokens.shape[0]
-    return jax.tree.map(lambda value: jnp.swapaxes(value, 0, 1).reshape(-1, *value.shape[2:])[:rows], tree)
+
+    def merge(value):
+        return jnp.swapaxes(value, 0, 1).reshape(-1, *value.shape[2:])[:rows]
+
+    return jax.tree.map(lambda value: _moved(merge, value, (rows, *value.shape[2:]), from_axis=1, to_axis=0), tree)
 
 
 def _largest_gap(scores: Scores, batch: Batch):
