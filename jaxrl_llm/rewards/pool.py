@@ -162,21 +162,20 @@ class RewardPool:
     def _start(self, waiting: collections.deque, running: list[_Task], call: protocol.Call) -> None:
         for _ in range(len(waiting)):
             job = waiting.popleft()
-            part = call.at(job.rows)
+            if not job.in_thread and sum(not task.job.in_thread for task in running) >= self._size:
+                waiting.append(job)
+                continue
+            idle, part = None if job.in_thread else self._idle_worker(), call.at(job.rows)
+            if idle is not None and job.fresh:
+                idle.stop()
+                idle = None
             if job.in_thread:
-                worker, seconds = thread_worker(job.name, job.reward, part, job.by_row), LOAD_SECONDS
-            elif sum(not task.job.in_thread for task in running) < self._size:
-                idle = self._idle_worker()
-                if idle is not None and job.fresh:
-                    idle.stop()
-                    idle = None
+                worker = thread_worker(job.name, job.reward, part, job.by_row)
+            else:
                 worker = idle or process_worker(self._guard, self._memory_bytes)
                 limit = self._row_seconds if job.by_row else job.seconds
                 worker.channel.send(pickle.dumps((job.reward, part, job.by_row, limit)))
-                seconds = LOAD_SECONDS if idle is None else RECEIVE_SECONDS
-            else:
-                waiting.append(job)
-                continue
+            seconds = LOAD_SECONDS if idle is None else RECEIVE_SECONDS
             running.append(_Task(job, worker, expires=time.monotonic() + seconds, slowest=job.slowest))
 
     def _idle_worker(self) -> Worker | None:

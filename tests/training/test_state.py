@@ -1,11 +1,14 @@
 """The state of training as one pytree."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrl_llm.training import TrainState
+from jaxrl_llm.controllers import Controller
+from jaxrl_llm.training import TrainState, method_state
 
 PARAMS = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((2, 2), jnp.bfloat16)}}
 
@@ -46,3 +49,19 @@ def test_create_under_jit_and_eval_shape():
     assert shapes.params["a"].shape == (3,)
     state = jax.jit(lambda params: TrainState.create(params, optimizer))(PARAMS)
     np.testing.assert_array_equal(state.params["a"], PARAMS["a"])
+
+
+def test_the_state_of_a_method_waits_for_a_finite_step():
+    """What an estimator or a controller saw of a step that was skipped, or saw as NaN, does not stay."""
+    follow = Controller(init=lambda: jnp.float32(1.0), value=None, update=lambda state, metrics: state + metrics["reward"])
+    method = types.SimpleNamespace(controllers=(("beta", follow),))
+    after = {"estimator": {"mean": jnp.float32(5.0)}, "controllers": {"beta": jnp.float32(1.0)}}
+
+    def found(**metrics):
+        state = method_state.after_step(method, {"mean": np.float32(2.0)}, after, metrics)
+        return float(state["estimator"]["mean"]), float(state["controllers"]["beta"])
+
+    assert found(skipped=0.0, reward=0.5) == (5.0, 1.5)
+    assert found(skipped=0.5, reward=0.5) == (5.0, 1.5)
+    assert found(skipped=0.0, reward=float("nan")) == (5.0, 1.0)
+    assert found(skipped=1.0, reward=0.5) == (2.0, 1.0)
