@@ -158,7 +158,7 @@ def test_what_each_phase_gives_is_needed_by_a_method_of_it():
 
 # ---- options
 
-NAMES = ("cpo", "dapo", "grpo", "kto", "ppo", "sft")
+NAMES = ("grpo", "kto", "ppo")
 # What an option of None, or of a word, may be instead; those that are refused do not count.
 INSTEAD_OF_NONE = (
     0.5, 1, 2.0, 5, 20_475, (0.05, 0.23), (0.5, 2.0), (2.0, 1.0), True, "k2", "none", "floor", "own", "advantage", "mask",
