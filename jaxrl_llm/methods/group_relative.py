@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxrl_llm.estimators import chain, constant, drop_uniform_groups, overlong_penalty, token_mean
 from jaxrl_llm.methods.base import method, reject_inert
-from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_parts, standardised
+from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_loss, kl_parts, standardised
 from jaxrl_llm.methods.libraries import (
     BY_TOKEN,
     NEMO,
@@ -127,8 +127,8 @@ def dr_grpo(
     url="https://arxiv.org/abs/2503.14476",
     conventions={
         # TRL's `loss_type="dapo"` is the loss alone.
-        "trl-1.16": {"max_rounds": None, "overlong_size": 0.0} | TRL,
-        "verl-0.10": {"max_rounds": 10, "clip_dual": 10.0, "degrees_of_freedom": 1},
+        "trl-1.16": {"max_rounds": None, "overlong_size": 0.0} | TRL | TRL_KL,
+        "verl-0.10": {"max_rounds": 10, "clip_dual": 10.0, "degrees_of_freedom": 1} | VERL_KL,
         "tunix-0.1": {"max_rounds": None} | TUNIX,
     },
 )
@@ -142,6 +142,10 @@ def dapo(
     max_length: int = 20480,
     overlong_buffer: int | None = None,
     overlong_size: float = 1.0,
+    kl_coefficient: float = 0.0,
+    kl_kind: str | None = None,
+    kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None,
     degrees_of_freedom: int | None = None,
     epsilon: float | None = None,
 ):
@@ -150,9 +154,9 @@ def dapo(
     Defaults: The clip, 16 samples and the lengths are the paper's: 16384 tokens expected and a buffer of 4096
       behind them, so `max_length` is 20480. `overlong_buffer` is by default a fifth of `max_length`, which is the
       same share. `max_rounds` is ours: the paper samples until the batch is full; None samples each prompt once and
-      keeps groups without signal. In a run of the program,
-      `max_length` is `rl.max_new_tokens` unless it is set. `None` means no dual clip, 0 degrees of freedom and an epsilon of
-      1e-6. The convention of verl is its recipe of that name. Tunix counts the characters of an answer in its penalty.
+      keeps groups without signal. In a run of the program, `max_length` is `rl.max_new_tokens` unless it is set. `None` means
+      no dual clip, 0 degrees of freedom, an epsilon of 1e-6 and of a KL, which the paper leaves out, what it does for `grpo`.
+      The convention of verl is its recipe of that name. Tunix counts the characters of an answer in its penalty.
     """
     reject_inert(overlong_size == 0 and overlong_buffer is not None, "overlong_buffer", overlong_buffer, "overlong_size is 0")
     buffer = max(max_length // 5, 1) if overlong_buffer is None else overlong_buffer
@@ -166,7 +170,10 @@ def dapo(
             standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon),
             token_mean(),
         ),
-        objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual))),
+        objective(
+            policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)),
+            *kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound),
+        ),
     )
 
 
@@ -220,8 +227,8 @@ def gspo(
     url="https://arxiv.org/abs/2506.13585",
     conventions={
         # TRL takes its `epsilon_high` for the bound itself: by default every weight, 1 on policy, is cut to 0.2.
-        "trl-1.16": {"clip_high": -0.8} | TRL,
-        "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2} | VERL,
+        "trl-1.16": {"clip_high": -0.8} | TRL | TRL_KL,
+        "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2} | VERL | VERL_KL,
         "nemo-rl": {"clip_low": 1.0, "clip_high": 5.0} | NEMO,
         "skyrl": {"clip_low": 1.0, "clip_high": 4.0, "degrees_of_freedom": 1},
         "open-instruct": {"clip_high": 0.2},
@@ -232,6 +239,10 @@ def cispo(
     samples: int = 8,
     clip_low: float | None = None,
     clip_high: float = 4.0,
+    kl_coefficient: float = 0.0,
+    kl_kind: str | None = None,
+    kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None,
     baseline: str = "mean",
     scale: str = "std",
     degrees_of_freedom: int | None = None,
@@ -252,5 +263,8 @@ def cispo(
     return (
         grouped(samples=samples),
         chain(advantage, token_mean()),
-        objective(policy(trust=cispo_bound(low=clip_low, high=clip_high))),
+        objective(
+            policy(trust=cispo_bound(low=clip_low, high=clip_high)),
+            *kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound),
+        ),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import chain, constant, group_advantage, token_mean
 from jaxrl_llm.methods.base import method
-from jaxrl_llm.methods.choices import AGGREGATIONS, choice, standardised
-from jaxrl_llm.methods.libraries import TRL, VERL, VERL_CLIP
+from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_loss, standardised
+from jaxrl_llm.methods.libraries import TRL, TRL_KL, VERL, VERL_CLIP, VERL_KL
 from jaxrl_llm.objectives import (
     by_source,
     clip,
@@ -28,12 +28,12 @@ LEVELS = {
 }
 
 
-def _corrected(samples, trust, weight, **advantage):
+def _corrected(samples, trust, weight, *terms, **advantage):
     """Three policies: the ratio is to the proximal one, the weight corrects from it to the sampler."""
     return (
         grouped(samples=samples),
         chain(standardised(**advantage), token_mean()),
-        objective(policy(ratio=PROXIMAL, trust=trust, factors=(weight,))),
+        objective(policy(ratio=PROXIMAL, trust=trust, factors=(weight,)), *terms),
     )
 
 
@@ -63,7 +63,7 @@ def decoupled_ppo(
 @method(
     paper="Your Efficient RL Framework Secretly Brings You Off-Policy RL Training (Yao et al., 2025)",
     url="https://fengyao.notion.site/off-policy-rl",
-    conventions={"trl-1.16": {"weight_high": 3.0} | TRL, "verl-0.10": VERL_CLIP | VERL},
+    conventions={"trl-1.16": {"weight_high": 3.0} | TRL | TRL_KL, "verl-0.10": VERL_CLIP | VERL | VERL_KL},
 )
 def tis(
     *,
@@ -73,6 +73,10 @@ def tis(
     clip_dual: float | None = None,
     weight_high: float = 2.0,
     level: str = "token",
+    kl_coefficient: float = 0.0,
+    kl_kind: str | None = None,
+    kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None,
     degrees_of_freedom: int | None = None,
     epsilon: float | None = None,
     alone: str | None = None,
@@ -84,15 +88,16 @@ def tis(
       TRL's "token_truncate" is its convention, "sequence_truncate" that with `level="sequence"`.
     """
     trust, weight = clip(low=clip_low, high=clip_high, dual=clip_dual), importance_weight(high=weight_high, ratio=_level(level))
-    return _corrected(samples, trust, weight, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
+    terms = kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound)
+    return _corrected(samples, trust, weight, *terms, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
 
 
 @method(
     paper="Every Step Evolves: Scaling Reinforcement Learning for Trillion-Scale Thinking Model (Ling Team, 2025)",
     url="https://arxiv.org/abs/2510.18855",
     conventions={
-        "trl-1.16": {"level": "sequence", "weight_low": None, "weight_high": 3.0} | TRL,
-        "verl-0.10": VERL_CLIP | VERL,
+        "trl-1.16": {"level": "sequence", "weight_low": None, "weight_high": 3.0} | TRL | TRL_KL,
+        "verl-0.10": VERL_CLIP | VERL | VERL_KL,
     },
 )
 def icepop(
@@ -104,6 +109,10 @@ def icepop(
     weight_low: float | None = 0.5,
     weight_high: float | None = 5.0,
     level: str = "token",
+    kl_coefficient: float = 0.0,
+    kl_kind: str | None = None,
+    kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None,
     degrees_of_freedom: int | None = None,
     epsilon: float | None = None,
     alone: str | None = None,
@@ -116,7 +125,8 @@ def icepop(
     """
     weight = importance_weight(low=weight_low, high=weight_high, outside="mask", ratio=_level(level))
     trust = clip(low=clip_low, high=clip_high, dual=clip_dual)
-    return _corrected(samples, trust, weight, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
+    terms = kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound)
+    return _corrected(samples, trust, weight, *terms, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
 
 
 @method(

@@ -214,7 +214,7 @@ def test_kl_of_grpo(convention, ratio, expected):
     assert slope("grpo", convention, ratio, 0.0, kl_coefficient=1.0) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "sapo", "vespo", "gdpo"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "sapo", "vespo", "gdpo", "dapo", "cispo", "tis", "icepop"])
 def test_the_kl_of_trl_carries_the_ratio_where_there_is_one(name):
     assert slope(name, "trl-1.16", 2.0, 0.0, kl_coefficient=1.0) == pytest.approx(2 * np.log(2) - 1, rel=1e-5)
     assert dict(methods.get(name, convention="trl-1.16").options)["kl_unbiased"] is None
