@@ -109,6 +109,8 @@ def _fitting(phase: str, config: ConfigDict, fit: Callable, source, tokenizer: T
     try:
         return fit(source, tokenizer, width, **checks)
     except ValueError as error:
+        if "the width of rows" not in str(error):
+            raise
         mend = f"config.{phase}.row_tokens is {width}, and config.task.drop_long=True leaves longer ones out"
         raise ValueError(f"{error} ({mend})") from error
 

@@ -458,7 +458,7 @@ def test_a_run_on_marked_answers(name, tmp_path):
 
 def test_methods_on_pairs_refuse_marked_answers(tmp_path):
     config = marked_config(tmp_path / "rows.jsonl", "dpo")
-    with pytest.raises(ValueError, match="0: there is no 'rejected', only"), opened(config, tmp_path / "run"):
+    with pytest.raises(ValueError, match="line 1: there is no 'rejected', only"), opened(config, tmp_path / "run"):
         pass
 
 
@@ -485,7 +485,7 @@ def test_tpo_takes_three_texts(tmp_path):
     assert measured["loss"] == pytest.approx(expected, rel=1e-4)
     del pairs[2]["gold"]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    with pytest.raises(ValueError, match="2: there is no 'gold'"), opened(config, tmp_path / "other"):
+    with pytest.raises(ValueError, match="line 3: there is no 'gold'"), opened(config, tmp_path / "other"):
         pass
 
 
