@@ -1,8 +1,8 @@
 """Writes docs/proofs.md: `python docs/prove.py`. Runs the tests of all methods, slow ones too, and counts who passes what.
 
 It takes minutes. What is counted: whether every function of a composition has an oracle of its name, which
-the suite compares with it by value and gradient; whether loss and gradient are finite and the same for any split; and which
-reductions to other methods hold.
+the suite compares with it by value and gradient; whether loss and gradient are finite and the same for any split; whether
+each option changes something; and which reductions to other methods hold.
 """
 
 import os
@@ -17,7 +17,7 @@ from jaxrl_llm.compose import Composable
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Combinators, which have tests of their own, and strategies, which compute nothing that a loss could get wrong.
 STRUCTURE = {"policy", "by_source", "scaled"}
-SPLITS = "test_splits_do_not_matter"
+SPLITS, OPTIONS = "test_splits_do_not_matter", "test_every_option_changes_a_loss_a_gradient_or_what_is_sampled"
 HEAD = """# Proofs
 
 What is tested of each method, counted by `python docs/prove.py`, which runs the tests and writes this page.
@@ -26,12 +26,13 @@ What is tested of each method, counted by `python docs/prove.py`, which runs the
   plain loops, on random ragged inputs and on degenerate ones: the number of those functions.
 * **splits**: the same loss and gradient of a tiny model, through the update, for 1 and 5 micro-batches, two packings and rows
   in another order; the gradient is finite and moves it, and is 0 where no row has a reward.
+* **options**: each option changes a loss, a gradient or what is sampled on one of a few batches.
 * **reductions**: tests in which it becomes another method, as its paper says.
 
 {totals}
 
-| method | oracle | splits | reductions |
-|---|---|---|---|
+| method | oracle | splits | options | reductions |
+|---|---|---|---|---|
 """
 
 
@@ -41,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         reduced = sorted({name for mark in item.iter_markers("reduction") for name in mark.args})
         item.user_properties.append(("reduced", reduced))
-        if reduced or item.originalname == SPLITS:
+        if reduced or item.originalname in (SPLITS, OPTIONS):
             counted.append(item)
     config.hook.pytest_deselected(items=[item for item in items if item not in counted])
     items[:] = counted
@@ -51,7 +52,7 @@ class Counter:
     """Collects the outcomes of tests by the method that they are about."""
 
     def __init__(self):
-        self.passed, self.failed, self.reductions = {SPLITS: set()}, set(), {}
+        self.passed, self.failed, self.reductions = {SPLITS: set(), OPTIONS: set()}, set(), {}
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
@@ -81,13 +82,14 @@ def functions_of(method) -> set[str]:
 
 def page(counter: Counter, oracles: set[str]) -> str:
     """The page, from what the tests did."""
-    names, rows, proven = methods.names(), [], {"oracle": 0, "splits": 0, "reductions": 0}
+    names, rows, proven = methods.names(), [], {"oracle": 0, "splits": 0, "options": 0, "reductions": 0}
     for name in names:
         functions = functions_of(methods.get(name))
         reductions = sorted(counter.reductions.get(name, ()))
         cells = {
             "oracle": f"{len(functions)}" if functions <= oracles else f"missing: {', '.join(sorted(functions - oracles))}",
             "splits": "yes" if name in counter.passed[SPLITS] else "no",
+            "options": "yes" if name in counter.passed[OPTIONS] else "no",
             "reductions": ", ".join(test.removeprefix("test_").replace("_", " ") for test in reductions),
         }
         for column, cell in cells.items():

@@ -163,5 +163,6 @@ def coefficients(method, step: int = 3) -> dict:
 
 
 def some_slow(chosen, names):
-    """Parameters of a test: all `names`, those that are not chosen marked as slow."""
-    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    """Parameters of a test: all `names`; those that are not chosen are for `python docs/prove.py`, which proves all methods."""
+    marks = (pytest.mark.slow, pytest.mark.exhaustive)
+    return [name if name in chosen else pytest.param(name, marks=marks) for name in names]
