@@ -105,6 +105,8 @@ def unpaired(
       desirable: factor of preferred rollouts.
       undesirable: factor of the others.
     """
+    # Answers that are marked one by one need no groups: without, each answers a prompt of its own.
+    batch = batch.replace(group=batch.rollout) if batch.group is None else batch
     groups = find_groups(batch)
     reward = rollout_reward(scores, batch, groups.rollout, evidence=evidence)
     side = jnp.sign(rollout_mean(batch.extras["preference"], batch.mask, groups.rollout)) * groups.counted
