@@ -44,30 +44,37 @@ VALUES += [f"@{text}" for text in BROKEN]
 
 
 def is_whole(value, least=0, most=10**8):
+    """Whether it is an integer of Python in [least, most]."""
     return type(value) is int and least <= value <= most
 
 
 def is_number(value, least=0.0):
+    """Whether it is a number of Python from `least` on that float32 holds."""
     return type(value) in (int, float) and least <= value < 1e38
 
 
 def is_flag(value):
+    """Whether it is true or false."""
     return type(value) is bool
 
 
 def is_text(value):
+    """Whether it is a string."""
     return type(value) is str
 
 
 def all_of(check):
+    """Predicate: a list of which `check` holds for each value."""
     return lambda value: type(value) is list and all(map(check, value))
 
 
 def one_or_all(check):
+    """Predicate: `check` holds for the value, or for each of a list."""
     return lambda value: check(value) or all_of(check)(value)
 
 
 def is_object(value):
+    """Whether it is a dict."""
     return type(value) is dict
 
 
@@ -114,6 +121,7 @@ def damage(rng: random.Random, text: str) -> tuple[bytes, bool]:
 
 
 def parses(content: bytes) -> bool:
+    """Whether the bytes are a JSON object in UTF-8, as the standard library reads it."""
     try:
         return isinstance(json.loads(content.decode("utf-8-sig")), dict)
     except (ValueError, RecursionError):

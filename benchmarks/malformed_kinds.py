@@ -7,6 +7,7 @@ import numpy as np
 import safetensors.numpy
 import tokenizers
 from malformed import all_of, change, dumped, is_flag, is_number, is_object, is_text, is_whole, one_or_all, written
+from malformed_rows import rows_kind
 
 from jaxrl_llm import data, reading
 from jaxrl_llm.data import templates
@@ -40,6 +41,7 @@ NETWORK = dict.fromkeys(SIZES, lambda value: is_whole(value, 1)) | {
 
 
 def network_kind(folder):
+    """`config.json` of a network of Hugging Face."""
     path = folder / "config.json"
     models = [
         model.series | dict(zip(named._SIZES, model.sizes, strict=True)) | dict(model.own) for model in named.MODELS.values()
@@ -57,6 +59,7 @@ def network_kind(folder):
 
 
 def converted_kind(folder):
+    """`network.json` of a converted policy."""
     import dataclasses
 
     from jaxrl_llm.training import policies
@@ -87,6 +90,7 @@ def converted_kind(folder):
 
 
 def run_kind(folder):
+    """`config.json` of a run."""
     from jaxrl_llm.training import config as run_config
 
     path, content = folder / "config.json", json.loads(run_config.default_config().to_json())
@@ -107,6 +111,7 @@ def run_kind(folder):
 
 
 def adapter_kind(folder):
+    """`adapter_config.json` of PEFT."""
     path = folder / "adapter_config.json"
     content = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "use_rslora": False, "use_dora": False}
     content |= {"target_modules": ["q_proj"], "bias": "none", "lora_dropout": 0.0, "base_model_name_or_path": None}
@@ -127,6 +132,7 @@ def adapter_kind(folder):
 
 
 def index_kind(folder):
+    """Index of safetensors files."""
     files = ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]
     for number, file in enumerate(files):
         safetensors.numpy.save_file({f"t{number}": np.zeros((2, 2), np.float32)}, folder / file)
@@ -145,6 +151,7 @@ def index_kind(folder):
 
 
 def tokenizer_kind(folder):
+    """The files of a tokenizer of Hugging Face, one of them changed at a time."""
     inner = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2, "</s>": 3, "<s>": 4}, [("a", "b")]))
     inner.decoder, inner.pre_tokenizer = tokenizers.decoders.ByteLevel(), tokenizers.pre_tokenizers.ByteLevel(trim_offsets=True)
     inner.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
@@ -213,6 +220,7 @@ def tokenizer_kind(folder):
 
 
 def tensors_kind(folder):
+    """Headers of safetensors files."""
     path = folder / tensor_files.SINGLE
     safetensors.numpy.save_file({"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float16)}, path)
     whole = path.read_bytes()
@@ -229,6 +237,7 @@ def tensors_kind(folder):
 
 
 def sentencepiece_kind(folder):
+    """Models of SentencePiece, cut, lengthened or something else."""
     import io
 
     import sentencepiece
@@ -298,6 +307,7 @@ METHODS = ["split()", "x", "items()", "zfill(10**9)", "format(9)", "join([1])", 
 
 
 def expression(rng: random.Random, depth: int) -> str:
+    """A random expression of Jinja."""
     if depth == 0 or rng.random() < 0.3:
         return rng.choice(WORDS)
     inner = expression(rng, depth - 1)
@@ -314,6 +324,7 @@ def expression(rng: random.Random, depth: int) -> str:
 
 
 def statements(rng: random.Random, depth: int) -> str:
+    """Random statements of Jinja, one within another."""
     if depth == 0:
         return f"{{{{ {expression(rng, 3)} }}}}"
     body = "".join(statements(rng, depth - 1) for _ in range(rng.randrange(1, 3)))
@@ -330,6 +341,7 @@ def statements(rng: random.Random, depth: int) -> str:
 
 
 def template_kind(folder):
+    """Chat templates."""
     tokenizer, source = data.load_tokenizer("bytes"), [""]
     limits = templates.template_limits
     limits.STEPS, limits.BYTES = 50_000, 10**7  # That of each template, so that a thousand of them take a minute.
@@ -348,7 +360,6 @@ def template_kind(folder):
     return make, read
 
 
-# Rows of data have their place here, too: make writes a file, read opens it.
 KINDS = {
     "config": network_kind,
     "converted": converted_kind,
@@ -359,4 +370,5 @@ KINDS = {
     "tokenizer": tokenizer_kind,
     "sentencepiece": sentencepiece_kind,
     "template": template_kind,
+    "rows": rows_kind,
 }

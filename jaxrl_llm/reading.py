@@ -24,6 +24,7 @@ MOST_BYTES = 2**28  # of a file that is read into memory
 MOST_NESTED = 200  # brackets within brackets
 LARGEST = 3e38  # that float32 holds
 _SHOWN, _LONGEST = 80, 800  # characters of a value in a message, and of a message
+_MOST_DIGITS = 4000  # of an integer, fewer than Python converts
 _HALVES = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -48,15 +49,26 @@ def read_object(path: str | pathlib.Path) -> dict[str, Any]:
     return parse_object(read_text(path), str(path))
 
 
-def parse_object(text: str, place: str, mend: str = "write or download it again") -> dict[str, Any]:
+def parse_object(
+    text: str, place: str, mend: str = "write or download it again", *, pairs: Callable[[list], dict] | None = None
+) -> dict[str, Any]:
     """The JSON object in `text`.
+
+    Args:
+      text: of a file or a line.
+      place: of it, for messages.
+      mend: what to do about a text that is none.
+      pairs: makes an object of its names and values, and may refuse it with a ValueError; by default the last of one name
+        counts.
 
     Raises:
       ValueError: it is something else, or holds what JSON does not have or Python cannot use: numbers that are not finite,
         integers of thousands of digits, brackets within hundreds of brackets, halves of surrogate pairs.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer, object_pairs_hook=pairs
+        )
         _check_depth(value)
         if _HALVES.search(text):
             json.dumps(value, ensure_ascii=False).encode()
@@ -86,6 +98,12 @@ def _finite(digits: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{digits[:_SHOWN]} is no finite number")
     return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
 
 
 def _check_depth(value: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from jaxrl_llm.data import template_limits
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
-COUNTS = {"template": 6, "run": 150}
+COUNTS = {"template": 6, "run": 150, "rows": 2000}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def fuzz():
         sys.path.remove(str(BENCHMARKS))
 
 
-KINDS = ("config", "converted", "run", "adapter", "index", "tensors", "tokenizer", "sentencepiece", "template")
+KINDS = ("config", "converted", "run", "adapter", "index", "tensors", "tokenizer", "sentencepiece", "template", "rows")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,7 +33,7 @@ def test_objects_are_read_with_a_byte_order_mark_and_windows_line_ends(tmp_path)
         ('{"a": NaN}', "NaN is no number of JSON"),
         ('{"a": -Infinity}', "-Infinity is no number of JSON"),
         ('{"a": 1e999}', "1e999 is no finite number"),
-        ('{"a": ' + "9" * 5000 + "}", "Exceeds the limit"),
+        ('{"a": ' + "9" * 5000 + "}", "a number has 5000 digits"),
         ("[" * 100_000 + "]" * 100_000, "brackets within more than 200 brackets"),
         ('{"a": ' + "[" * 300 + "]" * 300 + "}", "brackets within more than 200 brackets"),
         (r'{"a": "\ud800"}', "half of a surrogate pair is no character"),

@@ -19,7 +19,7 @@ from jaxrl_llm.data.reasoning_gym import reasoning_gym_source
 from jaxrl_llm.data.sources import Example, Source, as_chat, filter_long, filter_long_examples, map_source, split_turns
 from jaxrl_llm.data.streaming import DecoderState, decode_step
 from jaxrl_llm.data.tfds_source import prepare_jsonl, tfds_source
-from jaxrl_llm.data.tokenizers import Tokenizer, byte_tokenizer, character_tokenizer, load_tokenizer
+from jaxrl_llm.data.tokenizers import Tokenizer, byte_tokenizer, character_tokenizer, load_tokenizer, stop_at_turns
 
 __all__ = [
     "ANSWER_MARKER",
@@ -61,6 +61,7 @@ __all__ = [
     "reasoning_gym_source",
     "render_chat",
     "split_turns",
+    "stop_at_turns",
     "tfds_source",
     "worked_solution",
 ]

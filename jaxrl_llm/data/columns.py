@@ -116,6 +116,8 @@ def _with_completion_as_text(example: Example, place: str) -> Example:
         roles = [message["role"] for message in completion]
         raise ValueError(f"{place}: 'completion' has the roles {roles}; give a text, or messages that end with the assistant's")
     prompt = example.get("prompt")
+    if prompt is not None:
+        check_prompt(prompt, f"{place}: 'prompt'")
     begun = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt or ())
     turns = {"turns": "last"} if len(assistant_turns(completion)) == 1 else {}
     rest = {name: value for name, value in example.items() if name not in ("completion", "prompt")}

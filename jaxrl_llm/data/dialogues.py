@@ -15,8 +15,6 @@ from jaxrl_llm.data.templates import Span
 from jaxrl_llm.data.tokenizers import Tokenizer
 
 TURNS = ("all", "last")
-# Stands for an answer whose ids are known; noncharacters of Unicode, so that no message holds it.
-_ANSWER = "\ufdd0answer\ufdd1"
 
 
 def encode_dialogue(
@@ -103,14 +101,14 @@ def _end_of_answer(tokenizer: Tokenizer, prompt: str | Sequence[Message], tools)
     if isinstance(prompt, str):
         return own
     begun = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
-    answered = [*begun, {"role": "assistant", "content": _ANSWER}]
+    answered = [*begun, {"role": "assistant", "content": templates.ANSWER}]
     try:
         text, spans = render_with(templates.render_marked, tokenizer, answered, False, {"tools": tools})
     except ValueError:  # such as a template that looks for its own marks in what is said
         return own
-    place = text.rfind(_ANSWER) + len(_ANSWER)
-    ends = [end for start, end in spans or () if start <= place - len(_ANSWER) and place <= end]
-    behind = encode_rendered(tokenizer, text[place : ends[-1] if ends else None]) if _ANSWER in text else []
+    place = text.rfind(templates.ANSWER) + len(templates.ANSWER)
+    ends = [end for start, end in spans or () if start <= place - len(templates.ANSWER) and place <= end]
+    behind = encode_rendered(tokenizer, text[place : ends[-1] if ends else None]) if templates.ANSWER in text else []
     stop = next((number for number, token in enumerate(behind, 1) if token in tokenizer.stop_ids), None)
     return own if stop is None else behind[:stop]
 
@@ -138,12 +136,12 @@ def continue_dialogue(tokenizer: Tokenizer, ids: Sequence[int], messages: Sequen
         raise ValueError(f"messages have the roles {roles}; a dialogue goes on with messages after those of the assistant")
     if len(ids) == 0:
         raise ValueError("ids is empty; give the ids of the last prompt and of what was sampled from it")
-    stand_in = {"role": "assistant", "content": _ANSWER}
+    stand_in = {"role": "assistant", "content": templates.ANSWER}
     text = render_chat(tokenizer, [*messages[: said[-1]], stand_in, *messages[said[-1] + 1 :]], **variables)
-    if text.count(_ANSWER) != 1 or text.endswith(_ANSWER):
+    if text.count(templates.ANSWER) != 1 or text.endswith(templates.ANSWER):
         mend = "use a template that writes each message once, as it is"
-        raise ValueError(f"the chat template wrote an answer {text.count(_ANSWER)} times, or nothing after it; {mend}")
-    added = encode_rendered(tokenizer, text.partition(_ANSWER)[2])
+        raise ValueError(f"the chat template wrote an answer {text.count(templates.ANSWER)} times, or nothing after it; {mend}")
+    added = encode_rendered(tokenizer, text.partition(templates.ANSWER)[2])
     ended_twice = all(stop in tokenizer.stop_ids for stop in (ids[-1], added[0]))
     return [*ids, *(added[1:] if ended_twice else added)]
 

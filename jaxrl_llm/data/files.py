@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import pathlib
-import re
+import zlib
 from collections.abc import Iterator
 from typing import Any
+
+from jaxrl_llm import reading
 
 Row = tuple[str, dict[str, Any]]
 TABLES = (".parquet", ".arrow")
 _COMPRESSED = (".gz", ".zst")
-_DEEPEST = 100
-_LONGEST_NUMBER = 400  # digits; Python itself refuses integers of more than 4300
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_rows(path: str | pathlib.Path) -> list[Row]:
@@ -39,29 +37,21 @@ def parse_row(line: str, place: str) -> dict[str, Any]:
     """The JSON object that `line` is.
 
     Raises:
-      ValueError: it is none, or holds what JSON or a model cannot: NaN, half a surrogate pair, endless nesting or digits.
+      ValueError: as `reading.parse_object` says, or a column stands twice.
     """
-    try:
-        row = json.loads(line, parse_constant=_refuse_constant, parse_int=_integer, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        mend = "write one complete JSON object a line, with line breaks inside strings as \\n"
-        if line.lstrip().startswith("["):
-            mend = "the file seems to be one JSON array: write its objects one a line, as `jq -c '.[]'` does"
-        raise ValueError(f"{place}: not valid JSON ({error.msg} at column {error.colno}); {mend}") from error
-    except RecursionError as error:
-        raise ValueError(f"{place}: brackets are nested too deeply; write one plain JSON object a line") from error
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
-    if not isinstance(row, dict):
-        mend = "a JSON array must be written one object a line, as `jq -c '.[]'` does" if isinstance(row, list) else ""
-        raise ValueError(
-            f'{place}: holds a {type(row).__name__}; each line must be a JSON object such as {{"prompt": ...}}; {mend}'.strip(
-                "; "
-            )
-        )
-    if "\\u" in line or _SURROGATE.search(line):
-        _refuse_surrogates(row, place)
-    return row
+    mend = "write one complete JSON object a line, with line breaks inside strings as \\n and null where there is no value"
+    if line.lstrip().startswith("["):
+        mend = "write the objects of a JSON array one a line, as `jq -c '.[]'` does"
+    return reading.parse_object(line, place, mend, pairs=_columns)
+
+
+def _columns(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return found
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -73,7 +63,7 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
         )
     state = path / "state.json"
     if state.is_file():
-        named = parse_row(state.read_text(encoding="utf-8-sig", errors="replace"), str(state)).get("_data_files")
+        named = reading.read_object(state).get("_data_files")
         if not isinstance(named, list) or not all(
             isinstance(file, dict) and isinstance(file.get("filename"), str) for file in named
         ):
@@ -111,7 +101,7 @@ def _lines(file: pathlib.Path) -> Iterator[tuple[str, str]]:
                 text = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, place)
                 if text.strip():
                     yield place, text
-    except (EOFError, OSError, gzip.zlib.error) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{file} cannot be read: {error}; is it whole, and of the kind that its name says?") from error
 
 
@@ -164,32 +154,3 @@ def _pyarrow(file: pathlib.Path):
     except ImportError as error:
         raise ValueError(f"{file} needs pyarrow to be read: pip install pyarrow, or jaxrl_llm[data]") from error
     return pyarrow
-
-
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is no JSON; write null where there is no value")
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > _LONGEST_NUMBER:
-        raise ValueError(f"a number has {len(digits)} digits; write it as a text")
-    return int(digits)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice in one object; keep one of them")
-    return found
-
-
-def _refuse_surrogates(value: Any, place: str, depth: int = 0) -> None:
-    if depth > _DEEPEST:
-        raise ValueError(f"{place}: brackets are nested too deeply; write one plain JSON object a line")
-    if isinstance(value, str) and _SURROGATE.search(value):
-        fault = f"{value!r:.60} holds half a surrogate pair, which is no character"
-        raise ValueError(f"{place}: {fault}; the text was cut within one: repair it, or leave the line out")
-    for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_surrogates(inner, place, depth + 1)

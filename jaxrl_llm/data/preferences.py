@@ -26,6 +26,7 @@ def filter_long_pairs(
     drop: bool = False,
     texts: Sequence[str] = PAIR,
     vocab_size: int | None = None,
+    mend: str = "raise the width of rows or drop long pairs with drop=True",
 ) -> tuple[Sequence[Example], int]:
     """Sees to it that all texts of every example fit into a row; none is ever cut.
 
@@ -36,6 +37,7 @@ def filter_long_pairs(
       drop: leave longer examples out instead of raising.
       texts: those that every example must have; none for marked answers.
       vocab_size: of the network, which knows no other ids; by default they are not looked at.
+      mend: what messages say to do about a pair that is too long.
 
     Returns:
       The examples that fit and the number of those left out.
@@ -54,9 +56,9 @@ def filter_long_pairs(
             kept.append(index)
         elif not drop:
             fault = f"pair {index} takes {longest} places, more than the {width} of a row"
-            raise ValueError(f"{place}: {fault}; raise the width of rows or drop long pairs")
+            raise ValueError(f"{place}: {fault}; {mend}")
     if not kept:
-        raise ValueError(f"{name}: none of its {len(source)} pairs fits into {width} places; raise the width of rows")
+        raise ValueError(f"{name}: none of its {len(source)} pairs fits into {width} places; {mend}")
     return (source, 0) if len(kept) == len(source) else (chosen_of(source, kept), len(source) - len(kept))
 
 

@@ -132,10 +132,15 @@ def filter_long(
 
 
 def filter_long_examples(
-    source: Sequence[Example], tokenizer: Tokenizer, width: int, *, drop: bool = False, vocab_size: int | None = None
+    source: Sequence[Example],
+    tokenizer: Tokenizer,
+    width: int,
+    *,
+    drop: bool = False,
+    vocab_size: int | None = None,
+    mend: str = "raise the width of rows or drop long examples with drop=True",
 ) -> tuple[Sequence[Example], int]:
-    """The same for examples to learn from, measured whole, which have to fit into rows of `width` tokens."""
-    mend = "raise the width of rows or drop long examples with drop=True"
+    """The same for examples to learn from, measured whole, which have to fit into rows of `width` tokens; `mend` says how."""
     return _filter(source, lambda example: ("example", encode_example(tokenizer, example)[0]), width, drop, vocab_size, mend)
 
 

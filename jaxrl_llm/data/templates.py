@@ -21,6 +21,8 @@ Span = tuple[int, int]
 
 # Noncharacters of Unicode, which no text in use holds; `render_marked` proves that they changed nothing.
 _MOST_INDENT = 16  # characters for each value in JSON
+# Stands for an answer, to see what a template writes round it.
+ANSWER = "\ufdd0answer\ufdd1"
 _BEGIN, _END = "\ufdd0generation\ufdd1", "\ufdd1generation\ufdd0"
 
 
@@ -65,15 +67,14 @@ def render_marked(source: str, context: Mapping[str, Any]) -> tuple[str, list[Sp
 
 def end_of_turn(source: str, special: Mapping[str, str]) -> str:
     """What the template writes behind an answer of the assistant, white space before it aside; "" where that cannot be told."""
-    answer = "\ufdd0answer\ufdd1"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
     try:
         text = render(
             source, {"tools": None, "documents": None, **special, "messages": messages, "add_generation_prompt": False}
         )
     except Exception:  # a template may refuse these messages, or be broken: whoever uses it is told then
         return ""
-    return text.rpartition(answer)[2].lstrip() if answer in text else ""
+    return text.rpartition(ANSWER)[2].lstrip() if ANSWER in text else ""
 
 
 @functools.lru_cache(maxsize=16)

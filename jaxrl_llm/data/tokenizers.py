@@ -78,13 +78,14 @@ def load_tokenizer(path_or_name: str | pathlib.Path) -> Tokenizer:
     if file is None:
         raise ValueError(_nothing_found(path))
     read = tokenizer_files.huggingface_fields if file.suffix == ".json" else tokenizer_files.sentencepiece_fields
-    return _stopping_with_turns(Tokenizer(**read(file)))
+    return stop_at_turns(Tokenizer(**read(file)))
 
 
-def _stopping_with_turns(tokenizer: Tokenizer) -> Tokenizer:
+def stop_at_turns(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the token that ends the assistant's turns in its template among the stop tokens.
 
-    Base checkpoints have templates as well, and an end token that ends documents, not turns.
+    Base checkpoints have templates as well, and an end token that ends documents, not turns. For a tokenizer whose
+    `chat_template` was replaced.
     """
     end = templates.end_of_turn(tokenizer.chat_template, dict(tokenizer.special_tokens)) if tokenizer.chat_template else ""
     ids = tokenizer.encode_spans(end)[0][:1] if end else []

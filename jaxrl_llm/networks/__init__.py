@@ -1,7 +1,7 @@
 """Decoder transformers as pure functions, with import from and export to Hugging Face directories."""
 
 from jaxrl_llm.networks.adapters import ADAPTER, add_adapter, merge_adapter, remove_adapter, unmerge_adapter
-from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig, ExpertsConfig, QuantizationConfig, config_from_fields
+from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig, ExpertsConfig, QuantizationConfig
 from jaxrl_llm.networks.decoder import Cache
 from jaxrl_llm.networks.experts import Routing
 from jaxrl_llm.networks.huggingface import load_huggingface, save_huggingface
@@ -23,7 +23,6 @@ __all__ = [
     "Routing",
     "add_adapter",
     "config",
-    "config_from_fields",
     "count_parameters",
     "decoder",
     "dequantize",

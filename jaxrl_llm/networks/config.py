@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm import reading
 from jaxrl_llm.networks import config_checks
 
 ATTENTION = ("auto", "reference", "xla", "splash")
@@ -297,12 +295,3 @@ def _dtype_name(field: str, dtype) -> str:
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     config_checks.check_choice(field, name, DTYPES)
     return name
-
-
-def config_from_fields(fields: Mapping[str, Any]) -> DecoderConfig:
-    """The configuration whose `dataclasses.asdict` was written as JSON.
-
-    Raises:
-      ValueError: a field is unknown, missing or of another type.
-    """
-    return reading.build(DecoderConfig, fields, "network: ")

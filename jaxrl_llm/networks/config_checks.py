@@ -30,11 +30,13 @@ ROPE_NUMBERS |= {"original_max_position_embeddings": reading.whole(1, LIMITS["ma
 
 
 def check_choice(field: str, value, choices) -> None:
+    """Refuses a value that is none of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{field}={value!r} is unknown; choose one of {', '.join(choices)}")
 
 
 def check_pattern(field: str, pattern: str) -> None:
+    """Refuses a text that is no regular expression."""
     try:
         re.compile(pattern)
     except re.error as error:
@@ -42,6 +44,7 @@ def check_pattern(field: str, pattern: str) -> None:
 
 
 def derived_head_dim(config: DecoderConfig) -> int:
+    """Width of a head where nobody gives it: `hidden_size / num_heads`."""
     if config.num_heads < 1 or config.hidden_size % config.num_heads:
         raise ValueError(
             f"hidden_size={config.hidden_size} must be a multiple of num_heads={config.num_heads}, or give head_dim"
@@ -50,6 +53,7 @@ def derived_head_dim(config: DecoderConfig) -> int:
 
 
 def check_sizes(config: DecoderConfig) -> None:
+    """Refuses sizes that are out of bounds or do not divide one another."""
     for name, most in LIMITS.items():
         least = 0 if name == "value_head" else 1
         if getattr(config, name) < least:
@@ -77,6 +81,7 @@ def _rough_parameters(config: DecoderConfig) -> float:
 
 
 def check_numbers(config: DecoderConfig) -> None:
+    """Refuses scales, caps and bases of the rotary embedding that are out of bounds."""
     for name, check in _NUMBERS.items():
         if getattr(config, name) is not None:
             check(getattr(config, name), name)
@@ -94,6 +99,7 @@ def check_tokens(config: DecoderConfig) -> None:
 
 
 def check_layers(config: DecoderConfig) -> None:
+    """Refuses kinds of layers that do not fit their number, their window or the experts."""
     for name in config.layer_types:
         check_choice("layer_types", name, LAYER_TYPES)
     if config.layer_types and len(config.layer_types) != config.num_layers:
@@ -110,6 +116,7 @@ def check_layers(config: DecoderConfig) -> None:
 
 
 def check_value_head(config: DecoderConfig) -> None:
+    """Refuses a range that the kind of the value head does not have, or needs."""
     if (config.value_kind == "bins") != (config.value_range is not None):
         raise ValueError(f"value_range={config.value_range} does not fit value_kind={config.value_kind!r}; bins need one")
     if config.value_kind == "bins" and (config.value_head < 2 or config.value_range[0] >= config.value_range[1]):
@@ -117,6 +124,7 @@ def check_value_head(config: DecoderConfig) -> None:
 
 
 def check_rope_scaling(scaling) -> None:
+    """Refuses an unknown rule of the rotary embedding, and options that are not its own or out of bounds."""
     if scaling is None:
         return
     options = dict(scaling)

@@ -71,12 +71,6 @@ def last_number(text: str) -> Number | None:
     return None
 
 
-def first_number(text: str) -> Number | None:
-    """The first number that is written in `text`, or None."""
-    found = _IN_TEXT.search(_plain(text))
-    return None if found is None else _read(found[0])
-
-
 def marked(text: str) -> str | None:
     """What follows the last "####" that marks an answer; None if there is no mark.
 
@@ -97,7 +91,8 @@ def number_at_start(text: str) -> Number | None:
     if _OPENERS.match(text) and (content := last_box(text)) is not None:
         return number(content)
     found = _AT_START.match(text)
-    return _read(found[0]) if found else first_number(text)
+    found = found or _IN_TEXT.search(text)
+    return _read(found[0]) if found else None
 
 
 def last_box(text: str) -> str | None:
@@ -144,7 +139,7 @@ def _is_heading(line: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    return text.replace("\u2212", "-").replace("\\dollar", "$").replace("\uff0d", "-")
+    return text.replace("\u2212", "-").replace("\uff0d", "-")
 
 
 def _bare(text: str) -> str:

@@ -75,11 +75,11 @@ def build_source(
     checks = {"drop": task.drop_long, "vocab_size": vocab_size}
     source, dropped = data.filter_long(source, tokenizer, task.max_prompt_tokens, **checks)
     if config.sft.steps and not test:
-        source, more = _fitting("sft", config, data.filter_long_examples, source, tokenizer, **checks)
+        source, more = data.filter_long_examples(source, tokenizer, **_row_limit(config, "sft"), **checks)
         dropped += more
     if config.preference.steps:
         texts = texts_of(preference_method(config))
-        source, more = _fitting("preference", config, data.filter_long_pairs, source, tokenizer, texts=texts, **checks)
+        source, more = data.filter_long_pairs(source, tokenizer, **_row_limit(config, "preference"), texts=texts, **checks)
         dropped += more
     if counts is not None:
         counts |= (
@@ -103,16 +103,10 @@ def _given_source(config: ConfigDict, given: Given, test: bool) -> data.Source |
     return as_source(rows, name, pairs=bool(config.preference.steps))
 
 
-def _fitting(phase: str, config: ConfigDict, fit: Callable, source, tokenizer: Tokenizer, **checks):
-    """What `fit` keeps of the source in rows of the phase, and the number of what it drops."""
-    width = config[phase].row_tokens
-    try:
-        return fit(source, tokenizer, width, **checks)
-    except ValueError as error:
-        if "the width of rows" not in str(error):
-            raise
-        mend = f"config.{phase}.row_tokens is {width}, and config.task.drop_long=True leaves longer ones out"
-        raise ValueError(f"{error} ({mend})") from error
+def _row_limit(config: ConfigDict, phase: str) -> dict[str, Any]:
+    """The width of the rows of a phase, and what to do about texts that it does not hold."""
+    mend = f"raise config.{phase}.row_tokens, or set config.task.drop_long=True to leave longer ones out"
+    return {"width": config[phase].row_tokens, "mend": mend}
 
 
 def _with_conversation(example: dict[str, Any]) -> dict[str, Any]:
@@ -296,7 +290,7 @@ def given_structure(config: ConfigDict) -> networks.DecoderConfig:
     fields = config.given.network.to_dict()["config"]
     if isinstance(fields, str):
         raise ValueError(f"config.given.network is the function {fields}, which no folder holds; use it in Python")
-    return networks.config_from_fields(fields)
+    return reading.build(networks.DecoderConfig, fields, "config.given.network: ")
 
 
 def _named_config(name: str, tokenizer: Tokenizer, computed: dict[str, Any]) -> networks.DecoderConfig:

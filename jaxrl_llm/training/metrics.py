@@ -14,6 +14,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jaxrl_llm import reading
+
 BAR = "\\|"  # a bar within a cell of a Markdown table
 
 DEFINITIONS = {
@@ -144,7 +146,7 @@ def keep_until(path: pathlib.Path, step: int) -> list[int]:
     steps, kept = [], []
     for number, (line, record) in enumerate(_lines(path), 1):
         if type(record.get("step")) is not int:
-            raise ValueError(f"line {number} of {path} has no step: {line[:80]!r}; {_MEND_OF_LINES}")
+            raise ValueError(f"line {number} of {path}: it has no step: {line[:80]!r}; {_MEND_OF_LINES}")
         if record["step"] <= step:
             steps.append(record["step"])
             kept.append(line + "\n")
@@ -160,18 +162,9 @@ def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
-    parsed = [_parsed(line, f"line {number} of {path}", _MEND_OF_LINES) for number, line in enumerate(lines, 1)]
-    return [(line.decode(), record) for line, record in zip(lines, parsed, strict=True)]
-
-
-def _parsed(content: bytes, place: str, mend: str) -> dict[str, Any]:
-    try:
-        found = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is no JSON ({error}): {content[:20]!r}; {mend}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{place} is no JSON object: {content[:20]!r}; {mend}")
-    return found
+    texts = [line.decode(errors="backslashreplace") for line in lines]
+    places = (f"line {number} of {path}" for number in range(1, len(texts) + 1))
+    return [(text, reading.parse_object(text, place, _MEND_OF_LINES)) for text, place in zip(texts, places, strict=True)]
 
 
 def write_atomically(path: pathlib.Path, parts: Iterable[str]) -> None:

@@ -221,7 +221,7 @@ def gemma_like(**changes):
         "encode_text": lambda text, _: plain.encode(text), "decode_ids": decode, "encode_spans": encode_spans,
         "vocab_size": 259, "eos_id": 256, "stop_ids": (256,), "chat_template": template,
     }  # fmt: skip
-    return data.tokenizers._stopping_with_turns(data.Tokenizer(**fields | changes))
+    return data.stop_at_turns(data.Tokenizer(**fields | changes))
 
 
 def learned(tokenizer, ids, mask):

@@ -107,11 +107,12 @@ def test_nothing_outlives_a_program_that_is_killed(kind, tmp_path):
         time.sleep(0.05)
     process.kill()
     process.wait()
+    processes = note.read_text().split()
     for _ in range(100):
-        if all(map(ended, note.read_text().split())):
-            return
+        if all(map(ended, processes)):
+            break
         time.sleep(0.05)
-    raise AssertionError(f"{note.read_text()} live on")
+    assert processes and [number for number in processes if not ended(number)] == []
 
 
 # ---- how rewards are called

@@ -95,20 +95,17 @@ def test_boxes():
 
 
 def test_nothing_breaks_the_reading():
-    """Pieces of notation in any order: an answer or none, never an error, and soon."""
+    """Pieces of notation in any order, and long texts: a number that is read is the same when it is written plainly."""
     draw = random.Random(0)
-    for _ in range(5000):
-        text = "".join(draw.choices(THINGS, k=draw.randrange(1, 12)))
-        for read in (notation.number, notation.last_number, notation.marked, notation.number_at_start, notation.last_box):
-            read(text)
-    for text in (
-        "9" * 20_000,
-        "{" * 20_000,
-        r"\text{" * 5000,
-        "1,000" * 5000,
-        r"\boxed{" * 2000,
-        "####" * 5000,
-        " " * 20_000 + "x",
-    ):
-        for read in (notation.number, notation.last_number, notation.marked, notation.number_at_start, notation.last_box):
-            read(text)
+    texts = ["".join(draw.choices(THINGS, k=draw.randrange(1, 12))) for _ in range(5000)]
+    long = (r"\text{" * 5000, "1,000" * 5000, r"\boxed{" * 2000, "####" * 5000, " " * 20_000 + "x", "{" * 20_000)
+    numbers = 0
+    for text in (*texts, *long):
+        for read in (notation.number, notation.last_number, notation.number_at_start):
+            found = read(text)
+            numbers += found is not None
+            assert found is None or notation.number(str(found)) == found, (read, text)
+        for read in (notation.marked, notation.last_box):
+            assert read(text) is None or set(read(text)) <= set(text), (read, text)
+    assert numbers > 2000
+    assert notation.number("9" * 20_000) == decimal.Decimal("9" * 20_000)

@@ -153,7 +153,7 @@ def test_parameters_of_a_reference(tmp_path):
 def test_damaged_lines_are_named(line, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl .*; remove the line, or restore the file"):
+    with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl: .*; remove the line, or restore the file"):
         metrics.keep_until(path, 5)
 
 
