@@ -32,6 +32,7 @@ _WRITTEN_TOKENS = reading.either("an object of tokens", reading.mapping(_written
 _SPECIAL_CHECKS = dict.fromkeys((f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")), _written)
 _SPECIAL_CHECKS |= dict.fromkeys(("extra_special_tokens", "model_specific_special_tokens"), _WRITTEN_TOKENS)
 _STOP_CHECKS = {"eos_token_id": reading.one_or_more(_TOKEN_ID), "vocab_size": reading.whole(1, MOST_TOKENS)}
+_STOP_CHECKS |= {"stop_strings": reading.one_or_more(reading.text), "text_config": reading.mapping()}
 
 
 def huggingface_fields(file: pathlib.Path) -> dict[str, Any]:
@@ -126,6 +127,8 @@ def _special_fields(
     config = _fields_of(directory / "tokenizer_config.json", _SPECIAL_CHECKS | {"chat_template": _check_templates})
     generation = _fields_of(directory / "generation_config.json", _STOP_CHECKS)
     network = _fields_of(directory / "config.json", _STOP_CHECKS)
+    # Checkpoints with several parts say it of the one that writes.
+    network |= reading.fields(network.get("text_config", {}), _STOP_CHECKS, f"{directory / 'config.json'}: text_config.")
     special = _fields_of(directory / "special_tokens_map.json", _SPECIAL_CHECKS)
     named = own | _token_texts(special) | _token_texts(config)
     for name in ("bos_token", "eos_token"):
@@ -148,6 +151,7 @@ def _special_fields(
         "eos_id": eos_id,
         "pad_id": pad_id,
         "stop_ids": stop_ids,
+        "stop_strings": tuple(text for text in generation.get("stop_strings", ()) if text),
         "chat_template": templates.pop("default", None),
         "named_templates": tuple(sorted(templates.items())),
         "special_tokens": tuple(sorted(named.items())),

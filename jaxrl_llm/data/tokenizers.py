@@ -25,6 +25,7 @@ class Tokenizer:
       bos_id: the token that begins a text, or None.
       pad_id: a value to fill arrays with; it may equal `eos_id`, so a mask must never be derived from it.
       stop_ids: tokens that end a generation, `eos_id` first.
+      stop_strings: texts that end a generation, as the checkpoint's generation configuration has them.
       chat_template: jinja source, or None.
       named_templates: pairs of the name and the source of further templates, such as ("tool_use", ...).
       special_tokens: pairs such as ("bos_token", "<s>"), the names that chat templates use.
@@ -41,6 +42,7 @@ class Tokenizer:
     bos_id: int | None = None
     pad_id: int = 0
     stop_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
     chat_template: str | None = None
     named_templates: tuple[tuple[str, str], ...] = ()
     special_tokens: tuple[tuple[str, str], ...] = ()

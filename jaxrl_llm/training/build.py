@@ -315,30 +315,32 @@ def _value_head(config: ConfigDict) -> dict[str, int]:
 def training_sampling(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     """How the RL phase samples: keyword arguments of `sampling.generate`."""
     chosen = {name: config.rl[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")}
-    return chosen | {"record_routes": config.network.router.replay} | _stopping(config, tokenizer)
+    return chosen | {"record_routes": config.network.router.replay} | stopping(tokenizer, config.rl.stop_strings)
 
 
 def evaluation_sampling(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     """How held-out completions are sampled: by settings of their own, never by those of training."""
     chosen = {"max_new_tokens": config.rl.max_new_tokens, "temperature": config.evaluation.temperature}
-    return chosen | _stopping(config, tokenizer)
+    return chosen | stopping(tokenizer, config.rl.stop_strings)
 
 
-def _stopping(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Stop tokens and strings; a string that is a special token is one of the former, as no text shows it.
+def stopping(tokenizer: Tokenizer, further: Sequence[str] = ()) -> dict[str, Any]:
+    """What ends a sample: keyword arguments of `sampling.generate`, of the tokenizer's stops and `further` strings.
+
+    A string that is a special token becomes a stop token, as no text shows it.
 
     Raises:
       ValueError: a string that no text can show, since a special token is part of it.
     """
     ids, strings = list(tokenizer.stop_ids), []
-    for string in config.rl.stop_strings:
+    for string in dict.fromkeys((*tokenizer.stop_strings, *further)):
         written = encode_rendered(tokenizer, string)
         shown = tokenizer.decode(written)
         if len(written) == 1 and not shown:
             ids += written
         elif len(shown) < len(string) and tokenizer.decode(written, skip_special_tokens=False).strip() != shown.strip():
-            fault = f"config.rl.stop_strings has {string!r}, which holds a special token, and texts show none"
-            raise ValueError(f"{fault}; give the special token alone")
+            fault = f"the stop string {string!r} holds a special token, and texts show none"
+            raise ValueError(f"{fault}; give the special token alone, in config.rl.stop_strings or generation_config.json")
         else:
             strings.append(string)
     texts = {"stop_strings": tuple(strings), "detokenize": tokenizer.decode} if strings else {}

@@ -11,6 +11,7 @@ from rich.console import Console
 from jaxrl_llm.data import DecoderState, Tokenizer, continue_dialogue, decode_step, encode_prompt
 from jaxrl_llm.networks import Network
 from jaxrl_llm.sampling import stream
+from jaxrl_llm.training import build
 from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.policies import folder_kind, load_policy, run_config
 
@@ -49,8 +50,7 @@ def converse(
     if sampling["max_new_tokens"] is None:
         sampling = sampling | {"max_new_tokens": 256 if run is None else run.rl.max_new_tokens}
     network, tokenizer = load_policy(directory)
-    if run is not None and run.rl.stop_strings:
-        sampling = sampling | {"stop_strings": tuple(run.rl.stop_strings), "detokenize": tokenizer.decode}
+    sampling = sampling | build.stopping(tokenizer, () if run is None else run.rl.stop_strings)
     console = Console(highlight=False, markup=False)
     answer = functools.partial(_answer, console, network, tokenizer)
     messages = [{"role": "system", "content": system}] if system else []
@@ -90,7 +90,7 @@ def _answer(
 ) -> tuple[str, list[int]]:
     """Text and ids of what is sampled after `prompt_ids`, the text written to the console piece by piece."""
     pieces, state, ids = [], DecoderState(), []
-    for new_ids in stream(network.without_params(), network.params, prompt_ids, stop_ids=tokenizer.stop_ids, **sampling):
+    for new_ids in stream(network.without_params(), network.params, prompt_ids, **sampling):
         piece, state = decode_step(tokenizer, new_ids, state)
         console.print(piece, end="", soft_wrap=True)
         pieces.append(piece)

@@ -111,6 +111,11 @@ def test_named_chat_templates_and_defaults_without_special_tokens(tmp_path):
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.stop_ids) == (None, 0, ())
     (directory / "config.json").write_text(json.dumps({"eos_token_id": 1}))
     assert data.load_tokenizer(directory).stop_ids == (1,)
+    # Of several parts, the one that writes says it.
+    (directory / "config.json").write_text(json.dumps({"vision_config": {}, "text_config": {"eos_token_id": [1, 0]}}))
+    (directory / "generation_config.json").write_text(json.dumps({"stop_strings": ["###", ""], "eos_token_id": None}))
+    found = data.load_tokenizer(directory)
+    assert (found.stop_ids, found.stop_strings) == ((1, 0), ("###",))
 
 
 def test_sentencepiece_agrees_with_its_library(tmp_path):

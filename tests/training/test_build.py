@@ -1,5 +1,6 @@
 """From a configuration to the things it names."""
 
+import dataclasses
 import json
 import shutil
 
@@ -291,6 +292,9 @@ def test_stop_strings_that_are_special_tokens_are_stop_tokens(chat_model):
     found = build.training_sampling(config, tokenizer)
     assert found["stop_ids"] == (*tokenizer.stop_ids, *({token} - set(tokenizer.stop_ids)))
     assert found["stop_strings"] == ("</answer>",)
+    of_checkpoint = dataclasses.replace(tokenizer, stop_strings=("###", special))
+    found = build.evaluation_sampling(config, of_checkpoint)
+    assert found["stop_strings"] == ("###", "</answer>") and token in found["stop_ids"]
     config.rl.stop_strings = (f"a{special}",)
     with pytest.raises(ValueError, match="holds a special token, and texts show none; give the special token alone"):
         build.training_sampling(config, tokenizer)
@@ -303,7 +307,7 @@ def test_all_data_are_looked_at_before_a_step(tmp_path):
     config.task.source, config.task.options = "jsonl", {"path": str(path)}
     config.sft.steps, config.sft.row_tokens = 1, 8
     tokenizer = build.build_tokenizer(config)
-    with pytest.raises(ValueError, match=r"line 2: the example of example 1 has 13 tokens, more than 8; raise the width"):
+    with pytest.raises(ValueError, match=r"line 2: the example of example 1 has 13 tokens, more than 8; raise config.sft.row_tokens"):
         build.build_source(config, tokenizer)
     config.task.drop_long = True
     assert len(build.build_source(config, tokenizer)) == 1
