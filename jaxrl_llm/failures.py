@@ -24,7 +24,7 @@ _MENDS = {
     errno.ESTALE: "the disk or the network to it failed; the same command resumes a run",
 }
 # Packages that come with an extra of ours.
-_EXTRAS = dict.fromkeys(("array_record", "reasoning_gym", "sentencepiece", "tensorflow_datasets"), "jaxrl_llm[data]")
+_EXTRAS = dict.fromkeys(("array_record", "pyarrow", "reasoning_gym", "sentencepiece", "tensorflow_datasets"), "jaxrl_llm[data]")
 _OF_DISKS = "check the path and the disk"
 _MEMORY = "use fewer rows at a time (rl.micro_batches, evaluation.batch), shorter ones, or a smaller model"
 LONGEST = 2000
