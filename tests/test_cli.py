@@ -155,6 +155,7 @@ def test_free_sections_can_be_replaced():
 # ---- train
 
 
+@pytest.mark.slow
 def test_train_ends_with_what_to_do_next_and_again(tiny, monkeypatch, capsys):
     """Without --workdir the run lies in runs/NAME; the same command on a finished run prints the same again."""
     monkeypatch.chdir(tiny.parent)
@@ -200,6 +201,7 @@ def test_evaluate_agrees_with_the_run(tiny, capsys):
         assert value == policy.metrics[-1][name]
 
 
+@pytest.mark.slow
 def test_evaluate_takes_the_configuration_of_the_run(chat_model, capsys):
     """Not that of the quickstart, whose sums say nothing of it; other folders need one."""
     policy = finished("dr_grpo")
@@ -271,6 +273,7 @@ def test_sample_asks_until_the_input_ends(monkeypatch, capsys):
         assert alone.strip() in out
 
 
+@pytest.mark.slow
 def test_a_conversation_goes_on(chat_model, monkeypatch, capsys):
     """Each answer is sampled after the whole conversation, from the ids that were sampled before."""
     from jaxrl_llm.training import chat

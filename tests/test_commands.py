@@ -91,6 +91,7 @@ class Opened(Exception):
     """All that a run needs was found."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", documented())
 def test_a_documented_command_opens_its_run(command, elsewhere, monkeypatch):
     """Configuration, checkpoint, tokenizer, data and rewards fit each other; nothing is compiled."""

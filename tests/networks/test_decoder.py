@@ -174,6 +174,7 @@ LOCAL_AND_GLOBAL = {"sliding_window": 5, "sliding_rope_theta": 100.0, "post_norm
 EXPERTS = ExpertsConfig(count=4, per_token=2, width=8, shared_width=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "change"),
     [

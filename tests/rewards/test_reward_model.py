@@ -35,6 +35,7 @@ PROMPTS = ["12", "3", "45678901234567", "2"]
 COMPLETIONS = ["3", "", "8901234", "1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_the_reward_is_the_value_at_the_last_token(batch, network):
     found = rewards.reward_model(network, encode, batch=batch)(PROMPTS, COMPLETIONS)

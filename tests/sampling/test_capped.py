@@ -8,6 +8,8 @@ import pytest
 from jaxrl_llm.networks import DecoderConfig, decoder, from_apply
 from jaxrl_llm.sampling import decode, generate, make_sampling, row_keys
 
+pytestmark = pytest.mark.optimised
+
 VOCABULARY, ROWS, WIDTH, COLUMNS = 300, 8, 6, 5
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from jaxrl_llm.sampling import LENGTH, RUNNING, STOP, advance, decode, finished, make_sampling, row_keys, start
 
+pytestmark = pytest.mark.optimised
+
 VOCAB = 61
 PROMPTS = np.array([[5, 6, 7, 8], [9, 10, 0, 0], [11, 0, 0, 0]], np.int32)
 LENGTHS = np.array([4, 2, 1], np.int32)

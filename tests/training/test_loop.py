@@ -41,7 +41,13 @@ def test_the_table_of_runs_has_methods_on_samples():
     assert set(METHOD_OPTIONS) <= {name for name in methods.names() if methods.get(name).learns_from == "samples"}
 
 
-@pytest.mark.parametrize("name", sorted(METHOD_OPTIONS))
+# One without and one with a critic; the others are runs of the slow part.
+QUICK_ONES = ("grpo", "ppo")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK_ONES else pytest.mark.slow) for name in sorted(METHOD_OPTIONS)]
+)
 def test_every_method_runs_and_learns(name, tmp_path):
     run = finished(name)
     assert [record["step"] for record in run.metrics] == [1, 2] and run.summary["method"] == name
@@ -124,6 +130,7 @@ def test_a_run_of_the_same_seed_is_the_same_and_of_another_is_not(tmp_path):
     assert [row["completion"] for row in tables[0]] != [row["completion"] for row in tables[2]]
 
 
+@pytest.mark.slow
 def test_resuming_with_more_steps_equals_a_longer_run(tmp_path):
     """`rl.steps` may be raised: with a constant learning rate the run goes on as if it had been asked for from the start."""
     config = tiny_config("grpo", kl_coefficient=0.1)
@@ -167,6 +174,7 @@ def test_evaluation_happens_when_it_is_due(tmp_path):
     assert ["evaluation/accuracy" in record for record in run.metrics] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_by_a_metric_is_kept(tmp_path, monkeypatch):
     """The metric need not be measured at every checkpoint, and the last checkpoint of a run has it like any other."""
     accuracy, saved, save, log = {0: 0.0, 2: 0.9, 4: 0.1}, {}, checkpoint.save, loop._log
@@ -245,6 +253,7 @@ def test_tensorboard_gets_every_number(tmp_path):
 # ---- grade-school maths: rows as in the data set, a checkpoint with a chat template
 
 
+@pytest.mark.slow
 def test_grade_school_maths():
     """Both steps have the prompts of the data set, and what the verifier says."""
     run = finished_grade_school()

@@ -11,17 +11,20 @@ from jaxrl_llm.training import metrics
 from jaxrl_llm.training.report import SHOWN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(METHOD_OPTIONS))
 def test_every_name_that_a_method_logs_is_defined(name):
     logged = {key for record in finished(name).metrics for key in record}
     assert not {key for key in logged if not metrics.defined(key)}
 
 
+@pytest.mark.slow
 def test_every_name_that_the_supervised_phase_logs_is_defined():
     logged = {key for record in finished_both_phases().metrics for key in record}
     assert not {key for key in logged if not metrics.defined(key)}
 
 
+@pytest.mark.slow
 def test_no_definition_without_a_metric():
     """Every plain name of the table is logged by some run; those of experts and of further methods are so in other tests."""
     runs = [*map(finished, METHOD_OPTIONS), finished_both_phases(), finished_reward_model()]

@@ -54,6 +54,7 @@ def test_the_policy_of_an_actor_and_a_critic():
     jax.tree.map(np.testing.assert_array_equal, network.params, stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dr_grpo", "ppo"])
 def test_a_run_to_huggingface(method, tmp_path):
     run = finished(method)
@@ -64,6 +65,7 @@ def test_a_run_to_huggingface(method, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, network.params)
 
 
+@pytest.mark.slow
 def test_a_run_from_a_checkpoint_keeps_its_tokenizer(chat_model, tmp_path):
     run, target = finished_grade_school(), tmp_path / "exported"
     policies.convert(run.workdir, target, to="huggingface")

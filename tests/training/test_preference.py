@@ -102,6 +102,7 @@ def test_a_finished_run_gives_its_summary_again():
     assert all(again[name] == run.summary[name] for name in again if name != "wall_seconds")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 4])
 def test_an_interrupted_run_goes_on_exactly(call, tmp_path, monkeypatch):
     """Bit for bit: parameters, optimizer, cursor, metrics; whether the last checkpoint is that of the start or a later one."""
@@ -124,6 +125,7 @@ def test_an_interrupted_run_goes_on_exactly(call, tmp_path, monkeypatch):
     assert final_arrays(tmp_path)[2]["phase_step"] == 5
 
 
+@pytest.mark.slow
 def test_held_out_accuracy_is_that_of_the_rewards(tmp_path):
     """The phase, the verb `evaluate`, and the reward function see the same network."""
     run = finished_reward_model()
@@ -153,6 +155,7 @@ def test_the_verb_evaluate(tmp_path, capsys):
     assert "--output=out.jsonl would stay empty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_policy_is_no_reward_model(tmp_path):
     config = tiny_config("dr_grpo")
     config.sft.steps, config.rl.steps = 1, 0
@@ -163,6 +166,7 @@ def test_a_policy_is_no_reward_model(tmp_path):
         load_reward_model(str(policy.workdir))
 
 
+@pytest.mark.slow
 def test_a_policy_learns_from_a_reward_model(tmp_path):
     model = finished_reward_model()
     config = tiny_config("dr_grpo")
@@ -199,6 +203,7 @@ QUESTION = {"role": "user", "content": "What is 2+2?"}
 TALK = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hm?"}, QUESTION]
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_the_hub(classifier):
     folder, model = classifier
     tokenizer, answers = data.load_tokenizer(folder), ["It is 4.", "5"]
@@ -209,6 +214,7 @@ def test_a_reward_model_of_the_hub(classifier):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_head", [True, False])
 def test_training_goes_on_from_a_checkpoint(has_head, classifier, tmp_path):
     """With the head that is there, or with one of zeros; chat prompts reach a reward model whole."""
@@ -446,6 +452,7 @@ def test_the_reference_point_of_kto_is_of_answers_to_other_prompts(paired, tmp_p
     assert measured["loss"] == pytest.approx(np.mean(1 / (1 + np.exp(0.5 * sign * (own - point)))), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kto", "bco", "apo_zero_unpaired"])
 def test_a_run_on_marked_answers(name, tmp_path):
     run = finish(marked_config(tmp_path / "rows.jsonl", name), tmp_path / "run")
@@ -497,6 +504,7 @@ def test_methods_whose_inputs_nobody_gives_are_refused(name, need):
         check_config(config)
 
 
+@pytest.mark.slow
 def test_a_reference_that_follows_the_policy(tmp_path):
     """TR-DPO: after a hard update the policy is its own reference, and the next step begins with a margin of 0."""
     config = preference_config(steps=4)

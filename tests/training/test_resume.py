@@ -81,6 +81,7 @@ def test_killed_five_times_equals_uninterrupted(tmp_path, cache, uninterrupted):
     assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_learning_happened(uninterrupted):
     """The comparison above would say nothing if parameters stood still."""
     _, arrays, progress = final_arrays(uninterrupted)
@@ -90,6 +91,7 @@ def test_learning_happened(uninterrupted):
     assert min(moved) > 0
 
 
+@pytest.mark.slow
 def test_signals_save_and_resume_exactly(tmp_path, cache, uninterrupted):
     metrics = tmp_path / "metrics.jsonl"
     for number, lines in ((signal.SIGINT, 3), (signal.SIGTERM, 6)):
@@ -108,6 +110,7 @@ def test_signals_save_and_resume_exactly(tmp_path, cache, uninterrupted):
     assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_finished_run_changes_nothing(uninterrupted, cache):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
     code, output = finish(start(uninterrupted, cache))

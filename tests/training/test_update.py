@@ -186,6 +186,7 @@ def test_scores_come_back_in_their_rows(params, rollouts):
         np.testing.assert_allclose(program(method, micro_batches)(params, batch)[2].logp, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_splits_of_a_decoder_do_not_matter(rollouts):
     """The decoder proper: two layers, packed rows, a value head; micro-batches together with a mesh."""
     method = methods.get("ppo", entropy_coefficient=0.01)

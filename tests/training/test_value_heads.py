@@ -9,6 +9,7 @@ from jaxrl_llm.training import reinforcement
 from jaxrl_llm.training.policies import load_policy
 
 
+@pytest.mark.slow
 def test_the_policy_itself_learns_the_partition_function(tmp_path):
     run = finish(tiny_config("flowrl"), tmp_path)
     first, second = (record for record in run.metrics if "log_partition" in record)

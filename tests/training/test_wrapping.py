@@ -36,6 +36,7 @@ def test_transforms_stand_behind_adam(tmp_path):
     assert wrapping.wrapped_optimizer(plain, settings) is plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separate", [False, True])
 def test_the_direction_of_a_merge_is_what_the_phases_before_changed(separate, tmp_path):
     config = tiny_config("ppo", kl_coefficient=0.0) if separate else tiny_config("dr_grpo")
@@ -58,6 +59,7 @@ def _is_merge(node):
     return type(node).__name__ == "MergingState"
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_laid_over(tmp_path):
     """Behind a supervised phase: slow-fast updates with merged and extrapolated steps, resumed as it was."""
     config = tiny_config("dr_grpo")
