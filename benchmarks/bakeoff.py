@@ -92,7 +92,7 @@ def started(seed: int, folder: pathlib.Path):
 def compete(run: Run, name: str, starts: dict[int, object]):
     """Trains from each start and yields one result a seed; programs are compiled once for all of them."""
     run = dataclasses.replace(run, method=make(name))
-    samples = dict(run.method.strategy.options)["samples"]
+    samples = run.method.strategy.options["samples"]
     run.config.rl.prompts = FLAGS.samples_per_step // samples
     step = None
     for seed, params in starts.items():

@@ -14,6 +14,7 @@ from jaxrl_llm.data import Cursor, Tokenizer, character_tokenizer, pack
 from jaxrl_llm.estimators import overlong_penalty
 from jaxrl_llm.networks import DecoderConfig, decoder
 from jaxrl_llm.objectives import negative_log_likelihood, objective
+from jaxrl_llm.rollouts import requests_for
 from jaxrl_llm.sampling import decode, generate
 from jaxrl_llm.training import TrainState, make_update, metrics, reinforcement
 from jaxrl_llm.training.supervised import demonstrations
@@ -111,7 +112,7 @@ def test_the_end_token_of_a_sample_is_an_action(tmp_path):
     """RL: completions that stop keep the stop token, with a mask, a weight and a log-probability."""
     with opened(tiny_config("dr_grpo"), tmp_path) as run:
         examples, numbers, _ = run.draw(Cursor(), 4)
-        collection = run.collector(run.network.params, 0)(examples, numbers, 4, 0)
+        collection = run.io(run.network.params, 0).sample(requests_for(examples, numbers, samples=4))
     rollouts = collection.rollouts
     stopped = [row for row, record in enumerate(collection.records) if record["finish_reason"] == "stop"]
     assert stopped
@@ -127,7 +128,7 @@ def test_rewards_are_not_cast_to_integers(tmp_path):
     config.rewards.names = ("training.tiny_rewards:half",)
     with opened(config, tmp_path) as run:
         examples, numbers, _ = run.draw(Cursor(), 4)
-        collection = run.collector(run.network.params, 0)(examples, numbers, 4, 0)
+        collection = run.io(run.network.params, 0).sample(requests_for(examples, numbers, samples=4))
         rollouts, _ = run.method.estimator.update(collection.rollouts, run.method.estimator.init(), jax.random.key(0))
     values = np.array([0.5 * (record["length"] % 2) for record in collection.records], np.float32)
     assert {0.0, 0.5} == set(values.tolist())
@@ -180,7 +181,7 @@ def test_length_penalties_count_tokens():
 def test_completion_length_is_in_tokens(tmp_path):
     with opened(tiny_config("dr_grpo"), tmp_path) as run:
         examples, numbers, _ = run.draw(Cursor(), 4)
-        collection = run.collector(run.network.params, 0)(examples, numbers, 4, 0)
+        collection = run.io(run.network.params, 0).sample(requests_for(examples, numbers, samples=4))
     counted = collection.rollouts.mask.sum(axis=1)
     np.testing.assert_allclose(collection.rollouts.rewards[:, 0], 1 / (1 + counted), rtol=1e-6)
     texts = np.array([len(record["completion"]) for record in collection.records])
@@ -213,7 +214,7 @@ def test_evaluation_is_not_sampled_with_the_settings_of_training(tmp_path, monke
         config.rl.update(settings)
         with opened(config, tmp_path / str(len(found))) as run:
             examples = [run.test_source[index] for index in range(4)]
-            collection = run.evaluation_collector(run.network.params, 0)(examples, range(4), 1, 0)
+            collection = run.evaluation_io(run.network.params, 0).sample(requests_for(examples, range(4)))
         found.append(collection.rollouts.tokens)
     np.testing.assert_array_equal(found[0], found[1])
 
@@ -223,8 +224,9 @@ def test_evaluation_does_not_repeat_the_noise_of_training(tmp_path):
     config.evaluation.temperature = 1.0
     with opened(config, tmp_path) as run:
         examples, numbers, _ = run.draw(Cursor(), 4)
-        collectors = run.collector(run.network.params, 0), run.evaluation_collector(run.network.params, 0)
-        training, held_out = (collect(examples, numbers, 4, 0).rollouts.tokens for collect in collectors)
+        asked = requests_for(examples, numbers, samples=4)
+        both = run.io(run.network.params, 0), run.evaluation_io(run.network.params, 0)
+        training, held_out = (io.sample(asked).rollouts.tokens for io in both)
     assert np.any(training != held_out)
 
 

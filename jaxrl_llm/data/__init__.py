@@ -5,7 +5,7 @@ from jaxrl_llm.data.chat import encode_chat, encode_prompt, render_chat
 from jaxrl_llm.data.dialogues import continue_dialogue, encode_dialogue, encode_example
 from jaxrl_llm.data.goals import goal_conditioned
 from jaxrl_llm.data.jsonl import jsonl_source
-from jaxrl_llm.data.order import Cursor, epoch_order, next_indices
+from jaxrl_llm.data.order import Cursor, epoch_order, next_indices, weighted_indices
 from jaxrl_llm.data.packing import batch_from, first_fit, pack
 from jaxrl_llm.data.preference_sources import arithmetic_preferences, preference_source
 from jaxrl_llm.data.preferences import (
@@ -63,5 +63,6 @@ __all__ = [
     "split_turns",
     "stop_at_turns",
     "tfds_source",
+    "weighted_indices",
     "worked_solution",
 ]

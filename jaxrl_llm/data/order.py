@@ -59,3 +59,39 @@ def next_indices(size: int, cursor: Cursor, count: int, seed: int) -> tuple[np.n
         count -= len(part)
         epoch, position = divmod(epoch * size + position + len(part), size)
     return np.concatenate(taken), Cursor(epoch, position)
+
+
+def weighted_indices(weights: np.ndarray, cursor: Cursor, count: int, seed: int) -> tuple[np.ndarray, Cursor]:
+    """`count` different examples, drawn one after the other in proportion to their weights, and the cursor after them.
+
+    A function of (weights, cursor, seed): the example with the largest log(u) / weight comes first, with a uniform number u
+    for each example and place of the cursor. The cursor moves on as in `next_indices`.
+
+    Args:
+      weights: float [size], at least 0 and finite; examples of weight 0 are never drawn.
+      cursor: where the draws before ended.
+      count: number of examples to take.
+      seed: seed of the order.
+
+    Returns:
+      int64 [count] in the order in which they were drawn, and the next `Cursor`.
+
+    Raises:
+      ValueError: a weight that is negative or not finite, or fewer than `count` above 0.
+
+    Source: Efraimidis and Spirakis, Weighted random sampling with a reservoir (2006)
+    """
+    weights = np.asarray(weights, np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if wrong.size:
+        raise ValueError(f"the weight of example {wrong[0]} is {weights[wrong[0]]}; weights are finite and at least 0")
+    if (weights > 0).sum() < count:
+        raise ValueError(f"{(weights > 0).sum()} examples have a weight above 0, and {count} are to be drawn; draw fewer")
+    epoch, position = (int(value) for value in cursor)
+    size = len(weights)
+    # Words that no order of an epoch is made of.
+    key = np.array([(seed + 2**63) % 2**64, epoch * size + position], np.uint64)
+    uniform = ((np.random.Philox(key=key).random_raw(size) >> np.uint64(11)) + 0.5) * 2.0**-53
+    rank = np.where(weights > 0, np.log(uniform) / np.where(weights > 0, weights, 1.0), -np.inf)
+    chosen = np.argsort(-rank, kind="stable")[:count]
+    return chosen, Cursor(*divmod(epoch * size + position + count, size))

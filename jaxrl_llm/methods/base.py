@@ -14,6 +14,7 @@ from jaxrl_llm.controllers import Controller
 from jaxrl_llm.estimators import Estimator
 from jaxrl_llm.objectives import Objective
 from jaxrl_llm.objectives.candidates import picks_of
+from jaxrl_llm.rollouts import Strategy
 
 # What packing always adds.
 FROM_ROLLOUTS = frozenset({"source", "turn"})
@@ -38,7 +39,7 @@ class Method:
     name: str
     paper: str
     url: str
-    strategy: Composable | None
+    strategy: Strategy | None
     estimator: Estimator
     objective: Objective
     options: tuple[tuple[str, Any], ...] = ()

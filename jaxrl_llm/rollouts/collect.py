@@ -1,144 +1,263 @@
-"""From examples to scored samples: encode, sample, decode, reward."""
+"""From requests to rewarded samples: encode, sample, decode, reward."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.data.chat import encode_prompt
 from jaxrl_llm.data.dialogues import encode_example
 from jaxrl_llm.data.tokenizers import Tokenizer
-from jaxrl_llm.rollouts.records import make_rollouts
+from jaxrl_llm.rollouts.records import check_range, concatenate, make_rollouts, select_rows
+from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Request, prompt_ids_of, prompt_text
 from jaxrl_llm.sampling import STOP, Samples, finish_name, generate
 from jaxrl_llm.types import Rollouts
 
-ANSWERS = ("sampled", "greedy", "given")
-Example = dict[str, Any]
 Score = Callable[[list[str], list[str], dict[str, list]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-    """Rollouts with one record a row for people to read."""
+    """Rollouts with one record a row for people to read.
+
+    Attributes:
+      rollouts: N rows.
+      records: N of them.
+      requests: that each row answers.
+      prompt_length: int [N], tokens of each row in front of its completion.
+    """
 
     rollouts: Rollouts
     records: list[dict[str, Any]]
+    requests: Sequence[Request] = ()
+    prompt_length: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Collection:
+        """The given rows, their groups numbered anew."""
+        return Collection(
+            select_rows(self.rollouts, rows),
+            [self.records[row] for row in rows],
+            [self.requests[row] for row in rows],
+            self.prompt_length[rows],
+        )
 
 
-def prompt_text(example: Example) -> str:
-    """The prompt as one text: that of its last message where it is a chat."""
-    prompt = example["prompt"]
-    content = prompt if isinstance(prompt, str) else prompt[-1].get("content")
-    if isinstance(content, str) or content is None:
-        return content or ""
-    return "".join(str(part.get("text", "")) for part in content)
+def joined(parts: Sequence[Collection], *, one_step: bool = False) -> Collection:
+    """All rows of `parts`.
+
+    Args:
+      parts: collections of equal widths.
+      one_step: whether equal groups of different parts are one group; otherwise they stay apart.
+    """
+    rollouts = concatenate([part.rollouts for part in parts], same_groups=one_step)
+    records = [record for part in parts for record in part.records]
+    requests = [request for part in parts for request in part.requests]
+    return Collection(rollouts, records, requests, np.concatenate([part.prompt_length for part in parts]))
 
 
-def collect(
-    network,
-    params,
-    tokenizer: Tokenizer,
-    score: Score,
-    examples: Sequence[Example],
-    prompt_ids: Sequence[int],
-    num_samples: int,
-    first_uid: int = 0,
+def sample_requests(
+    requests: Sequence[Request],
+    uids: Sequence[int],
     *,
-    answers: str = "sampled",
+    tokenizer: Tokenizer,
+    policies: Mapping[str, Callable[[], tuple[Any, Any]]],
     sampling: dict[str, Any],
-    reward_weights: Sequence[float] = (),
     max_prompt_tokens: int,
     seed: int,
     step: int,
+    keeps_entropy: bool = False,
 ) -> Collection:
-    """Samples and scores `num_samples` completions of each example.
+    """Samples of requests, without rewards; see `Io`, whose attributes the arguments are, and `Io.sample`.
 
     Args:
-      network: a network, without parameters.
-      params: its parameters.
-      tokenizer: of the prompts and completions.
-      score: `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing.
-      examples: dicts with "prompt" and the columns that rewards use.
-      prompt_ids: number of each example in its source.
-      num_samples: completions of each example.
-      first_uid: number of the first sample within the step.
-      answers: "sampled" as `sampling` says; "greedy"; or "given", which takes the examples' own "completion" as it stands, with
-        source 1 and a `behavior_logp` of 0, the convention for text whose author's probabilities are unknown.
-      sampling: keyword arguments of `sampling.generate`, "max_new_tokens" among them.
-      reward_weights: factor of each component in the rollouts; the records keep the rewards as they are.
+      requests: in the order of the rows.
+      uids: number of each row within the step.
+      tokenizer: see `Io`, as all that follows.
+      policies: by name.
+      sampling: of all requests.
       max_prompt_tokens: longest prompt.
       seed: of the run.
       step: of the training.
-
-    Raises:
-      ValueError: a prompt of more than `max_prompt_tokens` tokens; an example without a completion, or one of more than
-        "max_new_tokens" tokens, where these are to be given; unknown answers; a reward out of range.
+      keeps_entropy: whether the rollouts have the entropies of the sampler.
     """
-    if answers not in ANSWERS:
-        raise ValueError(f"answers is {answers!r}; it must be one of {ANSWERS}")
-    prompts = [encode_prompt(tokenizer, example["prompt"], tools=example.get("tools")) for example in examples]
-    for number, prompt in zip(prompt_ids, prompts, strict=True):
-        if len(prompt) > max_prompt_tokens:
+    first = np.cumsum([0] + [request.samples for request in requests])
+    rows_of = [np.arange(start, end) for start, end in zip(first[:-1], first[1:], strict=True)]
+    prompts = [_prompts(tokenizer, request, max_prompt_tokens) for request in requests]
+    width = max_prompt_tokens + sampling["max_new_tokens"]
+    parts = []
+    for who in dict.fromkeys(request.by for request in requests):
+        chosen = [number for number, request in enumerate(requests) if request.by == who]
+        asked, own_rows = [requests[number] for number in chosen], np.concatenate([rows_of[number] for number in chosen])
+        heads = [prompts[number] for number in chosen]
+        if who == GIVEN:
+            samples = given_samples(tokenizer, asked, sampling["max_new_tokens"])
+        else:
+            own_uids = [uids[row] for row in own_rows]
+            samples = _generated(_policy(policies, who), asked, heads, sampling, seed=seed, step=step, uids=own_uids)
+        rollouts = make_rollouts(
+            [learned for _, learned in heads],
+            samples,
+            np.full((len(own_rows), 1), np.nan),
+            [request.prompt_id for request in asked],
+            width=width,
+            version=step,
+            samples_of=[request.samples for request in asked],
+            prefixes=[request.prefix for request in asked],
+            keeps_entropy=keeps_entropy,
+        )
+        source = np.full(len(own_rows), int(who != POLICY), np.int32)
+        group = np.repeat([request.group for request in asked], [request.samples for request in asked])
+        parts.append((own_rows, rollouts.replace(source=source), group, samples.finish_reason))
+    return _in_order(tokenizer, requests, parts, [len(learned) for _, learned in prompts])
+
+
+def _policy(policies: Mapping[str, Callable[[], tuple[Any, Any]]], who: str) -> tuple[Any, Any]:
+    if who not in policies:
+        raise ValueError(f"Request.by is {who!r}, and this run has {sorted([*policies, GIVEN])}; set config.{who}.directory")
+    return policies[who]()
+
+
+def _prompts(tokenizer: Tokenizer, request: Request, longest: int) -> tuple[list[int], list[int]]:
+    """Token ids that the sampler and the learner read before the prefix."""
+    tools = request.example.get("tools")
+    sampled = prompt_ids_of(tokenizer, request.prompt, tools)
+    learned = sampled if request.learned_prompt is None else prompt_ids_of(tokenizer, request.learned_prompt, tools)
+    for prompt in (sampled, learned):
+        if len(prompt) > longest:
             raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens, more than max_prompt_tokens = {max_prompt_tokens}; "
+                f"prompt {request.prompt_id} has {len(prompt)} tokens, more than max_prompt_tokens = {longest}; "
                 "raise max_prompt_tokens or set task.drop_long to leave such prompts out"
             )
-    uids = range(first_uid, first_uid + len(prompts) * num_samples)
-    if answers == "given":
-        samples = given_samples(tokenizer, examples, num_samples, sampling["max_new_tokens"])
-    else:
-        chosen = sampling | ({"temperature": 0.0} if answers == "greedy" else {})
-        samples = generate(network, params, prompts, num_samples=num_samples, seed=seed, step=step, uids=uids, **chosen)
-    texts = [tokenizer.decode(row[:length]) for row, length in zip(samples.tokens, samples.length, strict=True)]
-    repeated = [example for example in examples for _ in range(num_samples)]
-    rewards = score([prompt_text(example) for example in repeated], texts, _columns(repeated, samples))
-    width = max_prompt_tokens + sampling["max_new_tokens"]
-    weighted = rewards * np.asarray(reward_weights) if len(reward_weights) else rewards
-    rollouts = make_rollouts(prompts, samples, weighted, prompt_ids, width=width, version=step)
-    if answers == "given":
-        rollouts = rollouts.replace(source=np.ones_like(rollouts.source))
-    return Collection(rollouts, _records(repeated, texts, rewards, rollouts, samples))
+    return sampled, learned
 
 
-def given_samples(tokenizer: Tokenizer, examples: Sequence[Example], num_samples: int, width: int) -> Samples:
-    """The completion of each example `num_samples` times over, in the form of samples; all log-probabilities are 0."""
+def _generated(policy, requests: Sequence[Request], prompts, sampling: dict[str, Any], *, seed, step, uids) -> Samples:
+    """Samples of requests to one policy; what the requests leave open is as in `sampling`."""
+    network, params = policy
+    prefixes = [[] if request.prefix is None else request.prefix.tokens.tolist() for request in requests]
+    options = {name: value for name, value in sampling.items() if name != "max_new_tokens"}
+    room = [_room(request, len(prefix), sampling["max_new_tokens"]) for request, prefix in zip(requests, prefixes, strict=True)]
+    limits = [most if request.limit is None else min(request.limit, most) for request, most in zip(requests, room, strict=True)]
+    if any(request.temperature is not None for request in requests):
+        usual = options.get("temperature", 1.0)
+        options["temperature"] = [usual if own.temperature is None else own.temperature for own in requests]
+    if any(request.stop for request in requests):
+        usual = tuple(options.get("stop_strings", ()))
+        options["stop_strings"] = [(*usual, *request.stop) for request in requests]
+    if any(request.mask is not None for request in requests):
+        everything = np.ones(network.config.vocab_size, bool)
+        options["logit_mask"] = np.stack([everything if request.mask is None else request.mask for request in requests])
+    samples = generate(
+        network,
+        params,
+        [[*prompt, *prefix] for (prompt, _), prefix in zip(prompts, prefixes, strict=True)],
+        max_new_tokens=sampling["max_new_tokens"],
+        limits=None if set(limits) == {sampling["max_new_tokens"]} else limits,
+        num_samples=[request.samples for request in requests],
+        seed=seed,
+        step=step,
+        uids=uids,
+        **options,
+    )
+    return samples if samples.routes is None else _with_routes_of_learned(samples, prompts, prefixes)
+
+
+def _with_routes_of_learned(samples: Samples, prompts, prefixes) -> Samples:
+    """The samples with routes of the prompts that are learned: free where those are not the ones that were sampled behind."""
+    width = max(len(learned) + len(prefix) for (_, learned), prefix in zip(prompts, prefixes, strict=True))
+    routes = np.full((len(prompts), width, *samples.routes.shape[2:]), -1, np.int16)
+    for own, found, (prompt, learned), prefix in zip(routes, samples.prompt_routes, prompts, prefixes, strict=True):
+        own[len(learned) : len(learned) + len(prefix)] = found[len(prompt) : len(prompt) + len(prefix)]
+        if learned == prompt:
+            own[: len(learned)] = found[: len(learned)]
+    return samples.replace(prompt_routes=routes)
+
+
+def _room(request: Request, taken: int, most: int) -> int:
+    if taken >= most:
+        raise ValueError(
+            f"the prefix of prompt {request.prompt_id} has {taken} tokens and leaves no room in max_new_tokens = {most}; "
+            "cut it, or raise max_new_tokens"
+        )
+    return most - taken
+
+
+def given_samples(tokenizer: Tokenizer, requests: Sequence[Request], width: int) -> Samples:
+    """The completions of the requests' own examples, in the form of samples; all log-probabilities are 0.
+
+    That is the convention for text whose author's probabilities are unknown.
+    """
     rows = []
-    for number, example in enumerate(examples):
-        ids, learned = encode_example(tokenizer, example)
-        rows.append([token for token, is_learned in zip(ids, learned, strict=True) if is_learned])
-        if len(rows[-1]) > width:
+    for request in requests:
+        ids, learned = encode_example(tokenizer, {"prompt": request.prompt} | request.example)
+        row = [token for token, is_learned in zip(ids, learned, strict=True) if is_learned]
+        if len(row) > width:
             raise ValueError(
-                f"the completion of example {number} has {len(rows[-1])} tokens, more than max_new_tokens = {width}"
+                f"the completion of example {request.prompt_id} has {len(row)} tokens, more than max_new_tokens = {width}"
             )
-    rows = [row for row in rows for _ in range(num_samples)]
+        rows += [row] * request.samples
     tokens, zeros = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.float32)
     for place, row in enumerate(rows):
         tokens[place, : len(row)] = row
     length = np.array([len(row) for row in rows], np.int32)
-    logp = dict.fromkeys(("logp", "tempered_logp", "sampling_logp"), zeros)
-    return Samples(tokens=tokens, length=length, finish_reason=np.full(len(rows), STOP, np.int32), **logp)
+    numbers = dict.fromkeys(("logp", "tempered_logp", "sampling_logp", "entropy"), zeros)
+    return Samples(tokens=tokens, length=length, finish_reason=np.full(len(rows), STOP, np.int32), **numbers)
 
 
-def _columns(examples: Sequence[Example], samples: Samples) -> dict[str, list]:
-    """Columns for the rewards: every field of the examples but the prompt, and the completions' lengths in tokens."""
-    names = {name for example in examples for name in example} - {"prompt"}
-    columns = {name: [example.get(name) for example in examples] for name in sorted(names)}
-    return columns | {"completion_length": [int(length) for length in samples.length]}
+def _in_order(tokenizer: Tokenizer, requests: Sequence[Request], parts: list[tuple], learned_lengths: list[int]) -> Collection:
+    """The rows of all parts, each with its rows' numbers, in the order of the requests, with a record each."""
+    own_rows, made, group, reasons = zip(*parts, strict=True)
+    order = np.argsort(np.concatenate(own_rows))
+    rollouts = concatenate([rows.replace(group=_numbered(own)) for rows, own in zip(made, group, strict=True)])
+    rollouts = select_rows(rollouts, order).replace(group=_numbered(np.concatenate(group)[order]))
+    counts = [request.samples for request in requests]
+    asked = [request for request in requests for _ in range(request.samples)]
+    starts = np.repeat(learned_lengths, counts).astype(np.int32)
+    reasons = np.concatenate(reasons)[order]
+    records = [_record(tokenizer, *row) for row in zip(asked, rollouts.tokens, starts, rollouts.length, reasons, strict=True)]
+    return Collection(rollouts, records, asked, starts)
 
 
-def _records(examples, texts, rewards, rollouts: Rollouts, samples: Samples) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt_id": int(rollouts.prompt_id[row]),
-            "prompt": prompt_text(example),
-            "completion": text,
-            "answer": example.get("answer"),
-            "rewards": [None if np.isnan(value) else float(value) for value in rewards[row]],
-            "length": int(samples.length[row]),
-            "finish_reason": finish_name(samples.finish_reason[row]),
-        }
-        for row, (example, text) in enumerate(zip(examples, texts, strict=True))
+def _numbered(group: np.ndarray) -> np.ndarray:
+    """Numbers of groups from 0, in order of appearance."""
+    _, first, renumbered = np.unique(group, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[renumbered].astype(np.int32)
+
+
+def _record(tokenizer: Tokenizer, request: Request, tokens: np.ndarray, start: int, end: int, reason: int) -> dict[str, Any]:
+    return {
+        "prompt_id": request.prompt_id,
+        "prompt": prompt_text(tokenizer, request.example.get("prompt", request.prompt)),
+        "completion": tokenizer.decode(tokens[start:end]),
+        "answer": request.example.get("answer"),
+        "rewards": None,
+        "length": int(end - start),
+        "finish_reason": finish_name(reason),
+    }
+
+
+def rewarded_collection(collection: Collection, score: Score, weights: Sequence[float] = ()) -> Collection:
+    """The collection with rewards in its rollouts, times `weights` where there are some, and in its records.
+
+    Raises:
+      ValueError: a reward out of range.
+    """
+    records = collection.records
+    columns = _columns(collection.requests) | {"completion_length": [record["length"] for record in records]}
+    rewards = score([record["prompt"] for record in records], [record["completion"] for record in records], columns)
+    weighted = rewards * np.asarray(weights) if len(weights) else rewards
+    check_range(weighted)
+    told = [
+        record | {"rewards": [None if np.isnan(value) else float(value) for value in values]}
+        for record, values in zip(records, rewards, strict=True)
     ]
+    rollouts = collection.rollouts.replace(rewards=np.asarray(weighted, np.float32))
+    return dataclasses.replace(collection, rollouts=rollouts, records=told)
+
+
+def _columns(requests: Sequence[Request]) -> dict[str, list]:
+    """Every field of the examples but the prompt, for the rewards."""
+    names = {name for request in requests for name in request.example} - {"prompt"}
+    return {name: [request.example.get(name) for request in requests] for name in sorted(names)}

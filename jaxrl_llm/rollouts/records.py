@@ -9,8 +9,11 @@ import numpy as np
 
 from jaxrl_llm.estimators import row_scores
 from jaxrl_llm.rewards import LARGEST_REWARD
+from jaxrl_llm.rollouts.requests import Prefix
 from jaxrl_llm.sampling import Samples
 from jaxrl_llm.types import Rollouts
+
+_PER_TOKEN = {"tokens": np.int32, "mask": np.float32, "behavior_logp": np.float32, "version": np.int32, "turn": np.int32}
 
 
 def make_rollouts(
@@ -21,59 +24,79 @@ def make_rollouts(
     *,
     width: int,
     version: int = 0,
+    samples_of: Sequence[int] | None = None,
+    prefixes: Sequence[Prefix | None] | None = None,
+    keeps_entropy: bool = False,
 ) -> Rollouts:
-    """One row for each sample: its prompt, then its completion, from column 0.
+    """One row for each sample: its prompt, the prefix of its prompt, then its completion, from column 0.
 
     Args:
       prompts: token ids of P prompts.
-      samples: P * G rows, the G samples of a prompt together.
-      rewards: [P * G, K], within +-1e6, NaN where missing.
+      samples: N rows, the samples of a prompt together.
+      rewards: [N, K], within +-1e6, NaN where missing.
       prompt_ids: number of each prompt in its data set.
       width: T, columns of the result.
       version: training step of the parameters that sampled.
+      samples_of: number of samples of each prompt; by default all have as many.
+      prefixes: what stands between each prompt and its samples; nothing by default.
+      keeps_entropy: whether `extras["behavior_entropy"]` has the entropies of the samples, 0 at other tokens.
 
     Returns:
-      Rollouts of NumPy arrays; `behavior_logp` is that of the tempered policy, without truncation. Where the samples
-      have routes, so has `extras["routes"]`, int16 [N, T, layers, k].
+      Rollouts of NumPy arrays, each prompt a group; `behavior_logp` is that of the tempered policy, without truncation. Where
+      the samples have routes, so has `extras["routes"]`, int16 [N, T, layers, k].
 
     Raises:
-      ValueError: a prompt and its completion do not fit into `width`, or a reward that is infinite or larger than
+      ValueError: a prompt, prefix and completion do not fit into `width`, or a reward that is infinite or larger than
         `rewards.LARGEST_REWARD`, 1e6: squares of such rewards would not stay finite in float32.
     """
-    _check_range(rewards)
+    check_range(rewards)
     rows = len(samples.length)
-    per_prompt = rows // max(len(prompts), 1)
-    tokens, mask, behavior_logp = (np.zeros((rows, width), kind) for kind in (np.int32, np.float32, np.float32))
+    counts = np.full(len(prompts), rows // max(len(prompts), 1)) if samples_of is None else np.asarray(samples_of)
+    prompt_of = np.repeat(np.arange(len(prompts)), counts)
+    fields = {name: np.zeros((rows, width), kind) for name, kind in _PER_TOKEN.items()}
+    fields["version"][:] = version
     length, extras = np.zeros(rows, np.int32), {}
+    if keeps_entropy:
+        extras["behavior_entropy"] = np.zeros((rows, width), np.float32)
     if samples.routes is not None:
         extras["routes"] = np.full((rows, width, *samples.routes.shape[2:]), -1, np.int16)
-    for row in range(rows):
-        prompt = prompts[row // per_prompt]
+    for row, number in enumerate(prompt_of):
+        prompt, prefix = prompts[number], None if prefixes is None else prefixes[number]
+        head = len(prompt) + (0 if prefix is None else len(prefix.tokens))
         count = int(samples.length[row])
-        start, length[row] = len(prompt), len(prompt) + count
+        length[row] = head + count
         if length[row] > width:
             raise ValueError(f"row {row} has {length[row]} tokens, more than width = {width}: raise it to the longest row")
-        tokens[row, :start] = prompt
-        tokens[row, start : length[row]] = samples.tokens[row, :count]
-        behavior_logp[row, start : length[row]] = samples.tempered_logp[row, :count]
-        mask[row, start : length[row]] = 1.0
-        if extras:
-            extras["routes"][row, :start] = samples.prompt_routes[row // per_prompt, :start]
-            extras["routes"][row, start : length[row]] = samples.routes[row, :count]
+        own, whole = slice(head, length[row]), {name: value[row] for name, value in fields.items()}
+        whole["tokens"][: len(prompt)] = prompt
+        if prefix is not None:
+            _lay_prefix(whole, prefix, slice(len(prompt), head), own)
+        whole["tokens"][own], whole["mask"][own] = samples.tokens[row, :count], 1.0
+        whole["behavior_logp"][own] = samples.tempered_logp[row, :count]
+        if keeps_entropy:
+            extras["behavior_entropy"][row, own] = samples.entropy[row, :count]
+        if samples.routes is not None:
+            extras["routes"][row, :head] = samples.prompt_routes[number, :head]
+            extras["routes"][row, own] = samples.routes[row, :count]
     return Rollouts(
-        tokens=tokens,
+        **fields,
         length=length,
-        mask=mask,
         rewards=np.asarray(rewards, np.float32),
-        group=(np.arange(rows) // per_prompt).astype(np.int32),
-        prompt_id=np.repeat(np.asarray(prompt_ids, np.int32), per_prompt),
-        behavior_logp=behavior_logp,
-        version=np.full((rows, width), version, np.int32),
+        group=prompt_of.astype(np.int32),
+        prompt_id=np.repeat(np.asarray(prompt_ids, np.int32), counts),
         extras=extras,
     )
 
 
-def _check_range(rewards: np.ndarray) -> None:
+def _lay_prefix(row: dict[str, np.ndarray], prefix: Prefix, place: slice, behind: slice) -> None:
+    for name, value in (("tokens", prefix.tokens), ("mask", prefix.mask), ("behavior_logp", prefix.logp)):
+        row[name][place] = value
+    row["version"][place], row["turn"][place] = prefix.version, prefix.turn
+    row["turn"][behind] = prefix.turn[-1] if len(prefix.turn) else 0
+
+
+def check_range(rewards: np.ndarray) -> None:
+    """Refuses rewards [N, K] that are infinite or beyond +-1e6; NaN is a missing one."""
     outside = np.argwhere(np.abs(np.nan_to_num(rewards, nan=0.0, posinf=np.inf, neginf=-np.inf)) > LARGEST_REWARD)
     if len(outside):
         row, component = outside[0]
@@ -91,13 +114,27 @@ def select_rows(rollouts: Rollouts, rows: np.ndarray) -> Rollouts:
     return chosen.replace(group=order[renumbered].astype(np.int32))
 
 
-def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
-    """All rows of `parts`, which have equal widths; groups of different parts stay apart."""
+def concatenate(parts: Sequence[Rollouts], *, same_groups: bool = False) -> Rollouts:
+    """All rows of `parts`, which have equal widths; groups of different parts stay apart, unless equal numbers are one group.
+
+    Routes that a part does not have are free, as those of texts that nobody sampled.
+    """
     if len(parts) == 1:
         return parts[0]
-    offsets = np.cumsum([0] + [len(part.length) for part in parts[:-1]])
+    parts = _with_routes(parts)
+    offsets = np.cumsum([0] + [0 if same_groups else len(part.length) for part in parts[:-1]])
     group = np.concatenate([np.asarray(part.group) + offset for part, offset in zip(parts, offsets, strict=True)])
+    # The parts' own numbers, in range for each of them, are none of the whole.
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts).replace(group=group)
+
+
+def _with_routes(parts: Sequence[Rollouts]) -> Sequence[Rollouts]:
+    shapes = {part.extras["routes"].shape[2:] for part in parts if "routes" in part.extras}
+    if not shapes:
+        return parts
+    (shape,) = shapes
+    free = [np.full((*part.tokens.shape, *shape), -1, np.int16) for part in parts]
+    return [part.replace(extras={"routes": routes} | part.extras) for part, routes in zip(parts, free, strict=True)]
 
 
 def informative_groups(rollouts: Rollouts) -> np.ndarray:

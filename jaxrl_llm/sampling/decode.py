@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrl_llm.sampling.draw import draw
+from jaxrl_llm.sampling.draw import draw, tempered_entropy
 from jaxrl_llm.sampling.records import LENGTH, RUNNING, STOP, Samples, Sampling
 from jaxrl_llm.types import Array, record
 
@@ -22,6 +22,7 @@ class State:
       cache: the network's cache of N rows.
       tokens: int32 [N, L]; columns past a row's length hold whatever was sampled after its end.
       logps: float32 [3, N, L], as returned by `draw`.
+      entropy: float32 [N, L], of `tempered_entropy`.
       length: int32 [N].
       finish_reason: int32 [N].
       step: int32 [].
@@ -34,6 +35,7 @@ class State:
     cache: Any
     tokens: Array
     logps: Array
+    entropy: Array
     length: Array
     finish_reason: Array
     step: Array
@@ -94,6 +96,7 @@ def finished(state: State) -> Samples:
         logp=logp,
         tempered_logp=tempered_logp,
         sampling_logp=sampling_logp,
+        entropy=jnp.where(kept, state.entropy, 0.0),
         length=state.length,
         finish_reason=state.finish_reason,
         routes=None if state.routes is None else jnp.where(kept[..., None, None], state.routes, -1),
@@ -115,6 +118,7 @@ def _start(network, params, prompts, lengths, keys, sampling, max_new_tokens, re
         cache=_grown(network, cache, prompt_rows, rows, width + max_new_tokens),
         tokens=jnp.zeros((rows, max_new_tokens), jnp.int32),
         logps=jnp.zeros((3, rows, max_new_tokens), jnp.float32),
+        entropy=jnp.zeros((rows, max_new_tokens), jnp.float32),
         length=jnp.zeros(rows, jnp.int32),
         finish_reason=jnp.full(rows, RUNNING, jnp.int32),
         step=jnp.zeros((), jnp.int32),
@@ -186,6 +190,7 @@ def _append(state: State, logits, sampling: Sampling) -> State:
     uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
     forced = None if sampling.forced is None else lax.dynamic_index_in_dim(sampling.forced, state.step, 1, keepdims=False)
     token, logps = draw(logits, uniforms, sampling, forced)
+    entropy = tempered_entropy(logits, sampling.temperature)
     running = state.finish_reason == RUNNING
     length = state.length + running
     stopped = (token[:, None] == sampling.stop_ids).any(-1)
@@ -194,6 +199,7 @@ def _append(state: State, logits, sampling: Sampling) -> State:
     return state.replace(
         tokens=lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1),
         logps=lax.dynamic_update_slice_in_dim(state.logps, logps[:, :, None], state.step, axis=2),
+        entropy=lax.dynamic_update_slice_in_dim(state.entropy, entropy[:, None], state.step, axis=1),
         length=length,
         finish_reason=jnp.where(running, reason, state.finish_reason),
         step=state.step + 1,

@@ -51,6 +51,19 @@ def draw(logits: jax.Array, uniforms: jax.Array, sampling: Sampling, forced: jax
     return token, jnp.stack(logps)
 
 
+def tempered_entropy(logits: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Entropy (nats) of the tempered policy, float32 [N], as in `Samples`; what is impossible has no share in it.
+
+    Args:
+      logits: float [N, V]; -inf allowed.
+      temperature: float32 [N]; 0 (greedy) counts as 1.
+    """
+    tempered = _from_best(logits.astype(jnp.float32)) / jnp.where(temperature == 0, 1.0, temperature)[:, None]
+    weights = jnp.exp(tempered)
+    mean = jnp.where(weights > 0, weights * tempered, 0.0).sum(-1) / weights.sum(-1)
+    return jnp.log(weights.sum(-1)) - mean
+
+
 def inverse_cdf(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     """Index of each row, drawn in proportion to its weight: first a block of the vocabulary, then a place in it.
 

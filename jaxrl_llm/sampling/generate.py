@@ -21,7 +21,7 @@ _COLUMNS_MULTIPLE = 64
 _STOP_STRING_CHUNK = 16
 
 
-class Request(NamedTuple):
+class Prepared(NamedTuple):
     """Arguments of `decode`: all but the network and the last two are arrays."""
 
     network: Any
@@ -40,8 +40,9 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    num_samples: int = 1,
-    temperature: float = 1.0,
+    num_samples: int | Sequence[int] = 1,
+    limits: Sequence[int] | None = None,
+    temperature: float | Sequence[float] = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
@@ -49,7 +50,7 @@ def generate(
     seed: int = 0,
     step: int = 0,
     uids: Sequence[int] | None = None,
-    stop_strings: Sequence[str] = (),
+    stop_strings: Sequence[str] | Sequence[Sequence[str]] = (),
     detokenize: Callable[[Sequence[int]], str] | None = None,
     buckets: Sequence[int] | None = None,
     logit_mask=None,
@@ -66,34 +67,36 @@ def generate(
       params: its parameters.
       prompts: token ids of P prompts, none empty.
       max_new_tokens: most tokens of a completion.
-      num_samples: completions of each prompt, which is prefilled once for them.
-      temperature: 0 is greedy.
+      num_samples: completions of each prompt, which is prefilled once for them; one number for all prompts, or one for each.
+      limits: most tokens of a completion of each prompt [P], where they differ; at most `max_new_tokens` counts.
+      temperature: 0 is greedy; one number for all prompts, or one for each.
       top_k: keeps the best tokens; None keeps all, as in the two below.
       top_p: keeps the fewest tokens, best first, that together have this probability.
       min_p: keeps tokens of at least this share of the best token's probability.
       stop_ids: tokens that end a completion, of which they stay a part.
       seed: seed of the run.
       step: training step, folded into the noise.
-      uids: number of each of the P * num_samples samples, folded into the noise; by default the number of the row.
-      stop_strings: texts that end a completion with the token that completes one of them.
+      uids: number of each of the N samples, folded into the noise; by default the number of the row.
+      stop_strings: texts that end a completion with the token that completes one of them; of all prompts, or lists of them,
+        one for each prompt.
       detokenize: token ids to text, for `stop_strings`.
       buckets: prompt widths to choose from; by default powers of two.
       logit_mask: bool [V] or [P, V], False where a token may not be sampled.
       record_routes: whether to return the experts that tokens were sent to, for a learner that shall use the same.
 
     Returns:
-      `Samples` of NumPy arrays [P * num_samples, max_new_tokens], in the order of the prompts, the samples of a prompt
-      together.
+      `Samples` of NumPy arrays [N, max_new_tokens], in the order of the prompts, the samples of a prompt together.
 
     Raises:
       ValueError: an argument out of its range; the message names it and the mend.
     """
-    request = _request(
+    prepared = _prepared_arguments(
         network,
         params,
         prompts,
         max_new_tokens=max_new_tokens,
         num_samples=num_samples,
+        limits=limits,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -106,14 +109,17 @@ def generate(
         logit_mask=logit_mask,
         record_routes=record_routes,
     )
-    _check_stop_strings(stop_strings, detokenize)
-    if stop_strings:
-        *_, state = _states(request, _STOP_STRING_CHUNK, stop_strings, detokenize)
+    rows = prepared.keys.shape[0]
+    stops = _stops_of_rows(stop_strings, detokenize, np.broadcast_to(num_samples, len(prompts)))
+    if any(stops):
+        *_, state = _states(prepared, _STOP_STRING_CHUNK, stops, detokenize)
         samples = finished(state)
     else:
-        *arguments, columns, record_routes = request
+        *arguments, columns, record_routes = prepared
         samples = decode(*arguments, max_new_tokens=columns, record_routes=record_routes)
     prompt_routes, samples = samples.prompt_routes, samples.replace(prompt_routes=None)
+    if prompt_routes is not None and len(prompt_routes) == rows:
+        prompt_routes = prompt_routes[np.cumsum(np.broadcast_to(num_samples, len(prompts))) - 1]
     samples = jax.tree.map(lambda x: x[:, :max_new_tokens] if x.ndim > 1 else x, jax.device_get(samples))
     return samples.replace(prompt_routes=jax.device_get(prompt_routes))
 
@@ -146,9 +152,9 @@ def stream(
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
-    _check_stop_strings(stop_strings, detokenize)
-    request = _request(network, params, [prompt], max_new_tokens=max_new_tokens, num_samples=1, **options)
-    return _stream(_states(request, chunk, stop_strings, detokenize))
+    stops = _stops_of_rows(stop_strings, detokenize, np.ones(1, int))
+    prepared = _prepared_arguments(network, params, [prompt], max_new_tokens=max_new_tokens, num_samples=1, **options)
+    return _stream(_states(prepared, chunk, stops, detokenize))
 
 
 def _stream(states: Iterator[State]) -> Iterator[list[int]]:
@@ -159,15 +165,15 @@ def _stream(states: Iterator[State]) -> Iterator[list[int]]:
         told = len(tokens)
 
 
-def _states(request: Request, chunk: int, stop_strings, detokenize) -> Iterator[State]:
+def _states(prepared: Prepared, chunk: int, stops: list[tuple[str, ...]], detokenize) -> Iterator[State]:
     """States of a decoding after one token and then after every `chunk`; each is void once the next is asked for."""
-    *arguments, columns, record_routes = request
+    *arguments, columns, record_routes = prepared
     network, params, *_, keys, sampling = arguments
     state = start(*arguments, max_new_tokens=columns, record_routes=record_routes)
     seen = np.zeros(keys.shape[0], np.int32)
     while True:
-        if stop_strings:
-            state = _cut(state, seen, stop_strings, detokenize)
+        if any(stops):
+            state = _cut(state, seen, stops, detokenize)
             seen = np.asarray(state.length)
         yield state
         if not (np.asarray(state.finish_reason) == RUNNING).any():
@@ -175,12 +181,12 @@ def _states(request: Request, chunk: int, stop_strings, detokenize) -> Iterator[
         state = advance(network, params, state, sampling, chunk)
 
 
-def _cut(state: State, seen: np.ndarray, stop_strings, detokenize) -> State:
-    """Ends the rows in which a stop string was completed after the first `seen` tokens."""
+def _cut(state: State, seen: np.ndarray, stops: list[tuple[str, ...]], detokenize) -> State:
+    """Ends the rows in which one of their stop strings was completed after the first `seen` tokens."""
     tokens = np.asarray(state.tokens)
     length, reason = np.array(state.length), np.array(state.finish_reason)
     for row in np.flatnonzero(length > seen):
-        end = _end_of_stop_string(tokens[row, : length[row]].tolist(), seen[row], stop_strings, detokenize)
+        end = _end_of_stop_string(tokens[row, : length[row]].tolist(), seen[row], stops[row], detokenize)
         if end is not None:
             length[row], reason[row] = end, STOP
     return state.replace(length=jnp.asarray(length), finish_reason=jnp.asarray(reason))
@@ -198,13 +204,15 @@ def _end_of_stop_string(tokens: list[int], seen: int, stop_strings, detokenize) 
     return next(count for count in range(seen + 1, len(tokens) + 1) if stops(count))
 
 
-def _request(
+def _prepared_arguments(
     network,
     params,
     prompts,
     *,
     max_new_tokens,
     num_samples,
+    limits=None,
+    temperature=1.0,
     seed=0,
     step=0,
     uids=None,
@@ -212,25 +220,31 @@ def _request(
     logit_mask=None,
     record_routes=False,
     **options,
-) -> Request:
+) -> Prepared:
     """Checks and pads the arguments of `generate`; `options` are those of `make_sampling`."""
     network, vocab_size = _prepared(network, params)
     if record_routes and getattr(network, "routed", None) is None:
         raise ValueError("record_routes is True, but the network has no experts; leave it out")
-    for name, number, least in (("num_samples", num_samples, 1), ("seed", seed, 0), ("step", step, 0)):
+    for name, number, least in (("seed", seed, 0), ("step", step, 0)):
         if not least <= number < 2**32:
             raise ValueError(f"{name} is {number}; it must be from {least} to 2**32 - 1")
     prompts = [np.asarray(prompt) for prompt in prompts]
     _check_prompts(prompts, vocab_size)
+    counts = _checked_counts(num_samples, len(prompts))
+    rows = int(counts.sum())
+    if len(set(counts.tolist())) > 1:
+        # Rows of a prompt would have to be equally many to be prefilled together.
+        prompts = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
     lengths = np.asarray([prompt.size for prompt in prompts], np.int32)
     width = _bucket(int(lengths.max()), buckets)
     padded = np.stack([np.pad(prompt, (0, width - prompt.size)) for prompt in prompts]).astype(np.int32)
-    rows = len(prompts) * num_samples
+    options |= {"temperature": _of_rows("temperature", temperature, counts), "logit_mask": logit_mask}
     if np.ndim(logit_mask) == 2:
-        logit_mask = np.repeat(logit_mask, num_samples, axis=0)
-    sampling = make_sampling(rows, vocab_size, max_new_tokens=max_new_tokens, logit_mask=logit_mask, **options)
+        options["logit_mask"] = _of_rows("logit_mask", logit_mask, counts)
+    most = max_new_tokens if limits is None else np.minimum(_of_rows("limits", limits, counts), max_new_tokens)
+    sampling = make_sampling(rows, vocab_size, max_new_tokens=most, **options)
     keys = row_keys(seed, step, _checked_uids(uids, rows))
-    return Request(network, params, padded, lengths, keys, sampling, _columns(max_new_tokens), record_routes)
+    return Prepared(network, params, padded, lengths, keys, sampling, _columns(max_new_tokens), record_routes)
 
 
 def _prepared(network, params) -> tuple[Any, int]:
@@ -255,6 +269,25 @@ def _check_prompts(prompts: list[np.ndarray], vocab_size: int) -> None:
             raise ValueError(f"prompts[{row}] holds {wrong}; token ids go from 0 to {vocab_size - 1} here")
 
 
+def _checked_counts(num_samples, prompts: int) -> np.ndarray:
+    """Samples of each prompt, int [P]."""
+    counts = np.asarray(num_samples)
+    if counts.shape not in ((), (prompts,)) or not np.issubdtype(counts.dtype, np.integer):
+        raise ValueError(f"num_samples is {num_samples}; give one integer, or one for each of the {prompts} prompts")
+    if counts.min() < 1 or counts.max() >= 2**32:
+        raise ValueError(f"num_samples is {num_samples}; it must be from 1 to 2**32 - 1")
+    return np.broadcast_to(counts, (prompts,))
+
+
+def _of_rows(name: str, value, counts: np.ndarray):
+    """What is given for each prompt, for each of its samples; what is given once stays as it is."""
+    if np.ndim(value) == 0:
+        return value
+    if len(value) != len(counts):
+        raise ValueError(f"{name} has {len(value)} entries; give one for all, or one for each of the {len(counts)} prompts")
+    return np.repeat(np.asarray(value), counts, axis=0)
+
+
 def _checked_uids(uids, rows: int) -> np.ndarray:
     uids = np.arange(rows) if uids is None else np.asarray(uids)
     if uids.shape != (rows,):
@@ -264,11 +297,17 @@ def _checked_uids(uids, rows: int) -> np.ndarray:
     return uids
 
 
-def _check_stop_strings(stop_strings, detokenize) -> None:
-    if isinstance(stop_strings, str) or not all(stop_strings):
+def _stops_of_rows(stop_strings, detokenize, counts: np.ndarray) -> list[tuple[str, ...]]:
+    """Stop strings of each row, for `counts` samples of each prompt; they are given once, or for each prompt."""
+    shared = all(isinstance(stop, str) for stop in stop_strings)
+    of_prompts = [tuple(stop_strings)] * len(counts) if shared else list(map(tuple, stop_strings))
+    if isinstance(stop_strings, str) or not all(all(stops) for stops in of_prompts):
         raise ValueError(f"stop_strings is {stop_strings!r}; give a list of texts that are not empty")
-    if stop_strings and detokenize is None:
+    if len(of_prompts) != len(counts):
+        raise ValueError(f"stop_strings has lists for {len(of_prompts)} prompts; give one for each of the {len(counts)}")
+    if any(of_prompts) and detokenize is None:
         raise ValueError(f"stop_strings={list(stop_strings)} needs detokenize; give a function from token ids to text")
+    return [stops for stops, count in zip(of_prompts, counts, strict=True) for _ in range(count)]
 
 
 def _bucket(longest: int, buckets: Sequence[int] | None) -> int:

@@ -32,7 +32,7 @@ def finish_name(code: int) -> str:
 
 @record
 class Samples:
-    """Completions of N rows in L columns. Past `length`, tokens and log-probabilities are 0.
+    """Completions of N rows in L columns. Past `length`, tokens, log-probabilities and entropies are 0.
 
     Attributes:
       tokens: int32 [N, L], sampled tokens, a stop id included.
@@ -43,6 +43,7 @@ class Samples:
         top-k, top-p and min-p. 0 for greedy and forced tokens, which were certain.
       length: int32 [N], number of tokens.
       finish_reason: int32 [N], `STOP` (a stop id or a stop string) or `LENGTH`; see `finish_name`.
+      entropy: float32 [N, L] or None, entropy (nats) of the tempered policy at each token: how open the choice was.
       routes: int16 [N, L, layers, k] or None, experts that each token was sent to when it was read; -1 for tokens that
         were not read any more, such as the last ones.
       prompt_routes: int16 [P, T, layers, k] or None, the same of the prompts' tokens.
@@ -54,6 +55,7 @@ class Samples:
     sampling_logp: Array
     length: Array
     finish_reason: Array
+    entropy: Array | None = None
     routes: Array | None = None
     prompt_routes: Array | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxrl_llm.networks import Network
 from jaxrl_llm.objectives import group_tokens
 from jaxrl_llm.objectives.candidates import of_groups
 from jaxrl_llm.scoring import STATISTICS, make_picker, make_scorer
-from jaxrl_llm.training.needs import POLICIES, REFERENCE_SAMPLES, refuse_missing
+from jaxrl_llm.training.needs import POLICIES, SAMPLES, refuse_missing
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.types import Batch, Rollouts
 
@@ -42,7 +43,7 @@ class Annotator:
 
 def statistics_of(who: str, needs) -> frozenset[str]:
     """Statistics of a policy among the needs of a method: "reference_logp" asks for "logp" of the reference."""
-    own = {name for name in needs if name.startswith(f"{who}_") and name != REFERENCE_SAMPLES}
+    own = {name for name in needs if name.startswith(f"{who}_") and name not in SAMPLES}
     return frozenset(name.removeprefix(f"{who}_") for name in own)
 
 
@@ -56,11 +57,8 @@ def scoring_passes(method: Method, annotators: Mapping[str, Annotator]) -> list[
     passes = [_candidates(method, annotators)] if "candidates" in method.needs and not group_rule(method) else []
     for who in POLICIES:
         statistics = statistics_of(who, method.needs)
-        unknown = sorted(statistics - STATISTICS - {"logp"})
-        if unknown:
-            raise ValueError(f"{method.name!r} needs {who}_{unknown[0]}; of a policy there are {sorted(STATISTICS | {'logp'})}")
         if statistics:
-            passes.append(statistics_pass(who, _annotator(method, annotators, who), statistics))
+            passes.append(statistics_pass(who, _annotator(method.name, annotators, who), statistics))
     return passes
 
 
@@ -69,14 +67,21 @@ def group_rule(method: Method) -> bool:
     return any(map(of_groups, method.candidates))
 
 
-def _annotator(method: Method, annotators: Mapping[str, Annotator], who: str) -> Annotator:
+def _annotator(method: str, annotators: Mapping[str, Annotator], who: str) -> Annotator:
     if who not in annotators:
-        raise ValueError(f"{method.name!r} needs a {who} policy, and there is none; set config.{who}.directory")
+        raise ValueError(f"{method!r} needs a {who} policy, and there is none; set config.{who}.directory")
     return annotators[who]
 
 
 def statistics_pass(who: str, annotator: Annotator, statistics: frozenset[str]) -> Pass:
-    """The pass that adds those statistics of a policy, "{who}_{statistic}"."""
+    """The pass that adds those statistics of a policy, "{who}_{statistic}".
+
+    Raises:
+      ValueError: a statistic that is none.
+    """
+    unknown = sorted(name for name in statistics - {"logp"} if name.partition(":")[0] not in STATISTICS)
+    if unknown:
+        raise ValueError(f"{who}_{unknown[0]} is no statistic of a policy; there are {sorted(STATISTICS | {'logp'})}")
     score = jax.jit(make_scorer(annotator.network, statistics - {"logp"}, temperature=annotator.temperature))
 
     def scored(state, batch: Batch) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def _candidates(method: Method, annotators: Mapping[str, Annotator]) -> Pass:
     if len(rules) != 1:
         raise ValueError(f"{method.name!r} looks at candidates of {len(rules)} rules, {sorted(map(repr, rules))}; give it one")
     (rule,) = rules
-    annotator = _annotator(method, annotators, dict(rule.options)["of"])
+    annotator = _annotator(method.name, annotators, dict(rule.options)["of"])
     pick = jax.jit(make_picker(annotator.network, rule, temperature=annotator.temperature))
 
     def picked(state, batch: Batch) -> dict[str, Any]:
@@ -118,13 +123,39 @@ def make_annotate(
         if from_groups:
             rollouts = rollouts.replace(extras=rollouts.extras | {"candidates": group_tokens(rollouts)})
         for scored in passes:
-            batch = pack(rollouts, width, multiple=run.row_multiple(parts), step=step)
-            found = in_parts(run, scored, state, batch, parts)
-            added = {name: unpack(values, batch, *rollouts.tokens.shape) for name, values in found.items()}
+            added = _of_rollouts(run, scored, state, rollouts, width=width, parts=parts, step=step)
             rollouts = rollouts.replace(extras=rollouts.extras | added)
         return rollouts
 
     return annotate
+
+
+def make_statistics(run: Run, method: str, annotators: Mapping[str, Annotator], *, width: int, parts: int) -> Callable:
+    """Builds `statistics(state, step, rollouts, who, names) -> arrays [N, T, ...] by name`, for strategies that score.
+
+    Args:
+      run: the run.
+      method: name of the method that asks.
+      annotators: policies by name.
+      width: tokens of a packed row, more where a rollout has more.
+      parts: number of parts that the rows are scored in.
+    """
+    # Compiled once for a run, however often a strategy asks.
+    passes = functools.cache(lambda who, names: statistics_pass(who, _annotator(method, annotators, who), frozenset(names)))
+
+    def statistics(state, step: int, rollouts: Rollouts, who: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        wide = max(width, rollouts.tokens.shape[1])
+        found = _of_rollouts(run, passes(who, names), state, rollouts, width=wide, parts=parts, step=step)
+        return {name.removeprefix(f"{who}_"): values for name, values in found.items()}
+
+    return statistics
+
+
+def _of_rollouts(run: Run, scored: Pass, state, rollouts: Rollouts, *, width: int, parts: int, step: int) -> dict:
+    """What a pass says of the rollouts, [N, T, ...] by name."""
+    batch = pack(rollouts, width, multiple=run.row_multiple(parts), step=step)
+    found = in_parts(run, scored, state, batch, parts)
+    return {name: unpack(values, batch, *rollouts.tokens.shape) for name, values in found.items()}
 
 
 def in_parts(run: Run, score, state, batch: Batch, parts: int):

@@ -363,7 +363,7 @@ def method_options(config: ConfigDict) -> dict:
     except ValueError as error:
         hint = "config.method.options come from the file; --config.method.options='{}' drops them all"
         raise ValueError(f"{error} ({hint})") from error
-    samples = dict(method.strategy.options)["samples"]
+    samples = method.strategy.options["samples"]
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"config.method.options.samples is {samples!r}; it must be an integer of at least 1")
     return options

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -55,12 +54,10 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     failures: list[rewards.RewardFailure] = []
     with build.build_pool(config) as pool:
         chosen = {name: build_reward(name, config)}
-        collect = functools.partial(
-            rollouts.collect,
-            network.without_params(),
-            network.params,
-            tokenizer,
-            make_score(pool, chosen, config.rewards.deadline_seconds, told=set(), failures=failures),
+        io = rollouts.Io(
+            tokenizer=tokenizer,
+            policies={"policy": lambda: (network.without_params(), network.params)},
+            rewards=make_score(pool, chosen, config.rewards.deadline_seconds, told=set(), failures=failures),
             sampling=build.evaluation_sampling(config, tokenizer),
             max_prompt_tokens=config.task.max_prompt_tokens,
             seed=config.seed,
@@ -83,7 +80,7 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
             "agree": agree,
             "greedy": settings.temperature == 0,
         }
-        measured, records = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
+        measured, records = evaluate(io.sample, examples, samples=settings.samples, batch=batch, **options)
         warn_of_gap(measured, bound, 0)
         return measured | {"evaluation/timeouts": timeouts(failures)}, records
 

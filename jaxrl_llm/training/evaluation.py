@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_llm.rollouts import Collection, Request, requests_for
 from jaxrl_llm.training.agreement import Agree, Agreement
 
 _LOGGER = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def summarise(
 
 
 def evaluate(
-    collect: Callable[..., Any],
+    sample: Callable[[Sequence[Request]], Collection],
     examples: Sequence[dict[str, Any]],
     *,
     samples: int,
@@ -130,7 +131,7 @@ def evaluate(
     """Samples, scores and summarises.
 
     Args:
-      collect: `(examples, prompt_ids, samples, first_uid) -> Collection` whose first reward decides what is correct.
+      sample: as `rollouts.Io.sample`; the first reward decides what is correct.
       examples: held-out prompts.
       samples: k of each prompt.
       batch: prompts sampled at a time.
@@ -150,7 +151,7 @@ def evaluate(
         part = [examples[index] for index in range(start, min(start + batch, len(examples)))]
         # A last part of another size would compile another program: it is filled up, and the filling dropped.
         filled = part + [part[0]] * (min(batch, len(examples)) - len(part))
-        found = collect(filled, range(start, start + len(filled)), samples, start * samples)
+        found = sample(requests_for(filled, range(start, start + len(filled)), samples=samples))
         records += found.records[: len(part) * samples]
         if agree is not None:
             agreement += agree(found.rollouts, len(part) * samples)

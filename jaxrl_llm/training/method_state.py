@@ -1,4 +1,4 @@
-"""The state of a method in training: that of its estimator and that of each of its controllers."""
+"""The state of a method in training: that of its strategy, of its estimator and of each of its controllers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ MethodState = dict[str, Any]
 def initial_method_state(method: Method) -> MethodState:
     """State before the first step."""
     controllers = {name: controller.init() for name, controller in method.controllers}
-    return jax.tree.map(jnp.asarray, {"estimator": method.estimator.init(), "controllers": controllers})
+    strategy = () if method.strategy is None else method.strategy.init()
+    return jax.tree.map(jnp.asarray, {"strategy": strategy, "estimator": method.estimator.init(), "controllers": controllers})
 
 
 def make_estimate(method: Method) -> Callable[[Rollouts, MethodState, jax.Array], tuple[Rollouts, MethodState]]:

@@ -6,14 +6,14 @@ from jaxrl_llm.data import PAIR
 from jaxrl_llm.methods import Method
 from jaxrl_llm.types import ROWS_OF, Rollouts
 
-# What a strategy asks for that has the reference policy answer.
-REFERENCE_SAMPLES = "reference_samples"
+# What a strategy asks for that has the reference policy, or the teacher, answer or score.
+SAMPLES = frozenset({"reference_samples", "teacher_samples"})
 # Whose statistics an annotation may be: "proximal_logp", "reference_candidate_logp", "teacher_entropy"...
 POLICIES = ("proximal", "reference", "teacher")
 GOLD_TEXTS, MISMATCHED = "rows_of_gold_texts", "mismatched_ratio"
 # What the loop itself adds to rollouts, by what a method learns from: from samples, answers, a critic, and pairs.
 GIVEN = {
-    "samples": frozenset({"behavior_logp", "behavior_value", "answer", "candidates", REFERENCE_SAMPLES}),
+    "samples": frozenset({"behavior_logp", "behavior_value", "answer", "candidates", "behavior_entropy"}),
     "pairs": frozenset({"preference", "margin", "candidates", GOLD_TEXTS, MISMATCHED}),
     "completions": frozenset({"candidates"}),
 }

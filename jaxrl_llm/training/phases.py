@@ -119,7 +119,7 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
     count = min(settings.prompts, len(run.test_source))
     examples = [run.test_source[index] for index in range(count)]
     failures: list[rewards.RewardFailure] = []
-    collect = run.evaluation_collector(params, number, failures)
+    io = run.evaluation_io(params, number, failures)
     name = settings.reward or run.config.rewards.names[0]
     batch, rl = min(settings.batch, count), run.config.rl
     agree = make_agree(
@@ -135,5 +135,5 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
     options = {"final_answer": rewards.answer_of(run.rewards[name]), "agree": agree, "greedy": settings.temperature == 0}
     told = counter(f"evaluating held-out prompts at step {number}", enabled=run.config.log.live)
     options |= {"success": settings.success, "told": told}
-    measured, _ = evaluate(collect, examples, samples=settings.samples, batch=batch, **options)
+    measured, _ = evaluate(io.sample, examples, samples=settings.samples, batch=batch, **options)
     return measured | {"evaluation/timeouts": timeouts(failures)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -16,7 +18,7 @@ from jaxrl_llm.networks import Network, decoder
 from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.objectives import policy_gap
 from jaxrl_llm.rewards import RewardFailure, answer_of, final_answer
-from jaxrl_llm.rollouts import Collection, informative_groups, select_rows
+from jaxrl_llm.rollouts import Collection, Io, informative_groups, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
 from jaxrl_llm.training import annotate, losses
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
@@ -115,6 +117,8 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     """
     rl, method = run.config.rl, run.method
     annotated = make_annotate(run, reference)
+    annotators, parts = policy_annotators(run, reference), rl.micro_batches
+    statistics = annotate.make_statistics(run, method.name, annotators, width=row_tokens(run), parts=parts)
     average = moving_reference(method, rl.reference)
     follow = None if average is None else jax.jit(average.update)
     answer = answer_of(run.rewards[run.config.rewards.names[0]])
@@ -129,8 +133,11 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
 
     def step(state: TrainState, cursor: Cursor, number: int):
         failures: list[RewardFailure] = []
-        collect = _collector(run, state, reference, number, failures)
-        collection, cursor, metrics = method.strategy(run.draw, collect, cursor, rl.prompts)
+        scored = functools.partial(statistics, state, number)
+        io = strategy_io(run, state, reference, number, failures, cursor=cursor, statistics=scored)
+        remembered = jax.device_get(state.method_state["strategy"])
+        collection, remembered, metrics = method.strategy.run(io, remembered, rl.prompts)
+        state = state.replace(method_state=state.method_state | {"strategy": jax.tree.map(jnp.asarray, remembered)})
         rollouts = annotated(state, with_answers(method, collection, answer), number)
         metrics |= rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
         key = jax.random.fold_in(state.key, number)
@@ -142,21 +149,19 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
         method_state = after_step(method, before, state.method_state, metrics)
         if follow is not None:
             method_state |= {"reference": follow(policy_params(run, state), method_state["reference"])[1]}
-        return state.replace(method_state=method_state), cursor, metrics, collection.records
+        return state.replace(method_state=method_state), io.cursor, metrics, collection.records
 
     return step
 
 
-def _collector(run: Run, state: TrainState, reference, number: int, failures: list) -> Callable[..., Collection]:
-    """The collector of the policy; with `answers="reference"` it is that of the reference policy."""
-    own = run.collector(policy_params(run, state), number, failures)
-
-    def collect(*arguments, answers: str = "sampled") -> Collection:
-        if answers == "reference":
-            return run.collector(reference_params(state, reference), number, failures)(*arguments)
-        return own(*arguments, answers=answers)
-
-    return collect
+def strategy_io(run: Run, state: TrainState, reference, number: int, failures: list | None = None, **changes) -> Io:
+    """What the strategy may do in a step: all policies of the run answer, under the parameters of the state."""
+    params = policy_params(run, state)
+    policies = run.policies(params)
+    if run.method.needs_reference:
+        policies["reference"] = lambda: (run.network.without_params(), run.whole(reference_params(state, reference)))
+    entropy = "behavior_entropy" in run.method.needs
+    return run.io(params, number, failures, policies=policies, keeps_entropy=entropy, **changes)
 
 
 def row_tokens(run: Run) -> int:
@@ -175,19 +180,24 @@ def _scorer(run: Run, needs: frozenset[str]):
 
 def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts, int], Rollouts]:
     """Builds `annotate(state, rollouts, step) -> rollouts` with what the method needs in `extras`."""
-    network, temperature = run.network.without_params(), run.config.rl.temperature
-    annotators = {
-        "proximal": Annotator(network, lambda state: run.whole(policy_params(run, state)), temperature),
-        "reference": Annotator(network, lambda state: run.whole(reference_params(state, reference)), temperature),
-    }
-    if run.teacher is not None:
-        annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params, temperature)
-    passes = scoring_passes(run.method, annotators)
+    passes = scoring_passes(run.method, policy_annotators(run, reference))
     if run.method.needs_critic:
         passes.append(_values_pass(run))
     return annotate.make_annotate(
         run, passes, width=row_tokens(run), parts=run.config.rl.micro_batches, from_groups=annotate.group_rule(run.method)
     )
+
+
+def policy_annotators(run: Run, reference) -> dict[str, Annotator]:
+    """Who can score rollouts, at the temperature of their sampling; before its updates the policy is the proximal one."""
+    network, temperature = run.network.without_params(), run.config.rl.temperature
+    policy = Annotator(network, lambda state: run.whole(policy_params(run, state)), temperature)
+    annotators = {"policy": policy, "proximal": policy}
+    if run.method.needs_reference:
+        annotators["reference"] = Annotator(network, lambda state: run.whole(reference_params(state, reference)), temperature)
+    if run.teacher is not None:
+        annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params, temperature)
+    return annotators
 
 
 def _values_pass(run: Run):

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, methods, reading, rewards, rollouts
-from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices
+from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices, weighted_indices
 from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import build, metrics, scores
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
@@ -109,9 +109,14 @@ class Run:
         shards = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         return micro_batches * shards
 
-    def draw(self, cursor: Cursor, count: int) -> tuple[list[dict[str, Any]], list[int], Cursor]:
-        """The next `count` examples of the source, their numbers, and the cursor after them."""
-        indices, cursor = next_indices(len(self.source), cursor, count, self.config.seed)
+    def draw(
+        self, cursor: Cursor, count: int, weights: np.ndarray | None = None
+    ) -> tuple[list[dict[str, Any]], list[int], Cursor]:
+        """The next `count` examples of the source, or so many in proportion to weights; their numbers, and the cursor then."""
+        if weights is None:
+            indices, cursor = next_indices(len(self.source), cursor, count, self.config.seed)
+        else:
+            indices, cursor = weighted_indices(self._checked_weights(weights), cursor, count, self.config.seed)
         return [self.source[int(index)] for index in indices], [int(index) for index in indices], cursor
 
     def scorer(self, names: Sequence[str], step: int, failures: list | None = None) -> Callable[..., np.ndarray]:
@@ -132,32 +137,35 @@ class Run:
             step=step,
         )
 
-    def collector(self, params, step: int, failures: list | None = None) -> Callable[..., rollouts.Collection]:
-        """`(examples, prompt_ids, samples, first_uid) -> Collection` under `params`, for training."""
-        score = self.scorer(self.config.rewards.names, step + 1, failures)
-        sampling = build.training_sampling(self.config, self.tokenizer)
-        weights = tuple(self.config.rewards.weights)
-        return self._collector(params, score, sampling, self.config.seed, step, weights)
+    def _checked_weights(self, weights: np.ndarray) -> np.ndarray:
+        if np.shape(weights) != (len(self.source),):
+            raise ValueError(f"weights has shape {np.shape(weights)}; give one for each of the {len(self.source)} examples")
+        return weights
 
-    def evaluation_collector(self, params, step: int, failures: list | None = None) -> Callable[..., rollouts.Collection]:
+    def policies(self, params) -> dict[str, Callable[[], tuple[Network, Any]]]:
+        """The policy with these parameters and the teacher, where there is one, as `rollouts.Io` wants them."""
+        found = {"policy": lambda: (self.network.without_params(), self.whole(params))}
+        if self.teacher is not None:
+            found["teacher"] = lambda: (self.teacher.without_params(), self.teacher.params)
+        return found
+
+    def io(self, params, step: int, failures: list | None = None, **changes) -> rollouts.Io:
+        """What a strategy may do in a step of training under `params`; `changes` are attributes of `rollouts.Io`."""
+        score = self.scorer(self.config.rewards.names, step + 1, failures)
+        usual = {"reward_weights": tuple(self.config.rewards.weights), "drawing": self.draw, "cursor": Cursor()}
+        sampling = build.training_sampling(self.config, self.tokenizer)
+        return self._io(params, score, sampling, self.config.seed, step, **(usual | changes))
+
+    def evaluation_io(self, params, step: int, failures: list | None = None) -> rollouts.Io:
         """The same for held-out prompts: scored by the evaluation's reward alone."""
         score = self.scorer((self.config.evaluation.reward or self.config.rewards.names[0],), step, failures)
         sampling = build.evaluation_sampling(self.config, self.tokenizer)
-        return self._collector(params, score, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step)
+        return self._io(params, score, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step)
 
-    def _collector(self, params, score, sampling, seed: int, step: int, reward_weights=()):
-        return functools.partial(
-            rollouts.collect,
-            self.network.without_params(),
-            self.whole(params),
-            self.tokenizer,
-            score,
-            sampling=sampling,
-            reward_weights=reward_weights,
-            max_prompt_tokens=self.config.task.max_prompt_tokens,
-            seed=seed,
-            step=step,
-        )
+    def _io(self, params, score, sampling, seed: int, step: int, **changes) -> rollouts.Io:
+        usual = {"tokenizer": self.tokenizer, "max_prompt_tokens": self.config.task.max_prompt_tokens}
+        usual |= {"policies": self.policies(params), "sampling": sampling, "rewards": score, "seed": seed, "step": step}
+        return rollouts.Io(**(usual | changes))
 
 
 @contextlib.contextmanager

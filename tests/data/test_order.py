@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrl_llm import data
+from jaxrl_llm.data import Cursor, weighted_indices
 
 SIZES = st.integers(1, 40)
 SEEDS = st.integers(0, 2**32)
@@ -60,3 +61,36 @@ def test_errors():
         data.next_indices(5, (0, 7), 1, 0)
     with pytest.raises(ValueError, match="at least one example"):
         data.epoch_order(0, 0, 0)
+
+
+def test_weighted_draws_are_different_examples_in_proportion_to_their_weights():
+    weights = np.array([0.0, 1.0, 2.0, 4.0, 0.0, 1.0])
+    first, cursor = np.zeros(6), Cursor()
+    for _ in range(4000):
+        chosen, cursor = weighted_indices(weights, cursor, 2, seed=5)
+        assert chosen[0] != chosen[1] and weights[chosen].all()
+        first[chosen[0]] += 1
+    np.testing.assert_allclose(first / 4000, weights / 8, atol=0.03)
+    assert cursor == Cursor(*divmod(8000, 6))
+
+
+def test_a_weighted_draw_is_a_function_of_seed_and_cursor():
+    weights = np.arange(1.0, 9.0)
+    chosen, after = weighted_indices(weights, Cursor(1, 3), 8, seed=2)
+    assert sorted(chosen) == list(range(8)) and after == Cursor(2, 3)
+    again, _ = weighted_indices(weights, Cursor(1, 3), 8, seed=2)
+    np.testing.assert_array_equal(chosen, again)
+    assert any((weighted_indices(weights, Cursor(1, 4), 8, seed=seed)[0] != chosen).any() for seed in (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, -1.0, 1.0], "the weight of example 1 is -1.0"),
+        ([1.0, 1.0, np.nan], "the weight of example 2 is nan"),
+        ([1.0, 0.0, 0.0], "1 examples have a weight above 0, and 2 are to be drawn"),
+    ],
+)
+def test_impossible_weights_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        weighted_indices(np.array(weights), Cursor(), 2, seed=0)

@@ -55,7 +55,9 @@ def compiled_update(network, mesh):
         opt_state=like_params(state.opt_state, by_parameter, transform_non_params=lambda _: everywhere),
     )
     integers, floats = (np.zeros((ROWS, TOKENS), dtype) for dtype in ("int32", "float32"))
-    batch = Batch(tokens=integers, mask=floats, advantage=floats, behavior_logp=floats, reference_logp=floats).replace(step=None)
+    batch = Batch(tokens=integers, mask=floats, advantage=floats, behavior_logp=floats, reference_logp=floats).replace(
+        step=None
+    )
     update = make_update(network, methods.get("grpo").objective, optimizer, micro_batches=4)
     donating = jax.jit(update, donate_argnums=0)
     inputs = placed(state, shardings), placed(batch, batch_sharding(mesh))

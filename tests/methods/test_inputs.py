@@ -152,8 +152,9 @@ def test_what_each_phase_gives_is_needed_by_a_method_of_it():
         needed = set().union(
             *(methods.get(name).needs for name in methods.names() if methods.get(name).learns_from == material)
         )
-        # A margin is read where it is there; candidates go with any method that names a rule for them.
-        assert names - needed <= {"margin", "candidates"}, material
+        # A margin is read where it is there; candidates go with any method that names a rule for them; a strategy that forks
+        # where the sampler was unsure names its entropy.
+        assert names - needed <= {"margin", "candidates", "behavior_entropy"}, material
 
 
 # ---- options

@@ -22,6 +22,7 @@ def samples_of(completions, columns=4) -> Samples:
         logp=logp,
         tempered_logp=2 * logp,
         sampling_logp=3 * logp,
+        entropy=5 * logp,
         length=length,
         finish_reason=np.ones(rows, np.int32),
     )

@@ -3,35 +3,54 @@
 import numpy as np
 import pytest
 
-from jaxrl_llm.rollouts import Collection, dynamic_sampling, grouped, grouped_with_anchors, grouped_with_greedy, guided
+from jaxrl_llm.rollouts import (
+    Collection,
+    Io,
+    dynamic_sampling,
+    grouped,
+    grouped_with_anchors,
+    grouped_with_greedy,
+    guided,
+    stateful_strategy,
+)
 from jaxrl_llm.types import Rollouts
 
 
-class Source:
+class Source(Io):
     """Prompts 0, 1, 2... whose samples get the rewards of `table[prompt]`; remembers what was asked of it."""
 
-    def __init__(self, table):
-        self.table, self.draws, self.collections, self.answers = table, [], [], []
+    def __init__(self, table, cursor=0):
+        nothing = dict.fromkeys(("tokenizer", "policies", "sampling", "max_prompt_tokens", "seed", "step"))
+        super().__init__(**nothing, drawing=self.drawn, cursor=cursor)
+        self.table, self.draws, self.asked = table, [], []
 
-    def draw(self, cursor, count):
+    def drawn(self, cursor, count, weights):
         numbers = list(range(cursor, cursor + count))
         self.draws.append((cursor, count))
         return [{"prompt": str(number)} for number in numbers], numbers, cursor + count
 
-    def collect(self, examples, prompt_ids, num_samples, first_uid, answers="sampled"):
-        self.answers.append(answers)
-        rows = len(examples) * num_samples
-        self.collections.append((list(prompt_ids), range(first_uid, first_uid + rows)))
-        rewards = np.array([self.table(number, sample) for number in prompt_ids for sample in range(num_samples)], np.float32)
+    def sample(self, requests, *, rewarded=True):
+        self.asked.append(requests)
+        rows = [(request, sample) for request in requests for sample in range(request.samples)]
+        rewards = np.array([self.table(request.prompt_id, sample) for request, sample in rows], np.float32)
+        numbers = np.array([request.prompt_id for request, _ in rows], np.int32)
         rollouts = Rollouts(
-            tokens=np.repeat(np.asarray(prompt_ids, np.int32), num_samples)[:, None] * np.ones((1, 3), np.int32),
-            length=np.full(rows, 3, np.int32),
-            mask=np.ones((rows, 3), np.float32),
-            rewards=rewards.reshape(rows, -1),
-            group=np.repeat(np.arange(len(examples), dtype=np.int32), num_samples),
-            prompt_id=np.repeat(np.asarray(prompt_ids, np.int32), num_samples),
+            tokens=numbers[:, None] * np.ones((1, 3), np.int32),
+            length=np.full(len(rows), 3, np.int32),
+            mask=np.ones((len(rows), 3), np.float32),
+            rewards=rewards.reshape(len(rows), -1),
+            group=np.array([request.group for request, _ in rows], np.int32),
+            prompt_id=numbers,
         )
-        return Collection(rollouts, [{"prompt": example["prompt"]} for example in examples for _ in range(num_samples)])
+        records = [{"prompt": request.example["prompt"]} for request, _ in rows]
+        return Collection(rollouts, records, [request for request, _ in rows], np.ones(len(rows), np.int32))
+
+
+def run(strategy, source, prompts):
+    """Collection, cursor and metrics of a step of a strategy without state."""
+    collection, state, metrics = strategy.run(source, strategy.init(), prompts)
+    assert state == ()
+    return collection, source.cursor, metrics
 
 
 def informative(prompts):
@@ -40,16 +59,16 @@ def informative(prompts):
 
 
 def test_grouped_samples_each_prompt():
-    source = Source(informative({1}))
-    collection, cursor, metrics = grouped(samples=3)(source.draw, source.collect, 10, 2)
+    source = Source(informative({1}), cursor=10)
+    collection, cursor, metrics = run(grouped(samples=3), source, 2)
     assert (cursor, metrics) == (12, {})
     np.testing.assert_array_equal(collection.rollouts.prompt_id, [10, 10, 10, 11, 11, 11])
-    assert source.collections == [([10, 11], range(6))]
+    assert [(request.prompt_id, request.samples) for request in source.asked[0]] == [(10, 3), (11, 3)]
 
 
 def test_dynamic_sampling_keeps_only_informative_groups_until_there_are_enough():
     source = Source(informative({1, 4, 5, 6, 7}))
-    collection, cursor, metrics = dynamic_sampling(samples=2)(source.draw, source.collect, 0, 3)
+    collection, cursor, metrics = run(dynamic_sampling(samples=2), source, 3)
     rollouts = collection.rollouts
     np.testing.assert_array_equal(rollouts.prompt_id, [1, 1, 4, 4, 5, 5])
     assert [record["prompt"] for record in collection.records] == list("114455")
@@ -62,25 +81,18 @@ def test_dynamic_sampling_keeps_only_informative_groups_until_there_are_enough()
 
 def test_further_prompts_beyond_the_wanted_are_left_out():
     source = Source(informative(set(range(9))))
-    collection, cursor, _ = dynamic_sampling(samples=2)(source.draw, source.collect, 0, 2)
+    collection, cursor, _ = run(dynamic_sampling(samples=2), source, 2)
     np.testing.assert_array_equal(collection.rollouts.prompt_id, [0, 0, 1, 1])
     assert cursor == 2
     source = Source(informative({1, 2, 3}))
-    collection, cursor, _ = dynamic_sampling(samples=2)(source.draw, source.collect, 0, 2)
+    collection, cursor, _ = run(dynamic_sampling(samples=2), source, 2)
     np.testing.assert_array_equal(collection.rollouts.prompt_id, [1, 1, 2, 2])
     assert cursor == 4
 
 
-def test_numbers_of_samples_differ_between_rounds():
-    source = Source(informative(set()))
-    dynamic_sampling(samples=4, max_rounds=3)(source.draw, source.collect, 0, 2)
-    uids = [uid for _, numbers in source.collections for uid in numbers]
-    assert len(uids) == len(set(uids)) == 3 * 2 * 4
-
-
 def test_rounds_end():
     source = Source(informative({3}))
-    collection, cursor, metrics = dynamic_sampling(samples=2, max_rounds=4)(source.draw, source.collect, 0, 2)
+    collection, cursor, metrics = run(dynamic_sampling(samples=2, max_rounds=4), source, 2)
     assert len(source.draws) == 4 and cursor == 8
     np.testing.assert_array_equal(collection.rollouts.prompt_id, [3, 3])
     assert metrics == {"dynamic_sampling/rounds": 4.0, "dynamic_sampling/kept": 1 / 8}
@@ -88,7 +100,7 @@ def test_rounds_end():
 
 def test_where_nothing_is_informative_the_last_round_stands():
     source = Source(informative(set()))
-    collection, cursor, metrics = dynamic_sampling(samples=2, max_rounds=3)(source.draw, source.collect, 0, 2)
+    collection, cursor, metrics = run(dynamic_sampling(samples=2, max_rounds=3), source, 2)
     np.testing.assert_array_equal(collection.rollouts.prompt_id, [4, 4, 5, 5])
     assert cursor == 6 and metrics["dynamic_sampling/kept"] == 0.0
     assert len(collection.records) == 4
@@ -98,14 +110,14 @@ def test_missing_rewards_do_not_make_a_group_informative():
     """Prompt 0: one reward and one missing; prompt 1: all missing; prompt 2: components that cancel; prompt 3: real."""
     rewards = {0: [(1, np.nan), (np.nan, np.nan)], 1: [(np.nan, np.nan)] * 2, 2: [(1, 0), (0, 1)], 3: [(1, np.nan), (0, 0)]}
     source = Source(lambda number, sample: rewards[number][sample])
-    collection, _, _ = dynamic_sampling(samples=2, max_rounds=1)(source.draw, source.collect, 0, 4)
+    collection, _, _ = run(dynamic_sampling(samples=2, max_rounds=1), source, 4)
     np.testing.assert_array_equal(collection.rollouts.prompt_id, [3, 3])
 
 
 def test_no_rounds_at_all_are_refused():
     source = Source(informative(set()))
     with pytest.raises(ValueError, match="max_rounds is 0"):
-        dynamic_sampling(max_rounds=0)(source.draw, source.collect, 0, 2)
+        run(dynamic_sampling(max_rounds=0), source, 2)
 
 
 def test_strategies_print_and_compare():
@@ -114,29 +126,48 @@ def test_strategies_print_and_compare():
 
 
 def test_greedy_completions_are_a_baseline_beside_the_rollouts():
-    source = Source(lambda number, sample: 10 * number + sample)
+    source = Source(lambda number, sample: 10 * number + sample, cursor=1)
     strategy = grouped_with_greedy(samples=2)
-    collection, cursor, metrics = strategy(source.draw, source.collect, 1, 2)
+    collection, cursor, metrics = run(strategy, source, 2)
     np.testing.assert_array_equal(collection.rollouts.extras["greedy_reward"], [10, 10, 20, 20])
     np.testing.assert_array_equal(collection.rollouts.rewards[:, 0], [10, 11, 20, 21])
-    assert source.answers == ["sampled", "greedy"] and source.collections[1] == ([1, 2], range(4, 6))
+    assert [(request.prompt_id, request.temperature, request.samples) for request in source.asked[1]] == [(1, 0, 1), (2, 0, 1)]
     assert cursor == 3 and metrics == {"greedy_reward": 15.0} and strategy.provides == {"greedy_reward"}
 
 
 def test_demonstrations_join_the_groups_of_their_prompts():
     source = Source(informative({0}))
-    collection, cursor, _ = guided(samples=2, demonstrations=1)(source.draw, source.collect, 0, 2)
+    collection, cursor, _ = run(guided(samples=2, demonstrations=1), source, 2)
     np.testing.assert_array_equal(collection.rollouts.group, [0, 0, 1, 1, 0, 1])
     np.testing.assert_array_equal(collection.rollouts.prompt_id, [0, 0, 1, 1, 0, 1])
-    assert source.answers == ["sampled", "given"] and len(collection.records) == 6 and cursor == 2
+    assert [request.by for request in source.asked[0]] == ["policy", "policy", "given", "given"]
+    assert len(collection.records) == 6 and cursor == 2
 
 
 def test_anchors_are_rewards_of_the_reference_policy():
-    source = Source(lambda number, sample: 10 * number + sample)
+    source = Source(lambda number, sample: 10 * number + sample, cursor=1)
     strategy = grouped_with_anchors(samples=2, anchors=3)
-    collection, _, metrics = strategy(source.draw, source.collect, 1, 2)
+    collection, _, metrics = run(strategy, source, 2)
     found = collection.rollouts.extras
     np.testing.assert_array_equal(found["anchor_rewards"], [[10, 11, 12]] * 2 + [[20, 21, 22]] * 2)
     np.testing.assert_array_equal(found["anchor_reward"], [11, 11, 21, 21])
-    assert source.answers == ["sampled", "reference"] and source.collections[1] == ([1, 2], range(4, 10))
+    assert [(request.by, request.prompt_id, request.samples) for request in source.asked[1]] == [
+        ("reference", 1, 3), ("reference", 2, 3),
+    ]  # fmt: skip
     assert metrics == {"anchor_reward": 16.0} and strategy.annotations == {"reference_samples"}
+
+
+@stateful_strategy(lambda *, samples: np.zeros(4, np.int32))
+def counted(io, state, prompts, *, samples=2):
+    """Counts how often each prompt was drawn."""
+    collection, _, _ = grouped(samples=samples).run(io, (), prompts)
+    return collection, state + np.bincount(collection.rollouts.prompt_id, minlength=4), {}
+
+
+def test_the_state_of_a_strategy_goes_from_step_to_step():
+    strategy, source = counted(), Source(informative({0}))
+    state = strategy.init()
+    for expected in ([2, 2, 0, 0], [2, 2, 2, 2]):
+        _, state, _ = strategy.run(source, state, 2)
+        np.testing.assert_array_equal(state, expected)
+    assert strategy == counted(samples=2) and strategy.options == {"samples": 2} and repr(strategy) == "counted()"

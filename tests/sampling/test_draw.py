@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.sampling import draw, inverse_cdf, make_sampling
+from jaxrl_llm.sampling.draw import tempered_entropy
 
 DRAW = jax.jit(draw)
 # XLA computes a product anew for each use: in one rounded together with the sum after it, in another apart.
@@ -101,6 +102,20 @@ def test_frequencies_follow_the_distribution(setting):
     statistic = ((counts - expected)[likely] ** 2 / expected[likely]).sum()
     freedom = likely.sum() - 1
     assert statistic < freedom + 4 * np.sqrt(2 * freedom)
+
+
+def test_the_entropy_is_that_of_the_tempered_policy():
+    logits = np.random.default_rng(3).normal(size=(4, 7)).astype(np.float32) * 3
+    logits[1, 2:5], logits[2, 1:] = -np.inf, -np.inf
+    temperature = np.array([1.0, 0.5, 1.0, 0.0], np.float32)
+    expected = []
+    for row, heat in zip(logits.astype(np.float64), [1.0, 0.5, 1.0, 1.0], strict=True):
+        weights = np.exp(row / heat)
+        shares = [weight / weights.sum() for weight in weights if weight > 0]
+        expected.append(-sum(share * np.log(share) for share in shares))
+    found = jax.jit(tempered_entropy)(logits, temperature)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert found[2] == 0
 
 
 def test_of_equal_logits_the_lower_ids_stay():

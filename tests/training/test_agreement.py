@@ -63,9 +63,9 @@ def test_what_parts_found_is_added_up():
 
 
 def test_an_evaluation_reports_and_warns(caplog):
-    def collect(examples, prompt_ids, samples, first_uid):
+    def sample(requests):
         record = {"rewards": [1.0], "length": 2, "completion": ""}
-        return Collection(None, [record] * (len(examples) * samples))
+        return Collection(None, [record] * sum(request.samples for request in requests))
 
     counts = []
 
@@ -73,11 +73,11 @@ def test_an_evaluation_reports_and_warns(caplog):
         counts.append(count)
         return Agreement(0.5 * count, 10 * count, 1)
 
-    measured, _ = evaluate(collect, [{}] * 3, samples=1, batch=2, agree=agree, greedy=True)
+    measured, _ = evaluate(sample, [{"prompt": ""}] * 3, samples=1, batch=2, agree=agree, greedy=True)
     assert counts == [2, 1]  # the filling has no part
     assert measured["evaluation/logp_gap"] == 1.0
     assert measured["evaluation/greedy_mismatch"] == pytest.approx(2 / 30)
-    sampled, _ = evaluate(collect, [{}] * 3, samples=2, batch=2, agree=agree)
+    sampled, _ = evaluate(sample, [{"prompt": ""}] * 3, samples=2, batch=2, agree=agree)
     assert "evaluation/logp_gap" in sampled and "evaluation/greedy_mismatch" not in sampled
     with caplog.at_level(logging.WARNING):
         warn_of_gap({"evaluation/logp_gap": 1e-5, "evaluation/greedy_mismatch": 0.0}, 1e-4, 3)

@@ -8,7 +8,7 @@ import pytest
 from training.tiny_chat_model import write_tiny_chat_model
 
 from jaxrl_llm import data
-from jaxrl_llm.rollouts.collect import collect
+from jaxrl_llm.rollouts import Io, requests_for
 from jaxrl_llm.sampling import generate
 from jaxrl_llm.training import chat
 from jaxrl_llm.training.policies import load_policy
@@ -88,8 +88,9 @@ def test_rollouts_hold_the_sampled_ids(model):
     options = {"num_samples": 3, "seed": 5, "step": 2}
     arguments = network.without_params(), network.params
     samples = generate(*arguments, prompts, uids=range(6), **options, **sampling)
-    limits = {"max_prompt_tokens": 64, "sampling": sampling}
-    rollouts = collect(*arguments, tokenizer, lambda *_: np.zeros((6, 1)), examples, [0, 1], **limits, **options).rollouts
+    limits = {"max_prompt_tokens": 64, "sampling": sampling, "seed": 5, "step": 2}
+    io = Io(tokenizer=tokenizer, policies={"policy": lambda: arguments}, rewards=lambda *_: np.zeros((6, 1)), **limits)
+    rollouts = io.sample(requests_for(examples, [0, 1], samples=3)).rollouts
     differing = 0
     for row in range(6):
         ids = samples.tokens[row, : samples.length[row]].tolist()

@@ -9,6 +9,7 @@ import pytest
 from training.tiny_runs import METHOD_OPTIONS, opened, tiny_config
 
 from jaxrl_llm import cli, methods
+from jaxrl_llm.rollouts import requests_for
 from jaxrl_llm.training import build, check_config, default_config
 from jaxrl_llm.training.config import FREE_SECTIONS, free_section, method_options
 
@@ -211,7 +212,8 @@ def test_the_seed_changes_every_key(tmp_path):
             assert first != second
             # The same examples and parameters, so that only the noise differs.
             examples, numbers, _ = run.draw((0, 0), 4)
-            noise = [each.collector(ours, 0)(examples, numbers, 4, 0).rollouts.tokens for each in (run, other)]
+            asked = requests_for(examples, numbers, samples=4)
+            noise = [each.io(ours, 0).sample(asked).rollouts.tokens for each in (run, other)]
             assert np.any(noise[0] != noise[1])
             held_out = [each.test_source[0] for each in (run, other)]
             assert held_out[0] == held_out[1]

@@ -110,9 +110,9 @@ class Collector:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, examples, prompt_ids, samples, first_uid):
-        self.calls.append((len(examples), list(prompt_ids), samples, first_uid))
-        rows = [(example, sample) for example in examples for sample in range(samples)]
+    def __call__(self, requests):
+        self.calls.append([request.samples for request in requests])
+        rows = [(request.example, sample) for request in requests for sample in range(request.samples)]
         records = [
             {"rewards": [None if e["number"] == 4 else float(e["number"] % 2 == 0)], "length": s, "completion": "#### 7"}
             for e, s in rows
@@ -121,27 +121,24 @@ class Collector:
 
 
 def test_the_last_part_is_filled_and_the_filling_dropped():
-    collect, examples = Collector(), [{"number": number} for number in range(7)]
+    collect, examples = Collector(), [{"prompt": "", "number": number} for number in range(7)]
     measured, records = evaluate(collect, examples, samples=3, batch=3, final_answer=lambda text: text[-1])
-    assert [call[0] for call in collect.calls] == [3, 3, 3]
+    assert collect.calls == [[3, 3, 3]] * 3
     assert len(records) == 21
     # Right: prompts 0, 2, 6; the reward of 4 is missing.
     assert measured["evaluation/accuracy"] == pytest.approx(3 / 7)
     assert measured["evaluation/missing"] == pytest.approx(1 / 7)
     assert measured["evaluation/maj@3"] == pytest.approx(3 / 7)
     assert measured["evaluation/length"] == 1.0
-    # No two samples share their number, which is folded into the noise.
-    numbers = [uid for count, _, samples, first in collect.calls for uid in range(first, first + count * samples)]
-    assert len(set(numbers)) == len(numbers)
 
 
 def test_a_set_smaller_than_a_batch():
     collect = Collector()
-    measured, records = evaluate(collect, [{"number": 0}], samples=2, batch=64)
-    assert [call[0] for call in collect.calls] == [1] and len(records) == 2 and measured["evaluation/accuracy"] == 1.0
+    measured, records = evaluate(collect, [{"prompt": "", "number": 0}], samples=2, batch=64)
+    assert collect.calls == [[2]] and len(records) == 2 and measured["evaluation/accuracy"] == 1.0
 
 
 def test_the_size_of_parts_changes_nothing():
-    examples = [{"number": number} for number in range(10)]
+    examples = [{"prompt": "", "number": number} for number in range(10)]
     results = [evaluate(Collector(), examples, samples=2, batch=batch) for batch in (1, 4, 10)]
     assert results[0] == results[1] == results[2]

@@ -7,6 +7,7 @@ from training.tiny_runs import finish, opened, quick_compilation, tiny_config  #
 
 from jaxrl_llm import networks
 from jaxrl_llm.networks import DecoderConfig, ExpertsConfig, decoder, save_huggingface
+from jaxrl_llm.rollouts import requests_for
 from jaxrl_llm.training import reinforcement
 from jaxrl_llm.training.build import build_tokenizer, network_structure
 from jaxrl_llm.training.config import check_config
@@ -53,7 +54,7 @@ def test_experts_learn_with_router_losses_and_the_routes_of_the_sampler(experts_
         assert record.get("logp_gap", 0) <= 1e-4
     with opened(config, tmp_path) as run:
         state = reinforcement.initial_state(run, run.network.params)
-        rollouts = run.collector(state.params, 0)([run.source[0]], [0], 2, 0).rollouts
+        rollouts = run.io(state.params, 0).sample(requests_for([run.source[0]], [0], samples=2)).rollouts
         assert rollouts.extras["routes"].shape == (*rollouts.tokens.shape, 2, 2)
 
 

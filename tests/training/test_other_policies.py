@@ -10,6 +10,7 @@ from training.tiny_runs import finish, finished, opened, quick_compilation, tiny
 
 from jaxrl_llm import methods
 from jaxrl_llm.data import Cursor
+from jaxrl_llm.rollouts import requests_for
 from jaxrl_llm.training import reinforcement
 from jaxrl_llm.training.annotate import scoring_passes
 from jaxrl_llm.training.config import check_config
@@ -55,7 +56,7 @@ def test_what_the_policy_said_before_the_step(tmp_path):
     with opened(config, tmp_path) as run:
         state = reinforcement.initial_state(run, run.network.params)
         examples, numbers, _ = run.draw(Cursor(), 4)
-        collection = run.collector(state.params, 0)(examples, numbers, 4, 0)
+        collection = run.io(state.params, 0).sample(requests_for(examples, numbers, samples=4))
         found = reinforcement.make_annotate(run, None)(state, collection.rollouts, 0)
         ids, logp = found.extras["candidates"], found.extras["proximal_candidate_logp"]
         actions = collection.rollouts.mask > 0
@@ -158,7 +159,7 @@ def test_demonstrations_that_are_too_long_are_refused(tmp_path):
 def test_equal_answers_have_equal_numbers(tmp_path):
     with opened(short("grpo"), tmp_path) as run:
         examples, numbers, _ = run.draw(Cursor(), 1)
-        collection = run.collector(run.network.params, 0)(examples, numbers, 4, 0)
+        collection = run.io(run.network.params, 0).sample(requests_for(examples, numbers, samples=4))
         texts = ["1+2#3", "3#3", "", "#4"]
         records = [record | {"completion": text} for record, text in zip(collection.records, texts, strict=True)]
         method = types.SimpleNamespace(needs={"answer"})

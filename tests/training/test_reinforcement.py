@@ -1,6 +1,7 @@
 """A step of the RL phase: annotations against direct scoring, minibatches, epochs, what is measured."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from training.tiny_runs import opened, quick_compilation, tiny_config  # noqa: F
 
 from jaxrl_llm.data import Cursor
 from jaxrl_llm.networks import decoder
-from jaxrl_llm.training import reinforcement
+from jaxrl_llm.rollouts import requests_for
+from jaxrl_llm.training import annotate, reinforcement
 from jaxrl_llm.types import Rollouts
 
 
@@ -19,8 +21,8 @@ def begun(config, workdir):
     """The run, its state and the rollouts of its first prompts."""
     with opened(config, workdir) as run:
         state = reinforcement.initial_state(run, run.network.params)
-        collect = run.collector(reinforcement.policy_params(run, state), 0)
-        collection, _, _ = run.method.strategy(run.draw, collect, Cursor(), config.rl.prompts)
+        io = reinforcement.strategy_io(run, state, None, 0)
+        collection, _, _ = run.method.strategy.run(io, (), config.rl.prompts)
         yield run, state, collection
 
 
@@ -55,6 +57,44 @@ def test_reference_log_probabilities_are_those_of_the_reference(temperature, mic
         np.testing.assert_allclose(rollouts.extras["reference_logp"][rollouts.mask > 0], expected[rollouts.mask > 0], atol=2e-5)
         behavior = logp_by_hand(run, run.network.params, rollouts, temperature)
         np.testing.assert_allclose(rollouts.behavior_logp[rollouts.mask > 0], behavior[rollouts.mask > 0], atol=2e-5)
+
+
+def test_a_strategy_may_ask_what_a_policy_says(tmp_path):
+    config = tiny_config("grpo", kl_coefficient=0.1)
+    config.rl.update(temperature=0.7)
+    with begun(config, tmp_path) as (run, state, collection):
+        reference = random_like(run.network.params)
+        annotators = reinforcement.policy_annotators(run, reference)
+        statistics = annotate.make_statistics(run, "grpo", annotators, width=reinforcement.row_tokens(run), parts=2)
+        io = reinforcement.strategy_io(run, state, reference, 0, statistics=functools.partial(statistics, state, 0))
+        found = io.score(collection, "reference", ("logp", "entropy"))
+        mask = collection.rollouts.mask > 0
+        expected = logp_by_hand(run, reference, collection.rollouts, 0.7)
+        np.testing.assert_allclose(found["logp"][mask], expected[mask], atol=2e-5)
+        assert found["entropy"][mask].min() > 0
+        behavior = collection.rollouts.behavior_logp
+        np.testing.assert_allclose(io.score(collection, "policy")["logp"][mask], behavior[mask], atol=1e-4)
+        with pytest.raises(ValueError, match="'grpo' needs a teacher policy, and there is none; set config.teacher.directory"):
+            io.score(collection, "teacher")
+        with pytest.raises(ValueError, match="reference_logits is no statistic of a policy"):
+            io.score(collection, "reference", ("logits",))
+
+
+def test_the_reference_answers_where_it_is_asked(tmp_path):
+    with begun(tiny_config("grpo", kl_coefficient=0.1), tmp_path) as (run, state, _):
+        reference = random_like(run.network.params)
+        io = reinforcement.strategy_io(run, state, reference, 0)
+        examples, numbers = io.draw(2)
+        rollouts = io.sample(requests_for(examples, numbers, samples=2, by="reference")).rollouts
+        mask = rollouts.mask > 0
+        expected = logp_by_hand(run, reference, rollouts)
+        np.testing.assert_allclose(rollouts.behavior_logp[mask], expected[mask], atol=1e-4)
+        assert (rollouts.source == 1).all() and io.cursor == Cursor(0, 2)
+        weights = np.zeros(len(run.source))
+        weights[3] = 1.0
+        assert io.draw(1, weights)[1] == [3]
+        with pytest.raises(ValueError, match="give one for each of the"):
+            io.draw(1, weights[1:])
 
 
 def test_values_are_those_of_the_critic_before_each_token(tmp_path):

@@ -85,7 +85,7 @@ def test_a_measurement_without_rewards_is_missing():
 def test_rewards_beyond_the_range_are_refused_at_the_door(value):
     samples = Samples(
         tokens=np.ones((2, 1), np.int32), length=np.ones(2, np.int32), finish_reason=np.zeros(2, np.int32),
-        **dict.fromkeys(("logp", "tempered_logp", "sampling_logp"), np.zeros((2, 1), np.float32)),
+        **dict.fromkeys(("logp", "tempered_logp", "sampling_logp", "entropy"), np.zeros((2, 1), np.float32)),
     )  # fmt: skip
     made = make_rollouts([[1]], samples, np.array([[LARGEST_REWARD], [NAN]]), [0], width=2)
     assert made.rewards[0, 0] == 1e6 and np.isnan(made.rewards[1, 0])

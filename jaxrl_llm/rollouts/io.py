@@ -1,0 +1,123 @@
+"""`Io`: all that a strategy may do to the world in one step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.data.tokenizers import Tokenizer
+from jaxrl_llm.rollouts.collect import Collection, Score, rewarded_collection, sample_requests
+from jaxrl_llm.rollouts.requests import Example, Prompt, Request
+from jaxrl_llm.rollouts.views import at_home, seen_as
+
+# (cursor, count, weights or None) -> (examples, prompt_ids, cursor)
+Draw = Callable[[Any, int, np.ndarray | None], tuple[list[Example], list[int], Any]]
+# (rollouts, by, names of statistics) -> arrays [N, T, ...] by name
+Statistics = Callable[[Any, str, tuple[str, ...]], Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Io:
+    """Draws, samples, scores and rewards in one step, and numbers the samples, so that no strategy can repeat noise.
+
+    Attributes:
+      tokenizer: of prompts and completions.
+      policies: by the names that `Request.by` may have, a function that gives the network, without parameters, and its
+        parameters.
+      sampling: keyword arguments of `sampling.generate` for all requests, "max_new_tokens" among them.
+      max_prompt_tokens: longest prompt.
+      seed: of the run.
+      step: of the training.
+      rewards: `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing.
+      reward_weights: factor of each component in the rollouts; the records keep the rewards as they are.
+      drawing: draws examples.
+      cursor: place in the data, moved by `draw`.
+      statistics: scores rollouts under a policy.
+      keeps_entropy: whether `extras["behavior_entropy"]` has the entropies of the sampler.
+      sampled: number of samples so far; the next one has this number.
+    """
+
+    tokenizer: Tokenizer
+    policies: Mapping[str, Callable[[], tuple[Any, Any]]]
+    sampling: dict[str, Any]
+    max_prompt_tokens: int
+    seed: int
+    step: int
+    rewards: Score | None = None
+    reward_weights: Sequence[float] = ()
+    drawing: Draw | None = None
+    cursor: Any = None
+    statistics: Statistics | None = None
+    keeps_entropy: bool = False
+    sampled: int = 0
+
+    def draw(self, count: int, weights: np.ndarray | None = None) -> tuple[list[Example], list[int]]:
+        """The next `count` examples of the source and their numbers.
+
+        Args:
+          count: number of examples.
+          weights: [examples of the source], at least 0: they are drawn without replacement in proportion to them, from noise
+            that depends on the seed and the place in the data alone; None takes them in the order of the epoch.
+
+        Raises:
+          ValueError: fewer than `count` weights are above 0, or one is negative or not finite.
+        """
+        examples, prompt_ids, self.cursor = self.drawing(self.cursor, count, weights)
+        return examples, prompt_ids
+
+    def sample(self, requests: Sequence[Request], *, rewarded: bool = True) -> Collection:
+        """Rollouts of all requests, in their order, the samples of each together.
+
+        Args:
+          requests: whom to ask for what.
+          rewarded: whether the rewards are asked at once; otherwise all are NaN, see `reward`.
+
+        Raises:
+          ValueError: a prompt of more than `max_prompt_tokens` tokens, a completion for which no room is left, an example
+            without the completion that it is to give, a policy that the run does not have, or a reward out of range.
+        """
+        first, self.sampled = self.sampled, self.sampled + sum(request.samples for request in requests)
+        collection = sample_requests(
+            requests,
+            range(first, self.sampled),
+            tokenizer=self.tokenizer,
+            policies=self.policies,
+            sampling=self.sampling,
+            max_prompt_tokens=self.max_prompt_tokens,
+            seed=self.seed,
+            step=self.step,
+            keeps_entropy=self.keeps_entropy,
+        )
+        return self.reward(collection) if rewarded else collection
+
+    def reward(self, collection: Collection) -> Collection:
+        """The collection with the rewards of its completions."""
+        return rewarded_collection(collection, self.rewards, self.reward_weights)
+
+    def score(
+        self,
+        collection: Collection,
+        by: str,
+        statistics: Sequence[str] = ("logp",),
+        view: Callable[[Request], Prompt] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """What a policy says of the rows, [N, T, ...] by name: "logp" (nats) and the other statistics of `scoring`.
+
+        Args:
+          collection: with rows.
+          by: "policy", "reference" or "teacher".
+          statistics: names.
+          view: the prompt that the policy reads in place of the row's own; what it says stands at the row's own tokens behind
+            the prompt, and is 0 elsewhere.
+
+        Raises:
+          ValueError: a policy that the run does not have, or a statistic that is none.
+        """
+        if view is None:
+            return dict(self.statistics(collection.rollouts, by, tuple(statistics)))
+        seen, starts = seen_as(collection, view, self.tokenizer)
+        found = self.statistics(seen, by, tuple(statistics))
+        return {name: at_home(values, collection, starts) for name, values in found.items()}

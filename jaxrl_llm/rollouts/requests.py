@@ -1,0 +1,123 @@
+"""`Request`: the only way to ask for text, whoever asks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.data.chat import encode_prompt
+from jaxrl_llm.data.tokenizers import Tokenizer
+
+# Who may be asked beside the networks that a run has: the example itself, for its own completion.
+GIVEN = "given"
+POLICY = "policy"
+Example = dict[str, Any]
+# A text, the messages of a chat, or token ids.
+Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prefix:
+    """Tokens that already stand behind a prompt: a fork, a partial rollout, the turns before.
+
+    Attributes:
+      tokens: int [n].
+      logp: float [n], log-probability (nats) of each under the policy that sampled it, tempered; 0 where nobody did.
+      mask: float [n], 1 where the token is an action that the row learns.
+      version: int [n], training step of the parameters that sampled the token.
+      turn: int [n], number of the turn that the token belongs to; what is sampled continues the last one.
+    """
+
+    tokens: np.ndarray
+    logp: np.ndarray
+    mask: np.ndarray
+    version: np.ndarray
+    turn: np.ndarray
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            found = np.shape(getattr(self, field.name))
+            if found != np.shape(self.tokens) or len(found) != 1:
+                raise ValueError(f"Prefix.{field.name} has shape {found}; all five are [n], one number for each token")
+
+
+def make_prefix(tokens: Sequence[int], *, logp=0.0, mask=0.0, version=0, turn=0) -> Prefix:
+    """A prefix of these tokens; what is one number holds for all of them. By default they are read and not learned."""
+    shape = (len(tokens),)
+    kinds = {"logp": np.float32, "mask": np.float32, "version": np.int32, "turn": np.int32}
+    given = {"logp": logp, "mask": mask, "version": version, "turn": turn}
+    arrays = {name: np.array(np.broadcast_to(np.asarray(value, kinds[name]), shape)) for name, value in given.items()}
+    return Prefix(tokens=np.asarray(tokens, np.int32), **arrays)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """A wish for samples behind one prompt.
+
+    Attributes:
+      prompt: what the sampler reads: a text, the messages of a chat, or token ids.
+      example: the example that it comes from; its columns go to the rewards.
+      prompt_id: number of the example in its source.
+      group: rows of requests with the same number are compared with each other.
+      samples: number of completions.
+      prefix: tokens that already stand behind the prompt; they count as part of the completion.
+      learned_prompt: what the learner reads in place of `prompt`, such as the prompt without a hint; None for the same.
+      by: who answers: "policy", "reference", "teacher", or "given" for the completion of the example itself.
+      temperature: 0 is greedy; None for that of the run.
+      limit: most new tokens; None for as many as the run allows.
+      stop: texts that end a completion beside those of the run.
+      mask: bool [V], False where a token may not be sampled; None for no mask.
+    """
+
+    prompt: Prompt
+    example: Example = dataclasses.field(default_factory=dict)
+    prompt_id: int = 0
+    group: int = 0
+    samples: int = 1
+    prefix: Prefix | None = None
+    learned_prompt: Prompt | None = None
+    by: str = POLICY
+    temperature: float | None = None
+    limit: int | None = None
+    stop: tuple[str, ...] = ()
+    mask: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.samples < 1:
+            raise ValueError(f"Request.samples is {self.samples}; it must be at least 1")
+        if isinstance(self.stop, str):
+            raise ValueError(f"Request.stop is {self.stop!r}; give a tuple of texts")
+        inert = [name for name in ("prefix", "temperature", "limit", "mask") if getattr(self, name) is not None]
+        inert += ["stop"] if self.stop else []
+        if self.by == GIVEN and inert:
+            raise ValueError(f"Request.{inert[0]} would change nothing: by={GIVEN!r} samples nothing; leave it out")
+
+
+def requests_for(examples: Sequence[Example], prompt_ids: Sequence[int], **options) -> list[Request]:
+    """One request for each example, each a group of its own; `options` are fields of `Request` that all share."""
+    return [
+        Request(example["prompt"], example, int(number), group, **options)
+        for group, (example, number) in enumerate(zip(examples, prompt_ids, strict=True))
+    ]
+
+
+def prompt_ids_of(tokenizer: Tokenizer, prompt: Prompt, tools=None) -> list[int]:
+    """Token ids of a prompt, which may be token ids already."""
+    if isinstance(prompt, str) or not len(prompt) or isinstance(prompt[0], dict):
+        return encode_prompt(tokenizer, prompt, tools=tools)
+    return [int(token) for token in prompt]
+
+
+def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
+    """The prompt as one text: that of its last message where it is a chat."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt[-1], dict):
+        return tokenizer.decode([int(token) for token in prompt])
+    content = prompt[-1].get("content")
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "".join(str(part.get("text", "")) for part in content)

@@ -1,0 +1,92 @@
+"""The strategy: a pair `(init, run)`, as an estimator is one, that says what is sampled and what of it is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jaxrl_llm.compose import Composable, bind, declared
+
+Metrics = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """A way to fill a step, with explicit state.
+
+    Attributes:
+      init: `init() -> state`, a pytree of arrays of fixed size; it stands in the checkpoint.
+      run: `run(io, state, prompts) -> (Collection, state, metrics)`, see `rollouts.Io`; the state comes and goes as arrays of
+        the host.
+      parts: the function it is made of, for printing, its options and what it needs.
+    """
+
+    init: Callable[[], Any]
+    run: Callable[..., tuple[Any, Any, Metrics]]
+    parts: tuple[Composable, ...] = ()
+
+    @property
+    def annotations(self) -> frozenset[str]:
+        """What it asks for: "reference_samples" for answers of the reference policy, "behavior_entropy" of the sampler..."""
+        return declared(self.parts, "annotations")
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Arrays in `rollouts.extras` that it adds, and kinds of rows."""
+        return declared(self.parts, "provides")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options by name."""
+        return dict(pair for part in self.parts for pair in part.options)
+
+    def __repr__(self) -> str:
+        return ", ".join(map(repr, self.parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stateless:
+    """Hashable `run` of a function that keeps nothing."""
+
+    function: Composable
+
+    def __call__(self, io, state, prompts: int):
+        collection, metrics = self.function(io, prompts)
+        return collection, state, metrics
+
+
+def stateless_strategy(function=None, *, annotations=(), provides=()):
+    """Decorator: `f(io, prompts, **options) -> (Collection, metrics)` becomes a factory of strategies."""
+    if function is None:
+        return functools.partial(stateless_strategy, annotations=annotations, provides=provides)
+
+    @functools.wraps(function)
+    def factory(**options) -> Strategy:
+        bound = bind(function, options, annotations=annotations, provides=provides)
+        return Strategy(init=tuple, run=_Stateless(bound), parts=(bound,))
+
+    factory.function = function
+    return factory
+
+
+def stateful_strategy(init: Callable[..., Any], *, annotations=(), provides=()):
+    """Decorator: `f(io, state, prompts, **options) -> (Collection, state, metrics)` becomes a factory of strategies.
+
+    Args:
+      init: `init(**options) -> state` before the first step, a pytree of arrays whose sizes never change.
+      annotations: as in `composable`.
+      provides: as in `composable`.
+    """
+
+    def decorate(function):
+        @functools.wraps(function)
+        def factory(**options) -> Strategy:
+            bound = bind(function, options, annotations=annotations, provides=provides)
+            return Strategy(init=Composable(init, bound.options), run=bound, parts=(bound,))
+
+        factory.function = function
+        return factory
+
+    return decorate
