@@ -30,19 +30,22 @@ def first_fit(lengths, width: int) -> list[list[int]]:
     if len(lengths) and lengths.max() > width:
         worst = int(lengths.argmax())
         raise ValueError(f"sequence {worst} has {lengths[worst]} tokens; a packed row has {width}: raise the width of rows")
-    rows: list[list[int]] = []
-    room: list[int] = []
+    rows: list[list[int]] = [[] for _ in lengths]
+    # A tree of the most room left: a node has that of its two children, the leaves behind `first` that of each row.
+    first = 1 << (max(len(lengths), 1) - 1).bit_length()
+    room = [width] * (2 * first)
     for number in np.argsort(-lengths, kind="stable"):
-        if lengths[number] == 0:
+        length, node = int(lengths[number]), 1
+        if length == 0:
             continue
-        place = next((row for row, left in enumerate(room) if left >= lengths[number]), None)
-        if place is None:
-            rows.append([])
-            room.append(width)
-            place = len(rows) - 1
-        rows[place].append(int(number))
-        room[place] -= int(lengths[number])
-    return sorted(sorted(row) for row in rows)
+        while node < first:
+            node = 2 * node if room[2 * node] >= length else 2 * node + 1
+        rows[node - first].append(int(number))
+        room[node] -= length
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])
+    return sorted(sorted(row) for row in rows if row)
 
 
 def pack(

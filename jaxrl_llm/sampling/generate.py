@@ -186,22 +186,34 @@ def _cut(state: State, seen: np.ndarray, stops: list[tuple[str, ...]], detokeniz
     tokens = np.asarray(state.tokens)
     length, reason = np.array(state.length), np.array(state.finish_reason)
     for row in np.flatnonzero(length > seen):
-        end = _end_of_stop_string(tokens[row, : length[row]].tolist(), seen[row], stops[row], detokenize)
+        end = end_of_stop_string(tokens[row, : length[row]].tolist(), seen[row], stops[row], detokenize)
         if end is not None:
             length[row], reason[row] = end, STOP
     return state.replace(length=jnp.asarray(length), finish_reason=jnp.asarray(reason))
 
 
-def _end_of_stop_string(tokens: list[int], seen: int, stop_strings, detokenize) -> int | None:
-    """Fewest tokens, more than `seen`, whose text holds a stop string; None if all of them do not."""
+def end_of_stop_string(tokens: list[int], seen: int, stop_strings, detokenize) -> int | None:
+    """Fewest tokens, more than `seen`, whose text holds a stop string; None if all of them do not.
+
+    The first `seen` hold none, so that only the end of their text can be the beginning of one.
+    """
+    before = _tail(tokens, seen, 2 * max(map(len, stop_strings), default=0), detokenize)
 
     def stops(count):
-        text = detokenize(tokens[:count])
+        text = detokenize(tokens[before:count])
         return any(stop in text for stop in stop_strings)
 
     if not stops(len(tokens)):
         return None
     return next(count for count in range(seen + 1, len(tokens) + 1) if stops(count))
+
+
+def _tail(tokens: list[int], end: int, characters: int, detokenize) -> int:
+    """A place from which the text of the tokens up to `end` has so many characters, however little a token says; or 0."""
+    count = characters
+    while count < end and len(detokenize(tokens[end - count : end])) < characters:
+        count *= 2
+    return max(end - count, 0)
 
 
 def _prepared_arguments(

@@ -53,6 +53,23 @@ def test_first_fit_leaves_no_two_rows_half_empty(case):
     assert sum(2 * tokens <= width for tokens in filled) <= 1
 
 
+@modest
+@given(lengths_and_width)
+def test_first_fit_is_what_a_walk_over_the_rows_finds(case):
+    lengths, width = case
+    rows, room = [], []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        place = next((row for row, left in enumerate(room) if left >= lengths[number]), len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(width)
+        rows[place].append(number)
+        room[place] -= lengths[number]
+    assert first_fit(lengths, width) == sorted(
+        sorted(n for n in row if lengths[n]) for row in rows if any(lengths[n] for n in row)
+    )
+
+
 def test_first_fit_by_hand():
     assert first_fit([2, 6, 3, 5], 8) == [[0, 1], [2, 3]]
     assert first_fit([0, 0], 8) == [] and first_fit([], 8) == []

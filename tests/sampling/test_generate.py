@@ -5,9 +5,12 @@ import types
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxrl_llm.networks import from_apply
 from jaxrl_llm.sampling import LENGTH, STOP, decode, finish_name, generate, stream
+from jaxrl_llm.sampling.generate import end_of_stop_string
 
 VOCAB = 61
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
@@ -140,6 +143,38 @@ def test_a_stop_string_before_a_stop_id_wins(network, params):
     samples = generate(network, params, PROMPTS, max_new_tokens=24, **options)
     assert samples.length[0] == min(text_of(free).find(stop) + 2, free.index(free[6]) + 1)
     assert samples.finish_reason[0] == STOP
+
+
+@given(
+    pieces=st.lists(st.sampled_from(["", "", "a", "b", "ab", " b"]), min_size=1, max_size=40),
+    stops=st.lists(st.sampled_from(["a b", "abab", "bb", "b a", "aaaaa"]), min_size=1, max_size=2),
+    seen=st.integers(0, 40),
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_only_the_end_of_the_text_is_decoded_for_stop_strings(pieces, stops, seen):
+    """The same end as that of a search through the whole text, whatever tokens say nothing."""
+    texts = ["".join(pieces[:count]) for count in range(len(pieces) + 1)]
+    ends = [count for count, text in enumerate(texts) if any(stop in text for stop in stops)]
+    seen = min([seen, len(pieces), *(end - 1 for end in ends)])
+    decoded = []
+
+    def detokenize(tokens):
+        decoded.append(len(tokens))
+        return "".join(pieces[token] for token in tokens)
+
+    found = end_of_stop_string(list(range(len(pieces))), seen, stops, detokenize)
+    assert found == (ends[0] if ends else None)
+
+
+def test_long_texts_are_not_decoded_whole():
+    decoded = []
+
+    def detokenize(tokens):
+        decoded.append(len(tokens))
+        return "x" * len(tokens)
+
+    assert end_of_stop_string([0] * 4096, 4080, ["yy"], detokenize) is None
+    assert max(decoded) <= 16 + 4
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
