@@ -120,10 +120,15 @@ def composable(function=None, *, needs=(), annotations=(), provides=()):
     """
     if function is None:
         return functools.partial(composable, needs=needs, annotations=annotations, provides=provides)
+    return factory_of(function, lambda bound: bound, needs=needs, annotations=annotations, provides=provides)
+
+
+def factory_of(function, build: Callable[[Composable], Any], *, needs=(), annotations=(), provides=()):
+    """The factory `f(**options) -> build(Composable)` of a function; the function stays at hand as `f.function`."""
 
     @functools.wraps(function)
     def factory(**options):
-        return bind(function, options, needs, annotations, provides)
+        return build(bind(function, options, needs, annotations, provides))
 
     factory.function = function
     return factory

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxrl_llm.compose import Composable, bind, declared, outstanding
+from jaxrl_llm.compose import Composable, declared, factory_of, outstanding
 from jaxrl_llm.numerics import keep_finite
 from jaxrl_llm.types import Rollouts, missing
 
@@ -48,13 +48,10 @@ def stateless(function=None, *, annotations=(), provides=()):
     if function is None:
         return functools.partial(stateless, annotations=annotations, provides=provides)
 
-    @functools.wraps(function)
-    def factory(**options) -> Estimator:
-        bound = bind(function, options, annotations=annotations, provides=provides)
+    def build(bound: Composable) -> Estimator:
         return Estimator(init=tuple, update=_Stateless(bound), parts=(bound,))
 
-    factory.function = function
-    return factory
+    return factory_of(function, build, annotations=annotations, provides=provides)
 
 
 def no_state(**options) -> tuple:
@@ -72,16 +69,10 @@ def stateful(init: Callable[..., Any] = no_state, *, annotations=(), provides=()
       provides: as in `composable`.
     """
 
-    def decorate(function):
-        @functools.wraps(function)
-        def factory(**options) -> Estimator:
-            bound = bind(function, options, annotations=annotations, provides=provides)
-            return Estimator(init=Composable(init, bound.options), update=_Stateful(bound), parts=(bound,))
+    def build(bound: Composable) -> Estimator:
+        return Estimator(init=Composable(init, bound.options), update=_Stateful(bound), parts=(bound,))
 
-        factory.function = function
-        return factory
-
-    return decorate
+    return lambda function: factory_of(function, build, annotations=annotations, provides=provides)
 
 
 @dataclasses.dataclass(frozen=True)

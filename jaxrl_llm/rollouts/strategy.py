@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl_llm.compose import Composable, bind, declared
+from jaxrl_llm.compose import Composable, factory_of
 
 Metrics = dict[str, float]
 
@@ -20,30 +20,30 @@ class Strategy:
       init: `init() -> state`, a pytree of arrays of fixed size; it stands in the checkpoint.
       run: `run(io, state, prompts) -> (Collection, state, metrics)`, see `rollouts.Io`; the state comes and goes as arrays of
         the host.
-      parts: the function it is made of, for printing, its options and what it needs.
+      function: what it is made of, for printing, its options and what it needs.
     """
 
     init: Callable[[], Any]
     run: Callable[..., tuple[Any, Any, Metrics]]
-    parts: tuple[Composable, ...] = ()
+    function: Composable
 
     @property
     def annotations(self) -> frozenset[str]:
         """What it asks for: "reference_samples" for answers of the reference policy, "behavior_entropy" of the sampler..."""
-        return declared(self.parts, "annotations")
+        return self.function.annotations
 
     @property
     def provides(self) -> frozenset[str]:
         """Arrays in `rollouts.extras` that it adds, and kinds of rows."""
-        return declared(self.parts, "provides")
+        return self.function.provides
 
     @property
     def options(self) -> dict[str, Any]:
         """Its options by name."""
-        return dict(pair for part in self.parts for pair in part.options)
+        return dict(self.function.options)
 
     def __repr__(self) -> str:
-        return ", ".join(map(repr, self.parts))
+        return repr(self.function)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +62,10 @@ def stateless_strategy(function=None, *, annotations=(), provides=()):
     if function is None:
         return functools.partial(stateless_strategy, annotations=annotations, provides=provides)
 
-    @functools.wraps(function)
-    def factory(**options) -> Strategy:
-        bound = bind(function, options, annotations=annotations, provides=provides)
-        return Strategy(init=tuple, run=_Stateless(bound), parts=(bound,))
+    def build(bound: Composable) -> Strategy:
+        return Strategy(init=tuple, run=_Stateless(bound), function=bound)
 
-    factory.function = function
-    return factory
+    return factory_of(function, build, annotations=annotations, provides=provides)
 
 
 def stateful_strategy(init: Callable[..., Any], *, annotations=(), provides=()):
@@ -80,13 +77,7 @@ def stateful_strategy(init: Callable[..., Any], *, annotations=(), provides=()):
       provides: as in `composable`.
     """
 
-    def decorate(function):
-        @functools.wraps(function)
-        def factory(**options) -> Strategy:
-            bound = bind(function, options, annotations=annotations, provides=provides)
-            return Strategy(init=Composable(init, bound.options), run=bound, parts=(bound,))
+    def build(bound: Composable) -> Strategy:
+        return Strategy(init=Composable(init, bound.options), run=bound, function=bound)
 
-        factory.function = function
-        return factory
-
-    return decorate
+    return lambda function: factory_of(function, build, annotations=annotations, provides=provides)
