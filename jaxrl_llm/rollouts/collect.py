@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrl_llm.data.dialogues import encode_example
 from jaxrl_llm.data.tokenizers import Tokenizer
-from jaxrl_llm.rollouts.records import check_range, concatenate, make_rollouts, select_rows
+from jaxrl_llm.rollouts.records import check_range, concatenate, make_rollouts, numbered, select_rows
 from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Request, prompt_ids_of, prompt_text
 from jaxrl_llm.sampling import STOP, Samples, finish_name, generate
 from jaxrl_llm.types import Rollouts
@@ -31,8 +31,8 @@ class Collection:
 
     rollouts: Rollouts
     records: list[dict[str, Any]]
-    requests: Sequence[Request] = ()
-    prompt_length: np.ndarray | None = None
+    requests: Sequence[Request]
+    prompt_length: np.ndarray
 
     def take(self, rows: np.ndarray) -> Collection:
         """The given rows, their groups numbered anew."""
@@ -44,14 +44,9 @@ class Collection:
         )
 
 
-def joined(parts: Sequence[Collection], *, one_step: bool = False) -> Collection:
-    """All rows of `parts`.
-
-    Args:
-      parts: collections of equal widths.
-      one_step: whether equal groups of different parts are one group; otherwise they stay apart.
-    """
-    rollouts = concatenate([part.rollouts for part in parts], same_groups=one_step)
+def joined(parts: Sequence[Collection]) -> Collection:
+    """All rows of `parts`, which have equal widths; groups of different parts stay apart."""
+    rollouts = concatenate([part.rollouts for part in parts])
     records = [record for part in parts for record in part.records]
     requests = [request for part in parts for request in part.requests]
     return Collection(rollouts, records, requests, np.concatenate([part.prompt_length for part in parts]))
@@ -82,6 +77,8 @@ def sample_requests(
       step: of the training.
       keeps_entropy: whether the rollouts have the entropies of the sampler.
     """
+    if not requests:
+        raise ValueError("requests is empty; ask for something, or do not ask")
     first = np.cumsum([0] + [request.samples for request in requests])
     rows_of = [np.arange(start, end) for start, end in zip(first[:-1], first[1:], strict=True)]
     prompts = [_prompts(tokenizer, request, max_prompt_tokens) for request in requests]
@@ -115,7 +112,10 @@ def sample_requests(
 
 def _policy(policies: Mapping[str, Callable[[], tuple[Any, Any]]], who: str) -> tuple[Any, Any]:
     if who not in policies:
-        raise ValueError(f"Request.by is {who!r}, and this run has {sorted([*policies, GIVEN])}; set config.{who}.directory")
+        raise ValueError(
+            f"Request.by is {who!r}, and this run has {sorted([*policies, GIVEN])}; ask one of these, or name '{who}_samples' "
+            "among the annotations of the strategy, for which a run has a reference or a teacher"
+        )
     return policies[who]()
 
 
@@ -147,8 +147,7 @@ def _generated(policy, requests: Sequence[Request], prompts, sampling: dict[str,
         usual = tuple(options.get("stop_strings", ()))
         options["stop_strings"] = [(*usual, *request.stop) for request in requests]
     if any(request.mask is not None for request in requests):
-        everything = np.ones(network.config.vocab_size, bool)
-        options["logit_mask"] = np.stack([everything if request.mask is None else request.mask for request in requests])
+        options["logit_mask"] = _masks(requests, options.get("logit_mask"))
     samples = generate(
         network,
         params,
@@ -162,6 +161,15 @@ def _generated(policy, requests: Sequence[Request], prompts, sampling: dict[str,
         **options,
     )
     return samples if samples.routes is None else _with_routes_of_learned(samples, prompts, prefixes)
+
+
+def _masks(requests: Sequence[Request], usual: np.ndarray | None) -> np.ndarray:
+    """Which tokens each request may be answered with, bool [P, V]: those that neither it nor the run forbids."""
+    own = [request.mask for request in requests if request.mask is not None]
+    if len({np.shape(mask) for mask in own}) > 1:
+        raise ValueError(f"Request.mask has the shapes {sorted({np.shape(mask) for mask in own})}; give bool [V] each time")
+    usual = np.ones_like(own[0], bool) if usual is None else np.asarray(usual, bool)
+    return np.stack([usual if request.mask is None else usual & np.asarray(request.mask, bool) for request in requests])
 
 
 def _with_routes_of_learned(samples: Samples, prompts, prefixes) -> Samples:
@@ -210,20 +218,13 @@ def _in_order(tokenizer: Tokenizer, requests: Sequence[Request], parts: list[tup
     """The rows of all parts, each with its rows' numbers, in the order of the requests, with a record each."""
     own_rows, made, group, reasons = zip(*parts, strict=True)
     order = np.argsort(np.concatenate(own_rows))
-    rollouts = concatenate([rows.replace(group=_numbered(own)) for rows, own in zip(made, group, strict=True)])
-    rollouts = select_rows(rollouts, order).replace(group=_numbered(np.concatenate(group)[order]))
+    rollouts = select_rows(concatenate(made), order).replace(group=numbered(np.concatenate(group)[order]))
     counts = [request.samples for request in requests]
     asked = [request for request in requests for _ in range(request.samples)]
     starts = np.repeat(learned_lengths, counts).astype(np.int32)
     reasons = np.concatenate(reasons)[order]
     records = [_record(tokenizer, *row) for row in zip(asked, rollouts.tokens, starts, rollouts.length, reasons, strict=True)]
     return Collection(rollouts, records, asked, starts)
-
-
-def _numbered(group: np.ndarray) -> np.ndarray:
-    """Numbers of groups from 0, in order of appearance."""
-    _, first, renumbered = np.unique(group, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[renumbered].astype(np.int32)
 
 
 def _record(tokenizer: Tokenizer, request: Request, tokens: np.ndarray, start: int, end: int, reason: int) -> dict[str, Any]:

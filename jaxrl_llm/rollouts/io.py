@@ -65,7 +65,7 @@ class Io:
         Raises:
           ValueError: fewer than `count` weights are above 0, or one is negative or not finite.
         """
-        examples, prompt_ids, self.cursor = self.drawing(self.cursor, count, weights)
+        examples, prompt_ids, self.cursor = self._part("drawing")(self.cursor, count, weights)
         return examples, prompt_ids
 
     def sample(self, requests: Sequence[Request], *, rewarded: bool = True) -> Collection:
@@ -95,7 +95,7 @@ class Io:
 
     def reward(self, collection: Collection) -> Collection:
         """The collection with the rewards of its completions."""
-        return rewarded_collection(collection, self.rewards, self.reward_weights)
+        return rewarded_collection(collection, self._part("rewards"), self.reward_weights)
 
     def score(
         self,
@@ -116,8 +116,15 @@ class Io:
         Raises:
           ValueError: a policy that the run does not have, or a statistic that is none.
         """
+        scored = self._part("statistics")
         if view is None:
-            return dict(self.statistics(collection.rollouts, by, tuple(statistics)))
+            return dict(scored(collection.rollouts, by, tuple(statistics)))
         seen, starts = seen_as(collection, view, self.tokenizer)
-        found = self.statistics(seen, by, tuple(statistics))
+        found = scored(seen, by, tuple(statistics))
         return {name: at_home(values, collection, starts) for name, values in found.items()}
+
+    def _part(self, name: str) -> Callable:
+        """What the attribute of that name does; an evaluation, for instance, draws nothing and scores nothing."""
+        if getattr(self, name) is None:
+            raise ValueError(f"Io.{name} is None, and this asks for it; give Io({name}=...)")
+        return getattr(self, name)

@@ -109,22 +109,25 @@ def check_range(rewards: np.ndarray) -> None:
 def select_rows(rollouts: Rollouts, rows: np.ndarray) -> Rollouts:
     """The given rows, their groups numbered anew from 0 in order of appearance."""
     chosen = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], rollouts.replace(group=np.zeros_like(rollouts.group)))
-    _, first, renumbered = np.unique(np.asarray(rollouts.group)[rows], return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(first))
-    return chosen.replace(group=order[renumbered].astype(np.int32))
+    return chosen.replace(group=numbered(np.asarray(rollouts.group)[rows]))
 
 
-def concatenate(parts: Sequence[Rollouts], *, same_groups: bool = False) -> Rollouts:
-    """All rows of `parts`, which have equal widths; groups of different parts stay apart, unless equal numbers are one group.
+def numbered(group: np.ndarray) -> np.ndarray:
+    """Numbers of groups from 0, in order of appearance, int32 [N]."""
+    _, first, renumbered = np.unique(group, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[renumbered].astype(np.int32)
+
+
+def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
+    """All rows of `parts`, which have equal widths; groups of different parts stay apart.
 
     Routes that a part does not have are free, as those of texts that nobody sampled.
     """
     if len(parts) == 1:
         return parts[0]
     parts = _with_routes(parts)
-    offsets = np.cumsum([0] + [0 if same_groups else len(part.length) for part in parts[:-1]])
+    offsets = np.cumsum([0] + [len(part.length) for part in parts[:-1]])
     group = np.concatenate([np.asarray(part.group) + offset for part, offset in zip(parts, offsets, strict=True)])
-    # The parts' own numbers, in range for each of them, are none of the whole.
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts).replace(group=group)
 
 

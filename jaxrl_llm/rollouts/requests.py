@@ -88,6 +88,8 @@ class Request:
     def __post_init__(self):
         if self.samples < 1:
             raise ValueError(f"Request.samples is {self.samples}; it must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"Request.limit is {self.limit}; it must be at least 1, or None for as many as the run allows")
         if isinstance(self.stop, str):
             raise ValueError(f"Request.stop is {self.stop!r}; give a tuple of texts")
         inert = [name for name in ("prefix", "temperature", "limit", "mask") if getattr(self, name) is not None]

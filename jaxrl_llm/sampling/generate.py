@@ -67,7 +67,7 @@ def generate(
       params: its parameters.
       prompts: token ids of P prompts, none empty.
       max_new_tokens: most tokens of a completion.
-      num_samples: completions of each prompt, which is prefilled once for them; one number for all prompts, or one for each.
+      num_samples: completions of each prompt: one number for all, which are then prefilled once each, or one for each.
       limits: most tokens of a completion of each prompt [P], where they differ; at most `max_new_tokens` counts.
       temperature: 0 is greedy; one number for all prompts, or one for each.
       top_k: keeps the best tokens; None keeps all, as in the two below.
@@ -186,6 +186,8 @@ def _cut(state: State, seen: np.ndarray, stops: list[tuple[str, ...]], detokeniz
     tokens = np.asarray(state.tokens)
     length, reason = np.array(state.length), np.array(state.finish_reason)
     for row in np.flatnonzero(length > seen):
+        if not stops[row]:
+            continue
         end = end_of_stop_string(tokens[row, : length[row]].tolist(), seen[row], stops[row], detokenize)
         if end is not None:
             length[row], reason[row] = end, STOP
@@ -311,10 +313,10 @@ def _checked_uids(uids, rows: int) -> np.ndarray:
 
 def _stops_of_rows(stop_strings, detokenize, counts: np.ndarray) -> list[tuple[str, ...]]:
     """Stop strings of each row, for `counts` samples of each prompt; they are given once, or for each prompt."""
-    shared = all(isinstance(stop, str) for stop in stop_strings)
-    of_prompts = [tuple(stop_strings)] * len(counts) if shared else list(map(tuple, stop_strings))
-    if isinstance(stop_strings, str) or not all(all(stops) for stops in of_prompts):
-        raise ValueError(f"stop_strings is {stop_strings!r}; give a list of texts that are not empty")
+    kinds = {isinstance(stop, str) for stop in stop_strings}
+    of_prompts = list(map(tuple, stop_strings)) if kinds == {False} else [tuple(stop_strings)] * len(counts)
+    if isinstance(stop_strings, str) or len(kinds) > 1 or not all(all(stops) for stops in of_prompts):
+        raise ValueError(f"stop_strings is {stop_strings!r}; give a list of texts that are not empty, or such a list a prompt")
     if len(of_prompts) != len(counts):
         raise ValueError(f"stop_strings has lists for {len(of_prompts)} prompts; give one for each of the {len(counts)}")
     if any(of_prompts) and detokenize is None:

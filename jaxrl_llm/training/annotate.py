@@ -86,7 +86,7 @@ def statistics_pass(who: str, annotator: Annotator, statistics: frozenset[str]) 
 
     def scored(state, batch: Batch) -> dict[str, Any]:
         scores = score(annotator.params(state), batch)
-        return {f"{who}_{name}": getattr(scores, name) for name in sorted(statistics)}
+        return {f"{who}_{name}": getattr(scores, name.partition(":")[0]) for name in sorted(statistics)}
 
     return scored
 

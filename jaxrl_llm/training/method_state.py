@@ -41,6 +41,20 @@ def coefficients(method: Method, state: MethodState, step: int) -> dict[str, np.
     return {name: np.float32(value) for name, value in found.items()}
 
 
+def with_strategy_state(method: Method, state: MethodState, found: Any) -> MethodState:
+    """The state with what the strategy remembers, host arrays.
+
+    Raises:
+      ValueError: the strategy changed the names or shapes of its state, which a checkpoint could not follow.
+    """
+    before = jax.tree.map(jnp.shape, state["strategy"])
+    if (now := jax.tree.map(np.shape, found)) != before:
+        raise ValueError(
+            f"the state of {method.strategy!r} has become {now}; it must keep the shapes that it began with, {before}"
+        )
+    return state | {"strategy": jax.tree.map(jnp.asarray, found)}
+
+
 def after_step(method: Method, before: Any, after: MethodState, metrics: Mapping[str, float]) -> MethodState:
     """The state after a step: with what the controllers saw, or, where no update of the step was finite, that of before it.
 

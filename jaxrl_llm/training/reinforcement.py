@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Hashable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -30,6 +29,7 @@ from jaxrl_llm.training.method_state import (
     make_estimate,
     moving_reference,
     reference_params,
+    with_strategy_state,
 )
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
@@ -137,7 +137,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
         io = strategy_io(run, state, reference, number, failures, cursor=cursor, statistics=scored)
         remembered = jax.device_get(state.method_state["strategy"])
         collection, remembered, metrics = method.strategy.run(io, remembered, rl.prompts)
-        state = state.replace(method_state=state.method_state | {"strategy": jax.tree.map(jnp.asarray, remembered)})
+        state = state.replace(method_state=with_strategy_state(method, state.method_state, remembered))
         rollouts = annotated(state, with_answers(method, collection, answer), number)
         metrics |= rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
         key = jax.random.fold_in(state.key, number)

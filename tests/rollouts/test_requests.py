@@ -58,7 +58,7 @@ def sampled(prompt, uids, who="policy", **options):
 def test_requests_are_answered_in_their_order_by_whom_they_ask():
     prompts = ["1+2=", "3+4=", "5="]
     requests = [
-        Request(prompts[0], {"prompt": prompts[0]}, 7, group=1, samples=2),
+        Request(prompts[0], {"prompt": prompts[0]}, 7, group=2, samples=2),
         Request(prompts[1], {"prompt": prompts[1]}, 8, group=0, samples=1, by="reference"),
         Request(prompts[2], {"prompt": prompts[2], "completion": "5"}, 9, group=1, samples=2, by="given"),
         Request(prompts[1], {"prompt": prompts[1]}, 8, group=0, samples=3, temperature=0.0),
@@ -70,7 +70,8 @@ def test_requests_are_answered_in_their_order_by_whom_they_ask():
     assert answers(collection) == sampled(ids[0], [0, 1]) + sampled(ids[1], [2], "reference") + given + greedy
     rollouts = collection.rollouts
     np.testing.assert_array_equal(rollouts.prompt_id, [7, 7, 8, 9, 9, 8, 8, 8])
-    np.testing.assert_array_equal(rollouts.group, [0, 0, 1, 0, 0, 1, 1, 1])
+    # Groups 2, 0 and 1, in order of appearance.
+    np.testing.assert_array_equal(rollouts.group, [0, 0, 1, 2, 2, 1, 1, 1])
     np.testing.assert_array_equal(rollouts.source, [0, 0, 1, 1, 1, 0, 0, 0])
     assert rollouts.behavior_logp[2].any() and not rollouts.behavior_logp[3:5].any()
     np.testing.assert_array_equal(rollouts.rewards[:, 0], rollouts.mask.sum(axis=1))
@@ -185,6 +186,7 @@ def test_a_view_scores_the_answers_behind_another_prompt():
     ("request_of", "message"),
     [
         (lambda: Request("1=", samples=0), "Request.samples is 0; it must be at least 1"),
+        (lambda: Request("1=", limit=0), "Request.limit is 0; it must be at least 1"),
         (lambda: Request("1=", stop="ab"), "Request.stop is 'ab'; give a tuple of texts"),
         (lambda: Request("1=", by="given", temperature=0.0), "Request.temperature would change nothing: by='given'"),
         (lambda: Request("1=", by="given", stop=("a",)), "Request.stop would change nothing: by='given'"),
@@ -197,6 +199,31 @@ def test_a_view_scores_the_answers_behind_another_prompt():
 def test_impossible_requests_are_refused(request_of, message):
     with pytest.raises(ValueError, match=message):
         io().sample([request_of()])
+
+
+def test_what_an_io_does_not_have_is_named():
+    alone = io(rewards=None)
+    collection = alone.sample([Request("1=")], rewarded=False)
+    asking = {
+        "drawing": lambda: alone.draw(1),
+        "rewards": lambda: alone.reward(collection),
+        "statistics": lambda: alone.score(collection, "policy"),
+    }
+    for name, ask in asking.items():
+        with pytest.raises(ValueError, match=rf"Io.{name} is None, and this asks for it; give Io\({name}=...\)"):
+            ask()
+    with pytest.raises(ValueError, match="requests is empty"):
+        alone.sample([])
+
+
+def test_masks_of_the_run_and_of_a_request_both_hold():
+    vocabulary = np.arange(TOKENIZER.vocab_size)
+    asked = io(sampling={"max_new_tokens": LIMIT, "logit_mask": vocabulary % 2 == 0})
+    rollouts = asked.sample([Request("1+2=", mask=vocabulary < 5), Request("1+2=", samples=2)], rewarded=False).rollouts
+    tokens = [set(rollouts.tokens[row][rollouts.mask[row] > 0].tolist()) for row in range(3)]
+    assert tokens[0] <= {0, 2, 4} and max(tokens[1] | tokens[2]) > 4 and not any(token % 2 for row in tokens for token in row)
+    with pytest.raises(ValueError, match="Request.mask has the shapes"):
+        asked.sample([Request("1+2=", mask=vocabulary < 5), Request("1+2=", mask=np.ones(3, bool))])
 
 
 def test_a_prefix_with_numbers_for_other_tokens_is_refused():

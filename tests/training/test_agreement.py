@@ -65,7 +65,7 @@ def test_what_parts_found_is_added_up():
 def test_an_evaluation_reports_and_warns(caplog):
     def sample(requests):
         record = {"rewards": [1.0], "length": 2, "completion": ""}
-        return Collection(None, [record] * sum(request.samples for request in requests))
+        return Collection(None, [record] * sum(request.samples for request in requests), requests, None)
 
     counts = []
 

@@ -117,7 +117,7 @@ class Collector:
             {"rewards": [None if e["number"] == 4 else float(e["number"] % 2 == 0)], "length": s, "completion": "#### 7"}
             for e, s in rows
         ]
-        return Collection(None, records)
+        return Collection(None, records, requests, None)
 
 
 def test_the_last_part_is_filled_and_the_filling_dropped():

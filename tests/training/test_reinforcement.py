@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from training.tiny_runs import opened, quick_compilation, tiny_config  # noqa: F401
 
+from jaxrl_llm import methods
 from jaxrl_llm.data import Cursor
 from jaxrl_llm.networks import decoder
 from jaxrl_llm.rollouts import requests_for
 from jaxrl_llm.training import annotate, reinforcement
+from jaxrl_llm.training.method_state import with_strategy_state
 from jaxrl_llm.types import Rollouts
 
 
@@ -76,8 +78,20 @@ def test_a_strategy_may_ask_what_a_policy_says(tmp_path):
         np.testing.assert_allclose(io.score(collection, "policy")["logp"][mask], behavior[mask], atol=1e-4)
         with pytest.raises(ValueError, match="'grpo' needs a teacher policy, and there is none; set config.teacher.directory"):
             io.score(collection, "teacher")
+        kept = io.score(collection, "reference", ("top_entropy:0.3",))["top_entropy:0.3"]
+        assert (kept <= found["entropy"] + 1e-5)[mask].all() and kept[mask].max() > 0
         with pytest.raises(ValueError, match="reference_logits is no statistic of a policy"):
             io.score(collection, "reference", ("logits",))
+
+
+def test_a_strategy_keeps_the_shapes_of_its_state():
+    method = methods.get("grpo")
+    state = {"strategy": {"visits": np.zeros(3)}, "estimator": ()}
+    kept = with_strategy_state(method, state, {"visits": np.ones(3)})
+    assert kept["estimator"] == () and kept["strategy"]["visits"].tolist() == [1, 1, 1]
+    for found in ({"visits": np.ones(4)}, {"visits": np.ones(3), "more": np.ones(1)}, ()):
+        with pytest.raises(ValueError, match=r"the state of grouped\(\) has become .*it must keep the shapes"):
+            with_strategy_state(method, state, found)
 
 
 def test_the_reference_answers_where_it_is_asked(tmp_path):
