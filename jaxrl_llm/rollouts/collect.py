@@ -122,8 +122,11 @@ def _policy(policies: Mapping[str, Callable[[], tuple[Any, Any]]], who: str) -> 
 def _prompts(tokenizer: Tokenizer, request: Request, longest: int) -> tuple[list[int], list[int]]:
     """Token ids that the sampler and the learner read before the prefix."""
     tools = request.example.get("tools")
-    sampled = prompt_ids_of(tokenizer, request.prompt, tools)
-    learned = sampled if request.learned_prompt is None else prompt_ids_of(tokenizer, request.learned_prompt, tools)
+    try:
+        sampled = prompt_ids_of(tokenizer, request.prompt, tools)
+        learned = sampled if request.learned_prompt is None else prompt_ids_of(tokenizer, request.learned_prompt, tools)
+    except ValueError as error:
+        raise ValueError(f"prompt {request.prompt_id}: {error}") from error
     for prompt in (sampled, learned):
         if len(prompt) > longest:
             raise ValueError(

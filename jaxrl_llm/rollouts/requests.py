@@ -99,9 +99,12 @@ class Request:
 
 
 def requests_for(examples: Sequence[Example], prompt_ids: Sequence[int], **options) -> list[Request]:
-    """One request for each example, each a group of its own; `options` are fields of `Request` that all share."""
+    """One request for each example, each a group of its own; `options` are fields of `Request` that all share.
+
+    An example without a "prompt" has an empty one, which whoever encodes it refuses.
+    """
     return [
-        Request(example["prompt"], example, int(number), group, **options)
+        Request(example.get("prompt", ""), example, int(number), group, **options)
         for group, (example, number) in enumerate(zip(examples, prompt_ids, strict=True))
     ]
 

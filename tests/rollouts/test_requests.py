@@ -214,6 +214,8 @@ def test_what_an_io_does_not_have_is_named():
             ask()
     with pytest.raises(ValueError, match="requests is empty"):
         alone.sample([])
+    with pytest.raises(ValueError, match="prompt 7: a prompt is empty"):
+        alone.sample(requests_for([{"question": "1+2="}], [7]))
 
 
 def test_masks_of_the_run_and_of_a_request_both_hold():
