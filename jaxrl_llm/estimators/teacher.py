@@ -18,12 +18,12 @@ def teacher_advantage(rollouts: Rollouts, *, emphasis: float = 0.0) -> Rollouts:
 
     Args:
       rollouts: with `behavior_logp` and `extras["teacher_logp"]` [N, T].
-      emphasis: gamma, not negative; TRL's default is 0.5.
+      emphasis: gamma, not negative; 0.5 in the paper.
 
     Raises:
       ValueError: a negative emphasis.
 
-    Source: importance-weighted on-policy distillation, as in TRL
+    Source: IW-OPD, https://arxiv.org/abs/2606.22600
     """
     if emphasis < 0:
         raise ValueError(f"emphasis is {emphasis}; it must be at least 0")

@@ -44,14 +44,22 @@ def choice(name: str, value, known: dict):
     return known[value]
 
 
-def kl_loss(coefficient: float, kind: str | None, unbiased: bool | str | None = None, bound: float | None = None) -> tuple:
+def kl_loss(
+    coefficient: float,
+    kind: str | None,
+    unbiased: bool | str | None = None,
+    bound: float | None = None,
+    ratio_bound: float | None = None,
+) -> tuple:
     """The KL term of a loss; nothing, and no reference model, where the coefficient is 0."""
-    for name, value in {"kl_kind": kind, "kl_unbiased": unbiased, "kl_bound": bound}.items():
+    given = {"kl_kind": kind, "kl_unbiased": unbiased, "kl_bound": bound, "kl_ratio_bound": ratio_bound}
+    for name, value in given.items():
         reject_inert(coefficient == 0 and value is not None, name, value, "kl_coefficient is 0")
     if not coefficient:
         return ()
     ratio = choice("kl_unbiased", unbiased or False, KL_RATIOS)
-    return (kl(coefficient=coefficient, kind=kind or "k3", ratio=ratio, bound=bound),)
+    bounds = {"bound": bound} | ({} if ratio_bound is None else {"ratio_bound": ratio_bound})
+    return (kl(coefficient=coefficient, kind=kind or "k3", ratio=ratio, **bounds),)
 
 
 def kl_reward(coefficient: float, kind: str | None, target: float | None = None, bound: float | None = None) -> tuple:
@@ -76,12 +84,14 @@ def kl_parts(
     kind: str | None,
     unbiased: bool | str | None = None,
     bound: float | None = None,
+    ratio_bound: float | None = None,
 ) -> tuple[tuple, tuple]:
     """Estimators behind the advantage, and terms of the loss, that a KL penalty in the loss (None) or another place is."""
     reject_inert(coefficient == 0 and place is not None, "kl_place", place, "kl_coefficient is 0")
     if place is None:
-        return (), kl_loss(coefficient, kind, unbiased, bound)
+        return (), kl_loss(coefficient, kind, unbiased, bound, ratio_bound)
     choice("kl_place", place, KL_PLACES)
+    reject_inert(ratio_bound is not None, "kl_ratio_bound", ratio_bound, "kl_place is 'advantage'; kl_bound bounds it")
     reject_inert(unbiased is not None, "kl_unbiased", unbiased, "kl_place is 'advantage', which has no gradient")
     return kl_advantage(coefficient, kind, bound), ()
 

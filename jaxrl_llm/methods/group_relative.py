@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxrl_llm.estimators import chain, constant, drop_uniform_groups, overlong_penalty, token_mean
-from jaxrl_llm.methods.base import method, reject_inert
+from jaxrl_llm.methods.base import When, method, reject_inert
 from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_loss, kl_parts, standardised
 from jaxrl_llm.methods.libraries import (
     BY_TOKEN,
@@ -36,7 +36,7 @@ from jaxrl_llm.rollouts import dynamic_sampling, grouped
         "oat": {"degrees_of_freedom": 1, "epsilon": 1e-8, "kl_coefficient": 0.0},
         "pipeline-rl": {
             "baseline": "leave_one_out", "degrees_of_freedom": 1, "epsilon": 1e-4, "kl_coefficient": 0.1,
-            "aggregation": "sequence_mean_token_sum",
+            "kl_ratio_bound": When("kl_coefficient", 10.0), "aggregation": "sequence_mean_token_sum",
         },
         "areal": {"baseline": "batch_mean", "scale": "batch_std", "kl_coefficient": 0.0} | BY_TOKEN,
     },
@@ -52,6 +52,7 @@ def grpo(
     kl_place: str | None = None,
     kl_unbiased: bool | str | None = None,
     kl_bound: float | None = None,
+    kl_ratio_bound: float | None = None,
     baseline: str = "mean",
     scale: str = "std",
     degrees_of_freedom: int | None = None,
@@ -66,10 +67,10 @@ def grpo(
       is PPO's. `None` means: a KL in the loss, of kind k3, as in the paper (in the "advantage", behind the baseline, k1);
       `degrees_of_freedom` 0 (the population's deviation); `epsilon` 1e-6, outside of the root; a row alone learns nothing;
       no dual clip; a KL that is neither bounded nor weighted: `kl_unbiased` `True` multiplies it by the importance ratio,
-      "own" by the ratio of the policy to itself, both differentiated. The loss that prime-rl has beside its
-      group means is that of `dppo`.
+      "own" by the ratio of the policy to itself, both differentiated; its log-ratios are bounded at 20 nats. The loss that
+      prime-rl has beside its group means is that of `dppo`.
     """
-    penalty, terms = kl_parts(kl_place, kl_coefficient, kl_kind, kl_unbiased, kl_bound)
+    penalty, terms = kl_parts(kl_place, kl_coefficient, kl_kind, kl_unbiased, kl_bound, kl_ratio_bound)
     advantage = standardised(
         baseline, scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, placement=placement, alone=alone
     )
@@ -86,6 +87,7 @@ def grpo(
     conventions={
         "trl-1.16": {"scale": "std"} | TRL | TRL_KL,
         "verl-0.10": {"alone": "none"} | VERL_CLIP | VERL_KL,
+        "openrlhf": OPENRLHF_KL | BY_TOKEN,
         "tunix-0.1": TUNIX_KL,
     },
 )
@@ -97,27 +99,29 @@ def dr_grpo(
     clip_dual: float | None = None,
     kl_coefficient: float = 0.0,
     kl_kind: str | None = None,
+    kl_place: str | None = None,
     kl_unbiased: bool | str | None = None,
     kl_bound: float | None = None,
     scale: str = "none",
     degrees_of_freedom: int | None = None,
     epsilon: float | None = None,
     alone: str | None = None,
+    aggregation: str = "constant",
     max_length: int = 3000,
 ):
     """GRPO without division by the deviation and by the length, which bias it to hard questions and long answers.
 
     Defaults: 8 samples, 3000 tokens and no KL are those of the authors' published training script. The clip is ours. In a
       run of the program, `max_length` is `rl.max_new_tokens` unless it is set. `None` means what it does for `grpo`. TRL's
-      `loss_type="dr_grpo"`, also in its recipe for the paper, still divides by the deviation.
+      `loss_type="dr_grpo"`, also in its recipe for the paper, still divides by the deviation; OpenRLHF's "dr_grpo" is the
+      advantage alone, under a mean over all tokens.
     """
-    _, terms = kl_parts(None, kl_coefficient, kl_kind, kl_unbiased, kl_bound)
+    penalty, terms = kl_parts(kl_place, kl_coefficient, kl_kind, kl_unbiased, kl_bound)
+    advantage = standardised("mean", scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
+    length = constant(length=max_length) if aggregation == "constant" else choice("aggregation", aggregation, AGGREGATIONS)
     return (
         grouped(samples=samples),
-        chain(
-            standardised("mean", scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone),
-            constant(length=max_length),
-        ),
+        chain(advantage, *penalty, length),
         objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)), *terms),
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import chain, constant, group_advantage, token_mean
 from jaxrl_llm.methods.base import method
-from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_loss, standardised
-from jaxrl_llm.methods.libraries import TRL, TRL_KL, VERL, VERL_CLIP, VERL_KL
+from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_parts, standardised
+from jaxrl_llm.methods.libraries import OPENRLHF, OPENRLHF_KL, TRL, TRL_KL, VERL, VERL_CLIP, VERL_KL
 from jaxrl_llm.objectives import (
     by_source,
     clip,
@@ -28,11 +28,11 @@ LEVELS = {
 }
 
 
-def _corrected(samples, trust, weight, *terms, **advantage):
+def _corrected(samples, trust, weight, *terms, penalty=(), **advantage):
     """Three policies: the ratio is to the proximal one, the weight corrects from it to the sampler."""
     return (
         grouped(samples=samples),
-        chain(standardised(**advantage), token_mean()),
+        chain(standardised(**advantage), *penalty, token_mean()),
         objective(policy(ratio=PROXIMAL, trust=trust, factors=(weight,)), *terms),
     )
 
@@ -63,7 +63,11 @@ def decoupled_ppo(
 @method(
     paper="Your Efficient RL Framework Secretly Brings You Off-Policy RL Training (Yao et al., 2025)",
     url="https://fengyao.notion.site/off-policy-rl",
-    conventions={"trl-1.16": {"weight_high": 3.0} | TRL | TRL_KL, "verl-0.10": VERL_CLIP | VERL | VERL_KL},
+    conventions={
+        "trl-1.16": {"weight_high": 3.0} | TRL | TRL_KL,
+        "verl-0.10": VERL_CLIP | VERL | VERL_KL,
+        "openrlhf": {"weight_low": 0.5, "weight_high": 5.0} | OPENRLHF | OPENRLHF_KL,
+    },
 )
 def tis(
     *,
@@ -71,10 +75,12 @@ def tis(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     clip_dual: float | None = None,
+    weight_low: float | None = None,
     weight_high: float = 2.0,
     level: str = "token",
     kl_coefficient: float = 0.0,
     kl_kind: str | None = None,
+    kl_place: str | None = None,
     kl_unbiased: bool | str | None = None,
     kl_bound: float | None = None,
     degrees_of_freedom: int | None = None,
@@ -85,11 +91,14 @@ def tis(
 
     Defaults: The bound is the authors', on the weight of each token; `level` may also be "sequence" or "geometric" (the
       geometric mean over a sequence). Group advantages, clip and `samples` are ours. `None` means what it does for `grpo`.
-      TRL's "token_truncate" is its convention, "sequence_truncate" that with `level="sequence"`.
+      TRL's "token_truncate" is its convention, "sequence_truncate" that with `level="sequence"`. OpenRLHF raises small
+      weights to a lower bound too.
     """
-    trust, weight = clip(low=clip_low, high=clip_high, dual=clip_dual), importance_weight(high=weight_high, ratio=_level(level))
-    terms = kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound)
-    return _corrected(samples, trust, weight, *terms, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
+    weight = importance_weight(low=weight_low, high=weight_high, ratio=_level(level))
+    trust = clip(low=clip_low, high=clip_high, dual=clip_dual)
+    penalty, terms = kl_parts(kl_place, kl_coefficient, kl_kind, kl_unbiased, kl_bound)
+    advantage = {"degrees_of_freedom": degrees_of_freedom, "epsilon": epsilon, "alone": alone}
+    return _corrected(samples, trust, weight, *terms, penalty=penalty, **advantage)
 
 
 @method(
@@ -98,6 +107,7 @@ def tis(
     conventions={
         "trl-1.16": {"level": "sequence", "weight_low": None, "weight_high": 3.0} | TRL | TRL_KL,
         "verl-0.10": VERL_CLIP | VERL | VERL_KL,
+        "openrlhf": OPENRLHF | OPENRLHF_KL,
     },
 )
 def icepop(
@@ -111,6 +121,7 @@ def icepop(
     level: str = "token",
     kl_coefficient: float = 0.0,
     kl_kind: str | None = None,
+    kl_place: str | None = None,
     kl_unbiased: bool | str | None = None,
     kl_bound: float | None = None,
     degrees_of_freedom: int | None = None,
@@ -125,8 +136,9 @@ def icepop(
     """
     weight = importance_weight(low=weight_low, high=weight_high, outside="mask", ratio=_level(level))
     trust = clip(low=clip_low, high=clip_high, dual=clip_dual)
-    terms = kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound)
-    return _corrected(samples, trust, weight, *terms, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
+    penalty, terms = kl_parts(kl_place, kl_coefficient, kl_kind, kl_unbiased, kl_bound)
+    advantage = {"degrees_of_freedom": degrees_of_freedom, "epsilon": epsilon, "alone": alone}
+    return _corrected(samples, trust, weight, *terms, penalty=penalty, **advantage)
 
 
 @method(

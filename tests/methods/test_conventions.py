@@ -60,6 +60,7 @@ ADVANTAGES = {
     ("dr_grpo", "trl-1.16"): TRL,
     ("dr_grpo", "verl-0.10"): 0.75,
     ("dr_grpo", "tunix-0.1"): 0.75,
+    ("dr_grpo", "openrlhf"): 0.75,
     ("dapo", "trl-1.16"): TRL,
     ("dapo", "verl-0.10"): 0.75 / (BESSEL + 1e-6),
     ("dapo", "tunix-0.1"): 0.75 / (BESSEL + 1e-6),
@@ -86,8 +87,10 @@ ADVANTAGES = {
     ("forking_tokens", "trl-1.16"): TRL,
     ("tis", "trl-1.16"): TRL,
     ("tis", "verl-0.10"): VERL,
+    ("tis", "openrlhf"): 0.75 / (BESSEL + 1e-9),
     ("icepop", "trl-1.16"): TRL,
     ("icepop", "verl-0.10"): VERL,
+    ("icepop", "openrlhf"): 0.75 / (BESSEL + 1e-9),
     ("deepseek_v32", "trl-1.16"): TRL,
     ("skywork", "trl-1.16"): TRL,
     ("dro", "verl-0.10"): VERL,
@@ -140,7 +143,7 @@ def test_shares(name, convention):
         expected = MASK / LENGTHS[:, None] / 8
     elif (name, convention) in SUMMED:
         expected = MASK / 8
-    elif name == "dr_grpo":
+    elif name == "dr_grpo" and convention != "openrlhf":
         expected = MASK / 3000 / 8
     np.testing.assert_allclose(weight, expected, rtol=1e-6)
 
@@ -171,7 +174,7 @@ def test_of_nemo_a_row_is_measured_by_the_others():
     np.testing.assert_allclose(found[1, 0], -1 / 3 / (OF_OTHERS + 1e-6), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["grpo", "gspo", "rloo"])
+@pytest.mark.parametrize("name", ["grpo", "gspo", "rloo", "dr_grpo", "tis", "icepop"])
 def test_of_openrlhf_the_penalty_is_behind_the_baseline(name):
     """0.3 nats at each token, or 10 where they are 50; the second row, of two tokens, loses 0.6 and 0.3 times 0.01."""
     plain = estimated(name, "openrlhf", kl_coefficient=0.0).advantage
@@ -203,6 +206,8 @@ WITHOUT_KL = {library: {"kl_coefficient": 0.0} for library in ("nemo-rl", "pipel
     ("verl-0.10", 1.0, 1 - np.exp(0.5)),
     ("verl-0.10", np.exp(-4), 0.0),  # 84 nats, kept at 10
     ("pipeline-rl", 1.0, 1 - np.exp(0.5)),
+    ("pipeline-rl", np.exp(-9), 1 - np.exp(9.5)),
+    ("pipeline-rl", np.exp(-10), 0.0),  # a log-ratio of 10.5, kept at 10
     ("tunix-0.1", 1.0, 1.0),  # k1
     # Times r, or a ratio of 1, that is differentiated too: the gradient -x of the KL, log(pi / reference).
     ("trl-1.16", 1.0, -0.5),
@@ -255,16 +260,18 @@ def test_slopes(name, convention, ratio, advantage, expected):
     assert slope(name, convention, ratio, advantage) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize(("name", "options", "weights"), [
-    # Both tokens have the same weight, 0.5, 1.9 or 4, of the policy before the step over the sampler.
-    ("tis", {}, (0.5, 1.9, 3.0)),  # token_truncate
-    ("tis", {"level": "sequence"}, (0.25, 3.0, 3.0)),  # sequence_truncate
-    ("icepop", {"level": "token"}, (0.5, 1.9, 0.0)),  # token_mask
-    ("icepop", {}, (0.25, 0.0, 0.0)),  # sequence_mask: 3.61 is beyond 3
+@pytest.mark.parametrize(("name", "convention", "options", "weights"), [
+    # Both tokens have the same weight, 0.4, 1.9 or 6, of the policy before the step over the sampler.
+    ("tis", "trl-1.16", {}, (0.4, 1.9, 3.0)),  # token_truncate
+    ("tis", "trl-1.16", {"level": "sequence"}, (0.16, 3.0, 3.0)),  # sequence_truncate
+    ("icepop", "trl-1.16", {"level": "token"}, (0.4, 1.9, 0.0)),  # token_mask
+    ("icepop", "trl-1.16", {}, (0.16, 0.0, 0.0)),  # sequence_mask: 3.61 is beyond 3
+    ("tis", "openrlhf", {}, (0.5, 1.9, 5.0)),
+    ("icepop", "openrlhf", {}, (0.0, 1.9, 0.0)),
 ])  # fmt: skip
-def test_corrections_of_trl(name, options, weights):
-    objective = methods.get(name, convention="trl-1.16", **options).objective
-    for weight, expected in zip((0.5, 1.9, 4.0), weights, strict=True):
+def test_corrections_of_libraries(name, convention, options, weights):
+    objective = methods.get(name, convention=convention, **options).objective
+    for weight, expected in zip((0.4, 1.9, 6.0), weights, strict=True):
         behavior = jnp.array([[0.0, -2.0, -2.0]])
         proximal = behavior + jnp.array([[0.0, 1.0, 1.0]]) * np.log(weight)
         batch = Batch(
@@ -292,6 +299,23 @@ def test_of_libraries_the_critic_of_ppo():
 def test_trl_distils_each_token_alike():
     rollouts = estimated("gkd", "trl-1.16")
     np.testing.assert_allclose(rollouts.weight, MASK / MASK.sum(), rtol=1e-6)
+
+
+@pytest.mark.reduction("iw_opd")
+def test_early_disagreement_with_a_teacher_weighs_most():
+    """Gaps of 1, -1 and 2 nats; none, a quarter and half of their sizes lie before. At emphasis 0 the gaps alone, whose score
+    function has on policy the gradient of the k2 estimate of the KL towards the teacher, KDRL's term."""
+    rollouts = Rollouts(
+        tokens=np.zeros((1, 3), np.int32), length=np.full(1, 3, np.int32), mask=np.ones((1, 3), np.float32),
+        rewards=np.zeros((1, 1), np.float32), behavior_logp=np.full((1, 3), -2, np.float32),
+        extras={"teacher_logp": np.array([[-1, -3, 0]], np.float32)},
+    )  # fmt: skip
+    for emphasis, expected in ((0.5, [1.5, -1.375, 2.5]), (0.0, [1.0, -1.0, 2.0])):
+        method = methods.get("iw_opd", emphasis=emphasis)
+        found = method.estimator.update(rollouts, method.estimator.init(), jax.random.key(0))[0]
+        np.testing.assert_allclose(found.advantage[0], expected, rtol=1e-6)
+        np.testing.assert_allclose(found.weight[0], 1 / 3, rtol=1e-6)
+    assert slope("iw_opd", "paper", 1.0, 1.5) == pytest.approx(-1.5)
 
 
 def sigmoid(x):
