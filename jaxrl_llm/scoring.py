@@ -146,7 +146,7 @@ def _hidden_and_routing(network, needs: frozenset[str], replay_routes: bool, par
     if not replay_routes and "router_logits" not in needs:
         return network.hidden(*inputs), None
     routes = jnp.moveaxis(batch.extras["routes"], 2, 0) if replay_routes else None
-    hidden, _, routing = network.routed(*inputs, routes=routes)
+    hidden, routing = network.routed(*inputs, routes=routes)
     return hidden, jnp.moveaxis(routing.logits, 0, 2) if "router_logits" in needs else None
 
 

@@ -2,7 +2,6 @@
 
 from jaxrl_llm.networks.adapters import ADAPTER, add_adapter, merge_adapter, remove_adapter, unmerge_adapter
 from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig, ExpertsConfig, QuantizationConfig
-from jaxrl_llm.networks.decoder import Cache
 from jaxrl_llm.networks.experts import Routing
 from jaxrl_llm.networks.huggingface import load_huggingface, save_huggingface
 from jaxrl_llm.networks.named import config, count_parameters, names
@@ -14,7 +13,6 @@ from jaxrl_llm.networks.trees import join_params, split_params
 __all__ = [
     "ADAPTER",
     "AdapterConfig",
-    "Cache",
     "DecoderConfig",
     "ExpertsConfig",
     "Network",

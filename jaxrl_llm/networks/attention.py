@@ -34,13 +34,6 @@ def packed_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
     return near & (segments[:, :, None] == segments[:, None, :])
 
 
-def cached_mask(positions: jax.Array, slot_positions: jax.Array, window: int | None = None) -> jax.Array:
-    """Mask [B, T, S] of queries at `positions` [B, T] over cache slots at `slot_positions` [B, S], -1 where empty."""
-    slots, positions = slot_positions[:, None, :], positions[:, :, None]
-    causal = (slots >= 0) & (slots <= positions)
-    return causal if window is None else causal & (positions - slots < window)
-
-
 def softcapped(logits: jax.Array, cap: float | None) -> jax.Array:
     """`cap * tanh(logits / cap)`, or the logits themselves where there is no cap (Gemma 2, https://arxiv.org/abs/2408.00118)."""
     return logits if cap is None else cap * jnp.tanh(logits / cap)
@@ -91,24 +84,6 @@ def _query_blocks(x: jax.Array) -> jax.Array:
     """[B, T, ...] padded and split to [blocks, B, QUERY_BLOCK, ...]."""
     padded = jnp.pad(x, [(0, 0), (0, -x.shape[1] % QUERY_BLOCK)] + [(0, 0)] * (x.ndim - 2))
     return jnp.swapaxes(padded.reshape(x.shape[0], -1, QUERY_BLOCK, *x.shape[2:]), 0, 1)
-
-
-def cached_attention(query, keys, values, mask, *, scale: float | None = None, softcap: float | None = None) -> jax.Array:
-    """As `reference_attention`, of queries [B, T, N, H] over a layer of a cache: keys [B, K, H, S], values [B, K, S, H].
-
-    In these layouts both products read the cache as it lies; in that of the other functions here, a decoding step would
-    transpose all of it first. Keys and values are widened or narrowed to the dtype of the queries.
-    """
-    rows, length, heads, width = query.shape
-    shared = (rows, keys.shape[1], heads // keys.shape[1], length, width)  # B, K, G, T, H
-    scale = width**-0.5 if scale is None else scale
-    grouped = jnp.moveaxis(query, 1, 2).reshape(*shared[:2], -1, width)
-    keys, values = keys.astype(query.dtype), values.astype(query.dtype)
-    logits = jnp.matmul(grouped, keys, preferred_element_type=jnp.float32).reshape(*shared[:4], -1) * scale
-    logits = jnp.where(mask[:, None, None], softcapped(logits, softcap), jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype).reshape(*grouped.shape[:3], -1)
-    mixed = jnp.matmul(weights, values, preferred_element_type=jnp.float32).astype(query.dtype)
-    return jnp.moveaxis(mixed.reshape(rows, heads, length, width), 2, 1)
 
 
 def splash_attention(query, key, value, segments, *, window=None, scale=None, softcap=None) -> jax.Array:

@@ -10,81 +10,76 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.networks import rotary
-from jaxrl_llm.networks.attention import attend, cached_attention, cached_mask, packed_mask, softcapped, uses_splash
+from jaxrl_llm.networks.attention import attend, packed_mask, softcapped, uses_splash
 from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.config import REMAT, DecoderConfig
 from jaxrl_llm.networks.experts import Experts, Routing
 from jaxrl_llm.networks.leaves import VocabularyAdapter, named
 from jaxrl_llm.networks.matrices import gains, is_adapted, merged
 from jaxrl_llm.networks.modules import Mlp, Norm, Projection, residual_gain
+from jaxrl_llm.networks.past import LayerPast, Sight, past_attention, written
 
 Array = jax.Array
 
 
 @flax.struct.dataclass
-class Cache:
-    """Keys and values of the tokens seen so far: one sequence a row, S slots; laid out for `cached_attention`.
+class Shared:
+    """What all layers of one call share: who sees whom and angles of the rotary embedding, for each kind of layer.
 
-    Attributes:
-      keys: [L, B, K, H, S].
-      values: [L, B, K, S, H].
-      positions: int32 [B, S], position of the token in each slot; -1 where the slot is empty or holds padding.
-      index: int32 [], the next slot to write, the same in all rows.
+    Layers that are to `keep` them give their keys and values [B, T, K, H]. A step of decoding has `sight` in place of masks.
     """
 
-    keys: Array
-    values: Array
-    positions: Array
-    index: Array
-
-
-class Shared(NamedTuple):
-    """What all layers of one call share: who sees whom and angles of the rotary embedding, for each kind of layer."""
-
     angles: tuple[tuple[Array, Array], ...]
-    masks: tuple[Array | None, ...]
-    segments: Array
-    slot: Array | None
+    masks: tuple[Array | None, ...] = ()
+    segments: Array | None = None
+    sight: Sight | None = None
+    keep: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 class Numbered(NamedTuple):
-    """What is told to each layer: its number, the number of its kind, and experts that it must use, [B, T, k], or None."""
+    """What is told to each layer: the number of its kind, experts that it must use [B, T, k], and what lies behind a step."""
 
-    layer: Array
-    kind: Array
-    forced: Array | None
+    kind: Array | int
+    forced: Array | None = None
+    past: LayerPast | None = None
 
 
 def of_kind(values: tuple, kind: Array):
     """The one of `values`, trees of equal shapes, that belongs to a layer's kind."""
     if len(values) == 1:
         return values[0]
+    if isinstance(kind, int):
+        return values[kind]
     return jax.tree.map(lambda *leaves: jax.lax.select_n(kind, *leaves), *values)
 
 
 class Attention(nn.Module):
-    """Causal attention of grouped heads, over the tokens given or over a cache to which it adds them."""
+    """Causal attention of grouped heads, over the tokens given, or of one token a slot over what lies behind it."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, shared: Shared, cache: tuple | None, own: Numbered) -> tuple[Array, tuple | None]:
+    def __call__(self, x: Array, shared: Shared, own: Numbered) -> tuple[Array, Any]:
         c = self.config
         angles = of_kind(shared.angles, own.kind)
         query = self.heads("query", "heads", c.num_heads, x, angles)
         key = self.heads("key", "kv_heads", c.num_kv_heads, x, angles)
         value = self.heads("value", "kv_heads", c.num_kv_heads, x, angles)
-        mask = of_kind(shared.masks, own.kind)
-        if cache is None:
-            mixed = attend(c, query, key, value, shared.segments, mask, own.kind)
-        else:
-            cache = _write(cache, key, value, own.layer, shared.slot)
-            keys, values = (jax.lax.dynamic_index_in_dim(whole, own.layer, keepdims=False) for whole in cache)
-            mixed = cached_attention(query, keys, values, mask, scale=c.query_scale, softcap=c.attention_softcap)
+        if own.past is not None:
+            past = written(own.past, key[:, 0], value[:, 0], shared.sight.column)
+            options = {"scale": c.query_scale, "softcap": c.attention_softcap}
+            # The layers of decoding are not scanned: their kinds are known when the program is made.
+            mixed = past_attention(query[:, 0], past, shared.sight, c.kinds[own.kind].window, **options)[:, None]
+            return self.out(mixed), past
+        mixed = attend(c, query, key, value, shared.segments, of_kind(shared.masks, own.kind), own.kind)
+        return self.out(mixed), (key, value) if shared.keep else None
+
+    def out(self, mixed: Array) -> Array:
+        """What goes from the heads [B, T, N, H] into the residual stream."""
+        c = self.config
         mixed = constrain(mixed, "batch", "length", "heads", "head_dim")
         shape, axes = (*mixed.shape[2:], c.hidden_size), ("heads", "head_dim", "embed")
-        output = Projection(c, shape, axes, inputs=2, gain=residual_gain(c), name="output")
-        return output(mixed), cache
+        return Projection(c, shape, axes, inputs=2, gain=residual_gain(c), name="output")(mixed)
 
     def heads(self, name: str, axis: str, count: int, x: Array, angles: tuple[Array, Array]) -> Array:
         """Queries, keys or values [B, T, heads, H], normalised and turned where the family wants it."""
@@ -100,34 +95,23 @@ class Attention(nn.Module):
         return rotary.rotate(projected, *angles)
 
 
-def _write(cache: tuple, key: Array, value: Array, layer: Array, slot: Array) -> tuple:
-    """Puts `key` and `value` [B, T, K, H] into slots [slot, slot + T) of a layer of the keys and values of a `Cache`."""
-    keys, values = cache
-    key = key.transpose(0, 2, 3, 1)[None].astype(keys.dtype)
-    value = value.transpose(0, 2, 1, 3)[None].astype(values.dtype)
-    keys = jax.lax.dynamic_update_slice(keys, key, (layer, 0, 0, 0, slot))
-    return keys, jax.lax.dynamic_update_slice(values, value, (layer, 0, 0, slot, 0))
-
-
 class Layer(nn.Module):
-    """One layer, in the form that `nn.scan` wants: the residual stream and the cache are carried from layer to layer."""
+    """One layer, in the form that `nn.scan` wants: it gives the residual stream, and its routing with what it keeps."""
 
     config: DecoderConfig
     sparse: bool = False
 
     @nn.compact
-    def __call__(self, carry: tuple[Array, tuple | None], own: Numbered, shared: Shared) -> tuple[Any, Routing | None]:
-        x, cache = carry
+    def __call__(self, x: Array, own: Numbered, shared: Shared) -> tuple[Array, tuple[Routing | None, Any]]:
         normed = self.norm("attention_norm", x)
-        mixed, cache = Attention(self.config, name="attention")(normed, shared, cache, own)
+        mixed, kept = Attention(self.config, name="attention")(normed, shared, own)
         x = constrain(x + self.added("attention_post_norm", mixed), "batch", "length", "activation_embed")
         normed, routing = self.norm("mlp_norm", x), None
         if self.sparse:
             mixed, routing = Experts(self.config, name="experts")(normed, own.forced)
         else:
             mixed = Mlp(self.config, self.config.intermediate_size, name="mlp")(normed)
-        x = constrain(x + self.added("mlp_post_norm", mixed), "batch", "length", "activation_embed")
-        return (x, cache), routing
+        return constrain(x + self.added("mlp_post_norm", mixed), "batch", "length", "activation_embed"), (routing, kept)
 
     def norm(self, name: str, x: Array) -> Array:
         """The norm called `name`."""
@@ -180,29 +164,32 @@ class Decoder(nn.Module):
             zeros = named(nn.initializers.zeros, "values", "embed")
             self.value_head = self.param("value_head", zeros, (c.value_head, c.hidden_size), "float32")
 
-    def hidden(self, tokens: Array, positions=None, segments=None, cache: Cache | None = None):
-        """Hidden states [B, T, D] after the final norm, and the cache with these tokens where one is given."""
-        hidden, cache, _ = self.routed(tokens, positions, segments, cache)
-        return hidden if cache is None else (hidden, cache)
+    def hidden(self, tokens: Array, positions=None, segments=None) -> Array:
+        """Hidden states [B, T, D] after the final norm."""
+        return self.routed(tokens, positions, segments)[0]
 
-    def routed(self, tokens: Array, positions=None, segments=None, cache: Cache | None = None, routes=None):
-        """Hidden states, the cache or None, and the `Routing` of layers with experts or None.
+    def routed(self, tokens: Array, positions=None, segments=None, routes=None) -> tuple[Array, Routing | None]:
+        """Hidden states, and the `Routing` of layers with experts or None.
 
         `routes`, int32 [layers, B, T, k], are experts to use; -1 leaves the choice to the router.
         """
         if segments is None:
             segments = jnp.ones_like(tokens)
         if positions is None:
-            start = 0 if cache is None else cache.index
-            positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        shared, slots = self.shared(positions, segments, cache)
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
-        carry, routing = self.all_layers((x, None if cache is None else (cache.keys, cache.values)), shared, routes)
-        x, stored = carry
-        x = constrain(self.final_norm(x), "batch", "length", "activation_embed")
-        if cache is not None:
-            cache = Cache(*stored, positions=slots, index=cache.index + tokens.shape[1])
-        return x, cache, routing
+        x, routing, _ = self.all_layers(x, self.shared(positions, segments), routes)
+        return constrain(self.final_norm(x), "batch", "length", "activation_embed"), routing
+
+    def read(self, tokens: Array, positions: Array, segments: Array) -> tuple[tuple[Array, Array], Routing | None]:
+        """Keys and values of the tokens, two arrays [layers, B, T, K, H], and the `Routing` of layers with experts."""
+        x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
+        _, routing, kept = self.all_layers(x, self.shared(positions, segments).replace(keep=True), None)
+        return kept, routing
+
+    def normed(self, x: Array) -> Array:
+        """Hidden states of what the last layer gives."""
+        return self.final_norm(x)
 
     def embed(self, tokens: Array) -> Array:
         """What the residual stream begins with, [B, T, D]."""
@@ -219,28 +206,25 @@ class Decoder(nn.Module):
         x = x + adapter.scale * (own @ leaves["lora_b"].astype(x.dtype))
         return x if adapter.kind != "dora" else x * gains(adapter, leaves, self.embedding).astype(x.dtype)
 
-    def all_layers(self, carry: tuple, shared: Shared, routes: Array | None) -> tuple[tuple, Routing | None]:
-        """Dense layers, then those with experts; either may be missing."""
-        c, dense, routing = self.config, dense_layers(self.config), None
-        layers, kinds = jnp.arange(c.num_layers), jnp.asarray(c.kind_of_layer, jnp.int32)
+    def all_layers(self, x: Array, shared: Shared, routes: Array | None) -> tuple[Array, Routing | None, Any]:
+        """Dense layers, then those with experts; either may be missing. With the routing, and what all layers keep."""
+        c, dense, routing, kept = self.config, dense_layers(self.config), None, []
+        kinds = jnp.asarray(c.kind_of_layer, jnp.int32)
         if c.experts is None or dense:
-            carry, _ = self.layers(carry, Numbered(layers[:dense], kinds[:dense], None), shared)
+            x, (_, found) = self.layers(x, Numbered(kinds[:dense]), shared)
+            kept.append(found)
         if c.experts is not None:
-            carry, routing = self.sparse_layers(carry, Numbered(layers[dense:], kinds[dense:], routes), shared)
-        return carry, routing
+            x, (routing, found) = self.sparse_layers(x, Numbered(kinds[dense:], routes), shared)
+            kept.append(found)
+        return x, routing, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
 
-    def shared(self, positions: Array, segments: Array, cache: Cache | None) -> tuple[Shared, Array | None]:
-        """What the layers share, and the positions of the cache's slots after this call."""
+    def shared(self, positions: Array, segments: Array) -> Shared:
+        """What the layers share."""
         kinds, width = self.config.kinds, self.config.rotary_dim
         angles = tuple(rotary.angles(kind, width, positions) for kind in kinds)
-        if cache is None:
-            splash = uses_splash(self.config.attention)
-            masks = tuple(None if splash else packed_mask(segments, kind.window) for kind in kinds)
-            return Shared(angles, masks, segments, None), None
-        positions = jnp.where(segments > 0, positions, -1).astype(jnp.int32)
-        slots = jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.index))
-        masks = tuple(cached_mask(positions, slots, kind.window) for kind in kinds)
-        return Shared(angles, masks, segments, cache.index), slots
+        splash = uses_splash(self.config.attention)
+        masks = tuple(None if splash else packed_mask(segments, kind.window) for kind in kinds)
+        return Shared(angles, masks, segments)
 
     def unembedding(self) -> Array:
         """Matrix [V, D] of the output head with its adapter, in the dtype of the computation."""
@@ -275,6 +259,67 @@ class Decoder(nn.Module):
         hidden = self.hidden(tokens)
         if self.config.language_head:
             self.unembed(hidden)
+
+
+def step(config: DecoderConfig, params, layers: list, token: Array, contexts: list, tails: list, sight: Sight):
+    """Reads one token a slot: hidden states [S, D], the tails with it, and experts [S, layers, k] or None.
+
+    Args:
+      config: of the decoder.
+      params: its parameters.
+      layers: those of each layer, see `each_layer`.
+      token: int [S].
+      contexts: keys and values of each layer, see `read_contexts`.
+      tails: likewise, see `init_tails`.
+      sight: of the step.
+    """
+    module, variables = Decoder(config), {"params": params}
+    angles = tuple(rotary.angles(kind, config.rotary_dim, sight.position[:, None]) for kind in config.kinds)
+    shared = Shared(angles, sight=sight)
+    x, routes, written_tails = module.apply(variables, token[:, None], method="embed"), [], []
+    for number, (own, kind) in enumerate(zip(layers, config.kind_of_layer, strict=True)):
+        sparse = number >= dense_layers(config)
+        at = Numbered(kind, past=LayerPast(*contexts[number], *tails[number]))
+        x, (routing, past) = Layer(config, sparse).apply({"params": own}, x, at, shared)
+        written_tails.append((past.tail_keys, past.tail_values))
+        routes += [routing.experts[:, 0]] if sparse else []
+    hidden = module.apply(variables, x[:, 0], method="normed")
+    return hidden, written_tails, jnp.stack(routes, axis=1) if routes else None
+
+
+def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
+    """Keys [C, K, H, T] and values [C, K, T, H] of each layer for C right-padded contexts, and experts [C, T, layers, k].
+
+    Args:
+      config: of the decoder.
+      params: its parameters.
+      tokens: int [C, T].
+      lengths: int [C].
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    segments = (positions < lengths[:, None]).astype(jnp.int32)
+    (keys, values), routing = Decoder(config).apply({"params": params}, tokens, positions, segments, method="read")
+    contexts = [(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)) for key, value in zip(keys, values, strict=True)]
+    return contexts, None if routing is None else jnp.moveaxis(routing.experts, 0, 2)
+
+
+def init_tails(config: DecoderConfig, slots: int, width: int):
+    """Keys [S, K, H, W] and values [S, K, W, H] of each layer, empty."""
+    sizes = {"batch": slots, "kv_heads": config.num_kv_heads, "head_dim": config.head_dim, "length": width}
+
+    def empty(*axes: str) -> Array:
+        return constrain(jnp.zeros([sizes[axis] for axis in axes], config.dtype), *axes)
+
+    keys, values = ("batch", "kv_heads", "head_dim", "length"), ("batch", "kv_heads", "length", "head_dim")
+    return [(empty(*keys), empty(*values)) for _ in range(config.num_layers)]
+
+
+def each_layer(config: DecoderConfig, params) -> list:
+    """The parameters of each layer apart: as they are laid out for decoding, once for all its steps."""
+    dense = dense_layers(config)
+    stacks = [(params["layers"], dense)] if config.experts is None or dense else []
+    stacks += [(params["sparse_layers"], config.num_layers - dense)] if config.experts else []
+    return [jax.tree.map(lambda leaf, n=n: leaf[n], stack) for stack, count in stacks for n in range(count)]
 
 
 def dense_layers(config: DecoderConfig) -> int:

@@ -11,9 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.config import DecoderConfig
-from jaxrl_llm.networks.decoder import Cache, Decoder
+from jaxrl_llm.networks.decoder import Decoder, each_layer, init_tails, read_contexts, step
 from jaxrl_llm.networks.families import check_family
 from jaxrl_llm.networks.matrices import check_matrices
 
@@ -29,20 +28,22 @@ class Network:
     [B, T] to 1: 0 is padding, and a token sees the tokens of its own segment up to itself.
 
     Attributes:
-      apply: `(params, tokens, positions=None, segments=None, cache=None) -> logits` [B, T, V] float32, or
-        `(logits, cache)` where a cache is given.
+      apply: `(params, tokens, positions=None, segments=None) -> logits` [B, T, V] float32.
       config: what the network was made from, where it was made here.
       init: `(key) -> params`, a nested dict of arrays.
       hidden: as `apply`, but gives the last hidden states [B, T, D].
       unembed: `(params, hidden) -> logits`: [..., D] -> [..., V] float32.
       unembedding: `(params) -> matrix` [V, D], with `logits == softcapped(hidden @ matrix.T)` accumulated in float32.
       logit_softcap: cap of the logits, see `attention.softcapped`; None for none.
-      init_cache: `(batch, length, dtype=None) -> Cache` of empty slots. With a cache, the T tokens given are written to
-        the slots from `cache.index` on, and a query sees the filled slots whose position is at most its own; slots of
-        padding (segment 0) are never seen. Writing beyond the last slot is the caller's fault and is not noticed.
-      routed: `(params, tokens, positions=None, segments=None, cache=None, routes=None) -> (hidden, cache, routing)`: as
-        `hidden`, with the `experts.Routing` of all tokens; `routes` int32 [layers, B, T, k] are experts to use in place
-        of the router's choice, -1 where it is free. None without experts.
+      read: `(params, tokens, lengths) -> (contexts, experts)`: what decoding has to know of C right-padded contexts [C, T], in
+        arrays of the network's own, and the experts of their tokens [C, T, layers, k] or None.
+      each_layer: `(params) -> layers`: the parameters as decoding reads them, laid out once for many steps.
+      init_tails: `(slots, width) -> tails`: what it has to know of the tokens of S slots, W columns, in arrays of its own.
+      step: `(params, layers, token, contexts, tails, sight) -> (hidden, tails, experts)`: reads one token a slot, int [S], that
+        sees what `past.Sight` says, and gives its hidden state [S, D] and experts [S, layers, k] or None.
+      routed: `(params, tokens, positions=None, segments=None, routes=None) -> (hidden, routing)`: as `hidden`, with the
+        `experts.Routing` of all tokens; `routes` int32 [layers, B, T, k] are experts to use in place of the router's choice, -1
+        where it is free. None without experts.
       value: `(params, hidden) -> values`: [B, T, D] -> [B, T] float32, or [B, T, outputs] where the value head has
         several plain ones; None without a value head.
       value_outputs: `(params, hidden) -> outputs` [B, T, n] of the value head, such as the logits of bins; None without.
@@ -56,7 +57,10 @@ class Network:
     unembed: Callable[..., Any] | None = None
     unembedding: Callable[..., Any] | None = None
     logit_softcap: float | None = None
-    init_cache: Callable[..., Cache] | None = None
+    read: Callable[..., Any] | None = None
+    step: Callable[..., Any] | None = None
+    each_layer: Callable[..., Any] | None = None
+    init_tails: Callable[..., Any] | None = None
     routed: Callable[..., Any] | None = None
     value: Callable[..., Any] | None = None
     value_outputs: Callable[..., Any] | None = None
@@ -95,11 +99,8 @@ def decoder(config: DecoderConfig) -> Network:
 
     hidden, unembed = bound("hidden"), bound("unembed")
 
-    def apply(params, tokens, positions=None, segments=None, cache=None):
-        if cache is None:
-            return unembed(params, hidden(params, tokens, positions, segments))
-        states, cache = hidden(params, tokens, positions, segments, cache)
-        return unembed(params, states), cache
+    def apply(params, tokens, positions=None, segments=None):
+        return unembed(params, hidden(params, tokens, positions, segments))
 
     return Network(
         apply=apply,
@@ -109,7 +110,10 @@ def decoder(config: DecoderConfig) -> Network:
         unembed=unembed,
         unembedding=bound("unembedding"),
         logit_softcap=config.logit_softcap,
-        init_cache=functools.partial(_init_cache, config),
+        read=functools.partial(read_contexts, config),
+        step=functools.partial(step, config),
+        each_layer=functools.partial(each_layer, config),
+        init_tails=functools.partial(init_tails, config),
         routed=bound("routed") if config.experts else None,
         value=bound("value") if config.value_head else None,
         value_outputs=bound("value_outputs") if config.value_head else None,
@@ -123,19 +127,6 @@ def _boxed_params(config: DecoderConfig, key: jax.Array) -> Params:
 def _each_box(function: Callable[[Any], Any], boxed: Params) -> Params:
     """Applies `function` to the boxes in which Linen keeps a parameter with the names of its axes."""
     return jax.tree.map(function, boxed, is_leaf=lambda node: isinstance(node, nn.LogicallyPartitioned))
-
-
-def _init_cache(config: DecoderConfig, batch: int, length: int, dtype=None) -> Cache:
-    sizes = {"layers": config.num_layers, "batch": batch, "kv_heads": config.num_kv_heads}
-    sizes |= {"head_dim": config.head_dim, "length": length}
-
-    def empty(*axes: str):
-        return constrain(jnp.zeros([sizes[axis] for axis in axes], dtype or config.dtype), *axes)
-
-    keys = empty("layers", "batch", "kv_heads", "head_dim", "length")
-    values = empty("layers", "batch", "kv_heads", "length", "head_dim")
-    positions = constrain(jnp.full((batch, length), -1, jnp.int32), "batch", "length")
-    return Cache(keys, values, positions, index=jnp.zeros((), jnp.int32))
 
 
 def logical_axes(network: Network) -> Params:

@@ -1,6 +1,6 @@
 """Autoregressive sampling: `generate` for lists of token ids, `decode` as its jitted core, `stream` for chat."""
 
-from jaxrl_llm.sampling.decode import State, advance, decode, finished, start
+from jaxrl_llm.sampling.decode import decode
 from jaxrl_llm.sampling.draw import draw, inverse_cdf
 from jaxrl_llm.sampling.generate import generate, stream
 from jaxrl_llm.sampling.records import (
@@ -20,16 +20,12 @@ __all__ = [
     "STOP",
     "Samples",
     "Sampling",
-    "State",
-    "advance",
     "decode",
     "draw",
     "finish_name",
-    "finished",
     "generate",
     "inverse_cdf",
     "make_sampling",
     "row_keys",
-    "start",
     "stream",
 ]

@@ -1,37 +1,21 @@
-"""Sampling from lists of token ids: checks, buckets of shapes, stop strings, streaming."""
+"""Sampling from lists of token ids: checks, stop strings, streaming."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.sampling.cacheless import Cacheless
-from jaxrl_llm.sampling.decode import State, advance, decode, finished, start
-from jaxrl_llm.sampling.records import RUNNING, STOP, Samples, Sampling, make_sampling, row_keys
+from jaxrl_llm.sampling.harvest import Found, Work, progress, samples_of
+from jaxrl_llm.sampling.memory import most_slots
+from jaxrl_llm.sampling.records import RUNNING, STOP, Samples, make_sampling, row_keys
 
-# Prompts are padded to powers of two from here on.
-_SMALLEST_BUCKET = 16
-# Columns are rounded up to powers of two below this, and to multiples of it above.
-_COLUMNS_MULTIPLE = 64
 # Tokens between two looks for stop strings.
 _STOP_STRING_CHUNK = 16
-
-
-class Prepared(NamedTuple):
-    """Arguments of `decode`: all but the network and the last two are arrays."""
-
-    network: Any
-    params: Any
-    prompts: np.ndarray
-    lengths: np.ndarray
-    keys: jax.Array
-    sampling: Sampling
-    columns: int
-    record_routes: bool
 
 
 def generate(
@@ -55,11 +39,12 @@ def generate(
     buckets: Sequence[int] | None = None,
     logit_mask=None,
     record_routes: bool = False,
+    slots: int | None = None,
 ) -> Samples:
     """Samples completions of prompts of different lengths.
 
     A row is a function of (parameters, prompt, seed, step, uid) and the options, whatever else is sampled with it. A program
-    is compiled per number of prompts, per bucket of prompt lengths and per rounded `max_new_tokens`; nothing else compiles.
+    is compiled per number of slots and width of their tails, and per bucket of the numbers and lengths of prompts.
 
     Args:
       network: a `Network`, or anything with `apply(params, tokens) -> logits` [N, T, V] of a causal model, which is then
@@ -67,7 +52,7 @@ def generate(
       params: its parameters.
       prompts: token ids of P prompts, none empty.
       max_new_tokens: most tokens of a completion.
-      num_samples: completions of each prompt: one number for all, which are then prefilled once each, or one for each.
+      num_samples: completions of each prompt, which is read once for them; one number for all, or one for each.
       limits: most tokens of a completion of each prompt [P], where they differ; at most `max_new_tokens` counts.
       temperature: 0 is greedy; one number for all prompts, or one for each.
       top_k: keeps the best tokens; None keeps all, as in the two below.
@@ -83,6 +68,8 @@ def generate(
       buckets: prompt widths to choose from; by default powers of two.
       logit_mask: bool [V] or [P, V], False where a token may not be sampled.
       record_routes: whether to return the experts that tokens were sent to, for a learner that shall use the same.
+      slots: rows that are sampled at a time, each of which takes the next one where one ends; by default as many as memory has
+        room for.
 
     Returns:
       `Samples` of NumPy arrays [N, max_new_tokens], in the order of the prompts, the samples of a prompt together.
@@ -90,7 +77,7 @@ def generate(
     Raises:
       ValueError: an argument out of its range; the message names it and the mend.
     """
-    prepared = _prepared_arguments(
+    work = _work(
         network,
         params,
         prompts,
@@ -109,19 +96,17 @@ def generate(
         logit_mask=logit_mask,
         record_routes=record_routes,
     )
-    rows = prepared.keys.shape[0]
-    stops = _stops_of_rows(stop_strings, detokenize, np.broadcast_to(num_samples, len(prompts)))
+    counts = np.broadcast_to(num_samples, len(prompts))
+    stops = _stops_of_rows(stop_strings, detokenize, counts)
+    options = {"columns": max_new_tokens, "slots": _checked_slots(slots, work, max_new_tokens)}
     if any(stops):
-        *_, state = _states(prepared, _STOP_STRING_CHUNK, stops, detokenize)
-        samples = finished(state)
-    else:
-        *arguments, columns, record_routes = prepared
-        samples = decode(*arguments, max_new_tokens=columns, record_routes=record_routes)
-    prompt_routes, samples = samples.prompt_routes, samples.replace(prompt_routes=None)
-    if prompt_routes is not None and len(prompt_routes) == rows:
-        prompt_routes = prompt_routes[np.cumsum(np.broadcast_to(num_samples, len(prompts))) - 1]
-    samples = jax.tree.map(lambda x: x[:, :max_new_tokens] if x.ndim > 1 else x, jax.device_get(samples))
-    return samples.replace(prompt_routes=jax.device_get(prompt_routes))
+        options |= {"chunk": _STOP_STRING_CHUNK, "cut": _cutter(stops, detokenize)}
+    *_, found = progress(work, **options)
+    samples = samples_of(found)
+    if samples.prompt_routes is None:
+        return samples
+    of_prompts = work.of_context[np.cumsum(counts) - 1]
+    return samples.replace(prompt_routes=samples.prompt_routes[of_prompts])
 
 
 def stream(
@@ -153,45 +138,33 @@ def stream(
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
     stops = _stops_of_rows(stop_strings, detokenize, np.ones(1, int))
-    prepared = _prepared_arguments(network, params, [prompt], max_new_tokens=max_new_tokens, num_samples=1, **options)
-    return _stream(_states(prepared, chunk, stops, detokenize))
+    work = _work(network, params, [prompt], max_new_tokens=max_new_tokens, num_samples=1, **options)
+    cut = _cutter(stops, detokenize) if any(stops) else None
+    return _stream(progress(work, columns=max_new_tokens, slots=1, chunk=chunk, cut=cut))
 
 
-def _stream(states: Iterator[State]) -> Iterator[list[int]]:
+def _stream(parts: Iterator[Found]) -> Iterator[list[int]]:
     told = 0
-    for state in states:
-        tokens = np.asarray(state.tokens)[0, : int(state.length[0])].tolist()
+    for found in parts:
+        tokens = found.tokens[0, : found.length[0]].tolist()
         yield tokens[told:]
         told = len(tokens)
 
 
-def _states(prepared: Prepared, chunk: int, stops: list[tuple[str, ...]], detokenize) -> Iterator[State]:
-    """States of a decoding after one token and then after every `chunk`; each is void once the next is asked for."""
-    *arguments, columns, record_routes = prepared
-    network, params, *_, keys, sampling = arguments
-    state = start(*arguments, max_new_tokens=columns, record_routes=record_routes)
-    seen = np.zeros(keys.shape[0], np.int32)
-    while True:
-        if any(stops):
-            state = _cut(state, seen, stops, detokenize)
-            seen = np.asarray(state.length)
-        yield state
-        if not (np.asarray(state.finish_reason) == RUNNING).any():
-            return
-        state = advance(network, params, state, sampling, chunk)
+def _cutter(stops: list[tuple[str, ...]], detokenize) -> Callable[[Found, np.ndarray], np.ndarray]:
+    """Builds `cut(found, requests) -> ended`, which ends samples with the token that completes one of their stop strings."""
+    seen = np.zeros(len(stops), np.int64)
 
+    def cut(found: Found, at_work: np.ndarray) -> np.ndarray:
+        for row in np.flatnonzero(found.length > seen):
+            tokens = found.tokens[row, : found.length[row]].tolist()
+            end = end_of_stop_string(tokens, int(seen[row]), stops[row], detokenize) if stops[row] else None
+            if end is not None:
+                found.length[row], found.reason[row] = end, STOP
+        seen[:] = found.length
+        return found.reason[at_work] != RUNNING
 
-def _cut(state: State, seen: np.ndarray, stops: list[tuple[str, ...]], detokenize) -> State:
-    """Ends the rows in which one of their stop strings was completed after the first `seen` tokens."""
-    tokens = np.asarray(state.tokens)
-    length, reason = np.array(state.length), np.array(state.finish_reason)
-    for row in np.flatnonzero(length > seen):
-        if not stops[row]:
-            continue
-        end = end_of_stop_string(tokens[row, : length[row]].tolist(), seen[row], stops[row], detokenize)
-        if end is not None:
-            length[row], reason[row] = end, STOP
-    return state.replace(length=jnp.asarray(length), finish_reason=jnp.asarray(reason))
+    return cut
 
 
 def end_of_stop_string(tokens: list[int], seen: int, stop_strings, detokenize) -> int | None:
@@ -218,7 +191,7 @@ def _tail(tokens: list[int], end: int, characters: int, detokenize) -> int:
     return max(end - count, 0)
 
 
-def _prepared_arguments(
+def _work(
     network,
     params,
     prompts,
@@ -234,8 +207,8 @@ def _prepared_arguments(
     logit_mask=None,
     record_routes=False,
     **options,
-) -> Prepared:
-    """Checks and pads the arguments of `generate`; `options` are those of `make_sampling`."""
+) -> Work:
+    """Checks the arguments of `generate`; `options` are those of `make_sampling`."""
     network, vocab_size = _prepared(network, params)
     if record_routes and getattr(network, "routed", None) is None:
         raise ValueError("record_routes is True, but the network has no experts; leave it out")
@@ -246,24 +219,31 @@ def _prepared_arguments(
     _check_prompts(prompts, vocab_size)
     counts = _checked_counts(num_samples, len(prompts))
     rows = int(counts.sum())
-    if len(set(counts.tolist())) > 1:
-        # Rows of a prompt would have to be equally many to be prefilled together.
-        prompts = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
-    lengths = np.asarray([prompt.size for prompt in prompts], np.int32)
-    width = _bucket(int(lengths.max()), buckets)
-    padded = np.stack([np.pad(prompt, (0, width - prompt.size)) for prompt in prompts]).astype(np.int32)
     options |= {"temperature": _of_rows("temperature", temperature, counts), "logit_mask": logit_mask}
     if np.ndim(logit_mask) == 2:
         options["logit_mask"] = _of_rows("logit_mask", logit_mask, counts)
     most = max_new_tokens if limits is None else np.minimum(_of_rows("limits", limits, counts), max_new_tokens)
     sampling = make_sampling(rows, vocab_size, max_new_tokens=most, **options)
     keys = row_keys(seed, step, _checked_uids(uids, rows))
-    return Prepared(network, params, padded, lengths, keys, sampling, _columns(max_new_tokens), record_routes)
+    # Equal prompts are read once.
+    numbers: dict[tuple[int, ...], int] = {}
+    of_prompt = np.array([numbers.setdefault(tuple(prompt.tolist()), len(numbers)) for prompt in prompts])
+    width = _width(max(map(len, numbers)), buckets)
+    return Work(network, params, list(numbers), np.repeat(of_prompt, counts), keys, sampling, width, record_routes)
+
+
+def _checked_slots(slots: int | None, work: Work, columns: int) -> int:
+    rows = len(work.of_context)
+    if slots is None:
+        return min(rows, most_slots(work.network, columns))
+    if slots < 1:
+        raise ValueError(f"slots is {slots}; it must be at least 1, or None for as many as memory has room for")
+    return min(slots, rows)
 
 
 def _prepared(network, params) -> tuple[Any, int]:
     """The network as `decode` wants it, and the size of its vocabulary."""
-    if getattr(network, "init_cache", None) is None:
+    if getattr(network, "step", None) is None:
         logits = jax.eval_shape(network.apply, params, jax.ShapeDtypeStruct((1, 1), jnp.int32))
         return Cacheless(network.apply), logits.shape[-1]
     # A program that was compiled for a network with its parameters would keep them alive.
@@ -324,21 +304,11 @@ def _stops_of_rows(stop_strings, detokenize, counts: np.ndarray) -> list[tuple[s
     return [stops for stops, count in zip(of_prompts, counts, strict=True) for _ in range(count)]
 
 
-def _bucket(longest: int, buckets: Sequence[int] | None) -> int:
+def _width(longest: int, buckets: Sequence[int] | None) -> int | None:
+    """The bucket that the prompts are padded to; None for a power of two."""
     if buckets is None:
-        return max(_SMALLEST_BUCKET, _power_of_two(longest))
+        return None
     fitting = [bucket for bucket in buckets if bucket >= longest]
     if not fitting:
         raise ValueError(f"buckets={sorted(buckets)} has none for {longest} tokens; add a larger one or shorten the prompt")
     return min(fitting)
-
-
-def _columns(max_new_tokens: int) -> int:
-    if max_new_tokens < _COLUMNS_MULTIPLE:
-        return _power_of_two(max_new_tokens)
-    return -(-max_new_tokens // _COLUMNS_MULTIPLE) * _COLUMNS_MULTIPLE
-
-
-def _power_of_two(number: int) -> int:
-    """The least power of two that is at least `number`."""
-    return 1 << (number - 1).bit_length()

@@ -46,11 +46,6 @@ def test_reference_is_the_formula_by_plain_loops():
         np.testing.assert_allclose(found[b, t, n], expected, atol=1e-5)
 
 
-def test_cached_mask_sees_filled_slots_up_to_its_own_position():
-    mask = attention.cached_mask(jnp.asarray([[3, -1]]), jnp.asarray([[0, -1, 4, 3, 2]]))
-    np.testing.assert_array_equal(mask[0], [[True, False, False, True, True], [False] * 5])
-
-
 def test_xla_agrees_with_reference_in_values_and_gradients():
     inputs, mask = heads(), attention.packed_mask(ragged_segments(9))
     functions = [lambda *x, f=f: f(*x, mask) for f in (attention.reference_attention, attention.xla_attention)]
@@ -79,24 +74,16 @@ def test_options_of_the_reference_are_the_formula_by_plain_loops():
         np.testing.assert_allclose(found[b, t, n], expected, atol=1e-5)
 
 
-def test_a_window_sees_its_last_slots_of_a_cache():
-    mask = attention.cached_mask(jnp.asarray([[3]]), jnp.asarray([[0, 1, -1, 2, 3, 4]]), window=2)
-    np.testing.assert_array_equal(mask[0, 0], [False, False, False, True, True, False])
-
-
 @pytest.mark.parametrize("options", [{"scale": 0.7}, {"softcap": 1.5}, {"scale": 0.7, "softcap": 1.5}])
 @pytest.mark.parametrize("length", [9, 2 * attention.QUERY_BLOCK + 5])
 def test_options_mean_the_same_everywhere(options, length):
     inputs, mask = heads(length), attention.packed_mask(ragged_segments(length), window=7)
-    keys, values = (jnp.transpose(x, axes) for x, axes in zip(inputs[1:], [(0, 2, 3, 1), (0, 2, 1, 3)], strict=True))
     functions = (
         lambda q, k, v: attention.reference_attention(q, k, v, mask, **options),
         lambda q, k, v: attention.xla_attention(q, k, v, mask, **options),
     )
     expected, found = (jax.jit(jax.value_and_grad(squared(f), (0, 1, 2)))(*inputs) for f in functions)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
-    cached = attention.cached_attention(inputs[0], keys, values, mask, **options)
-    np.testing.assert_allclose(cached, functions[0](*inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 37, "scale": 0.2}, {"softcap": 1.5}])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks.stepwise import stepwise_logits
 
 from jaxrl_llm.networks import DecoderConfig, ExpertsConfig, Network, decoder, from_apply, logical_axes
 
@@ -46,8 +47,8 @@ def fresh():
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def run(params, tokens, positions=None, segments=None, cache=None, network=NETWORK):
-    return network.apply(params, tokens, positions, segments, cache)
+def run(params, tokens, positions=None, segments=None, network=NETWORK):
+    return network.apply(params, tokens, positions, segments)
 
 
 hidden_of = jax.jit(NETWORK.hidden)
@@ -115,38 +116,14 @@ def test_only_padding_is_finite_in_value_and_gradient(params):
     assert jnp.isfinite(value) and all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_decoding_with_a_cache_gives_the_log_probabilities_of_one_pass(params):
-    """Prompts of unlike lengths are padded on the right, prefilled at once and continued token by token."""
-    lengths, prefill, steps = np.asarray([7, 4]), 8, 5
-    cache = NETWORK.init_cache(2, prefill + steps)
-    segments = (np.arange(prefill) < lengths[:, None]).astype(np.int32)
-    logits, cache = run(params, TOKENS[:, :prefill], None, segments, cache)
-    found = [logits[np.arange(2), lengths - 1]]
-    for step in range(steps):
-        at = (lengths + step)[:, None]
-        logits, cache = run(params, np.take_along_axis(TOKENS, at, 1), at, None, cache)
-        found.append(logits[:, 0])
-    assert int(cache.index) == prefill + steps
-    np.testing.assert_array_equal(cache.positions[1], [0, 1, 2, 3, -1, -1, -1, -1, 4, 5, 6, 7, 8])
+def test_decoding_gives_the_log_probabilities_of_one_pass(params):
+    """Prompts of unlike lengths are padded on the right, read at once and continued token by token."""
+    lengths, steps = np.asarray([7, 4]), 5
+    found = jax.nn.log_softmax(stepwise_logits(NETWORK, params, TOKENS, lengths, steps))
     expected = jax.nn.log_softmax(run(params, TOKENS))
     for row, length in enumerate(lengths):
-        logp = jax.nn.log_softmax(np.stack(found)[:, row])
         # Roundings of float32 in three layers, which depend on the processor; what is promised is 1e-4.
-        assert np.abs(logp - expected[row, length - 1 : length + steps]).max() < 3e-5
-
-
-def test_positions_with_a_cache_continue_by_default(params):
-    cache = NETWORK.init_cache(2, 12)
-    _, cache = run(params, TOKENS[:, :7], cache=cache)
-    logits, _ = run(params, TOKENS[:, 7:], cache=cache)
-    np.testing.assert_allclose(logits, run(params, TOKENS)[:, 7:], rtol=1e-5, atol=1e-5)
-
-
-def test_a_cache_may_be_narrower_than_the_computation(params):
-    cache = NETWORK.init_cache(2, 12, dtype="bfloat16")
-    logits, cache = run(params, TOKENS, cache=cache)
-    assert cache.keys.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
-    assert 0 < np.abs(logits - run(params, TOKENS)).max() < 0.1
+        assert np.abs(found[row] - expected[row, length - 1 : length - 1 + steps]).max() < 3e-5
 
 
 @pytest.mark.parametrize("attention", ["reference", "xla"])
@@ -203,7 +180,7 @@ def test_bfloat16_computes_logits_in_float32_close_to_float32(params):
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     logits = run(narrow, TOKENS, network=network)
     assert logits.dtype == jnp.float32
-    assert network.init_cache(1, 4).keys.dtype == jnp.bfloat16
+    assert network.init_tails(1, 4)[0][0].dtype == jnp.bfloat16
     expected = run(jax.tree.map(lambda x: x.astype(jnp.float32), narrow), TOKENS)
     assert 0 < np.abs(logits - expected).max() < 0.05 * expected.std() + 0.1
 
@@ -238,9 +215,9 @@ def test_a_mesh_splits_parameters_and_activations_and_changes_nothing(params, fr
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         drawn = jax.jit(NETWORK.init, out_shardings=shardings)(jax.random.key(0))
         hidden = jax.jit(NETWORK.hidden)(jax.device_put(params, shardings), TOKENS)
-        cache = jax.jit(functools.partial(NETWORK.init_cache, 2, 16))()
+        tails = jax.jit(functools.partial(NETWORK.init_tails, 2, 16))()
     assert drawn["layers"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (3, 8, 12)
     assert hidden.addressable_shards[0].data.shape == (1, 12, 8)
-    assert cache.keys.addressable_shards[0].data.shape == (3, 1, 1, 4, 16)
+    assert tails[0][0].addressable_shards[0].data.shape == (1, 1, 4, 16)
     np.testing.assert_allclose(hidden, hidden_of(params, TOKENS), atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), drawn, fresh)

@@ -12,6 +12,7 @@ import safetensors.torch
 import tiny_huggingface
 import torch
 import transformers
+from networks.stepwise import stepwise_logits
 
 from jaxrl_llm.networks import DecoderConfig, decoder, families, load_huggingface, save_huggingface
 
@@ -38,14 +39,14 @@ def their_logits(model, tokens, mask=None):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def our_logits(network, params, tokens, positions, segments, cache=None):
-    return network.apply(params, tokens, positions, segments, cache)
+def our_logits(network, params, tokens, positions, segments):
+    return network.apply(params, tokens, positions, segments)
 
 
-def logits_of(network, tokens, positions=None, segments=None, cache=None):
+def logits_of(network, tokens, positions=None, segments=None):
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
     segments = np.ones_like(tokens) if segments is None else segments
-    return our_logits(network.without_params(), network.params, tokens, positions, segments, cache)
+    return our_logits(network.without_params(), network.params, tokens, positions, segments)
 
 
 def test_right_padded_rows_match_transformers(pair):
@@ -68,22 +69,9 @@ def test_packed_rows_match_transformers_on_each_sequence(pair):
         assert np.abs(found[:, start:end] - expected).max() <= TOLERANCE
 
 
-def greedy(network, prompts, lengths, steps):
-    """Continues prompts that are padded on the right, by prefill and decoding with a cache."""
-    width = prompts.shape[1]
-    segments = (np.arange(width) < lengths[:, None]).astype(int)
-    cache = network.init_cache(len(prompts), width + steps)
-    logits, cache = logits_of(network, prompts, None, segments, cache)
-    tokens = [np.argmax(logits[np.arange(len(prompts)), lengths - 1], axis=-1)]
-    for step in range(steps - 1):
-        logits, cache = logits_of(network, tokens[-1][:, None], (lengths + step)[:, None], None, cache)
-        tokens.append(np.argmax(logits[:, 0], axis=-1))
-    return np.stack(tokens, axis=1)
-
-
 def test_greedy_continuation_is_the_one_of_transformers(pair):
     model, network = pair
-    found = greedy(network, TOKENS, LENGTHS, 24)
+    found = stepwise_logits(network, network.params, TOKENS, LENGTHS, 24, greedy=True).argmax(-1)
     for row, length in enumerate(LENGTHS):
         prompt = torch.tensor(TOKENS[row : row + 1, :length])
         expected = model.generate(prompt, max_new_tokens=24, do_sample=False, attention_mask=torch.ones_like(prompt))

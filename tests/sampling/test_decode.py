@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.sampling import LENGTH, RUNNING, STOP, advance, decode, finished, make_sampling, row_keys, start
+from jaxrl_llm.sampling import LENGTH, STOP, decode, make_sampling, row_keys
 
 pytestmark = pytest.mark.optimised
 
@@ -34,16 +34,20 @@ def all_shapes(jaxpr):
                 yield from all_shapes(inner)
 
 
-def test_each_prompt_is_prefilled_once_for_all_its_samples(network, params):
+def test_each_prompt_is_read_once_for_all_its_samples(network, params):
     seen = []
 
-    def hidden(params, tokens, **rest):
+    def read(params, tokens, lengths):
         seen.append(tokens.shape)
-        return network.hidden(params, tokens, **rest)
+        return network.read(params, tokens, lengths)
 
-    counting = dataclasses.replace(network, hidden=hidden)
+    def step(params, layers, token, *rest):
+        seen.append(token.shape)
+        return network.step(params, layers, token, *rest)
+
+    counting = dataclasses.replace(network, read=read, step=step)
     run(counting, params, num_samples=5)
-    assert set(seen) == {(3, 4), (15, 1)}
+    assert set(seen) == {(3, 4), (15,)}
 
 
 def test_logits_of_prompt_tokens_are_never_computed(network, params):
@@ -51,9 +55,8 @@ def test_logits_of_prompt_tokens_are_never_computed(network, params):
         return run(network, params, columns=7, num_samples=5)
 
     shapes = set(all_shapes(jax.make_jaxpr(program)(params).jaxpr))
-    assert (3, VOCAB) in shapes  # the last token of each prompt
     assert (15, VOCAB) in shapes  # a decoding step
-    assert not {(3, 4, VOCAB), (15, 4, VOCAB), (12, VOCAB), (60, VOCAB)} & shapes
+    assert not {(3, VOCAB), (3, 4, VOCAB), (15, 4, VOCAB), (12, VOCAB), (60, VOCAB)} & shapes
 
 
 def test_stop_ids_are_not_frozen_into_the_program(network, params):
@@ -91,7 +94,7 @@ def test_the_stop_token_stays_with_its_probability_and_nothing_after_it(network,
     assert length <= 5
     assert samples.tokens[1, length - 1] == stop
     np.testing.assert_allclose(samples.logp[1, :length], free.logp[1, :length], atol=1e-6)
-    for name in ("tokens", "logp", "tempered_logp", "sampling_logp"):
+    for name in ("tokens", "logp", "tempered_logp", "sampling_logp", "entropy"):
         past = np.arange(12) >= samples.length[:, None]
         assert past.any()
         assert not getattr(samples, name)[past].any(), name
@@ -116,27 +119,6 @@ def test_rows_have_limits_and_temperatures_of_their_own(network, params):
     assert not np.asarray(samples.sampling_logp)[[0, 1, 4]].any()
     cold = run(network, params, temperature=0)
     np.testing.assert_array_equal(samples.tokens[4], cold.tokens[4])
-
-
-def test_decoding_ends_with_the_last_running_row(network, params):
-    free = run(network, params)
-    sampling = make_sampling(6, VOCAB, max_new_tokens=12, stop_ids=np.unique(free.tokens[:, 2]))
-    keys = row_keys(0, 0, np.arange(6))
-    state = start(network, params, PROMPTS, LENGTHS, keys, sampling, max_new_tokens=12)
-    state = advance(network, params, state, sampling, 100)
-    assert int(state.step) == int(max(state.length)) <= 3
-    assert (state.finish_reason == STOP).all()
-
-
-def test_chunks_of_steps_make_the_same_samples(network, params):
-    whole = run(network, params, stop_ids=[3, 4])
-    sampling = make_sampling(6, VOCAB, max_new_tokens=12, stop_ids=[3, 4])
-    state = start(network, params, PROMPTS, LENGTHS, row_keys(0, 0, np.arange(6)), sampling, max_new_tokens=12)
-    old_keys = state.cache.keys
-    while (state.finish_reason == RUNNING).any():
-        state = advance(network, params, state, sampling, 3)
-    assert old_keys.is_deleted()  # the cache was updated in place
-    jax.tree.map(np.testing.assert_array_equal, whole, finished(state))
 
 
 def test_forced_tokens_are_taken_and_the_rest_is_sampled_after_them(network, params):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrl_llm.networks import from_apply
-from jaxrl_llm.sampling import LENGTH, STOP, decode, finish_name, generate, stream
+from jaxrl_llm.sampling import LENGTH, STOP, engine, finish_name, generate, stream
 from jaxrl_llm.sampling.generate import end_of_stop_string
 
 VOCAB = 61
@@ -91,15 +91,15 @@ def test_noise_differs_by_sample_step_and_seed_and_repeats_otherwise(network, pa
 
 def test_programs_are_compiled_per_bucket_not_per_length(network, params):
     generate(network, params, [[1] * 3, [2] * 5], max_new_tokens=8)
-    compiled = decode._cache_size()
+    compiled = engine.run._cache_size()
     for lengths, tokens in (((1, 16), 8), ((16, 2), 7), ((9, 9), 5)):
         prompts = [[1] * lengths[0], [2] * lengths[1]]
         samples = generate(network, params, prompts, max_new_tokens=tokens, stop_ids=range(tokens))
         assert samples.tokens.shape == (2, tokens)
         assert (samples.length <= tokens).all()
-    assert decode._cache_size() == compiled
+    assert engine.run._cache_size() == compiled
     generate(network, params, [[1] * 17, [2]], max_new_tokens=8)
-    assert decode._cache_size() == compiled + 1
+    assert engine.run._cache_size() == compiled + 1
 
 
 def test_one_token_and_a_stop_at_the_first(network, params):
@@ -204,10 +204,10 @@ def test_a_network_of_somebody_else_samples_without_a_cache(network, params):
 
 def test_parameters_are_an_argument(network, params):
     first = generate(network, params, PROMPTS, max_new_tokens=10, temperature=0)
-    compiled = decode._cache_size()
+    compiled = engine.run._cache_size()
     second = generate(network, jax.tree.map(lambda x: -x, params), PROMPTS, max_new_tokens=10, temperature=0)
     assert (first.tokens != second.tokens).any()
-    assert decode._cache_size() == compiled
+    assert engine.run._cache_size() == compiled
 
 
 @pytest.mark.parametrize(

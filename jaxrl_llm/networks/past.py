@@ -1,0 +1,143 @@
+"""What decoding has behind it: contexts that several sequences share, and a tail for each of them.
+
+C contexts of up to T tokens, each read by up to P sequences at a time; S slots, each with a sequence of its own whose tail
+has up to W columns. K key heads, G query heads for each, width H.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.networks.attention import softcapped
+
+Array = jax.Array
+_LOWEST = jnp.finfo(jnp.float32).min
+
+
+@flax.struct.dataclass
+class LayerPast:
+    """Keys and values of one layer.
+
+    Attributes:
+      keys: [C, K, H, T] of the contexts.
+      values: [C, K, T, H].
+      tail_keys: [S, K, H, W] of the slots.
+      tail_values: [S, K, W, H].
+    """
+
+    keys: Array
+    values: Array
+    tail_keys: Array
+    tail_values: Array
+
+
+@flax.struct.dataclass
+class Sight:
+    """What a step's queries see, the same in all layers but for windows.
+
+    Attributes:
+      position: int [S], of the tokens that are read.
+      cell: int [S], context * P + place of each slot, different for all of them; C * P or more for a slot that is idle.
+      places: P.
+      lengths: int [C], tokens of each context.
+      start: int [S], first column of each slot's tail.
+      column: int [], where this step's tokens are written: the last column that they see.
+      origin: int [S], position of the token in column `start`.
+    """
+
+    position: Array
+    cell: Array
+    lengths: Array
+    start: Array
+    column: Array
+    origin: Array
+    places: int = flax.struct.field(pytree_node=False)
+
+    def of_contexts(self, width: int, window: int | None) -> Array:
+        """Mask [C, P, T] of the tokens of each context that the sequences at its places see."""
+        rows = self.by_place(self.position, -1)[..., None]
+        columns = jnp.arange(width)
+        seen = (columns < self.lengths[:, None, None]) & (rows >= 0)
+        return seen if window is None else seen & (rows - columns < window)
+
+    def of_tails(self, width: int, window: int | None) -> Array:
+        """Mask [S, W] of the columns of its own tail that each slot sees."""
+        columns = jnp.arange(width)
+        seen = (columns >= self.start[:, None]) & (columns <= self.column)
+        if window is None:
+            return seen
+        positions = self.origin[:, None] + columns - self.start[:, None]
+        return seen & (self.position[:, None] - positions < window)
+
+    def by_place(self, values: Array, filling) -> Array:
+        """Values [S, ...] of the slots at the places of their contexts, [C, P, ...]."""
+        cells = jnp.full((self.lengths.shape[0] * self.places, *values.shape[1:]), filling, values.dtype)
+        filled = cells.at[self.cell].set(values, mode="drop", unique_indices=True)
+        return filled.reshape(-1, self.places, *values.shape[1:])
+
+    def by_slot(self, values: Array) -> Array:
+        """Undoes `by_place`: [C, P, ...] -> [S, ...]; of idle slots nothing that means anything."""
+        return values.reshape(-1, *values.shape[2:]).at[self.cell].get(mode="clip")
+
+
+def written(past: LayerPast, key: Array, value: Array, column: Array) -> LayerPast:
+    """The past with keys and values [S, K, H] of this step in `column` of the tails."""
+    key = key[..., None].astype(past.tail_keys.dtype)
+    value = value[:, :, None].astype(past.tail_values.dtype)
+    return past.replace(
+        tail_keys=jax.lax.dynamic_update_slice(past.tail_keys, key, (0, 0, 0, column)),
+        tail_values=jax.lax.dynamic_update_slice(past.tail_values, value, (0, 0, column, 0)),
+    )
+
+
+def past_attention(
+    query: Array,
+    past: LayerPast,
+    sight: Sight,
+    window: int | None = None,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """Attention of one query a slot [S, N, H] over its context and its tail.
+
+    A context is read once for all sequences that stand on it. Softmax over both parts is one: each is summed apart, with
+    its own largest logit, and the sums are put together.
+    """
+    slots, heads, width = query.shape
+    scale = width**-0.5 if scale is None else scale
+    grouped = query.reshape(slots, past.tail_keys.shape[1], -1, width)
+    own = sight.of_tails(past.tail_keys.shape[3], window)[:, None, None]
+    tail = _weighed(grouped, past.tail_keys, past.tail_values, own, scale, softcap)
+    if not past.keys.shape[3]:
+        mixed = tail[0] / tail[1][..., None]
+        return mixed.astype(query.dtype).reshape(slots, heads, width)
+    contexts, kv_heads = past.keys.shape[:2]
+    placed = sight.by_place(grouped, 0).swapaxes(1, 2)  # [C, K, P, G, H]
+    rows = placed.reshape(contexts, kv_heads, -1, width)
+    seen = jnp.repeat(sight.of_contexts(past.keys.shape[3], window), placed.shape[3], axis=1)[:, None]
+    found = _weighed(rows, past.keys, past.values, seen, scale, softcap)
+    shape = (contexts, kv_heads, sight.places, -1)
+    shared = [sight.by_slot(part.reshape(*shape, *part.shape[3:]).swapaxes(1, 2)) for part in found]
+    mixed = _together(tail, shared)
+    return mixed.astype(query.dtype).reshape(slots, heads, width)
+
+
+def _weighed(query, keys, values, mask, scale: float, softcap: float | None):
+    """Sum of exp(logit - m) value [B, K, R, H], of exp(logit - m) [B, K, R], and the largest logit m, all float32."""
+    keys, values = keys.astype(query.dtype), values.astype(query.dtype)
+    logits = softcapped(jnp.matmul(query, keys, preferred_element_type=jnp.float32) * scale, softcap)
+    logits = jnp.where(mask, logits, _LOWEST)
+    largest = logits.max(axis=-1)
+    weights = jnp.where(mask, jnp.exp(logits - largest[..., None]), 0.0)
+    mixed = jnp.matmul(weights.astype(query.dtype), values, preferred_element_type=jnp.float32)
+    return mixed, weights.sum(axis=-1), largest
+
+
+def _together(one, other) -> Array:
+    largest = jnp.maximum(one[2], other[2])
+    shares = [jnp.exp(part[2] - largest) for part in (one, other)]
+    total = sum(share * part[1] for share, part in zip(shares, (one, other), strict=True))
+    return sum(share[..., None] * part[0] for share, part in zip(shares, (one, other), strict=True)) / total[..., None]
