@@ -20,7 +20,7 @@ def get_config():
     config.task.suffix = "\nThink step by step, then give the final answer after '####'."
     config.method.name = "grpo"
     config.method.options.update(samples=8, kl_coefficient=0.0)
-    config.rl.update(steps=500, prompts=32, max_new_tokens=512, micro_batches=8)
+    config.rl.update(steps=500, prompts=32, max_new_tokens=512)
     config.rl.optimizer.update(learning_rate=1e-6, warmup_steps=10)
     config.rewards.names = ("gsm8k",)
     config.evaluation.update(every=50, prompts=1319, batch=128)

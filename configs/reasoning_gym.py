@@ -18,7 +18,7 @@ def get_config():
     config.task.suffix = "\nGive only the final answer."
     config.method.name = "dapo"
     config.method.options.update(samples=16)
-    config.rl.update(steps=300, prompts=16, max_new_tokens=512, micro_batches=8)
+    config.rl.update(steps=300, prompts=16, max_new_tokens=512)
     config.rl.optimizer.update(learning_rate=1e-6, warmup_steps=10)
     config.rewards.names = ("reasoning_gym_score",)
     config.evaluation.update(every=50)

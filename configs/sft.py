@@ -17,7 +17,7 @@ def get_config():
     config.task.source = "jsonl"
     config.task.options.update(path="")
     config.task.chat = True
-    config.sft.update(steps=1000, batch=64, row_tokens=2048, micro_batches=8)
+    config.sft.update(steps=1000, batch=64, row_tokens=2048)
     config.sft.optimizer.update(learning_rate=1e-5, warmup_steps=50, decay="cosine")
     config.rl.steps = 0
     config.rewards.names = ()

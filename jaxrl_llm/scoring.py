@@ -63,7 +63,7 @@ def make_scorer(
     if beyond:
         mend = "a bare apply gives logits, and values where value=... is given"
         raise ValueError(f"needs has {beyond}, which only a network with `hidden` gives; {mend}")
-    plain = functools.partial(_score_logits, getattr(policy, "apply", policy), needs, temperature)
+    plain = functools.partial(_score_logits, policy, needs, temperature)
     if "value" not in needs:
         return plain
     of_values = actor_critic_scorer(plain, value)
@@ -85,10 +85,10 @@ def actor_critic_scorer(actor: Scorer, critic, needs=("value",)) -> Scorer:
     if getattr(critic, "hidden", None) is None:
         if set(needs) - {"value"}:
             raise ValueError(f"needs is {sorted(needs)}; a critic that is a bare function gives 'value' alone")
-        return functools.partial(_with_values, actor, getattr(critic, "apply", critic))
+        return functools.partial(_with_values, actor, critic)
 
     def scorer(params, batch: Batch) -> Scores:
-        hidden = critic.hidden(params["critic"], batch.tokens, batch.positions, batch.segment)
+        hidden = _read(critic, critic.hidden, params["critic"], batch)
         return actor(params["policy"], batch).replace(**_values(critic, params["critic"], hidden, batch, needs))
 
     return scorer
@@ -96,29 +96,52 @@ def actor_critic_scorer(actor: Scorer, critic, needs=("value",)) -> Scorer:
 
 def _with_values(actor: Scorer, critic: Callable, params, batch: Batch) -> Scores:
     """Scores of the actor with the values that a bare function gives, each moved to the token that follows."""
-    found = critic(params["critic"], batch.tokens, batch.positions, batch.segment)
-    if found.shape != batch.tokens.shape:
-        raise ValueError(f"the critic gives values of shape {found.shape}; it must be {batch.tokens.shape}, one a token")
-    value = _none_at(is_first(batch), _previous(found.astype(jnp.float32)))
+    read = (batch if batch.forest is None else batch.forest).tokens.shape
+    found = _read(critic, getattr(critic, "apply", critic), params["critic"], batch)
+    if found.shape != read:
+        raise ValueError(f"the critic gives values of shape {found.shape}; it must be {read}, one a token")
+    value = _none_at(is_first(batch), _previous(found.astype(jnp.float32), batch))
     return actor(params["policy"], batch).replace(value=value)
 
 
 def is_first(batch: Batch):
     """1 where a token opens its sequence (or is padding): nothing comes before it, so it has no log-probability."""
+    if batch.forest is not None:
+        return (batch.before < 0) | (batch.segment == 0)
     previous = jnp.pad(batch.segment[:, :-1], ((0, 0), (1, 0)))
     return (previous != batch.segment) | (batch.segment == 0)
 
 
-def _previous(values):
-    """Shifts [B, T, ...] one token to the right: at t stands what the network said after t - 1."""
-    return jnp.roll(values, 1, axis=1)
+def _read(policy, function: Callable, params, batch: Batch, **options):
+    """What a function of the policy's says of the tokens that it reads: those of the batch's forest, or its own.
+
+    Raises:
+      ValueError: the batch has a forest, and the policy reads sequences alone.
+    """
+    if batch.forest is None:
+        return function(params, batch.tokens, batch.positions, batch.segment, **options)
+    if not getattr(policy, "reads_forests", False):
+        raise ValueError("the batch has a forest, but this network takes segments alone; lay rollouts out by data.pack")
+    return function(params, batch.forest.tokens, batch.forest.positions, reach=batch.forest.reach, **options)
+
+
+def _previous(values, batch: Batch):
+    """Of [B, W, ...], at each token of the batch what the network said after the one before it, [B, T, ...]."""
+    if batch.forest is None:
+        return jnp.roll(values, 1, axis=1)
+    return jax.vmap(lambda row, columns: row[columns])(values, jnp.maximum(batch.before, 0))
+
+
+def _own(values, batch: Batch):
+    """Of [B, W, ...], at each token of the batch what the network said when it read that token, [B, T, ...]."""
+    return values if batch.forest is None else jax.vmap(lambda row, columns: row[columns])(values, batch.column)
 
 
 def _values(network, params, hidden, batch: Batch, needs) -> dict[str, jax.Array]:
     """Those of "value" and "value_outputs" that are needed, of the state before each token."""
     first = is_first(batch)
     found = {name: getattr(network, name)(params, hidden) for name in ("value", "value_outputs") if name in needs}
-    return {name: _none_at(first, _previous(values)) for name, values in found.items()}
+    return {name: _none_at(first, _previous(values, batch)) for name, values in found.items()}
 
 
 def _none_at(first, values):
@@ -128,7 +151,7 @@ def _none_at(first, values):
 
 def _score_network(network, needs: frozenset[str], temperature: float, replay_routes: bool, params, batch: Batch) -> Scores:
     hidden, router_logits = _hidden_and_routing(network, needs, replay_routes, params, batch)
-    before, cap = _previous(hidden), getattr(network, "logit_softcap", None)
+    before, cap = _previous(hidden, batch), getattr(network, "logit_softcap", None)
     statistics = token_statistics(before, network.unembedding(params), batch.tokens, temperature, needs, softcap=cap)
     first = is_first(batch)
     head = Head(network.unembedding(params).shape[0], 1.0 / temperature, cap)
@@ -141,18 +164,19 @@ def _score_network(network, needs: frozenset[str], temperature: float, replay_ro
 
 
 def _hidden_and_routing(network, needs: frozenset[str], replay_routes: bool, params, batch: Batch):
-    """Hidden states [B, T, D], and the routers' logits [B, T, layers, E] where they are wanted."""
-    inputs = (params, batch.tokens, batch.positions, batch.segment)
+    """Hidden states [B, W, D] of what is read, and the routers' logits [B, T, layers, E] where they are wanted."""
     if not replay_routes and "router_logits" not in needs:
-        return network.hidden(*inputs), None
-    routes = jnp.moveaxis(batch.extras["routes"], 2, 0) if replay_routes else None
-    hidden, routing = network.routed(*inputs, routes=routes)
-    return hidden, jnp.moveaxis(routing.logits, 0, 2) if "router_logits" in needs else None
+        return _read(network, network.hidden, params, batch), None
+    routes = batch.extras.get("routes") if batch.forest is None else batch.forest.routes
+    routes = jnp.moveaxis(routes, 2, 0) if replay_routes else None
+    hidden, routing = _read(network, network.routed, params, batch, routes=routes)
+    return hidden, _own(jnp.moveaxis(routing.logits, 0, 2), batch) if "router_logits" in needs else None
 
 
-def _score_logits(apply, needs: frozenset[str], temperature: float, params, batch: Batch) -> Scores:
-    logits = apply(params, batch.tokens, batch.positions, batch.segment).astype(jnp.float32) / temperature
-    log_probabilities = jax.nn.log_softmax(_previous(logits))
+def _score_logits(policy, needs: frozenset[str], temperature: float, params, batch: Batch) -> Scores:
+    logits = _read(policy, getattr(policy, "apply", policy), params, batch).astype(jnp.float32) / temperature
+    before = _previous(logits, batch)
+    log_probabilities = jax.nn.log_softmax(before)
     taken = jnp.take_along_axis(log_probabilities, batch.tokens[..., None], axis=-1)[..., 0]
     statistics = {"logp": taken}
     if "entropy" in needs:
@@ -163,7 +187,7 @@ def _score_logits(apply, needs: frozenset[str], temperature: float, params, batc
         statistics["mean_logp"] = log_probabilities.mean(axis=-1)
     if "max_logp" in needs:
         statistics["max_logp"] = jax.lax.stop_gradient(log_probabilities.max(axis=-1))
-    statistics |= dense_statistics(lambda logits: logits, (_previous(logits),), batch, needs)
+    statistics |= dense_statistics(lambda logits: logits, (before,), batch, needs)
     first = is_first(batch)
     return Scores(**{name: _none_at(first, values) for name, values in statistics.items()})
 
@@ -180,11 +204,11 @@ def make_picker(policy, pick, *, temperature: float = 1.0) -> Callable[[Any, Bat
 
     def candidates(params, batch: Batch, key) -> jax.Array:
         if not chunked:
-            logits = getattr(policy, "apply", policy)(params, batch.tokens, batch.positions, batch.segment) / temperature
-            return pick_candidates(lambda logits: logits, (_previous(logits),), batch, key, pick)
-        hidden = policy.hidden(params, batch.tokens, batch.positions, batch.segment)
+            logits = _read(policy, getattr(policy, "apply", policy), params, batch) / temperature
+            return pick_candidates(lambda logits: logits, (_previous(logits, batch),), batch, key, pick)
+        hidden = _read(policy, policy.hidden, params, batch)
         head = Head(policy.unembedding(params).shape[0], 1.0 / temperature, getattr(policy, "logit_softcap", None))
-        return pick_candidates(head.all_logits, (_previous(hidden), policy.unembedding(params)), batch, key, pick)
+        return pick_candidates(head.all_logits, (_previous(hidden, batch), policy.unembedding(params)), batch, key, pick)
 
     return candidates
 

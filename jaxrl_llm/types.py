@@ -1,4 +1,4 @@
-"""The three records that flow: `Rollouts`, `Batch` and `Scores`.
+"""The records that flow: `Rollouts`, `Batch` with the `Forest` that networks read, and `Scores`.
 
 Position `t` always describes token `t`: `logp[b, t] = log p(tokens[b, t] | tokens[b, :t])`, and the first token of a
 sequence has log-probability 0. The records are frozen pytrees of arrays. Building one checks every shape; transforms
@@ -145,11 +145,36 @@ class Rollouts:
 
 
 @record
+class Forest:
+    """What networks read of a batch: sequences of tokens, what they begin with in common once, in B rows of W columns.
+
+    Such sequences are trees of tokens, laid out depth first, so that what goes on from a token stands in the columns up to its
+    `reach`: query q sees key k where k <= q < reach[k].
+
+    Attributes:
+      tokens: int [B, W].
+      positions: int [B, W], place of the token in the sequences that it belongs to.
+      reach: int [B, W], first column behind all that goes on from the token, more than its own; 0 for padding.
+      routes: int [B, W, layers, k] or None, experts that the sampler sent the token to.
+    """
+
+    tokens: Array
+    positions: Array
+    reach: Array
+    routes: Array | None = None
+
+    def __post_init__(self):
+        _check_rank(self, self.tokens)
+        _check(self, ("positions", "reach"), self.tokens.shape)
+
+
+@record
 class Batch:
     """Packed rows of tokens with everything per token: B rows of T tokens.
 
     Only `tokens` and `mask` must be given; the rest is filled with the plain case of one sequence a row. What has no plain
-    case, None, is refused by the objectives that read it.
+    case, None, is refused by the objectives that read it. Without a `forest`, networks read the batch's own tokens, a segment
+    for a sequence. With one, the batch holds actions alone, and row r of the forest feeds row r of the batch.
 
     Attributes:
       tokens: int [B, T].
@@ -164,6 +189,10 @@ class Batch:
       behavior_logp: float [B, T] or None, log-probability (nats) under the policy that sampled the token.
       reference_logp: float [B, T] or None, log-probability (nats) under the reference policy.
       returns: float [B, T] or None, targets of the critic.
+      forest: what networks read, or None.
+      before: int [B, T] or None, column of the forest behind which the token stands; -1 for the first of its sequence.
+      column: int [B, T] or None, column of the forest that holds the token.
+      parts: int [P] or None, rows in use in each of P micro-batches, the full ones first; see `data.packing.place_rows`.
       extras: arrays that methods add, of shape [B, T, ...]; packing adds the rollouts' "source" and "turn".
       step: int [], training step.
       coefficients: scalars from schedules and controllers, traced, so that a change never recompiles.
@@ -180,6 +209,10 @@ class Batch:
     behavior_logp: FloatBT | None = None
     reference_logp: FloatBT | None = None
     returns: FloatBT | None = None
+    forest: Forest | None = None
+    before: IntBT | None = None
+    column: IntBT | None = None
+    parts: Array | None = None
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
     step: Array | int = 0
     coefficients: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -194,7 +227,8 @@ class Batch:
         _fill(self, "rollout", lambda: xp.broadcast_to(xp.arange(shape[0], dtype=np.int32)[:, None], shape))
         _fill(self, "weight", lambda: self.mask / xp.maximum(self.mask.sum(), 1))
         names = ("positions", "segment", "rollout", "group", "advantage", "weight")
-        _check(self, names + ("behavior_logp", "reference_logp", "returns"), shape)
+        _check(self, names + ("behavior_logp", "reference_logp", "returns", "before", "column"), shape)
+        _check_forest(self)
         _check_extras(self, shape)
 
 
@@ -243,6 +277,15 @@ def _check_groups(group, rows: int) -> None:
     low, high = int(np.min(group)), int(np.max(group))
     if low < 0 or high >= rows:
         raise ValueError(f"Rollouts.group holds {low if low < 0 else high}; number the groups from 0 to {rows - 1} (rows - 1)")
+
+
+def _check_forest(batch: Batch) -> None:
+    given = [name for name in ("forest", "before", "column") if getattr(batch, name) is not None]
+    if given and len(given) < 3:
+        raise ValueError(f"Batch has {given} alone; forest, before and column say together what is read")
+    rows = batch.tokens.shape[0]
+    if batch.forest is not None and batch.forest.tokens.shape[0] != rows:
+        raise ValueError(f"Batch.forest has {batch.forest.tokens.shape[0]} rows; it must have the {rows} of the batch")
 
 
 def _check_rank(node, value, name: str = "tokens") -> None:

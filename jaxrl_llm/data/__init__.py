@@ -3,6 +3,7 @@
 from jaxrl_llm.data.arithmetic import ANSWER_MARKER, ARITHMETIC_ALPHABET, arithmetic_source, worked_solution
 from jaxrl_llm.data.chat import encode_chat, encode_prompt, render_chat
 from jaxrl_llm.data.dialogues import continue_dialogue, encode_dialogue, encode_example
+from jaxrl_llm.data.forest import pack_forest
 from jaxrl_llm.data.goals import goal_conditioned
 from jaxrl_llm.data.jsonl import jsonl_source
 from jaxrl_llm.data.order import Cursor, epoch_order, next_indices, weighted_indices
@@ -55,6 +56,7 @@ __all__ = [
     "mismatched_rollouts",
     "next_indices",
     "pack",
+    "pack_forest",
     "preference_rollouts",
     "preference_source",
     "prepare_jsonl",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,21 +32,91 @@ def first_fit(lengths, width: int) -> list[list[int]]:
         worst = int(lengths.argmax())
         raise ValueError(f"sequence {worst} has {lengths[worst]} tokens; a packed row has {width}: raise the width of rows")
     rows: list[list[int]] = [[] for _ in lengths]
-    # A tree of the most room left: a node has that of its two children, the leaves behind `first` that of each row.
-    first = 1 << (max(len(lengths), 1) - 1).bit_length()
-    room = [width] * (2 * first)
+    room = rooms(len(lengths), width)
     for number in np.argsort(-lengths, kind="stable"):
-        length, node = int(lengths[number]), 1
-        if length == 0:
-            continue
-        while node < first:
-            node = 2 * node if room[2 * node] >= length else 2 * node + 1
-        rows[node - first].append(int(number))
-        room[node] -= length
-        while node > 1:
-            node //= 2
-            room[node] = max(room[2 * node], room[2 * node + 1])
+        length = int(lengths[number])
+        if length:
+            row = first_with_room(room, length)
+            rows[row].append(int(number))
+            take_room(room, row, length)
     return sorted(sorted(row) for row in rows if row)
+
+
+def rooms(count: int, width: int) -> list[int]:
+    """Room in each of at least `count` rows of `width` tokens, as a tree: a node has the most room of its two children."""
+    return [width] * (2 << (max(count, 1) - 1).bit_length())
+
+
+def first_with_room(room: list[int], length: int) -> int:
+    """The first row of the tree with so much room; there must be one."""
+    node, first = 1, len(room) // 2
+    while node < first:
+        node = 2 * node if room[2 * node] >= length else 2 * node + 1
+    return node - first
+
+
+def take_room(room: list[int], row: int, length: int) -> None:
+    """Takes so much room of a row."""
+    node = len(room) // 2 + row
+    room[node] -= length
+    while node > 1:
+        node //= 2
+        room[node] = max(room[2 * node], room[2 * node + 1])
+
+
+class Rows(NamedTuple):
+    """Where packed rows stand in a batch.
+
+    Attributes:
+      slots: int [R], row of the batch of each packed row.
+      count: rows of the batch.
+      parts: int [P], packed rows in each of its micro-batches, or None where it is not cut here.
+    """
+
+    slots: np.ndarray
+    count: int
+    parts: np.ndarray | None = None
+
+    @property
+    def computed(self) -> int:
+        """Rows of the micro-batches that hold something."""
+        return self.count if self.parts is None else self.count * int((self.parts > 0).sum()) // len(self.parts)
+
+
+def place_rows(
+    number: int, width: int, *, rows: int | None = None, multiple: int = 1, parts: int = 0, part_tokens: int = 0
+) -> Rows:
+    """Rounds the number of packed rows up, so that few shapes are ever compiled, and cuts them into micro-batches.
+
+    With `part_tokens` the batch has a power of two of micro-batches, of which those beyond the packed rows are empty and cost
+    nothing; `update.split_rows` puts rows m, m + P, ... into the m-th.
+
+    Args:
+      number: R.
+      width: tokens of a row.
+      rows: rows of the batch; by default as few as needed, rounded by `round_up`.
+      multiple: of which the rows of the batch, or of each micro-batch, are a multiple.
+      parts: P, number of micro-batches; 0 for no cuts, or as many as `part_tokens` make.
+      part_tokens: tokens of a micro-batch, at least one row.
+
+    Raises:
+      ValueError: more packed rows than `rows`.
+    """
+    if rows is not None and number > rows:
+        raise ValueError(f"rows is {rows}; the rollouts need {number} packed rows of {width} tokens")
+    count = round_up(number) if rows is None else rows
+    count += -count % (multiple * max(parts, 1))
+    if parts:
+        return Rows(np.arange(number), count, np.array([len(range(part, number, parts)) for part in range(parts)], np.int32))
+    if not part_tokens:
+        return Rows(np.arange(number), count)
+    size = max(part_tokens // width, 1)
+    size += -size % multiple
+    if count <= size:
+        return Rows(np.arange(number), count, np.array([number], np.int32))
+    parts, packed = 1 << (-(-count // size) - 1).bit_length(), np.arange(number)
+    filled = np.clip(number - size * np.arange(parts), 0, size).astype(np.int32)
+    return Rows(packed % size * parts + packed // size, size * parts, filled)
 
 
 def pack(
@@ -55,10 +126,14 @@ def pack(
     keep: np.ndarray | None = None,
     rows: int | None = None,
     multiple: int = 1,
+    parts: int = 0,
+    part_tokens: int = 0,
     step: int = 0,
     coefficients=None,
 ) -> Batch:
     """Lays rollouts into rows of fixed width; numbers of group, source and turn travel with the tokens.
+
+    Networks read each rollout whole; see `pack_forest` for those that read what rollouts have in common once.
 
     Args:
       rollouts: host arrays (NumPy) of N rows.
@@ -67,6 +142,8 @@ def pack(
       rows: number of packed rows; by default as few as first-fit needs, rounded up by `round_up` so that few shapes
         are ever compiled.
       multiple: the number of rows is rounded up to a multiple of it, for micro-batches and meshes.
+      parts: micro-batches to cut the rows into, see `place_rows`.
+      part_tokens: tokens of a micro-batch, where `parts` does not say how many there are.
       step: training step of the batch.
       coefficients: scalars for the objective.
 
@@ -78,14 +155,11 @@ def pack(
     """
     lengths = np.asarray(rollouts.length) if keep is None else np.where(keep, rollouts.length, 0)
     layout = first_fit(lengths, width)
-    count = round_up(len(layout)) if rows is None else rows
-    count += -count % multiple
-    if len(layout) > count:
-        raise ValueError(f"rows is {rows}; the rollouts need {len(layout)} packed rows of {width} tokens")
-    fields = _per_token(rollouts)
-    packed = {name: np.zeros((count, width, *value.shape[2:]), value.dtype) for name, value in fields.items()}
-    positions, segment = np.zeros((2, count, width), np.int32)
-    for row, members in enumerate(layout):
+    placed = place_rows(len(layout), width, rows=rows, multiple=multiple, parts=parts, part_tokens=part_tokens)
+    fields = per_token(rollouts)
+    packed = {name: np.zeros((placed.count, width, *value.shape[2:]), value.dtype) for name, value in fields.items()}
+    positions, segment = np.zeros((2, placed.count, width), np.int32)
+    for row, members in zip(placed.slots, layout, strict=True):
         start = 0
         for number, member in enumerate(members, start=1):
             span = slice(start, start + int(lengths[member]))
@@ -94,11 +168,15 @@ def pack(
             positions[row, span] = np.arange(lengths[member])
             segment[row, span] = number
             start = span.stop
+    packed |= {"positions": positions, "segment": segment, "parts": placed.parts}
+    return as_batch(packed, step, coefficients)
+
+
+def as_batch(fields: dict, step: int, coefficients=None) -> Batch:
+    """The batch of these arrays; those that are no fields of it are extras."""
     own = {field.name for field in dataclasses.fields(Batch)}
-    extras = {name: packed.pop(name) for name in list(packed) if name not in own}
-    return Batch(
-        **packed, positions=positions, segment=segment, extras=extras, step=np.int32(step), coefficients=coefficients or {}
-    )
+    extras = {name: fields.pop(name) for name in list(fields) if name not in own}
+    return Batch(**fields, extras=extras, step=np.int32(step), coefficients=coefficients or {})
 
 
 def batch_from(rollouts: Rollouts, *, step: int = 0, coefficients=None) -> Batch:
@@ -127,14 +205,12 @@ def batch_from(rollouts: Rollouts, *, step: int = 0, coefficients=None) -> Batch
             "Rollouts.weight is 0 everywhere, so that nothing would be learned; let an estimator fill it first: "
             "rollouts, state = method.estimator.update(rollouts, state, key)"
         )
-    fields, width = _per_token(rollouts), rollouts.tokens.shape[1]
+    fields, width = per_token(rollouts), rollouts.tokens.shape[1]
     real = np.arange(width) < np.asarray(rollouts.length)[:, None]
     # Behind the end of a row stands what padding is elsewhere, whatever the rollouts have there.
     fields = {name: np.where(np.expand_dims(real, tuple(range(2, value.ndim))), value, 0) for name, value in fields.items()}
-    own = {field.name for field in dataclasses.fields(Batch)}
-    extras = {name: fields.pop(name) for name in list(fields) if name not in own}
     fields |= {"positions": np.where(real, np.arange(width, dtype=np.int32), 0), "segment": real.astype(np.int32)}
-    return Batch(**fields, extras=extras, step=np.int32(step), coefficients=coefficients or {})
+    return as_batch(fields, step, coefficients)
 
 
 def unpack(values: np.ndarray, batch: Batch, rows: int, width: int) -> np.ndarray:
@@ -168,7 +244,7 @@ def round_up(count: int) -> int:
     return -(-max(count, 1) // unit) * unit
 
 
-def _per_token(rollouts: Rollouts) -> dict[str, np.ndarray]:
+def per_token(rollouts: Rollouts) -> dict[str, np.ndarray]:
     """All arrays that go into the batch, broadcast to [N, T, ...]."""
     shape = rollouts.tokens.shape
     fields = {name: np.asarray(value) for name in _COPIED if (value := getattr(rollouts, name)) is not None}

@@ -51,7 +51,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def shard_rows(batch: Any, mesh: Mesh) -> Any:
-    """A record or another tree of arrays with its rows split over the mesh, and its scalars on every device.
+    """A record or another tree of arrays with its rows split over the mesh; scalars, and what is said of micro-batches, stand
+    on every device.
 
     With several hosts, all must give the same rows; each keeps those of its devices.
 
@@ -61,7 +62,7 @@ def shard_rows(batch: Any, mesh: Mesh) -> Any:
     parts = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
 
     def put(path, leaf):
-        shape = jnp.shape(leaf)
+        shape = () if path[-1:] == (jax.tree_util.GetAttrKey("parts"),) else jnp.shape(leaf)
         if shape and shape[0] % parts:
             raise ValueError(
                 f"batch{jax.tree_util.keystr(path)} has {shape[0]} rows, which data={mesh.shape['data']} times "

@@ -9,7 +9,7 @@ from jaxrl_llm.numerics import log_ratio, masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
-@stateless(annotations=("teacher_logp",))
+@stateless(annotations=("behavior_logp", "teacher_logp"))
 def teacher_advantage(rollouts: Rollouts, *, emphasis: float = 0.0) -> Rollouts:
     """A_t = w_t a_t with a_t = log teacher - log sampler (nats), and w_t = 1 + `emphasis` (1 - sum_{k<t} |a_k| / sum |a|).
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.networks import config_checks
 
-ATTENTION = ("auto", "reference", "xla", "splash")
+ATTENTION = ("auto", "reference", "xla", "pallas")
 ACTIVATIONS = ("silu", "gelu_tanh")
 QK_NORMS = ("none", "head", "width")
 ROUTER_SCORES = ("softmax", "sigmoid")
@@ -192,7 +192,7 @@ class DecoderConfig:
         are computed in float32 whatever it is.
       param_dtype: of the parameters.
       remat: what the backward pass recomputes: "none", "dots" (all but matrix products), or "full" (whole layers).
-      attention: "auto" (splash attention on TPU where the shapes allow, otherwise xla), "reference", "xla" or "splash".
+      attention: "auto" ("pallas", a kernel, on TPU, otherwise "xla"), "reference", "xla" or "pallas".
     """
 
     vocab_size: int

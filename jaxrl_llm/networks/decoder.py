@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.networks import rotary
-from jaxrl_llm.networks.attention import attend, packed_mask, softcapped, uses_splash
+from jaxrl_llm.networks.attention import WITHOUT_WINDOW, attend, blocks_of, reach_of
 from jaxrl_llm.networks.axes import constrain
+from jaxrl_llm.networks.blocks import softcapped
 from jaxrl_llm.networks.config import REMAT, DecoderConfig
 from jaxrl_llm.networks.experts import Experts, Routing
 from jaxrl_llm.networks.leaves import VocabularyAdapter, named
@@ -26,12 +27,15 @@ Array = jax.Array
 class Shared:
     """What all layers of one call share: who sees whom and angles of the rotary embedding, for each kind of layer.
 
-    Layers that are to `keep` them give their keys and values [B, T, K, H]. A step of decoding has `sight` in place of masks.
+    Layers that are to `keep` them give their keys and values [B, T, K, H]. A step of decoding has `sight` in place of `reach`,
+    `positions`, and what each kind of layer makes of them: tokens of the window, and the blocks of long rows.
     """
 
     angles: tuple[tuple[Array, Array], ...]
-    masks: tuple[Array | None, ...] = ()
-    segments: Array | None = None
+    reach: Array | None = None
+    positions: Array | None = None
+    windows: tuple[Array, ...] = ()
+    blocks: tuple[Any, ...] = ()
     sight: Sight | None = None
     keep: bool = flax.struct.field(pytree_node=False, default=False)
 
@@ -71,7 +75,8 @@ class Attention(nn.Module):
             # The layers of decoding are not scanned: their kinds are known when the program is made.
             mixed = past_attention(query[:, 0], past, shared.sight, c.kinds[own.kind].window, **options)[:, None]
             return self.out(mixed), past
-        mixed = attend(c, query, key, value, shared.segments, of_kind(shared.masks, own.kind), own.kind)
+        seen = (of_kind(shared.blocks, own.kind), of_kind(shared.windows, own.kind))
+        mixed = attend(c, query, key, value, shared.reach, shared.positions, *seen)
         return self.out(mixed), (key, value) if shared.keep else None
 
     def out(self, mixed: Array) -> Array:
@@ -164,27 +169,28 @@ class Decoder(nn.Module):
             zeros = named(nn.initializers.zeros, "values", "embed")
             self.value_head = self.param("value_head", zeros, (c.value_head, c.hidden_size), "float32")
 
-    def hidden(self, tokens: Array, positions=None, segments=None) -> Array:
+    def hidden(self, tokens: Array, positions=None, segments=None, reach=None) -> Array:
         """Hidden states [B, T, D] after the final norm."""
-        return self.routed(tokens, positions, segments)[0]
+        return self.routed(tokens, positions, segments, reach=reach)[0]
 
-    def routed(self, tokens: Array, positions=None, segments=None, routes=None) -> tuple[Array, Routing | None]:
+    def routed(self, tokens: Array, positions=None, segments=None, routes=None, reach=None) -> tuple[Array, Routing | None]:
         """Hidden states, and the `Routing` of layers with experts or None.
 
-        `routes`, int32 [layers, B, T, k], are experts to use; -1 leaves the choice to the router.
+        `routes`, int32 [layers, B, T, k], are experts to use; -1 leaves the choice to the router. `reach` stands in place of
+        `segments` where rows hold trees, see `attention`.
         """
-        if segments is None:
-            segments = jnp.ones_like(tokens)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        if reach is None:
+            reach = reach_of(jnp.ones_like(tokens) if segments is None else segments)
         x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
-        x, routing, _ = self.all_layers(x, self.shared(positions, segments), routes)
+        x, routing, _ = self.all_layers(x, self.shared(positions, reach), routes)
         return constrain(self.final_norm(x), "batch", "length", "activation_embed"), routing
 
-    def read(self, tokens: Array, positions: Array, segments: Array) -> tuple[tuple[Array, Array], Routing | None]:
+    def read(self, tokens: Array, positions: Array, reach: Array) -> tuple[tuple[Array, Array], Routing | None]:
         """Keys and values of the tokens, two arrays [layers, B, T, K, H], and the `Routing` of layers with experts."""
         x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
-        _, routing, kept = self.all_layers(x, self.shared(positions, segments).replace(keep=True), None)
+        _, routing, kept = self.all_layers(x, self.shared(positions, reach).replace(keep=True), None)
         return kept, routing
 
     def normed(self, x: Array) -> Array:
@@ -218,13 +224,13 @@ class Decoder(nn.Module):
             kept.append(found)
         return x, routing, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
 
-    def shared(self, positions: Array, segments: Array) -> Shared:
+    def shared(self, positions: Array, reach: Array) -> Shared:
         """What the layers share."""
         kinds, width = self.config.kinds, self.config.rotary_dim
         angles = tuple(rotary.angles(kind, width, positions) for kind in kinds)
-        splash = uses_splash(self.config.attention)
-        masks = tuple(None if splash else packed_mask(segments, kind.window) for kind in kinds)
-        return Shared(angles, masks, segments)
+        windows = tuple(jnp.int32(WITHOUT_WINDOW if kind.window is None else kind.window) for kind in kinds)
+        blocks = tuple(blocks_of(self.config, reach, positions, window) for window in windows)
+        return Shared(angles, reach, positions, windows, blocks)
 
     def unembedding(self) -> Array:
         """Matrix [V, D] of the output head with its adapter, in the dtype of the computation."""
@@ -297,8 +303,8 @@ def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
       lengths: int [C].
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    segments = (positions < lengths[:, None]).astype(jnp.int32)
-    (keys, values), routing = Decoder(config).apply({"params": params}, tokens, positions, segments, method="read")
+    reach = jnp.where(positions < lengths[:, None], lengths[:, None], 0)
+    (keys, values), routing = Decoder(config).apply({"params": params}, tokens, positions, reach, method="read")
     contexts = [(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)) for key, value in zip(keys, values, strict=True)]
     return contexts, None if routing is None else jnp.moveaxis(routing.experts, 0, 2)
 

@@ -25,10 +25,11 @@ class Network:
 
     A network without parameters (`without_params`) is a static argument of `jax.jit`; one with them is a convenient pair.
     Shapes: B rows of T tokens, vocabulary V, width D. `positions` int [B, T] default to 0, 1, 2...; `segments` int
-    [B, T] to 1: 0 is padding, and a token sees the tokens of its own segment up to itself.
+    [B, T] to 1: 0 is padding, and a token sees the tokens of its own segment up to itself. `reach` int [B, T] in their place
+    says it of trees, see `attention`.
 
     Attributes:
-      apply: `(params, tokens, positions=None, segments=None) -> logits` [B, T, V] float32.
+      apply: `(params, tokens, positions=None, segments=None, reach=None) -> logits` [B, T, V] float32.
       config: what the network was made from, where it was made here.
       init: `(key) -> params`, a nested dict of arrays.
       hidden: as `apply`, but gives the last hidden states [B, T, D].
@@ -41,12 +42,13 @@ class Network:
       init_tails: `(slots, width) -> tails`: what it has to know of the tokens of S slots, W columns, in arrays of its own.
       step: `(params, layers, token, contexts, tails, sight) -> (hidden, tails, experts)`: reads one token a slot, int [S], that
         sees what `past.Sight` says, and gives its hidden state [S, D] and experts [S, layers, k] or None.
-      routed: `(params, tokens, positions=None, segments=None, routes=None) -> (hidden, routing)`: as `hidden`, with the
-        `experts.Routing` of all tokens; `routes` int32 [layers, B, T, k] are experts to use in place of the router's choice, -1
-        where it is free. None without experts.
+      routed: `(params, tokens, positions=None, segments=None, routes=None, reach=None) -> (hidden, routing)`: as `hidden`, with
+        the `experts.Routing` of all tokens; `routes` int32 [layers, B, T, k] are experts to use in place of the router's,
+        -1 where it is free. None without experts.
       value: `(params, hidden) -> values`: [B, T, D] -> [B, T] float32, or [B, T, outputs] where the value head has
         several plain ones; None without a value head.
       value_outputs: `(params, hidden) -> outputs` [B, T, n] of the value head, such as the logits of bins; None without.
+      reads_forests: whether `apply`, `hidden` and `routed` take `reach` in place of segments.
       params: the parameters, or None.
     """
 
@@ -64,6 +66,7 @@ class Network:
     routed: Callable[..., Any] | None = None
     value: Callable[..., Any] | None = None
     value_outputs: Callable[..., Any] | None = None
+    reads_forests: bool = False
     params: Params = dataclasses.field(default=None, compare=False, repr=False)
 
     def with_params(self, params: Params) -> Network:
@@ -99,8 +102,8 @@ def decoder(config: DecoderConfig) -> Network:
 
     hidden, unembed = bound("hidden"), bound("unembed")
 
-    def apply(params, tokens, positions=None, segments=None):
-        return unembed(params, hidden(params, tokens, positions, segments))
+    def apply(params, tokens, positions=None, segments=None, reach=None):
+        return unembed(params, hidden(params, tokens, positions, segments, reach))
 
     return Network(
         apply=apply,
@@ -117,6 +120,7 @@ def decoder(config: DecoderConfig) -> Network:
         routed=bound("routed") if config.experts else None,
         value=bound("value") if config.value_head else None,
         value_outputs=bound("value_outputs") if config.value_head else None,
+        reads_forests=True,
     )
 
 

@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.networks.attention import softcapped
+from jaxrl_llm.networks.blocks import softcapped
 
 Array = jax.Array
 _LOWEST = jnp.finfo(jnp.float32).min

@@ -74,10 +74,10 @@ def log_probability_covariance(logp, batch: Batch):
 
 
 def token_uniform(batch: Batch, seed: int):
-    """A number from [0, 1) for each token, [B, T], drawn by the step, the tokens of its sequence and its place among them.
+    """A number from [0, 1) for each token, [B, T], drawn by the step, the actions of its sequence and its place among them.
 
-    It depends neither on the number nor on the row of the sequence, nor on the micro-batch. Sequences with the same tokens draw
-    the same numbers.
+    It depends neither on the number nor on the row of the sequence, nor on the micro-batch. Sequences with the same actions
+    draw the same numbers.
     """
     key = jax.random.fold_in(jax.random.key(seed), batch.step)
 
@@ -88,9 +88,10 @@ def token_uniform(batch: Batch, seed: int):
 
 
 def _sequence_hash(batch: Batch):
-    """A number of 32 bits for the tokens of each sequence, at each of them, uint32 [B, T]; sums and products wrap round."""
+    """A number of 32 bits for the actions of each sequence, at each of them, uint32 [B, T]; sums and products wrap round."""
     token, position = (jnp.asarray(x).astype(jnp.uint32) for x in (batch.tokens, batch.positions))
-    return segment_total(_mixed(token * jnp.uint32(0x9E3779B1) + _mixed(position)), batch.segment)
+    spread = _mixed(token * jnp.uint32(0x9E3779B1) + _mixed(position))
+    return segment_total(jnp.where(batch.mask > 0, spread, 0), batch.segment)
 
 
 def _mixed(x):

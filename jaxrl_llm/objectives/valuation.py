@@ -88,7 +88,8 @@ def rover(log_ratio, scores: Scores, batch: Batch, *, rho: float = 1.0):
     if rho <= 0:
         raise ValueError(f"rho is {rho}; it must be above 0")
     mean, old = masked(scores.mean_logp, batch.mask), masked(batch.extras["proximal_mean_logp"], batch.mask)
-    follows = (batch.segment[:, 1:] == batch.segment[:, :-1]) & (batch.mask[:, 1:] > 0)
+    next_place = (batch.segment[:, 1:] == batch.segment[:, :-1]) & (batch.positions[:, 1:] == batch.positions[:, :-1] + 1)
+    follows = next_place & (batch.mask[:, 1:] > 0)
     following = jnp.where(follows, difference(mean, old)[:, 1:], 0.0)
     target = batch.advantage + rho * jnp.pad(following, ((0, 0), (0, 1)))
     return jnp.square(rho * log_ratio - jax.lax.stop_gradient(target))

@@ -12,7 +12,7 @@ import numpy as np
 from jaxrl_llm.sampling import engine
 from jaxrl_llm.sampling.records import RUNNING, Samples, Sampling
 
-FIRST_WIDTH = 64  # columns of tails; twice as many whenever they are full
+FIRST_WIDTH = 64  # columns of tails where they may become more than twice as many; then four times, later twice as many
 SMALLEST_BUCKET = 16  # of context lengths, which are padded to powers of two
 FEWEST_SLOTS = 8  # below which slots without work stay
 
@@ -109,7 +109,8 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
     network, params, size = work.network, work.params, len(work.of_context)
     read, lengths, found = _beginning(work, columns)
     queue, places = _queue(work)
-    layers, width = _laid_out(network, params), min(FIRST_WIDTH, bucket(columns))
+    layers = _laid_out(network, params)
+    width = bucket(columns) if columns <= 2 * FIRST_WIDTH else FIRST_WIDTH
     routes = None if found.routes is None else found.routes.shape[2:]
     state = engine.begin(network, queue, slots=slots, width=width, routes=routes)
     ended, first = np.zeros(slots, bool), 0
@@ -141,8 +142,9 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
 
 
 def _next_width(width: int, columns: int, last: bool, start: int) -> int:
-    """Twice the width, or less where nobody can need as many columns any more."""
-    return min(2 * width, -(-(start + columns) // 64) * 64) if last else 2 * width
+    """The next width, or less where nobody can need as many columns any more: few widths mean few programs."""
+    wider = 4 * width if width == FIRST_WIDTH else 2 * width
+    return min(wider, -(-(start + columns) // 64) * 64) if last else wider
 
 
 def _beginning(work: Work, columns: int) -> tuple[Any, np.ndarray, Found]:

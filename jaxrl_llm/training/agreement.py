@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_llm.data import pack
 from jaxrl_llm.scoring import make_scorer
+from jaxrl_llm.training.layout import lay_out, micro_batches_of
 from jaxrl_llm.types import Batch, Rollouts
 
 
@@ -41,9 +41,9 @@ def make_agree(
     *,
     temperature: float,
     bound: float,
-    width: int,
-    parts: int = 1,
-    multiple: int = 1,
+    width: int = 0,
+    parts: int = 0,
+    shards: int = 1,
     place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Agree:
     """Builds `agree(rollouts, count) -> Agreement` of the first `count` rows: one forward pass over them, packed.
@@ -53,18 +53,16 @@ def make_agree(
       params: its parameters.
       temperature: that the rows were sampled at; 0 (greedy) counts as 1.
       bound: nats, by which log-probabilities may differ.
-      width: tokens of a packed row.
+      width: tokens of a packed row, as in `lay_out`, like the next two.
       parts: number of parts that the rows are scored in, one after the other.
-      multiple: number that the rows of a part must be a multiple of.
+      shards: devices that share out the rows.
       place: lays a part out on the devices.
     """
     score = _scorer(network, temperature or 1.0)
 
     def agree(rollouts: Rollouts, count: int) -> Agreement:
-        batch = pack(rollouts, width, keep=np.arange(len(rollouts.length)) < count, multiple=parts * multiple)
-        pieces = [
-            jax.tree.map(lambda rows, part=part: np.array_split(rows, parts)[part], _rows(batch)) for part in range(parts)
-        ]
+        keep = np.arange(len(rollouts.length)) < count
+        pieces = micro_batches_of(lay_out(network, rollouts, width, parts, shards=shards, keep=keep))
         return sum((_compared(*jax.device_get(score(params, place(piece))), piece, bound) for piece in pieces), Agreement())
 
     return agree
@@ -80,10 +78,6 @@ def _scorer(network, temperature: float):
         return scores.logp, scores.max_logp
 
     return jax.jit(both)
-
-
-def _rows(batch: Batch) -> Batch:
-    return batch.replace(step=None, coefficients={})
 
 
 def _compared(logp: Any, largest: Any, batch: Batch, bound: float) -> Agreement:

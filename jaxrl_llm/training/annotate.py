@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl_llm.data import pack
 from jaxrl_llm.data.packing import unpack
 from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network
 from jaxrl_llm.objectives import group_tokens
 from jaxrl_llm.objectives.candidates import of_groups
 from jaxrl_llm.scoring import STATISTICS, make_picker, make_scorer
+from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.needs import POLICIES, SAMPLES, refuse_missing
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.types import Batch, Rollouts
@@ -114,8 +114,8 @@ def make_annotate(
     Args:
       run: the run.
       passes: see `scoring_passes`.
-      width: tokens of a packed row.
-      parts: number of parts that the rows are scored in.
+      width: tokens of a packed row; 0 for rows that the longest rollout fits into.
+      parts: number of parts that the rows are scored in; 0 for as many as `lay_out` makes.
       from_groups: whether the candidates are the tokens of each row's group.
     """
 
@@ -137,14 +137,14 @@ def make_statistics(run: Run, method: str, annotators: Mapping[str, Annotator], 
       run: the run.
       method: name of the method that asks.
       annotators: policies by name.
-      width: tokens of a packed row, more where a rollout has more.
-      parts: number of parts that the rows are scored in.
+      width: tokens of a packed row, more where a rollout has more; 0 for rows that the longest fits into.
+      parts: number of parts that the rows are scored in; 0 for as many as `lay_out` makes.
     """
     # Compiled once for a run, however often a strategy asks.
     passes = functools.cache(lambda who, names: statistics_pass(who, _annotator(method, annotators, who), frozenset(names)))
 
     def statistics(state, step: int, rollouts: Rollouts, who: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        wide = max(width, rollouts.tokens.shape[1])
+        wide = width and max(width, rollouts.tokens.shape[1])
         found = _of_rollouts(run, passes(who, names), state, rollouts, width=wide, parts=parts, step=step)
         return {name.removeprefix(f"{who}_"): values for name, values in found.items()}
 
@@ -153,14 +153,6 @@ def make_statistics(run: Run, method: str, annotators: Mapping[str, Annotator], 
 
 def _of_rollouts(run: Run, scored: Pass, state, rollouts: Rollouts, *, width: int, parts: int, step: int) -> dict:
     """What a pass says of the rollouts, [N, T, ...] by name."""
-    batch = pack(rollouts, width, multiple=run.row_multiple(parts), step=step)
-    found = in_parts(run, scored, state, batch, parts)
+    batch = run.pack(rollouts, width, parts, step=step)
+    found = in_parts(lambda piece: scored(state, run.place(piece)), batch)
     return {name: unpack(values, batch, *rollouts.tokens.shape) for name, values in found.items()}
-
-
-def in_parts(run: Run, score, state, batch: Batch, parts: int):
-    """What `score(state, batch)` gives, as NumPy arrays, its rows scored in as many `parts` as those of an update."""
-    rows, scalars = batch.replace(step=None, coefficients={}), {"step": batch.step, "coefficients": batch.coefficients}
-    pieces = [jax.tree.map(lambda leaf, part=part: np.array_split(leaf, parts)[part], rows) for part in range(parts)]
-    found = [jax.device_get(score(state, run.place(piece.replace(**scalars)))) for piece in pieces]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)

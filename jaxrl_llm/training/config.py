@@ -167,13 +167,13 @@ def check_config(config: ConfigDict) -> None:
 
 
 _AT_LEAST_ONE = (
-    "sft.batch", "sft.row_tokens", "sft.micro_batches", "preference.batch", "preference.row_tokens",
-    "preference.micro_batches", "rl.prompts", "rl.epochs", "rl.minibatches", "rl.micro_batches",
+    "sft.batch", "sft.row_tokens", "preference.batch", "preference.row_tokens", "rl.prompts", "rl.epochs", "rl.minibatches",
     "rl.max_new_tokens", "task.max_prompt_tokens", "evaluation.prompts", "evaluation.batch", "evaluation.samples",
     "checkpoint.every", "checkpoint.keep", "rewards.workers",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
-    "sft.steps", "sft.examples", "preference.steps", "rl.steps", "rl.row_tokens", "evaluation.every", "log.completions_every",
+    "sft.steps", "sft.examples", "sft.micro_batches", "preference.steps", "preference.micro_batches", "rl.steps",
+    "rl.row_tokens", "rl.micro_batches", "evaluation.every", "log.completions_every",
 )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
             network.params,
             temperature=settings.temperature,
             bound=bound,
-            width=config.task.max_prompt_tokens + config.rl.max_new_tokens,
+            width=config.rl.row_tokens,
             parts=config.rl.micro_batches,
         )
         options = {

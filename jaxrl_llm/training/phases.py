@@ -127,9 +127,9 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
         run.whole(params),
         temperature=settings.temperature,
         bound=gap_bound(rl.max_logp_gap, run.network),
-        width=reinforcement.row_tokens(run),
+        width=rl.row_tokens,
         parts=rl.micro_batches,
-        multiple=run.row_multiple(1),
+        shards=run.shards,
         place=run.place,
     )
     options = {"final_answer": rewards.answer_of(run.rewards[name]), "agree": agree, "greedy": settings.temperature == 0}

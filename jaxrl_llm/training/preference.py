@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm.data import PAIR, Cursor, mismatched_rollouts, pack, preference_rollouts
+from jaxrl_llm.data import PAIR, Cursor, mismatched_rollouts, preference_rollouts
 from jaxrl_llm.scoring import Scorer, actor_critic_scorer, make_scorer
-from jaxrl_llm.training.annotate import Annotator, in_parts, make_annotate, scoring_passes, statistics_pass
+from jaxrl_llm.training.annotate import Annotator, make_annotate, scoring_passes, statistics_pass
 from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.method_state import (
     after_step,
     coefficients,
@@ -67,9 +69,7 @@ def make_preference_step(run: Run, reference=None) -> Callable:
     rows_of, estimate = _make_rows(run, reference), make_estimate(method)
     average = moving_reference(method, settings.reference)
     follow = None if average is None else jax.jit(average.update)
-    pure = make_update(
-        None, method.objective, _optimizer(run), micro_batches=settings.micro_batches, scorer=make_pair_scorer(run)
-    )
+    pure = make_update(None, method.objective, _optimizer(run), scorer=make_pair_scorer(run))
     update = jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0)
 
     def step(state: TrainState, cursor: Cursor, number: int):
@@ -138,8 +138,7 @@ def _of_both(annotators) -> list:
 def _pack(run: Run, rollouts: Rollouts, method_state, number: int) -> Batch:
     settings = run.config.preference
     scalars = coefficients(run.preference_method, method_state, number)
-    multiple = run.row_multiple(settings.micro_batches)
-    return pack(rollouts, settings.row_tokens, multiple=multiple, step=number, coefficients=scalars)
+    return run.pack(rollouts, settings.row_tokens, settings.micro_batches, step=number, coefficients=scalars)
 
 
 def pair_counts(pairs: Sequence[dict[str, Any]], rollouts: Rollouts) -> dict[str, float]:
@@ -159,6 +158,9 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
     score, measure = jax.jit(make_pair_scorer(run)), jax.jit(method.objective)
     estimate, rows_of, fresh = make_estimate(method), _make_rows(run, reference), initial_method_state(method)
 
+    def placed(params, piece: Batch) -> Scores:
+        return score(params, run.place(piece))
+
     def evaluate(params, number: int) -> dict[str, float]:
         count = min(run.config.evaluation.prompts, len(run.test_source))
         totals = dict.fromkeys((*held_out_measures(run), "loss"), 0.0)
@@ -168,7 +170,7 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
             rollouts = rows_of(params, pairs, numbers)
             rollouts, _ = estimate(rollouts, fresh, jax.random.key(run.config.seed))
             batch = _pack(run, jax.device_get(rollouts), fresh, number)
-            loss, found = measure(in_parts(run, score, run.whole(params), batch, settings.micro_batches), batch)
+            loss, found = measure(in_parts(functools.partial(placed, run.whole(params)), batch), batch)
             found |= {"loss": loss}
             totals = {name: total + float(found.get(name, np.nan)) * len(pairs) for name, total in totals.items()}
         return summarise({name: total / count for name, total in totals.items()}, count)

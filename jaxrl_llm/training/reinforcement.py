@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxrl_llm.data import Cursor, pack
+from jaxrl_llm.data import Cursor
 from jaxrl_llm.data.packing import has_weight, scale_weights
 from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
@@ -118,7 +118,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     rl, method = run.config.rl, run.method
     annotated = make_annotate(run, reference)
     annotators, parts = policy_annotators(run, reference), rl.micro_batches
-    statistics = annotate.make_statistics(run, method.name, annotators, width=row_tokens(run), parts=parts)
+    statistics = annotate.make_statistics(run, method.name, annotators, width=rl.row_tokens, parts=parts)
     average = moving_reference(method, rl.reference)
     follow = None if average is None else jax.jit(average.update)
     answer = answer_of(run.rewards[run.config.rewards.names[0]])
@@ -128,7 +128,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     if rl.measure_gap:
         objective = make_objective(*objective.terms, policy_gap())
     scorer = _scorer(run, objective.needs)
-    pure = make_update(None, objective, optimizer(run), micro_batches=rl.micro_batches, scorer=scorer)
+    pure = make_update(None, objective, optimizer(run), scorer=scorer)
     update = jax.jit(wrapped_update(pure, rl.optimizer), donate_argnums=0)
 
     def step(state: TrainState, cursor: Cursor, number: int):
@@ -164,11 +164,6 @@ def strategy_io(run: Run, state: TrainState, reference, number: int, failures: l
     return run.io(params, number, failures, policies=policies, keeps_entropy=entropy, **changes)
 
 
-def row_tokens(run: Run) -> int:
-    """Width of packed rows: as configured, or just enough for the longest rollout."""
-    return run.config.rl.row_tokens or run.config.task.max_prompt_tokens + run.config.rl.max_new_tokens
-
-
 def _scorer(run: Run, needs: frozenset[str]):
     """The scorer that the update differentiates: at the sampling temperature, with the critic where it is one of its own."""
     separate = separate_critic(run)
@@ -184,7 +179,11 @@ def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts, int], 
     if run.method.needs_critic:
         passes.append(_values_pass(run))
     return annotate.make_annotate(
-        run, passes, width=row_tokens(run), parts=run.config.rl.micro_batches, from_groups=annotate.group_rule(run.method)
+        run,
+        passes,
+        width=run.config.rl.row_tokens,
+        parts=run.config.rl.micro_batches,
+        from_groups=annotate.group_rule(run.method),
     )
 
 
@@ -219,9 +218,8 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
             part = rollouts if rl.minibatches == 1 else select_rows(rollouts, rows)
             # The weights of a part sum to its share of the step; the update takes each part for a whole.
             part = scale_weights(part, rl.minibatches)
-            multiple = run.row_multiple(rl.micro_batches)
-            keep = has_weight(part)
-            batch = pack(part, row_tokens(run), keep=keep, multiple=multiple, step=number, coefficients=scalars)
+            layout = {"keep": has_weight(part), "step": number, "coefficients": scalars}
+            batch = run.pack(part, rl.row_tokens, rl.micro_batches, **layout)
             state, metrics = update(state, run.place(batch), _frozen(run))
             seen.append(metrics)
     seen = jax.device_get(seen)

@@ -21,12 +21,13 @@ from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import build, metrics, scores
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
 from jaxrl_llm.training.given import NOTHING, Given, named
+from jaxrl_llm.training.layout import lay_out
 from jaxrl_llm.training.lock import locked
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.report import say
 from jaxrl_llm.training.reward_functions import build_rewards
 from jaxrl_llm.training.teacher import build_teacher
-from jaxrl_llm.types import Batch
+from jaxrl_llm.types import Batch, Rollouts
 
 # Evaluation samples must not repeat the noise of training samples.
 EVALUATION_SEED_OFFSET = 1_000_003
@@ -104,10 +105,14 @@ class Run:
         """The batch with its rows split over the mesh, where there is one."""
         return batch if self.mesh is None else distributed.shard_rows(batch, self.mesh)
 
-    def row_multiple(self, micro_batches: int) -> int:
-        """Number that the rows of a batch must be a multiple of."""
-        shards = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return micro_batches * shards
+    def pack(self, rollouts: Rollouts, width: int, micro_batches: int, **options) -> Batch:
+        """Packed rows for the run's networks, which all read alike; see `lay_out`."""
+        return lay_out(self.network, rollouts, width, micro_batches, shards=self.shards, **options)
+
+    @property
+    def shards(self) -> int:
+        """Devices that share out the rows."""
+        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def draw(
         self, cursor: Cursor, count: int, weights: np.ndarray | None = None

@@ -84,8 +84,9 @@ def sft() -> dict:
         "batch": 64,
         # Distinct examples that are shown; 0 for all of the source.
         "examples": 0,
+        # Tokens of a packed row, and parts that an update takes the rows in; 0 for as many as suit the device.
         "row_tokens": 1024,
-        "micro_batches": 1,
+        "micro_batches": 0,
         "optimizer": optimizer(1e-3),
     }
 
@@ -100,7 +101,7 @@ def preference() -> dict:
         # Pairs of a step.
         "batch": 64,
         "row_tokens": 1024,
-        "micro_batches": 1,
+        "micro_batches": 0,
         # As in `rl`; held-out pairs are measured against the reference of the beginning.
         "reference": {"every": 0, "share": 1.0},
         "optimizer": optimizer(1e-5),
@@ -115,7 +116,8 @@ def rl() -> dict:
         # Passes over the rollouts of a step, and parts of each pass, one update each.
         "epochs": 1,
         "minibatches": 1,
-        "micro_batches": 1,
+        "micro_batches": 0,
+        # 0 for rows that waste little.
         "row_tokens": 0,
         "max_new_tokens": 256,
         "temperature": 1.0,

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl_llm.data import Cursor, Tokenizer, encode_example, next_indices, pack
+from jaxrl_llm.data import Cursor, Tokenizer, encode_example, next_indices
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import losses
-from jaxrl_llm.training.annotate import Annotator, in_parts, make_annotate, scoring_passes
+from jaxrl_llm.training.annotate import Annotator, make_annotate, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.method_state import after_step, coefficients, initial_method_state, make_estimate
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
@@ -39,7 +40,7 @@ def make_supervised_step(run: Run) -> Callable:
     settings, method = run.config.sft, run.supervised_method
     network = run.network.without_params()
     objective = losses.with_router_losses(run.config, network, method.objective)
-    pure = make_update(network, objective, _optimizer(run), micro_batches=settings.micro_batches)
+    pure = make_update(network, objective, _optimizer(run))
     update = jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0)
     estimate, annotate = make_estimate(method), _make_annotate(run)
     size = settings.examples or len(run.source)
@@ -52,8 +53,9 @@ def make_supervised_step(run: Run) -> Callable:
         rollouts = annotate(state, demonstrations(run.tokenizer, examples, settings.row_tokens), number)
         before = jax.device_get(state.method_state["estimator"])
         rollouts, method_state = estimate(rollouts, state.method_state, state.key)
-        scalars, multiple = coefficients(method, method_state, number), run.row_multiple(settings.micro_batches)
-        batch = pack(jax.device_get(rollouts), settings.row_tokens, multiple=multiple, step=number, coefficients=scalars)
+        layout = (settings.row_tokens, settings.micro_batches)
+        scalars = coefficients(method, method_state, number)
+        batch = run.pack(jax.device_get(rollouts), *layout, step=number, coefficients=scalars)
         state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         state = state.replace(method_state=after_step(method, before, state.method_state, metrics))
@@ -88,8 +90,8 @@ def make_loss_evaluation(run: Run) -> Callable[[Any, int], dict[str, float]]:
         for start in range(0, count, settings.batch):
             examples = [run.test_source[index] for index in range(start, min(start + settings.batch, count))]
             rows = demonstrations(run.tokenizer, examples, settings.row_tokens)
-            batch = pack(rows, settings.row_tokens, multiple=run.row_multiple(settings.micro_batches), step=number)
-            found = in_parts(run, score, run.whole(params), batch, settings.micro_batches)
+            batch = run.pack(rows, settings.row_tokens, settings.micro_batches, step=number)
+            found = in_parts(lambda piece: score(run.whole(params), run.place(piece)), batch)
             nats -= float((found.logp.astype(np.float64) * batch.mask).sum())
             tokens += float(batch.mask.sum())
         return {"evaluation/loss": nats / max(tokens, 1.0)}

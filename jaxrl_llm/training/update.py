@@ -31,7 +31,7 @@ def make_update(
     objective,
     optimizer: optax.GradientTransformation,
     *,
-    micro_batches: int = 1,
+    micro_batches: int = 0,
     temperature: float = 1.0,
     scorer: Scorer | None = None,
 ) -> Update:
@@ -48,7 +48,8 @@ def make_update(
       apply_fn: a `Network`, or any `apply(params, tokens, positions, segments) -> logits [B, T, V]`.
       objective: `objective(scores, batch) -> (loss, metrics)` with attributes `needs` and `coupled`.
       optimizer: any optax transform, gradient clipping included.
-      micro_batches: number of parts that the rows are scored in; rows are padded to a multiple.
+      micro_batches: number of parts that the rows are scored in; rows are padded to a multiple. 0 for those that the batch was
+        cut into when it was packed, or one.
       temperature: of the policy that is trained; the one that it was sampled at.
       scorer: replaces the scorer made from `apply_fn`, for instance by `scoring.actor_critic_scorer`.
 
@@ -57,15 +58,16 @@ def make_update(
       difference in nats between policy and sampler) and those of the objective, all of the whole batch.
 
     Raises:
-      ValueError: `micro_batches` below 1, or statistics that the scorer cannot give.
+      ValueError: `micro_batches` below 0, or statistics that the scorer cannot give.
     """
-    if micro_batches < 1:
-        raise ValueError(f"micro_batches is {micro_batches}; it must be at least 1")
+    if micro_batches < 0:
+        raise ValueError(f"micro_batches is {micro_batches}; it must be at least 1, or 0 for those of the batch")
     score = scorer or make_scorer(apply_fn, getattr(objective, "needs", ()), temperature=temperature)
     gradient = make_gradient(score, objective, micro_batches)
 
     def update(state: TrainState, batch: Batch, frozen: Any = None):
         scores, gradients = gradient(state.params, batch, frozen)
+        batch = batch.replace(parts=None)
         loss, metrics = _in_auto_axes(objective, P())(scores, batch)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -85,12 +87,13 @@ def make_update(
     return update
 
 
-def make_gradient(score: Scorer, objective, micro_batches: int = 1) -> Callable[..., tuple[Scores, Any]]:
+def make_gradient(score: Scorer, objective, micro_batches: int = 0) -> Callable[..., tuple[Scores, Any]]:
     """Builds `gradient(params, batch, frozen=None) -> (scores of the whole batch, gradient by params)`.
 
     Where `frozen` is given, the network's parameters are `join_params(params, frozen)`.
 
-    An additive objective costs one forward and one backward pass of each micro-batch, a coupled one another forward.
+    An additive objective costs one forward and one backward pass of each micro-batch, a coupled one another forward. Those that
+    the batch says are empty cost nothing.
     """
 
     def loss_gradient(scores: Scores, batch: Batch) -> Scores:
@@ -101,23 +104,40 @@ def make_gradient(score: Scorer, objective, micro_batches: int = 1) -> Callable[
         return scores, pull(loss_gradient(scores, batch) if cotangent is None else cotangent)[0]
 
     def gradient(params, batch: Batch, frozen: Any = None):
-        if micro_batches == 1:
-            return pull_back(params, frozen, batch, None)
+        count = micro_batches or (1 if batch.parts is None else len(batch.parts))
+        if count == 1:
+            return pull_back(params, frozen, batch.replace(parts=None), None)
         shared = {"step": batch.step, "coefficients": batch.coefficients}
-        parts = split_rows(batch.replace(step=None, coefficients={}), micro_batches)
+        parts = split_rows(batch.replace(step=None, coefficients={}, parts=None), count)
+        filled = jnp.ones(count, bool) if micro_batches or batch.parts is None else batch.parts > 0
+
+        def scored(part: Batch) -> Scores:
+            return score(_whole(params, frozen), part.replace(**shared))
+
+        def of_part(taken, nothing, inputs):
+            """`taken(inputs)` of a part, or `nothing` where the batch says that it is empty."""
+            if micro_batches or batch.parts is None:
+                return taken(inputs)
+            return jax.lax.cond(inputs[0], taken, lambda _: nothing, inputs)
+
+        empty = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: scored(jax.tree.map(lambda x: x[0], parts)))
+        )
         cotangents = None
         if getattr(objective, "coupled", False):
-            scores = jax.lax.map(lambda part: score(_whole(params, frozen), part.replace(**shared)), parts)
-            cotangents = split_rows(loss_gradient(merge_rows(scores, batch), batch), micro_batches)
+            scores = jax.lax.map(lambda inputs: of_part(lambda inputs: scored(inputs[1]), empty, inputs), (filled, parts))
+            cotangents = split_rows(loss_gradient(merge_rows(scores, batch), batch), count)
 
         def add_part(total, inputs):
-            part, cotangent = inputs
-            scores, part_gradient = pull_back(params, frozen, part.replace(**shared), cotangent)
-            return jax.tree.map(jnp.add, total, part_gradient), scores
+            def taken(inputs):
+                scores, more = pull_back(params, frozen, inputs[1].replace(**shared), inputs[2])
+                return jax.tree.map(jnp.add, total, more), scores
+
+            return of_part(taken, (total, empty), inputs)
 
         # Sums of many small gradients lose their low bits in bfloat16.
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params)
-        total, scores = jax.lax.scan(add_part, zeros, (parts, cotangents))
+        total, scores = jax.lax.scan(add_part, zeros, (filled, parts, cotangents))
         return merge_rows(scores, batch), jax.tree.map(lambda value, leaf: value.astype(leaf.dtype), total, params)
 
     return gradient

@@ -1,10 +1,14 @@
-"""Compiles the update and the sampler of a network for a slice of 16 TPU v5e chips, without one; prints a JSON object.
+"""Compiles the update and the sampler of a network for a slice of 16 TPU chips, without one; prints a JSON object.
 
-A program of its own, as libtpu can be loaded once in a process. Batches of 64 sequences of 1024 tokens.
+compile_for_tpu.py TOPOLOGY NETWORK [TOKENS ROWS]
+
+A program of its own, as libtpu can be loaded once in a process. The update is of 64 rows of a forest of 1024 columns, half as
+many actions; given others, of those, without the sampler.
 """
 
 import functools
 import json
+import math
 import sys
 
 import jax
@@ -20,9 +24,9 @@ from jaxrl_llm.networks import config, decoder
 from jaxrl_llm.sampling.decode import decode
 from jaxrl_llm.sampling.records import make_sampling
 from jaxrl_llm.training import TrainState, make_update
-from jaxrl_llm.types import Batch
+from jaxrl_llm.types import Batch, Forest
 
-COMPUTED = {"dtype": "bfloat16", "remat": "full", "attention": "splash"}
+COMPUTED = {"dtype": "bfloat16", "remat": "full", "attention": "pallas"}
 CONFIGS = {
     "dense": config("qwen3-0.6b", **COMPUTED),
     # Windows, two kinds of layers, capped logits.
@@ -44,7 +48,18 @@ def placed(tree, shardings):
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=at), tree, shardings)
 
 
-def compiled_update(network, mesh):
+def forest_batch(rows: int, tokens: int) -> Batch:
+    """Rows of forests, with half as many actions as columns."""
+    integers, floats = (np.zeros((rows, tokens // 2), dtype) for dtype in ("int32", "float32"))
+    columns = np.zeros((rows, tokens), np.int32)
+    places = {"before": integers, "column": integers, "segment": integers, "positions": integers, "rollout": integers}
+    forest = Forest(tokens=columns, positions=columns, reach=columns)
+    return Batch(
+        tokens=integers, mask=floats, advantage=floats, behavior_logp=floats, reference_logp=floats, forest=forest, **places
+    ).replace(step=None)
+
+
+def compiled_update(network, mesh, rows: int = ROWS, tokens: int = TOKENS):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6))
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_parameter = parameter_shardings(network, mesh)
@@ -54,13 +69,10 @@ def compiled_update(network, mesh):
         params=by_parameter,
         opt_state=like_params(state.opt_state, by_parameter, transform_non_params=lambda _: everywhere),
     )
-    integers, floats = (np.zeros((ROWS, TOKENS), dtype) for dtype in ("int32", "float32"))
-    batch = Batch(tokens=integers, mask=floats, advantage=floats, behavior_logp=floats, reference_logp=floats).replace(
-        step=None
-    )
-    update = make_update(network, methods.get("grpo").objective, optimizer, micro_batches=4)
+    parts = math.gcd(4, rows // 8)  # 8 devices share out the rows
+    update = make_update(network, methods.get("grpo").objective, optimizer, micro_batches=parts)
     donating = jax.jit(update, donate_argnums=0)
-    inputs = placed(state, shardings), placed(batch, batch_sharding(mesh))
+    inputs = placed(state, shardings), placed(forest_batch(rows, tokens), batch_sharding(mesh))
     with sharded(mesh):
         return donating.lower(*inputs).compile()
 
@@ -85,11 +97,14 @@ def figures(compiled) -> dict[str, float]:
     return sizes | {"total": sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]}
 
 
-def main(topology: str, name: str):
+def main(topology: str, name: str, tokens: str = "", rows: str = ""):
     network = decoder(CONFIGS[name])
     devices = topologies.get_topology_desc(topology, platform="tpu").devices
     mesh = make_mesh(data=2, fsdp=4, tensor=2, devices=devices)
-    found = {"update": figures(compiled_update(network, mesh)), "sampler": figures(compiled_sampler(network, mesh))}
+    if tokens:
+        found = {"update": figures(compiled_update(network, mesh, int(rows), int(tokens)))}
+    else:
+        found = {"update": figures(compiled_update(network, mesh)), "sampler": figures(compiled_sampler(network, mesh))}
     leaves = jax.tree.leaves(jax.eval_shape(lambda: new_params(network)))
     print(json.dumps(found | {"parameters": sum(leaf.size for leaf in leaves), "bytes": leaves[0].dtype.itemsize}))
 

@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
+from test_forest_scores import forked
 
 from jaxrl_llm import methods
+from jaxrl_llm.data import pack, pack_forest
 from jaxrl_llm.distributed import AXES, batch_sharding, make_mesh, parameter_shardings, shard_params, shard_rows, sharded
 from jaxrl_llm.networks import DecoderConfig, decoder, from_apply
 from jaxrl_llm.sampling import generate
@@ -63,6 +65,30 @@ def loss_and_gradient(micro_batches=1):
         return OBJECTIVE(scores, batch)[0], gradients
 
     return jax.jit(compute)
+
+
+def test_a_forest_in_micro_batches_does_not_depend_on_the_mesh(params):
+    """Rows of three blocks, two in each of four micro-batches, of which the last are empty."""
+    rollouts = forked(groups=9)
+    random = np.random.default_rng(0)
+    more = {name: rollouts.mask * random.normal(size=rollouts.mask.shape) for name in ("advantage", "reference", "behavior")}
+    more = {name: value.astype(np.float32) for name, value in more.items()}
+    rollouts = rollouts.replace(
+        tokens=rollouts.tokens % CONFIG.vocab_size, weight=rollouts.mask / rollouts.mask.sum(), advantage=more["advantage"],
+        behavior_logp=rollouts.mask * -4 + more["behavior"], extras={"reference_logp": rollouts.mask * -4 + more["reference"]},
+    )  # fmt: skip
+    batch = pack_forest(rollouts, 192, multiple=2, part_tokens=384)
+    assert len(batch.parts) == 4 and batch.parts.tolist() == sorted(batch.parts.tolist(), reverse=True) and batch.parts[-1] == 0
+    loss, gradients = loss_and_gradient(0)(params, batch)
+    mesh = make_mesh(2, 1, 4)
+    with sharded(mesh):
+        inputs = shard_params(params, NETWORK, mesh), shard_rows(batch, mesh)
+        found_loss, found = loss_and_gradient(0)(*inputs)
+    alone = loss_and_gradient(1)(params, pack(rollouts, rollouts.tokens.shape[1]))
+    for other_loss, other in ((found_loss, found), alone):
+        np.testing.assert_allclose(other_loss, loss, rtol=1e-5, atol=1e-6)
+        largest = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+        jax.tree.map(lambda a, b, c=largest: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6 * c), other, gradients)
 
 
 @pytest.mark.parametrize(("sizes", "micro_batches"), [*((sizes, 1) for sizes in MESHES), ((2, 2, 2), 2)])

@@ -280,7 +280,9 @@ def _outcome(method, step, moved, steps):
         scores = _near(scores_like(batch, number), batch, moved)
         (loss, metrics), gradient = _differentiated(method.objective, scores, batch)
         # Policies that were sure of themselves, and then are not.
-        measured = {"entropy": 0.01 if number < 450 else 3.0, "reference_kl": 3.0, "reward_center": 2.0} | {k: float(v) for k, v in metrics.items()}
+        measured = {"entropy": 0.01 if number < 450 else 3.0, "reference_kl": 3.0, "reward_center": 2.0} | {
+            k: float(v) for k, v in metrics.items()
+        }
         controllers = {name: controller.update(controllers[name], measured) for name, controller in method.controllers}
         later = {name: controller.value(controllers[name], number + 1) for name, controller in method.controllers}
         found.append((loss, gradient.logp, gradient.entropy, gradient.value, batch.advantage, batch.weight, scalars, later))

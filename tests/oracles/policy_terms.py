@@ -620,11 +620,11 @@ def mixed(number):
 
 
 def token_uniform(draw, batch, seed):
-    """`draw(seed, step, hash of the sequence, position)`, token by token; the hash is the sum of those of its tokens."""
+    """`draw(seed, step, hash of the sequence, position)`, token by token; the hash is the sum of those of its actions."""
     hashes, result = {}, np.zeros(batch.tokens.shape, np.float32)
     for row, column in np.ndindex(*batch.tokens.shape):
         token, position = int(batch.tokens[row, column]), int(batch.positions[row, column])
-        own = mixed((token * 0x9E3779B1 + mixed(position)) % 2**32)
+        own = mixed((token * 0x9E3779B1 + mixed(position)) % 2**32) if batch.mask[row, column] > 0 else 0
         name = row, int(batch.segment[row, column])
         hashes[name] = (hashes.get(name, 0) + own) % 2**32
     for row, column in np.ndindex(*batch.tokens.shape):

@@ -22,13 +22,16 @@ def init(seed: int = 0):
     return {name: jnp.asarray(0.7 * random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
 
 
-def hidden(params, tokens, positions, segments):
+def hidden(params, tokens, positions, segments=None, reach=None):
     """One layer: each token sees the mean of those before it in its own sequence, with weights that depend on distance."""
     embedded = params["embedding"][tokens]
-    width = tokens.shape[1]
+    index = jnp.arange(tokens.shape[1])
     distance = positions[:, :, None] - positions[:, None, :]
-    order = jnp.arange(width)[:, None] >= jnp.arange(width)
-    seen = order & (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
+    seen = index[:, None] >= index
+    if reach is None:
+        seen = seen & (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
+    else:
+        seen = seen & (index[:, None] < reach[:, None, :])
     share = jnp.where(seen, 1.0 / (1.0 + jnp.abs(distance)), 0.0).astype(embedded.dtype)
     return embedded + jnp.tanh(jnp.einsum("bts,bsd->btd", share, embedded) @ params["mix"])
 
@@ -39,7 +42,10 @@ def apply(params, tokens, positions, segments):
 
 
 policy = types.SimpleNamespace(
-    hidden=hidden, unembedding=lambda params: params["head"], value=lambda params, states: states @ params["value"]
+    hidden=hidden,
+    unembedding=lambda params: params["head"],
+    value=lambda params, states: states @ params["value"],
+    reads_forests=True,
 )
 
 

@@ -85,7 +85,7 @@ def test_decoding_ends_with_the_last_row(network, params, monkeypatch):
     seen, samples = steps_of(network, params, monkeypatch, max_new_tokens=2000, slots=20)
     assert sum(columns for *_, columns in seen) == samples.length.max()
     # Columns are as many as the longest sample needs, not as the limit allows, and slots leave with the samples.
-    assert max(width for width, *_ in seen) < 2 * max(samples.length.max(), harvest.FIRST_WIDTH)
+    assert max(width for width, *_ in seen) < 4 * max(samples.length.max(), harvest.FIRST_WIDTH)
     assert seen[-1][1] < 20
 
 

@@ -67,7 +67,7 @@ def test_a_strategy_may_ask_what_a_policy_says(tmp_path):
     with begun(config, tmp_path) as (run, state, collection):
         reference = random_like(run.network.params)
         annotators = reinforcement.policy_annotators(run, reference)
-        statistics = annotate.make_statistics(run, "grpo", annotators, width=reinforcement.row_tokens(run), parts=2)
+        statistics = annotate.make_statistics(run, "grpo", annotators, width=0, parts=2)
         io = reinforcement.strategy_io(run, state, reference, 0, statistics=functools.partial(statistics, state, 0))
         found = io.score(collection, "reference", ("logp", "entropy"))
         mask = collection.rollouts.mask > 0
@@ -204,7 +204,7 @@ def test_every_row_is_used_once_in_every_epoch(method, tmp_path):
     assert metrics["loss"] == pytest.approx(6.5)
     # The gap is that of the first update, before the policy has moved.
     assert metrics["logp_gap"] == 10.0
-    rows = sorted(tuple(row[:length]) for row, length in zip(rollouts.tokens.tolist(), rollouts.length, strict=True))
+    rows = sorted(tuple(row[mask > 0].tolist()) for row, mask in zip(rollouts.tokens, rollouts.mask, strict=True))
     for epoch in range(3):
         of_epoch, weights = batches[4 * epoch : 4 * epoch + 4], []
         seen = []
@@ -213,7 +213,8 @@ def test_every_row_is_used_once_in_every_epoch(method, tmp_path):
             weights.append(float(batch.weight.sum()))
             for row in range(len(batch.tokens)):
                 for segment in range(1, batch.segment[row].max() + 1):
-                    seen.append(tuple(batch.tokens[row][batch.segment[row] == segment].tolist()))
+                    own = (batch.segment[row] == segment) & (batch.mask[row] > 0)
+                    seen.append(tuple(batch.tokens[row][own].tolist()))
         assert sorted(seen) == rows
         assert np.mean(weights) == pytest.approx(1, rel=1e-5)
         if method == "grpo":  # every sequence alike, so that equal parts have equal shares
