@@ -107,7 +107,7 @@ def _with_values(actor: Scorer, critic: Callable, params, batch: Batch) -> Score
 def is_first(batch: Batch):
     """1 where a token opens its sequence (or is padding): nothing comes before it, so it has no log-probability."""
     if batch.forest is not None:
-        return (batch.before < 0) | (batch.segment == 0)
+        return (batch.index < 0) | (batch.segment == 0)
     previous = jnp.pad(batch.segment[:, :-1], ((0, 0), (1, 0)))
     return (previous != batch.segment) | (batch.segment == 0)
 
@@ -129,12 +129,16 @@ def _previous(values, batch: Batch):
     """Of [B, W, ...], at each token of the batch what the network said after the one before it, [B, T, ...]."""
     if batch.forest is None:
         return jnp.roll(values, 1, axis=1)
-    return jax.vmap(lambda row, columns: row[columns])(values, jnp.maximum(batch.before, 0))
+    return jax.vmap(lambda row, columns: row[columns])(values, jnp.maximum(batch.index, 0))
 
 
 def _own(values, batch: Batch):
     """Of [B, W, ...], at each token of the batch what the network said when it read that token, [B, T, ...]."""
-    return values if batch.forest is None else jax.vmap(lambda row, columns: row[columns])(values, batch.column)
+    if batch.forest is None:
+        return values
+    if batch.column is None:
+        raise ValueError("the batch has a forest, but no column; data.pack_forest says where each token stands")
+    return jax.vmap(lambda row, columns: row[columns])(values, batch.column)
 
 
 def _values(network, params, hidden, batch: Batch, needs) -> dict[str, jax.Array]:

@@ -190,8 +190,8 @@ class Batch:
       reference_logp: float [B, T] or None, log-probability (nats) under the reference policy.
       returns: float [B, T] or None, targets of the critic.
       forest: what networks read, or None.
-      before: int [B, T] or None, column of the forest behind which the token stands; -1 for the first of its sequence.
-      column: int [B, T] or None, column of the forest that holds the token.
+      index: int [B, T] or None, column of the forest behind which the token stands; -1 for the first of its sequence.
+      column: int [B, T] or None, column of the forest that holds the token; routers alone are asked what they said there.
       parts: int [P] or None, rows in use in each of P micro-batches, the full ones first; see `data.packing.place_rows`.
       extras: arrays that methods add, of shape [B, T, ...]; packing adds the rollouts' "source" and "turn".
       step: int [], training step.
@@ -210,7 +210,7 @@ class Batch:
     reference_logp: FloatBT | None = None
     returns: FloatBT | None = None
     forest: Forest | None = None
-    before: IntBT | None = None
+    index: IntBT | None = None
     column: IntBT | None = None
     parts: Array | None = None
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -227,7 +227,7 @@ class Batch:
         _fill(self, "rollout", lambda: xp.broadcast_to(xp.arange(shape[0], dtype=np.int32)[:, None], shape))
         _fill(self, "weight", lambda: self.mask / xp.maximum(self.mask.sum(), 1))
         names = ("positions", "segment", "rollout", "group", "advantage", "weight")
-        _check(self, names + ("behavior_logp", "reference_logp", "returns", "before", "column"), shape)
+        _check(self, names + ("behavior_logp", "reference_logp", "returns", "index", "column"), shape)
         _check_forest(self)
         _check_extras(self, shape)
 
@@ -280,9 +280,9 @@ def _check_groups(group, rows: int) -> None:
 
 
 def _check_forest(batch: Batch) -> None:
-    given = [name for name in ("forest", "before", "column") if getattr(batch, name) is not None]
-    if given and len(given) < 3:
-        raise ValueError(f"Batch has {given} alone; forest, before and column say together what is read")
+    if (batch.forest is None) != (batch.index is None):
+        given = "index" if batch.forest is None else "forest"
+        raise ValueError(f"Batch has {given!r} alone; forest and index say together what is read")
     rows = batch.tokens.shape[0]
     if batch.forest is not None and batch.forest.tokens.shape[0] != rows:
         raise ValueError(f"Batch.forest has {batch.forest.tokens.shape[0]} rows; it must have the {rows} of the batch")

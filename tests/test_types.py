@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.types import Batch, Rollouts, Scores
+from jaxrl_llm.types import Batch, Forest, Rollouts, Scores
 
 N, T, K = 3, 4, 2
 
@@ -161,3 +161,16 @@ def test_groups_that_reductions_would_drop_are_refused(group):
     columns = {"tokens": np.zeros((2, 3), np.int32), "length": np.full(2, 3), "mask": np.ones((2, 3))}
     with pytest.raises(ValueError, match="Rollouts.group holds (3|-1); number the groups from 0 to 1"):
         Rollouts(**columns, rewards=np.zeros((2, 1)), group=np.array(group))
+
+
+def test_a_forest_comes_with_its_index_and_as_many_rows():
+    rows, actions = np.zeros((2, 6), np.int32), np.zeros((2, 3), np.int32)
+    forest = Forest(tokens=rows, positions=rows, reach=rows)
+    batch = Batch(tokens=actions, mask=np.zeros((2, 3)), forest=forest, index=actions)
+    assert batch.forest.tokens.shape == (2, 6)
+    with pytest.raises(ValueError, match="Batch has 'forest' alone; forest and index say together what is read"):
+        Batch(tokens=actions, mask=np.zeros((2, 3)), forest=forest)
+    with pytest.raises(ValueError, match=r"Batch.forest has 2 rows; it must have the 1 of the batch"):
+        Batch(tokens=actions[:1], mask=np.zeros((1, 3)), forest=forest, index=actions[:1])
+    with pytest.raises(ValueError, match=r"Forest.reach has shape \(2, 5\); it must be \(2, 6\)"):
+        Forest(tokens=rows, positions=rows, reach=rows[:, :5])

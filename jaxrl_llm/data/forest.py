@@ -175,8 +175,8 @@ def pack_forest(
 
 
 def _lay_row(forest: dict, rollouts: Rollouts, leaves: Leaves, members: list[int], row: int) -> np.ndarray:
-    """Writes a row of the forest, and gives its entries: row, place, member, position, column before and own, segment."""
-    path, end, entries, column = np.zeros(0, np.int64), 0, [], 0
+    """Writes a row of the forest, and gives its entries: row, member, segment, position, index and column."""
+    path, entries, column = np.zeros(0, np.int64), [], 0
     for segment, leaf in enumerate(members, start=1):
         member, length = int(leaves.member[leaf]), int(leaves.length[leaf])
         common = int(leaves.common[members[segment - 2] + 1 : leaf + 1].min()) if segment > 1 else 0
@@ -190,9 +190,9 @@ def _lay_row(forest: dict, rollouts: Rollouts, leaves: Leaves, members: list[int
             forest["routes"][column:end] = rollouts.extras["routes"][member, common:length]
         column = end
         acted = np.flatnonzero((np.asarray(rollouts.mask[member, :length]) > 0) | (np.arange(length) == length - 1))
-        before = np.where(acted > 0, path[np.maximum(acted, 1) - 1], -1)
+        index = np.where(acted > 0, path[np.maximum(acted, 1) - 1], -1)
         own = np.broadcast_to(np.array([[row], [member], [segment]]), (3, len(acted)))
-        entries.append(np.stack([*own, acted, before, path[acted]]))
+        entries.append(np.stack([*own, acted, index, path[acted]]))
     forest["reach"][path] = column
     return np.concatenate(entries, axis=1)
 
@@ -202,14 +202,14 @@ def _entries(rollouts: Rollouts, entries: list[np.ndarray], placed: Rows) -> dic
     most = max((found.shape[1] for found in entries), default=1)
     width = step_up(most)
     places = np.concatenate([np.arange(found.shape[1]) for found in entries] or [np.zeros(0, np.int64)])
-    row, member, segment, position, before, column = np.concatenate(entries or [np.zeros((6, 0), np.int64)], axis=1)
+    row, member, segment, position, index, column = np.concatenate(entries or [np.zeros((6, 0), np.int64)], axis=1)
     fields = per_token(rollouts)
     fields.pop("routes", None)
     packed = {name: np.zeros((placed.count, width, *value.shape[2:]), value.dtype) for name, value in fields.items()}
     for name, value in fields.items():
         packed[name][row, places] = value[member, position]
     packed |= {name: np.zeros((placed.count, width), np.int32) for name in ("segment", "positions", "column")}
-    packed["before"] = np.full((placed.count, width), -1, np.int32)
-    for name, value in {"segment": segment, "positions": position, "before": before, "column": column}.items():
+    packed["index"] = np.full((placed.count, width), -1, np.int32)
+    for name, value in {"segment": segment, "positions": position, "index": index, "column": column}.items():
         packed[name][row, places] = value
     return packed | {"parts": placed.parts}

@@ -127,6 +127,17 @@ class Layer(nn.Module):
         return self.norm(name, x) if self.config.post_norms else x
 
 
+class LayerAlone(nn.Module):
+    """A layer outside of its stack, one name down as there: by their paths matrices know whether they are adapted."""
+
+    config: DecoderConfig
+    sparse: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, own: Numbered, shared: Shared) -> tuple[Array, tuple[Routing | None, Any]]:
+        return Layer(self.config, self.sparse, name="layer")(x, own, shared)
+
+
 def scanned_layers(config: DecoderConfig, count: int, sparse: bool) -> nn.Module:
     """Layers as one module whose parameters have a leading axis of layers; compile time does not grow with depth."""
     layer = Layer
@@ -286,7 +297,7 @@ def step(config: DecoderConfig, params, layers: list, token: Array, contexts: li
     for number, (own, kind) in enumerate(zip(layers, config.kind_of_layer, strict=True)):
         sparse = number >= dense_layers(config)
         at = Numbered(kind, past=LayerPast(*contexts[number], *tails[number]))
-        x, (routing, past) = Layer(config, sparse).apply({"params": own}, x, at, shared)
+        x, (routing, past) = LayerAlone(config, sparse).apply({"params": {"layer": own}}, x, at, shared)
         written_tails.append((past.tail_keys, past.tail_values))
         routes += [routing.experts[:, 0]] if sparse else []
     hidden = module.apply(variables, x[:, 0], method="normed")

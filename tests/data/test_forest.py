@@ -54,7 +54,7 @@ def test_each_action_stands_once_behind_its_own_past(rows, prompt, width):
         own = path_to(forest, row, batch.column[row, place])
         assert forest.tokens[row, own].tolist() == rollouts.tokens[member, : position + 1].tolist()
         assert forest.positions[row, own].tolist() == list(range(position + 1))
-        assert batch.before[row, place] == (own[-2] if position else -1)
+        assert batch.index[row, place] == (own[-2] if position else -1)
         for name in ("tokens", "mask", "advantage", "weight"):
             assert getattr(batch, name)[row, place] == getattr(rollouts, name)[member, position]
         assert batch.extras["per_row"][row, place] == rollouts.extras["per_row"][member]

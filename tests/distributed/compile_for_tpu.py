@@ -52,7 +52,7 @@ def forest_batch(rows: int, tokens: int) -> Batch:
     """Rows of forests, with half as many actions as columns."""
     integers, floats = (np.zeros((rows, tokens // 2), dtype) for dtype in ("int32", "float32"))
     columns = np.zeros((rows, tokens), np.int32)
-    places = {"before": integers, "column": integers, "segment": integers, "positions": integers, "rollout": integers}
+    places = {"index": integers, "column": integers, "segment": integers, "positions": integers, "rollout": integers}
     forest = Forest(tokens=columns, positions=columns, reach=columns)
     return Batch(
         tokens=integers, mask=floats, advantage=floats, behavior_logp=floats, reference_logp=floats, forest=forest, **places

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrl_llm.networks import DecoderConfig, decoder
+from jaxrl_llm.networks import AdapterConfig, DecoderConfig, ExpertsConfig, add_adapter, decoder, quantize
 from jaxrl_llm.sampling import LENGTH, STOP, engine, generate, harvest
 from jaxrl_llm.sampling.memory import most_slots
 
@@ -121,6 +121,35 @@ def test_windows_and_capped_logits_are_those_of_one_pass():
         expected = [logits[len(prompt) + place - 1, token] for place, token in enumerate(tokens)]
         np.testing.assert_allclose(logp, expected, atol=2e-5)
     assert (samples.finish_reason == LENGTH).all()
+
+
+@pytest.mark.parametrize("kind", ["rslora", "dora", "int8", "experts"])
+def test_what_is_adapted_quantised_or_routed_is_sampled_as_it_is_scored(kind):
+    """Layers stand alone in decoding, and have to be the same layers there."""
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+    }
+    network = decoder(
+        DecoderConfig(**sizes, experts=ExpertsConfig(count=4, per_token=2, width=8) if kind == "experts" else None)
+    )
+    params = network.init(jax.random.key(1))
+    if kind == "int8":
+        network, params = quantize(network, params, kind)
+    elif kind != "experts":
+        network, params = add_adapter(network, params, AdapterConfig("attention|mlp", 3, 8.0, kind), jax.random.key(2))
+    # Far from fresh ones, so that each of them matters.
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * np.cos(np.arange(leaf.size)).reshape(leaf.shape).astype(leaf.dtype), params)
+    samples = generate(network, params, PROMPTS, max_new_tokens=8, num_samples=2)
+    for row, (tokens, logp) in enumerate(zip(samples.tokens, samples.logp, strict=True)):
+        prompt = PROMPTS[row // 2]
+        logits = jax.nn.log_softmax(jax.jit(network.apply)(params, np.array([[*prompt, *tokens]])))[0]
+        expected = [logits[len(prompt) + place - 1, token] for place, token in enumerate(tokens)]
+        np.testing.assert_allclose(logp, expected, atol=2e-5)
 
 
 def test_slots_are_as_many_as_memory_has_room_for(network, monkeypatch):
