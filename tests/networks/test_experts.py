@@ -76,9 +76,9 @@ def test_weights_stay_finite_where_all_scores_vanish():
 
 def test_no_token_is_dropped_and_each_expert_does_its_own(params):
     """The first layer with experts, taken out of the network, by loops over tokens and experts."""
-    hidden, cache, routing = ROUTED(params, TOKENS)
+    hidden, routing = ROUTED(params, TOKENS)
     np.testing.assert_allclose(hidden, NETWORK.hidden(params, TOKENS), atol=1e-5)
-    assert cache is None and routing.experts.shape == (2, 4, 12, 2) and routing.logits.shape == (2, 4, 12, 8)
+    assert routing.experts.shape == (2, 4, 12, 2) and routing.logits.shape == (2, 4, 12, 8)
     from jaxrl_llm.networks.experts import Experts
 
     own = jax.tree.map(lambda leaf: leaf[0], params["sparse_layers"]["experts"])
@@ -119,13 +119,13 @@ def test_gradients_are_those_of_all_experts_computed_for_all_tokens(params):
 
 
 def test_forced_routes_are_taken_and_free_ones_are_not(params):
-    _, _, own = ROUTED(params, TOKENS)
-    again, _, routing = ROUTED(params, TOKENS, routes=own.experts)
+    _, own = ROUTED(params, TOKENS)
+    again, routing = ROUTED(params, TOKENS, routes=own.experts)
     np.testing.assert_array_equal(routing.experts, own.experts)
     np.testing.assert_allclose(again, NETWORK.hidden(params, TOKENS), atol=1e-5)
     other = (own.experts + 1) % 8
     half = other.at[:, :2].set(-1)
-    changed, _, routing = ROUTED(params, TOKENS, routes=half)
+    changed, routing = ROUTED(params, TOKENS, routes=half)
     np.testing.assert_array_equal(routing.experts[:, 2:], other[:, 2:])
     np.testing.assert_allclose(changed[:2], again[:2], atol=1e-5)
     assert np.abs(changed[2:] - again[2:]).max() > 1e-2
@@ -149,7 +149,7 @@ def test_the_sampler_records_routes_and_the_learner_takes_the_same(params):
     assert samples.routes.shape == (4, 6, 2, 2) and samples.prompt_routes.shape == (2, 16, 2, 2)
     for row in range(4):
         text = np.asarray([PROMPTS[row // 2] + samples.tokens[row, : samples.length[row]].tolist()])
-        routes = np.moveaxis(np.asarray(ROUTED(params, np.pad(text, [(0, 0), (0, 16 - text.shape[1])]))[2].experts), 0, 2)[0]
+        routes = np.moveaxis(np.asarray(ROUTED(params, np.pad(text, [(0, 0), (0, 16 - text.shape[1])]))[1].experts), 0, 2)[0]
         prompt = len(PROMPTS[row // 2])
         np.testing.assert_array_equal(samples.prompt_routes[row // 2, :prompt], routes[:prompt])
         np.testing.assert_array_equal(samples.routes[row, : samples.length[row] - 1], routes[prompt : text.shape[1] - 1])
