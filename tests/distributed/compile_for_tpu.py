@@ -49,14 +49,14 @@ def placed(tree, shardings):
 
 
 def forest_batch(rows: int, tokens: int) -> Batch:
-    """Rows of forests, with half as many actions as columns."""
+    """Rows of forests, with half as many actions as columns, in up to four micro-batches of rows for each of eight devices."""
     integers, floats = (np.zeros((rows, tokens // 2), dtype) for dtype in ("int32", "float32"))
     columns = np.zeros((rows, tokens), np.int32)
     places = {"index": integers, "column": integers, "segment": integers, "positions": integers, "rollout": integers}
     forest = Forest(tokens=columns, positions=columns, reach=columns)
-    return Batch(
-        tokens=integers, mask=floats, advantage=floats, behavior_logp=floats, reference_logp=floats, forest=forest, **places
-    ).replace(step=None)
+    known = {"advantage": floats, "behavior_logp": floats, "reference_logp": floats}
+    parts = np.zeros(math.gcd(4, rows // 8), np.int32)
+    return Batch(tokens=integers, mask=floats, forest=forest, parts=parts, **known, **places).replace(step=None)
 
 
 def compiled_update(network, mesh, rows: int = ROWS, tokens: int = TOKENS):
@@ -69,10 +69,11 @@ def compiled_update(network, mesh, rows: int = ROWS, tokens: int = TOKENS):
         params=by_parameter,
         opt_state=like_params(state.opt_state, by_parameter, transform_non_params=lambda _: everywhere),
     )
-    parts = math.gcd(4, rows // 8)  # 8 devices share out the rows
-    update = make_update(network, methods.get("grpo").objective, optimizer, micro_batches=parts)
+    update = make_update(network, methods.get("grpo").objective, optimizer)
     donating = jax.jit(update, donate_argnums=0)
-    inputs = placed(state, shardings), placed(forest_batch(rows, tokens), batch_sharding(mesh))
+    batch = forest_batch(rows, tokens)
+    by_row = placed(batch.replace(parts=None), batch_sharding(mesh))
+    inputs = placed(state, shardings), by_row.replace(parts=placed(batch.parts, everywhere))
     with sharded(mesh):
         return donating.lower(*inputs).compile()
 
