@@ -6,12 +6,14 @@ import os
 
 import jax
 
-SHARE = 0.5  # of the free memory, for the tails of slots
-UNKNOWN = 2**32  # bytes that are taken for free where nobody tells
+SHARE = 0.25  # of a device's memory, for the tails of slots
+UNKNOWN = 2**34  # bytes that a device is taken to have where nobody tells
 
 
 def most_slots(network, columns: int) -> int:
-    """Slots whose tails of `columns` columns fit into half of the memory that is free, at least 1.
+    """Slots whose tails of `columns` columns fit into a quarter of a device's memory, at least 1.
+
+    What is free at the moment plays no part: another number of slots rounds otherwise, and a run that is resumed must not.
 
     Args:
       network: with `init_tails(slots, width)`.
@@ -20,16 +22,15 @@ def most_slots(network, columns: int) -> int:
     tails = jax.eval_shape(lambda: network.init_tails(1, columns))
     # Tails grow by doubling, and while they do, the old ones are still there.
     each = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tails))
-    return max(int(SHARE * free_memory() / max(each, 1)), 1)
+    return max(int(SHARE * device_memory() / max(each, 1)), 1)
 
 
-def free_memory() -> int:
-    """Bytes that are free on a device: as the device says, or on a CPU as the system does."""
-    device = jax.local_devices()[0]
-    told = device.memory_stats() or {}
+def device_memory() -> int:
+    """Bytes that a device has: as it says itself, or on a CPU as the system does."""
+    told = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in told:
-        return told["bytes_limit"] - told.get("bytes_in_use", 0)
+        return told["bytes_limit"]
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return UNKNOWN

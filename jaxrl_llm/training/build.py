@@ -315,12 +315,14 @@ def _value_head(config: ConfigDict) -> dict[str, int]:
 def training_sampling(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     """How the RL phase samples: keyword arguments of `sampling.generate`."""
     chosen = {name: config.rl[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")}
-    return chosen | {"record_routes": config.network.router.replay} | stopping(tokenizer, config.rl.stop_strings)
+    chosen |= {"slots": config.rl.slots or None, "record_routes": config.network.router.replay}
+    return chosen | stopping(tokenizer, config.rl.stop_strings)
 
 
 def evaluation_sampling(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     """How held-out completions are sampled: by settings of their own, never by those of training."""
     chosen = {"max_new_tokens": config.rl.max_new_tokens, "temperature": config.evaluation.temperature}
+    chosen |= {"slots": config.rl.slots or None}
     return chosen | stopping(tokenizer, config.rl.stop_strings)
 
 

@@ -173,7 +173,7 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "sft.steps", "sft.examples", "sft.micro_batches", "preference.steps", "preference.micro_batches", "rl.steps",
-    "rl.row_tokens", "rl.micro_batches", "evaluation.every", "log.completions_every",
+    "rl.row_tokens", "rl.micro_batches", "rl.slots", "evaluation.every", "log.completions_every",
 )  # fmt: skip
 
 

@@ -120,6 +120,8 @@ def rl() -> dict:
         # 0 for rows that waste little.
         "row_tokens": 0,
         "max_new_tokens": 256,
+        # Rows that are sampled at a time; 0 for as many as a quarter of a device's memory has room for.
+        "slots": 0,
         "temperature": 1.0,
         "top_k": config_dict.placeholder(int),
         "top_p": config_dict.placeholder(float),

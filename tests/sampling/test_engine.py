@@ -153,9 +153,9 @@ def test_what_is_adapted_quantised_or_routed_is_sampled_as_it_is_scored(kind):
 
 
 def test_slots_are_as_many_as_memory_has_room_for(network, monkeypatch):
-    monkeypatch.setattr("jaxrl_llm.sampling.memory.free_memory", lambda: 2**20)
-    # Keys and values of 2 layers, 2 heads of width 4 and 64 columns, float32; twice while tails grow; half of the memory.
-    assert most_slots(network, 64) == 2**20 // 2 // (2 * 2 * 2 * 2 * 4 * 64 * 4)
+    monkeypatch.setattr("jaxrl_llm.sampling.memory.device_memory", lambda: 2**20)
+    # Keys and values of 2 layers, 2 heads of width 4 and 64 columns, float32; twice while tails grow; a quarter of the memory.
+    assert most_slots(network, 64) == 2**20 // 4 // (2 * 2 * 2 * 2 * 4 * 64 * 4)
     assert most_slots(network, 10**9) == 1
 
 
