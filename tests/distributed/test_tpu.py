@@ -25,7 +25,7 @@ def compiled(*arguments) -> dict:
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": package, "TPU_SKIP_MDS_QUERY": "1"}
     # Workers of a test run compile at once; no chip is held, so the lock of libtpu guards nothing here.
     environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"
-    done = subprocess.run([sys.executable, program, *arguments], env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, program, *arguments], env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps(figures, indent=1))
