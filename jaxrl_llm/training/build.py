@@ -315,15 +315,18 @@ def _value_head(config: ConfigDict) -> dict[str, int]:
 def training_sampling(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     """How the RL phase samples: keyword arguments of `sampling.generate`."""
     chosen = {name: config.rl[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")}
-    chosen |= {"slots": config.rl.slots or None, "record_routes": config.network.router.replay}
-    return chosen | stopping(tokenizer, config.rl.stop_strings)
+    chosen |= {"record_routes": config.network.router.replay}
+    return chosen | _slots(config) | stopping(tokenizer, config.rl.stop_strings)
 
 
 def evaluation_sampling(config: ConfigDict, tokenizer: Tokenizer) -> dict[str, Any]:
     """How held-out completions are sampled: by settings of their own, never by those of training."""
     chosen = {"max_new_tokens": config.rl.max_new_tokens, "temperature": config.evaluation.temperature}
-    chosen |= {"slots": config.rl.slots or None}
-    return chosen | stopping(tokenizer, config.rl.stop_strings)
+    return chosen | _slots(config) | stopping(tokenizer, config.rl.stop_strings)
+
+
+def _slots(config: ConfigDict) -> dict[str, int]:
+    return {"slots": config.rl.slots} if config.rl.slots else {}
 
 
 def stopping(tokenizer: Tokenizer, further: Sequence[str] = ()) -> dict[str, Any]:

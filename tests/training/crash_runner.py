@@ -14,7 +14,7 @@ from jaxrl_llm.training import checkpoint, default_config, loop, reinforcement
 MOMENTS = {
     "save": (checkpoint, "save"),
     "sample": (importlib.import_module("jaxrl_llm.rollouts.collect"), "generate"),
-    "update": (reinforcement, "pack"),
+    "update": (reinforcement, "has_weight"),
 }
 
 

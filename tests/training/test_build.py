@@ -232,6 +232,8 @@ def test_evaluation_never_samples_as_training_does():
     assert held_out == {"max_new_tokens": 12, "temperature": 0.0, "stop_ids": tokenizer.stop_ids}
     config.evaluation.temperature = 0.4
     assert build.evaluation_sampling(config, tokenizer)["temperature"] == 0.4
+    config.rl.slots = 7
+    assert build.evaluation_sampling(config, tokenizer)["slots"] == build.training_sampling(config, tokenizer)["slots"] == 7
     # What ends a completion belongs to the task, and is the same for both.
     config.rl.stop_strings = (";",)
     for chosen in (build.training_sampling(config, tokenizer), build.evaluation_sampling(config, tokenizer)):
