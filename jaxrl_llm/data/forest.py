@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrl_llm.data.packing import Rows, as_batch, first_with_room, per_token, place_rows, rooms, take_room
+from jaxrl_llm.data.packing import Rows, as_batch, first_with_room, per_token, place_rows, rooms, round_up, take_room
 from jaxrl_llm.types import Batch, Forest, Rollouts
 
-UNIT = 16  # columns of the narrowest rows
+UNIT = 8  # columns, of which rows have a multiple, and at least two
 WIDTHS = (1024, 2048)  # columns of rows that hold many short rollouts, the narrowest and the widest
 
 
@@ -97,10 +97,9 @@ def _shared(leaves: Leaves, row: list[int], leaf: int) -> int:
     return int(max(before, behind))
 
 
-def step_up(number: int, least: int = UNIT) -> int:
-    """The next of 1, 1.5, 2, 3, 4, 6, 8... times `least`: two sizes an octave, so that few shapes are ever compiled."""
-    size = least << max((-(-number // least) - 1).bit_length(), 0)
-    return 3 * size // 4 if size > least and number <= 3 * size // 4 else size
+def step_up(number: int) -> int:
+    """The next of 16, 24, 32, 48, 64, 96... columns: two sizes an octave, so that few shapes are ever compiled."""
+    return UNIT * max(round_up(-(-number // UNIT), sizes=2), 2)
 
 
 def width_of(leaves: Leaves, groups: np.ndarray, **placing) -> int:
@@ -122,12 +121,9 @@ def pack_forest(
     width: int | None = None,
     *,
     keep: np.ndarray | None = None,
-    rows: int | None = None,
-    multiple: int = 1,
-    parts: int = 0,
-    part_tokens: int = 0,
     step: int = 0,
     coefficients=None,
+    **placing,
 ) -> Batch:
     """Lays rollouts into a forest, which reads what they begin with in common once, and their actions into the batch.
 
@@ -138,12 +134,9 @@ def pack_forest(
       rollouts: host arrays (NumPy) of N rows; `extras["routes"]` go into the forest.
       width: W, columns of a row; by default what leaves little empty, see `width_of`.
       keep: bool [N], rows to lay down; all by default. Rows without actions are not.
-      rows: number of rows of the batch, as in `data.pack`, like the next three.
-      multiple: of which that number is a multiple.
-      parts: micro-batches to cut the rows into.
-      part_tokens: tokens of a micro-batch.
       step: training step of the batch.
       coefficients: scalars for the objective.
+      **placing: `rows`, `multiple`, `parts` and `part_tokens`, as in `data.pack`.
 
     Returns:
       A batch of NumPy arrays, T at most W where rollouts part before their actions.
@@ -160,7 +153,6 @@ def pack_forest(
     """
     leaves = leaves_of(rollouts, keep)
     groups = np.asarray(rollouts.group)[leaves.member]
-    placing = {"rows": rows, "multiple": multiple, "parts": parts, "part_tokens": part_tokens}
     width = width_of(leaves, groups, **placing | {"rows": None}) if width is None else width
     layout = rows_of(leaves, groups, width)
     placed = place_rows(len(layout), width, **placing)

@@ -114,7 +114,7 @@ def place_rows(
     size += -size % multiple
     if count <= size:
         return Rows(np.arange(number), count, np.array([number], np.int32))
-    parts, packed = 1 << (-(-count // size) - 1).bit_length(), np.arange(number)
+    parts, packed = round_up(-(-count // size), sizes=1), np.arange(number)
     filled = np.clip(number - size * np.arange(parts), 0, size).astype(np.int32)
     return Rows(packed % size * parts + packed // size, size * parts, filled)
 
@@ -238,9 +238,12 @@ def _weights(rollouts: Rollouts) -> dict:
     return {"weight": rollouts.weight} | own
 
 
-def round_up(count: int) -> int:
-    """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20...: four sizes an octave, at most a quarter too many."""
-    unit = 1 << max((max(count, 1) - 1).bit_length() - 3, 0)
+def round_up(count: int, sizes: int = 4) -> int:
+    """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20...: four sizes an octave, at most a quarter too many.
+
+    With fewer `sizes` an octave, a power of two of them, fewer shapes are compiled: 1, 2, 3, 4, 6, 8, 12... or 1, 2, 4, 8...
+    """
+    unit = 1 << max((max(count, 1) - 1).bit_length() - sizes.bit_length(), 0)
     return -(-max(count, 1) // unit) * unit
 
 
