@@ -131,7 +131,8 @@ def pack_forest(
     row, whoever sampled them and wherever they part.
 
     Args:
-      rollouts: host arrays (NumPy) of N rows; `extras["routes"]` go into the forest.
+      rollouts: host arrays (NumPy) of N rows; `extras["routes"]` go into the forest, those of a common beginning from the first
+        that has it.
       width: W, columns of a row; by default what leaves little empty, see `width_of`.
       keep: bool [N], rows to lay down; all by default. Rows without actions are not.
       step: training step of the batch.

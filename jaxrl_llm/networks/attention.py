@@ -36,13 +36,6 @@ def reach_of(segments: jax.Array) -> jax.Array:
     return jnp.where(segments > 0, jax.lax.cummin(ends, axis=1, reverse=True), 0)
 
 
-def segments_of(reach: jax.Array) -> jax.Array:
-    """The number of each token's tree within its row, from 1, int32 [B, T]; 0 for padding. Undoes `reach_of`."""
-    before = jnp.pad(jax.lax.cummax(reach, axis=1)[:, :-1], ((0, 0), (1, 0)))
-    root = (reach > 0) & (before <= jnp.arange(reach.shape[1]))
-    return jnp.where(reach > 0, jnp.cumsum(root, axis=1, dtype=jnp.int32), 0)
-
-
 def reach_mask(reach: jax.Array, positions: jax.Array, window: jax.Array | int = WITHOUT_WINDOW) -> jax.Array:
     """Mask [B, T, T], True where a query, the second axis, may see a key."""
     index = jnp.arange(reach.shape[1])

@@ -140,13 +140,12 @@ def test_blocks_that_nothing_is_seen_of_are_passed_over():
     assert near.count.tolist() == [[1] + [2] * 15]
 
 
-def test_reach_and_segments_say_the_same_of_rows_of_sequences():
+def test_the_reach_of_a_token_in_a_row_of_sequences_is_the_end_of_its_own():
     segments = jnp.asarray([[1, 1, 2, 3, 3, 0, 0], [1] * 7])
     assert attention.reach_of(segments).tolist() == [[2, 2, 3, 5, 5, 0, 0], [7] * 7]
-    np.testing.assert_array_equal(attention.segments_of(attention.reach_of(segments)), segments)
-    reach, _ = trees(40, seed=3)
-    roots = attention.segments_of(reach)
-    assert (np.diff(np.asarray(roots)[0, :40]) >= 0).all() and roots[1, -3:].tolist() == [0, 0, 0]
+    seen = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0) & jnp.tri(7, dtype=bool)
+    positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+    np.testing.assert_array_equal(attention.reach_mask(attention.reach_of(segments), positions), seen)
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": 0.2, "softcap": 1.5, "window": 37}])
