@@ -24,8 +24,9 @@ What is tested of each method, counted by `python docs/prove.py`, which runs the
 
 * **oracle**: every function that the method is made of is compared, by value and gradient, with a version in NumPy float64 and
   plain loops, on random ragged inputs and on degenerate ones: the number of those functions.
-* **splits**: the same loss and gradient of a tiny model, through the update, for 1 and 5 micro-batches, two packings and rows
-  in another order; the gradient is finite and moves it, and is 0 where no row has a reward.
+* **splits**: the same loss and gradient of a tiny model, through the update, for rows of sequences at once and for a forest of
+  two levels in micro-batches, some of them empty, with the rollouts in another order; the gradient is finite and moves it, and
+  is 0 where no row has a reward.
 * **options**: each option changes a loss, a gradient or what is sampled on one of a few batches.
 * **reductions**: tests in which it becomes another method, as its paper says.
 
