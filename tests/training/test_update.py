@@ -114,7 +114,7 @@ DRAWS_BY_ORDER = ("pf_ppo", "red_drop", "riskpo")
 # The others are slow: they are many, and each compiles two programs.
 # They imitate demonstrations, which need no reward.
 IMITATE = ("chord", "chord_phi")
-# Its factor is the probability of a whole answer, tiny for random ones: with the default `beta` there would be little to compare.
+# A pair counts by the probability of whole answers, which is tiny for random ones: `beta` leaves something to compare.
 LARGER = {"wpo": {"beta": 1.0}}
 CHOSEN = ("dapo", "dpo", "gkd", "gspo", "grpo", "kto", "nft", "ppo", "reward_model", "sft", "troll", "clip_cov")
 
