@@ -16,6 +16,8 @@ from jaxrl_llm.types import Batch, Scores
 
 # Entropies below e^-20 nats count alike, so that their logarithms stay finite.
 SMALLEST_ENTROPY = 2e-9
+# Of a grid that is searched at every step.
+MOST_BOUNDS = 10_000
 
 
 @composable(annotations=logp_name)
@@ -86,12 +88,12 @@ def balanced_clip(
     Args:
       lower: first and last lower bound of the ratio.
       upper: first and last upper bound of the ratio.
-      step: distance of two bounds on the grid.
+      step: distance of two bounds on the grid, which has at most 10,000 of them.
       positive_share: between 0 and 1.
       dual: as in `clip`.
 
     Raises:
-      ValueError: falling ranges, or a `step` of 0 or less.
+      ValueError: falling ranges, or a `step` of 0 or less, or one too small for the ranges.
 
     Source: BAPO, https://arxiv.org/abs/2510.18927
     """
@@ -114,6 +116,8 @@ def _bound_grid(lower, upper, step: float) -> list[tuple[float, float]]:
     """Pairs of bounds in the order in which they are tried."""
     if step <= 0 or lower[0] > lower[1] or upper[0] > upper[1]:
         raise ValueError(f"lower={lower}, upper={upper}, step={step}: ranges must not fall and the step must be above 0")
+    if lower[1] - lower[0] + upper[1] - upper[0] > MOST_BOUNDS * step:
+        raise ValueError(f"step={step}: from lower={lower} to upper={upper} that is more than {MOST_BOUNDS} bounds")
     lows, highs = (_values(*ends, step) for ends in (lower, upper))
     return [(low, highs[0]) for low in lows] + [(lows[-1], high) for high in highs[1:]]
 

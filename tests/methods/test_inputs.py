@@ -171,7 +171,7 @@ WORDS = (
 )  # fmt: skip
 # Options that are refused as inert, or have no effect on these batches, unless another one is set.
 BESIDE = {
-    **dict.fromkeys(("lowest_bound", "upper_bound"), {"positive_share": 0.1}),
+    **dict.fromkeys(("lowest_bound", "upper_bound", "step"), {"positive_share": 0.25}),
     **dict.fromkeys(("kl_kind", "kl_unbiased", "kl_bound", "kl_place"), {"kl_coefficient": 0.1}),
     "forgetting_high": {"drift_half_life": 0.06},
     "clip_level": {"clip": 0.2},

@@ -274,6 +274,7 @@ def extended(case):
     (lambda: policy(trust=objectives.flipped(cap=1.0)), "cap is 1.0"),
     (lambda: policy(trust=objectives.gradient_preserving_clip(dual=0.5)), "dual is 0.5"),
     (lambda: policy(trust=objectives.balanced_clip(step=0.0)), "step=0.0"),
+    (lambda: policy(trust=objectives.balanced_clip(step=1e-6)), "step=1e-06.* more than 10000 bounds"),
     (lambda: policy(trust=objectives.balanced_clip(lower=(0.9, 0.6))), "ranges must not fall"),
     (lambda: policy(trust=objectives.dro(beta=0.0)), "beta is 0.0"),
     (lambda: policy(trust=objectives.nft(weighting="mean")), "weighting is 'mean'"),
