@@ -71,6 +71,13 @@ divergences are in nats, lengths in tokens.
 
 """
 
+TIMINGS_HEAD = """
+## The clock
+
+`timing.jsonl` has what depends on it, in seconds, one object a step.
+
+"""
+
 
 def methods_page() -> str:
     """docs/methods.md: an index, and one section for each method of the catalogue."""
@@ -113,7 +120,7 @@ def _paragraph(text: str) -> str:
 
 def metrics_page() -> str:
     """docs/metrics.md: the table of definitions."""
-    return METRICS_HEAD + metrics.definitions_table()
+    return METRICS_HEAD + metrics.definitions_table() + TIMINGS_HEAD + metrics.definitions_table(metrics.TIMINGS)
 
 
 def networks_page() -> str:

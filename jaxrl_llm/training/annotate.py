@@ -19,6 +19,7 @@ from jaxrl_llm.scoring import STATISTICS, make_picker, make_scorer
 from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.needs import POLICIES, SAMPLES, refuse_missing
 from jaxrl_llm.training.run import Run
+from jaxrl_llm.training.timing import timed
 from jaxrl_llm.types import Batch, Rollouts
 
 Annotate = Callable[[Any, Rollouts], Rollouts]
@@ -154,5 +155,6 @@ def make_statistics(run: Run, method: str, annotators: Mapping[str, Annotator], 
 def _of_rollouts(run: Run, scored: Pass, state, rollouts: Rollouts, *, width: int, parts: int, step: int) -> dict:
     """What a pass says of the rollouts, [N, T, ...] by name."""
     batch = run.pack(rollouts, width, parts, step=step)
-    found = in_parts(lambda piece: scored(state, run.place(piece)), batch)
-    return {name: unpack(values, batch, *rollouts.tokens.shape) for name, values in found.items()}
+    with timed("annotate"):
+        found = in_parts(lambda piece: scored(state, run.place(piece)), batch)
+        return {name: unpack(values, batch, *rollouts.tokens.shape) for name, values in found.items()}

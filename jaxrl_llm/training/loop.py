@@ -28,6 +28,7 @@ from jaxrl_llm.training.progress import REINFORCEMENT, SUPERVISED, Progress
 from jaxrl_llm.training.report import live_report, say
 from jaxrl_llm.training.run import Run, open_run
 from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.training.timing import timed_step
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -230,13 +231,14 @@ def _run_phase(
     say(f"{phase.name}: {phase.steps} steps of {phase.method.name}; the first compiles", enabled=run.config.log.live)
     with live_report(progress.phase, progress.phase_step, phase.steps, enabled=run.config.log.live) as show:
         while progress.phase_step < phase.steps:
-            began = time.monotonic()
-            state, cursor, measured, records = step(state, progress.cursor, progress.step)
+            with timed_step() as timing:
+                state, cursor, measured, records = step(state, progress.cursor, progress.step)
             progress = progress.advanced(cursor)
-            timing = {"seconds": time.monotonic() - began}
             last = progress.phase_step == phase.steps
             if last or _due(run.config.evaluation.every, progress):
+                began = time.monotonic()
                 measured |= evaluate(phase.params(state), progress.step)
+                timing["evaluate"] = time.monotonic() - began
                 progress = dataclasses.replace(progress, accuracy=_known(measured, phase.measure))
             _log(run, files, progress, measured, records, timing)
             for callback in run.given.callbacks:

@@ -96,15 +96,30 @@ DEFINITIONS = {
     "evaluation/timeouts": "the same number as `reward_timeouts`, of held-out rewards",
 }
 
+# Of `timing.jsonl`, and of TensorBoard too.
+TIMINGS = {
+    "seconds": "of the step, without what is measured or saved after it: the sum of the six below",
+    "sample": "the strategy: drawing examples, sampling, decoding text",
+    "reward": "waiting for rewards",
+    "annotate": "log-probabilities and values of the policies before the update, advantages",
+    "pack": "laying the rows out, before the annotations and before the updates",
+    "update": "all updates of the step",
+    "idle": "the rest, in which the device has nothing to do",
+    "compilations": "programs that the step compiled, or read from the compilation cache",
+    "compile_seconds": "how long that took, within the parts that asked for them",
+    "evaluate": "of the measurement after the step, where there is one",
+    "elapsed": "of the run until now, of all its processes",
+}
+
 
 def defined(name: str) -> bool:
     """Whether `DEFINITIONS` has `name`, a `*` in it standing for any text."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in DEFINITIONS)
 
 
-def definitions_table() -> str:
+def definitions_table(definitions: Mapping[str, str] = DEFINITIONS) -> str:
     """The definitions as a Markdown table."""
-    rows = [f"| `{name}` | {text.replace('|', BAR)} |" for name, text in DEFINITIONS.items()]
+    rows = [f"| `{name}` | {text.replace('|', BAR)} |" for name, text in definitions.items()]
     return "\n".join(["| metric | definition |", "|---|---|", *rows]) + "\n"
 
 

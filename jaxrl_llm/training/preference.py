@@ -27,6 +27,7 @@ from jaxrl_llm.training.method_state import (
 from jaxrl_llm.training.needs import MISMATCHED, texts_of
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.training.timing import timed
 from jaxrl_llm.training.update import make_update
 from jaxrl_llm.training.wrapping import wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Batch, Rollouts, Scores
@@ -76,11 +77,13 @@ def make_preference_step(run: Run, reference=None) -> Callable:
         pairs, numbers, cursor = run.draw(cursor, settings.batch)
         rollouts = rows_of(state, pairs, numbers, number)
         before = jax.device_get(state.method_state["estimator"])
-        rollouts, method_state = estimate(rollouts, state.method_state, jax.random.fold_in(state.key, number))
-        rollouts = jax.device_get(rollouts)
+        with timed("annotate"):
+            rollouts, method_state = estimate(rollouts, state.method_state, jax.random.fold_in(state.key, number))
+            rollouts = jax.device_get(rollouts)
         batch = _pack(run, rollouts, method_state, number)
-        state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        with timed("update"):
+            state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         method_state = after_step(method, before, state.method_state, metrics)
         if follow is not None:
             method_state |= {"reference": follow(state.params, method_state["reference"])[1]}

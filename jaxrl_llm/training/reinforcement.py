@@ -34,6 +34,7 @@ from jaxrl_llm.training.method_state import (
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
 from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.training.timing import timed
 from jaxrl_llm.training.update import make_update
 from jaxrl_llm.training.wrapping import wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Rollouts
@@ -136,14 +137,16 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
         scored = functools.partial(statistics, state, number)
         io = strategy_io(run, state, reference, number, failures, cursor=cursor, statistics=scored)
         remembered = jax.device_get(state.method_state["strategy"])
-        collection, remembered, metrics = method.strategy.run(io, remembered, rl.prompts)
+        with timed("sample"):
+            collection, remembered, metrics = method.strategy.run(io, remembered, rl.prompts)
         state = state.replace(method_state=with_strategy_state(method, state.method_state, remembered))
         rollouts = annotated(state, with_answers(method, collection, answer), number)
         metrics |= rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
         key = jax.random.fold_in(state.key, number)
         before = jax.device_get(state.method_state["estimator"])
-        rollouts, method_state = estimate(rollouts, state.method_state, key)
-        rollouts = jax.device_get(rollouts)
+        with timed("annotate"):
+            rollouts, method_state = estimate(rollouts, state.method_state, key)
+            rollouts = jax.device_get(rollouts)
         state, update_metrics = _updates(run, update, state.replace(method_state=method_state), rollouts, number)
         metrics = update_metrics | metrics
         method_state = after_step(method, before, state.method_state, metrics)
@@ -220,9 +223,11 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
             part = scale_weights(part, rl.minibatches)
             layout = {"keep": has_weight(part), "step": number, "coefficients": scalars}
             batch = run.pack(part, rl.row_tokens, rl.micro_batches, **layout)
-            state, metrics = update(state, run.place(batch), _frozen(run))
+            with timed("update"):
+                state, metrics = update(state, run.place(batch), _frozen(run))
             seen.append(metrics)
-    seen = jax.device_get(seen)
+    with timed("update"):
+        seen = jax.device_get(seen)
     means = {name: float(np.mean([metrics[name] for metrics in seen])) for name in seen[0]}
     return state, means | {"logp_gap": float(seen[0]["logp_gap"])}
 

@@ -27,6 +27,7 @@ from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.report import say
 from jaxrl_llm.training.reward_functions import build_rewards
 from jaxrl_llm.training.teacher import build_teacher
+from jaxrl_llm.training.timing import timed
 from jaxrl_llm.types import Batch, Rollouts
 
 # Evaluation samples must not repeat the noise of training samples.
@@ -107,7 +108,8 @@ class Run:
 
     def pack(self, rollouts: Rollouts, width: int, micro_batches: int, **options) -> Batch:
         """Packed rows for the run's networks, which all read alike; see `lay_out`."""
-        return lay_out(self.network, rollouts, width, micro_batches, shards=self.shards, **options)
+        with timed("pack"):
+            return lay_out(self.network, rollouts, width, micro_batches, shards=self.shards, **options)
 
     @property
     def shards(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrl_llm.rewards import RewardFailure, RewardPool
 from jaxrl_llm.training import metrics
+from jaxrl_llm.training.timing import timed
 
 MANY = 0.1  # share of the values of a reward above which missing ones are warned of
 _LOGGER = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def make_score(
     """
 
     def score(prompts, completions, columns) -> np.ndarray:
-        values, found = pool.score(rewards, prompts, completions, columns, deadline_seconds)
+        with timed("reward"):
+            values, found = pool.score(rewards, prompts, completions, columns, deadline_seconds)
         failures.extend(found)
         for failure in found if log is not None else ():
             metrics.append_jsonl(log, {"step": step} | failure._asdict())

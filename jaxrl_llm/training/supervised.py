@@ -17,6 +17,7 @@ from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.method_state import after_step, coefficients, initial_method_state, make_estimate
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.training.timing import timed
 from jaxrl_llm.training.update import make_update
 from jaxrl_llm.training.wrapping import wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Rollouts
@@ -52,12 +53,14 @@ def make_supervised_step(run: Run) -> Callable:
         examples = [run.source[int(index)] for index in indices]
         rollouts = annotate(state, demonstrations(run.tokenizer, examples, settings.row_tokens), number)
         before = jax.device_get(state.method_state["estimator"])
-        rollouts, method_state = estimate(rollouts, state.method_state, state.key)
+        with timed("annotate"):
+            rollouts, method_state = estimate(rollouts, state.method_state, state.key)
+            rollouts = jax.device_get(rollouts)
         layout = (settings.row_tokens, settings.micro_batches)
-        scalars = coefficients(method, method_state, number)
-        batch = run.pack(jax.device_get(rollouts), *layout, step=number, coefficients=scalars)
-        state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        batch = run.pack(rollouts, *layout, step=number, coefficients=coefficients(method, method_state, number))
+        with timed("update"):
+            state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         state = state.replace(method_state=after_step(method, before, state.method_state, metrics))
         return state, cursor, metrics | {"tokens": float(np.sum(rollouts.length))}, []
 

@@ -22,6 +22,7 @@ from training.tiny_runs import (
 
 from jaxrl_llm import data, methods, rewards
 from jaxrl_llm.training import checkpoint, loop, metrics, phases, reinforcement
+from jaxrl_llm.training.timing import PARTS
 
 
 def start_params(config, workdir):
@@ -90,7 +91,13 @@ def test_files_of_a_run():
     assert summary["wall_seconds"] > 0 and summary["steps"] == 5 and summary["seed"] == 0
     timing = metrics.read_jsonl(run.workdir / "timing.jsonl")
     assert [record["step"] for record in timing] == [1, 2, 3, 4, 5]
-    assert all(record["seconds"] > 0 for record in timing)
+    for record in timing:
+        assert record.keys() - {"step", "phase"} <= metrics.TIMINGS.keys()
+        assert sum(record[part] for part in (*PARTS, "idle")) == pytest.approx(record["seconds"], rel=1e-6)
+    assert all((record["sample"] > 0) == (record["step"] > 3) for record in timing)
+    assert [("evaluate" in record) for record in timing] == [False, False, True, False, True]
+    # The first step of each phase compiles.
+    assert timing[0]["compilations"] > 0 and timing[3]["compilations"] > 0
     assert json.loads((run.workdir / "config.json").read_text())["seed"] == 0
     # Two steps of RL, 4 prompts with 4 samples each.
     tables = {path.name: metrics.read_jsonl(path) for path in (run.workdir / "completions").iterdir()}
