@@ -16,6 +16,7 @@ QK_NORMS = ("none", "head", "width")
 ROUTER_SCORES = ("softmax", "sigmoid")
 VALUE_KINDS = ("plain", "bins", "quantiles")
 DTYPES = ("float32", "bfloat16", "float16")
+CACHE_DTYPES = ("", *DTYPES, "int8")
 ADAPTERS = ("lora", "rslora", "dora")
 QUANTIZATIONS = ("int8", "int4", "nf4")
 # Which intermediate values a layer keeps for the backward pass: name -> policy of `jax.checkpoint`.
@@ -191,6 +192,8 @@ class DecoderConfig:
       dtype: of the computation: float32, bfloat16 or float16. Attention weights, norms, rotary embeddings and logits
         are computed in float32 whatever it is.
       param_dtype: of the parameters.
+      cache_dtype: of the keys and values that decoding keeps, which no other pass sees: one of these, or int8, with a scale for
+        each token and head; "" for that of the computation.
       remat: what the backward pass recomputes: "none", "dots" (all but matrix products), or "full" (whole layers).
       attention: "auto" ("pallas", a kernel, on TPU, otherwise "xla"), "reference", "xla" or "pallas".
     """
@@ -233,6 +236,7 @@ class DecoderConfig:
     value_range: tuple[float, float] | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
+    cache_dtype: str = ""
     remat: str = "none"
     attention: str = "auto"
 
@@ -288,6 +292,7 @@ _CHOICES = {
     "value_kind": VALUE_KINDS,
     "remat": tuple(REMAT),
     "attention": ATTENTION,
+    "cache_dtype": CACHE_DTYPES,
 }
 
 

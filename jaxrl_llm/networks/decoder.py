@@ -18,7 +18,7 @@ from jaxrl_llm.networks.experts import Experts, Routing
 from jaxrl_llm.networks.leaves import VocabularyAdapter, named
 from jaxrl_llm.networks.matrices import gains, is_adapted, merged
 from jaxrl_llm.networks.modules import Mlp, Norm, Projection, residual_gain
-from jaxrl_llm.networks.past import LayerPast, Sight, past_attention, written
+from jaxrl_llm.networks.past import Cells, LayerPast, Sight, cells_of, past_attention, written
 
 Array = jax.Array
 
@@ -286,7 +286,7 @@ def step(config: DecoderConfig, params, layers: list, token: Array, contexts: li
       params: its parameters.
       layers: those of each layer, see `each_layer`.
       token: int [S].
-      contexts: keys and values of each layer, see `read_contexts`.
+      contexts: what each layer keeps of them, see `read_contexts`.
       tails: likewise, see `init_tails`.
       sight: of the step.
     """
@@ -296,16 +296,16 @@ def step(config: DecoderConfig, params, layers: list, token: Array, contexts: li
     x, routes, written_tails = module.apply(variables, token[:, None], method="embed"), [], []
     for number, (own, kind) in enumerate(zip(layers, config.kind_of_layer, strict=True)):
         sparse = number >= dense_layers(config)
-        at = Numbered(kind, past=LayerPast(*contexts[number], *tails[number]))
+        at = Numbered(kind, past=LayerPast(contexts[number], tails[number]))
         x, (routing, past) = LayerAlone(config, sparse).apply({"params": {"layer": own}}, x, at, shared)
-        written_tails.append((past.tail_keys, past.tail_values))
+        written_tails.append(past.tails)
         routes += [routing.experts[:, 0]] if sparse else []
     hidden = module.apply(variables, x[:, 0], method="normed")
     return hidden, written_tails, jnp.stack(routes, axis=1) if routes else None
 
 
 def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
-    """Keys [C, K, H, T] and values [C, K, T, H] of each layer for C right-padded contexts, and experts [C, T, layers, k].
+    """`Cells` of each layer for C right-padded contexts of T tokens, and experts [C, T, layers, k].
 
     Args:
       config: of the decoder.
@@ -316,19 +316,27 @@ def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     reach = jnp.where(positions < lengths[:, None], lengths[:, None], 0)
     (keys, values), routing = Decoder(config).apply({"params": params}, tokens, positions, reach, method="read")
-    contexts = [(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)) for key, value in zip(keys, values, strict=True)]
+    laid_out = keys.transpose(0, 1, 3, 4, 2), values.transpose(0, 1, 3, 2, 4)
+    contexts = [cells_of(key, value, config.cache_dtype or config.dtype) for key, value in zip(*laid_out, strict=True)]
     return contexts, None if routing is None else jnp.moveaxis(routing.experts, 0, 2)
 
 
 def init_tails(config: DecoderConfig, slots: int, width: int):
-    """Keys [S, K, H, W] and values [S, K, W, H] of each layer, empty."""
+    """Empty `Cells` of each layer for S tails of W columns."""
     sizes = {"batch": slots, "kv_heads": config.num_kv_heads, "head_dim": config.head_dim, "length": width}
+    dtype = config.cache_dtype or config.dtype
 
-    def empty(*axes: str) -> Array:
-        return constrain(jnp.zeros([sizes[axis] for axis in axes], config.dtype), *axes)
+    def empty(dtype, *axes: str) -> Array:
+        return constrain(jnp.zeros([sizes[axis] for axis in axes], dtype), *axes)
 
-    keys, values = ("batch", "kv_heads", "head_dim", "length"), ("batch", "kv_heads", "length", "head_dim")
-    return [(empty(*keys), empty(*values)) for _ in range(config.num_layers)]
+    def cells() -> Cells:
+        keys = empty(dtype, "batch", "kv_heads", "head_dim", "length")
+        values = empty(dtype, "batch", "kv_heads", "length", "head_dim")
+        if dtype != "int8":
+            return Cells(keys, values)
+        return Cells(keys, values, *(empty("float32", "batch", "kv_heads", "length") for _ in range(2)))
+
+    return [cells() for _ in range(config.num_layers)]
 
 
 def each_layer(config: DecoderConfig, params) -> list:

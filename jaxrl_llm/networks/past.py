@@ -17,20 +17,28 @@ _LOWEST = jnp.finfo(jnp.float32).min
 
 
 @flax.struct.dataclass
-class LayerPast:
-    """Keys and values of one layer.
+class Cells:
+    """Keys and values of one layer for N sequences of W tokens.
 
     Attributes:
-      keys: [C, K, H, T] of the contexts.
-      values: [C, K, T, H].
-      tail_keys: [S, K, H, W] of the slots.
-      tail_values: [S, K, W, H].
+      keys: [N, K, H, W].
+      values: [N, K, W, H].
+      key_scale: float32 [N, K, W] that keys are multiplied by where they are int8; None elsewhere.
+      value_scale: the same of the values.
     """
 
     keys: Array
     values: Array
-    tail_keys: Array
-    tail_values: Array
+    key_scale: Array | None = None
+    value_scale: Array | None = None
+
+
+@flax.struct.dataclass
+class LayerPast:
+    """What one layer knows: `Cells` of C contexts, and those of the tails of S slots."""
+
+    contexts: Cells
+    tails: Cells
 
 
 @flax.struct.dataclass
@@ -82,13 +90,29 @@ class Sight:
         return values.reshape(-1, *values.shape[2:]).at[self.cell].get(mode="clip")
 
 
+def cells_of(keys: Array, values: Array, dtype: str) -> Cells:
+    """Keys [N, K, H, W] and values [N, K, W, H] in a dtype; in int8 with a scale for each token and head, see `Cells`."""
+    if dtype != "int8":
+        return Cells(keys.astype(dtype), values.astype(dtype))
+    return Cells(*(part for pair in zip(_coded(keys, 2), _coded(values, 3), strict=True) for part in pair))
+
+
+def _coded(numbers: Array, axis: int) -> tuple[Array, Array]:
+    """The nearest int8 codes, and the scale along the axis that makes the largest of them 127."""
+    numbers = numbers.astype(jnp.float32)
+    scale = jnp.abs(numbers).max(axis=axis, keepdims=True) / 127.0
+    codes = jnp.round(numbers / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8)
+    return codes, scale.squeeze(axis)
+
+
 def written(past: LayerPast, key: Array, value: Array, column: Array) -> LayerPast:
     """The past with keys and values [S, K, H] of this step in `column` of the tails."""
-    key = key[..., None].astype(past.tail_keys.dtype)
-    value = value[:, :, None].astype(past.tail_values.dtype)
+    new, tails = cells_of(key[..., None], value[:, :, None], past.tails.keys.dtype.name), past.tails
+    axes = {"keys": 3, "values": 2, "key_scale": 2, "value_scale": 2}
+    kept = {name: getattr(tails, name) for name in axes if getattr(tails, name) is not None}
+    update = jax.lax.dynamic_update_slice_in_dim
     return past.replace(
-        tail_keys=jax.lax.dynamic_update_slice(past.tail_keys, key, (0, 0, 0, column)),
-        tail_values=jax.lax.dynamic_update_slice(past.tail_values, value, (0, 0, column, 0)),
+        tails=tails.replace(**{name: update(own, getattr(new, name), column, axes[name]) for name, own in kept.items()})
     )
 
 
@@ -108,31 +132,33 @@ def past_attention(
     """
     slots, heads, width = query.shape
     scale = width**-0.5 if scale is None else scale
-    grouped = query.reshape(slots, past.tail_keys.shape[1], -1, width)
-    own = sight.of_tails(past.tail_keys.shape[3], window)[:, None, None]
-    tail = _weighed(grouped, past.tail_keys, past.tail_values, own, scale, softcap)
-    if not past.keys.shape[3]:
+    grouped = query.reshape(slots, past.tails.keys.shape[1], -1, width)
+    own = sight.of_tails(past.tails.keys.shape[3], window)[:, None, None]
+    tail = _weighed(grouped, past.tails, own, scale, softcap)
+    if not past.contexts.keys.shape[3]:
         mixed = tail[0] / tail[1][..., None]
         return mixed.astype(query.dtype).reshape(slots, heads, width)
-    contexts, kv_heads = past.keys.shape[:2]
+    contexts, kv_heads = past.contexts.keys.shape[:2]
     placed = sight.by_place(grouped, 0).swapaxes(1, 2)  # [C, K, P, G, H]
     rows = placed.reshape(contexts, kv_heads, -1, width)
-    seen = jnp.repeat(sight.of_contexts(past.keys.shape[3], window), placed.shape[3], axis=1)[:, None]
-    found = _weighed(rows, past.keys, past.values, seen, scale, softcap)
+    seen = jnp.repeat(sight.of_contexts(past.contexts.keys.shape[3], window), placed.shape[3], axis=1)[:, None]
+    found = _weighed(rows, past.contexts, seen, scale, softcap)
     shape = (contexts, kv_heads, sight.places, -1)
     shared = [sight.by_slot(part.reshape(*shape, *part.shape[3:]).swapaxes(1, 2)) for part in found]
     mixed = _together(tail, shared)
     return mixed.astype(query.dtype).reshape(slots, heads, width)
 
 
-def _weighed(query, keys, values, mask, scale: float, softcap: float | None):
+def _weighed(query, cells: Cells, mask, scale: float, softcap: float | None):
     """Sum of exp(logit - m) value [B, K, R, H], of exp(logit - m) [B, K, R], and the largest logit m, all float32."""
-    keys, values = keys.astype(query.dtype), values.astype(query.dtype)
-    logits = softcapped(jnp.matmul(query, keys, preferred_element_type=jnp.float32) * scale, softcap)
-    logits = jnp.where(mask, logits, _LOWEST)
+    keys, values = cells.keys.astype(query.dtype), cells.values.astype(query.dtype)
+    logits = jnp.matmul(query, keys, preferred_element_type=jnp.float32) * scale
+    logits = logits if cells.key_scale is None else logits * cells.key_scale[:, :, None]
+    logits = jnp.where(mask, softcapped(logits, softcap), _LOWEST)
     largest = logits.max(axis=-1)
     weights = jnp.where(mask, jnp.exp(logits - largest[..., None]), 0.0)
-    mixed = jnp.matmul(weights.astype(query.dtype), values, preferred_element_type=jnp.float32)
+    shares = weights if cells.value_scale is None else weights * cells.value_scale[:, :, None]
+    mixed = jnp.matmul(shares.astype(query.dtype), values, preferred_element_type=jnp.float32)
     return mixed, weights.sum(axis=-1), largest
 
 

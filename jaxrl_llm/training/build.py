@@ -177,8 +177,17 @@ def build_network(
         # Apart from the key of the base, so that neither repeats the other's noise.
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         network, params = networks.add_adapter(network, params, networks.AdapterConfig(**wanted.adapter), key)
-    changed = wanted.quantization or wanted.adapter.pattern
+    changed, network = wanted.quantization or wanted.adapter.pattern, _with_cache(network, wanted.cache_dtype)
     return network.with_params(distributed.shard_params(params, network, mesh) if mesh is not None and changed else params)
+
+
+def _with_cache(network: networks.Network, dtype: str) -> networks.Network:
+    """The network with a cache of that dtype in decoding; "" leaves the one that it has."""
+    if not dtype:
+        return network
+    if not isinstance(network.config, networks.DecoderConfig):
+        raise ValueError(f"config.network.cache_dtype is {dtype!r}, and the given network keeps no cache; leave it ''")
+    return networks.decoder(dataclasses.replace(network.config, cache_dtype=dtype))
 
 
 def base_network(
@@ -241,7 +250,7 @@ def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network
       ValueError: what `families.from_huggingface` and `check_stop_ids` refuse, or an unknown family or name.
     """
     sizes = config.network.to_dict()
-    laid_over = ("adapter", "quantization", "trains", "router", "tokenizer")
+    laid_over = ("adapter", "quantization", "trains", "router", "tokenizer", "cache_dtype")
     directory, named, *_ = (sizes.pop(name) for name in ("directory", "name", *laid_over))
     computed = {name: sizes[name] for name in ("dtype", "param_dtype", "remat")} | _value_head(config)
     if "network" in config.given:

@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, reading
+from jaxrl_llm.networks.config import CACHE_DTYPES
 from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
@@ -203,6 +204,9 @@ def _check_names(config: ConfigDict) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ValueError(f"config.rewards.names has {twice!r} twice; name it once, and weigh it by config.rewards.weights")
+    cache = config.network.cache_dtype
+    if cache not in CACHE_DTYPES:
+        raise ValueError(f"config.network.cache_dtype is {cache!r}; it must be one of {', '.join(map(repr, CACHE_DTYPES))}")
     if "" in config.rl.stop_strings:
         raise ValueError("config.rl.stop_strings has an empty text, which stops nothing; leave it out")
 

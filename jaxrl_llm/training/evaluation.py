@@ -171,13 +171,17 @@ def _vote(final_answer: Callable[[str], Any], text: str) -> Any:
 
 
 # Largest difference of log-probabilities (nats) between sampler and learner that rounding alone explains, by dtype. A bfloat16
-# has 8 bits: a logit of 20 is rounded by up to 0.06, in every layer anew, and the largest of many thousand tokens counts.
-GAP_BOUNDS = {"float32": 1e-4, "bfloat16": 0.5, "float16": 0.05}
+# has 8 bits: a logit of 20 is rounded by up to 0.06, in every layer anew, and the largest of many thousand tokens counts; so
+# has a cache of int8.
+GAP_BOUNDS = {"float32": 1e-4, "bfloat16": 0.5, "float16": 0.05, "int8": 0.5}
 
 
 def gap_bound(chosen: float | None, network) -> float:
-    """The bound that was chosen, or the one of the dtype that the network computes in."""
-    return GAP_BOUNDS[getattr(network.config, "dtype", "float32")] if chosen is None else chosen
+    """The bound that was chosen, or that of the coarser of the dtypes in which the network computes and keeps its cache."""
+    if chosen is not None:
+        return chosen
+    dtype = getattr(network.config, "dtype", "float32")
+    return max(GAP_BOUNDS[dtype], GAP_BOUNDS[getattr(network.config, "cache_dtype", "") or dtype])
 
 
 def consequence(bound: float) -> str:

@@ -17,6 +17,9 @@ def network() -> dict:
         # Of the computation, and of the parameters that are trained.
         "dtype": "float32",
         "param_dtype": "float32",
+        # Of the keys and values that sampling keeps: "bfloat16" or "int8" make room for more slots, and a gap between sampler
+        # and learner, `logp_gap`; "" for the dtype of the computation.
+        "cache_dtype": "",
         "remat": "none",
         "family": "qwen3",
         "hidden_size": 128,

@@ -180,7 +180,7 @@ def test_bfloat16_computes_logits_in_float32_close_to_float32(params):
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     logits = run(narrow, TOKENS, network=network)
     assert logits.dtype == jnp.float32
-    assert network.init_tails(1, 4)[0][0].dtype == jnp.bfloat16
+    assert network.init_tails(1, 4)[0].keys.dtype == jnp.bfloat16
     expected = run(jax.tree.map(lambda x: x.astype(jnp.float32), narrow), TOKENS)
     assert 0 < np.abs(logits - expected).max() < 0.05 * expected.std() + 0.1
 
@@ -218,6 +218,6 @@ def test_a_mesh_splits_parameters_and_activations_and_changes_nothing(params, fr
         tails = jax.jit(functools.partial(NETWORK.init_tails, 2, 16))()
     assert drawn["layers"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (3, 8, 12)
     assert hidden.addressable_shards[0].data.shape == (1, 12, 8)
-    assert tails[0][0].addressable_shards[0].data.shape == (1, 1, 4, 16)
+    assert tails[0].keys.addressable_shards[0].data.shape == (1, 1, 4, 16)
     np.testing.assert_allclose(hidden, hidden_of(params, TOKENS), atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), drawn, fresh)

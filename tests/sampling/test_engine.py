@@ -1,5 +1,7 @@
 """The slot engine: samples do not depend on slots, order or mates, and no work is done that nobody needs."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -158,6 +160,23 @@ def test_slots_are_as_many_as_memory_has_room_for(network, monkeypatch):
     # Keys and values of 2 layers, 2 heads of width 4 and 64 columns, float32; twice while tails grow; a quarter of the memory.
     assert most_slots(network, 64) == 2**20 // 4 // (2 * 2 * 2 * 2 * 4 * 64 * 4)
     assert most_slots(network, 10**9) == 1
+
+
+@pytest.mark.parametrize(("dtype", "times", "largest"), [("bfloat16", 2, 0.05), ("int8", 2, 0.1)])
+def test_a_narrow_cache_has_room_for_more_slots_and_makes_a_small_gap(dtype, times, largest, network, params, monkeypatch):
+    narrow = decoder(dataclasses.replace(network.config, cache_dtype=dtype))
+    monkeypatch.setattr("jaxrl_llm.sampling.memory.device_memory", lambda: 2**24)
+    # With heads of 4, the scales of int8 weigh as much as its codes.
+    assert most_slots(narrow, 64) == times * most_slots(network, 64)
+    samples = generate(narrow, params, PROMPTS, max_new_tokens=40, num_samples=2, slots=3)
+    one_pass, gaps = jax.jit(network.apply), []
+    for row, (tokens, logp) in enumerate(zip(samples.tokens, samples.logp, strict=True)):
+        prompt = PROMPTS[row // 2]
+        logits = jax.nn.log_softmax(one_pass(params, np.array([[*prompt, *tokens]])))[0]
+        gaps += [logits[len(prompt) + place - 1, token] - logp[place] for place, token in enumerate(tokens)]
+    assert 1e-5 < np.abs(gaps).max() < largest
+    # What is scored in one pass keeps no cache.
+    np.testing.assert_array_equal(narrow.apply(params, np.array([[1, 2, 3]])), network.apply(params, np.array([[1, 2, 3]])))
 
 
 @pytest.mark.parametrize("slots", [0, -3])
