@@ -135,6 +135,17 @@ def vocabulary(log_probabilities):
     return [list(range(len(row))) for row in log_probabilities]
 
 
+def tokens_of_group(group, tokens, mask):
+    """For each row the ids of actions of its group, sorted."""
+    found = []
+    for own in group:
+        ids = set()
+        for other, row, acted in zip(group, tokens, mask, strict=True):
+            ids |= {int(token) for token, action in zip(row, acted, strict=True) if other == own and action > 0}
+        found.append(sorted(ids))
+    return found
+
+
 def top(log_probabilities, tokens, *, count, mass=1.0, with_token=False):
     """The likeliest ids, until their mass is enough, and the token itself in place of the last."""
     result = []
