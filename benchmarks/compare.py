@@ -16,7 +16,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FIGURES = ("sample", "pack", "update")
+FIGURES = ("sample", "pack", "update", "iteration")
 
 
 def run(tree: pathlib.Path, arguments: list[str]) -> list[dict]:
@@ -37,6 +37,7 @@ def medians(rounds: list[list[dict]]) -> dict[tuple[str, str], float]:
         (figures[0]["case"], name): statistics.median(found[name]["seconds"] for found in figures)
         for figures in zip(*rounds, strict=True)
         for name in FIGURES
+        if all(name in found for found in figures)
     }
 
 
@@ -56,7 +57,7 @@ def main() -> None:
             subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", earlier], check=True)
     before, now = (medians([turn[side] for turn in rounds]) for side in (0, 1))
     print(f"{'case':8} {'figure':8} {'before, s':>10} {'now, s':>10} {'ratio':>7}")
-    for (case, name), seconds in now.items():
+    for (case, name), seconds in ((key, seconds) for key, seconds in now.items() if key in before):
         print(f"{case:8} {name:8} {before[case, name]:10.3f} {seconds:10.3f} {before[case, name] / seconds:7.2f}")
 
 

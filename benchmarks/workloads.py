@@ -6,8 +6,9 @@ python benchmarks/workloads.py [--cases=short,ragged,long --repeats=5 ...]
 * ragged: 16 prompts of 32 tokens, 8 answers each that end after 41 tokens on average, and after 512 at most.
 * long: 4 prompts of 1024 tokens, 8 answers each of 64.
 
-An update is GRPO's without KL, on what was sampled, with AdamW and all settings at their defaults. `first_s` has the
-compilation in it; `others_cpu` is the share of the machine that other processes used: trust figures where it is below 0.03.
+An update is GRPO's without KL, on what was sampled, with AdamW and all settings at their defaults. An iteration is all of it,
+with new prompts each time, decoding text and rewarding it. `first_s` has the compilation in it; `others_cpu` is the share of
+the machine that other processes used: trust figures where it is below 0.03.
 """
 
 import functools
@@ -49,11 +50,15 @@ def measure(case: str) -> dict:
     found, samples = _phase("sample", lambda _: sample())
     found["tokens"] = int(samples.length.sum())
     found["tokens_per_second"] = round(found["tokens"] / found["sample"]["seconds"])
-    rewards = random.normal(size=(prompts * count, 1))
-    rollouts = make_rollouts(ids, samples, rewards, range(prompts), width=length + new)
-    rollouts = jax.device_get(jax.jit(method.estimator.update)(rollouts, method.estimator.init(), jax.random.key(0))[0])
-    pack = functools.partial(lay_out, network, rollouts, 0, FLAGS.micro_batches, keep=has_weight(rollouts))
-    packing, batch = _phase("pack", lambda _: pack())
+    estimate = jax.jit(method.estimator.update)
+
+    def laid_out(ids, samples):
+        rewards = random.normal(size=(prompts * count, 1))
+        rollouts = make_rollouts(ids, samples, rewards, range(prompts), width=length + new)
+        rollouts = jax.device_get(estimate(rollouts, method.estimator.init(), jax.random.key(0))[0])
+        return lay_out(network, rollouts, 0, FLAGS.micro_batches, keep=has_weight(rollouts))
+
+    packing, batch = _phase("pack", lambda _: laid_out(ids, samples))
     state = TrainState.create(params, optimizer)
     update = jax.jit(make_update(network, method.objective, optimizer), donate_argnums=0)
 
@@ -63,13 +68,23 @@ def measure(case: str) -> dict:
         return jax.block_until_ready(metrics)
 
     updating, _ = _phase("update", call)
+
+    def iterate(number):
+        nonlocal state
+        ids = random.integers(0, FLAGS.vocabulary, (prompts, length)).tolist()
+        samples = generate(network, state.params, ids, step=number, **options)
+        for tokens, end in zip(samples.tokens, samples.length, strict=True):
+            " ".join(map(str, tokens[:end].tolist()))
+        state, metrics = update(state, laid_out(ids, samples))
+        return jax.device_get(metrics)
+
+    iterating, _ = _phase("iteration", iterate)
     temporary = update.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
-    seconds = sum(part[name]["seconds"] for part, name in ((found, "sample"), (packing, "pack"), (updating, "update")))
     read = batch.forest.tokens.shape
     shapes = {"forest": read, "actions": batch.tokens.shape, "filled": batch.parts.tolist()}
     shapes["read_of_computed"] = round(float((batch.forest.reach > 0).sum() / (batch.parts > 0).mean() / np.prod(read)), 3)
     memory = {"update_temporary_gb": round(temporary / 1e9, 3), "peak_process_gb": round(_peak(), 2)}
-    return {"case": case, "iteration_s": round(seconds, 3)} | found | packing | updating | shapes | memory
+    return {"case": case} | found | packing | updating | iterating | shapes | memory
 
 
 def _phase(name: str, call) -> tuple[dict, object]:
