@@ -1,6 +1,6 @@
 """Seconds and memory of one GRPO update; prints one JSON line.
 
-python benchmarks/update.py [--remat=none --kl_coefficient=0.04 --micro_batches=1 --rows=32 --prompt=32 --new=128 ...]
+python benchmarks/update.py [--remat=dots --kl_coefficient=0.04 --micro_batches=1 --rows=32 --prompt=32 --new=128 ...]
 
 One update scores rows of prompt and completion, differentiates, and takes a step of AdamW; sampled (and, where
 `--kl_coefficient` is not 0, reference) log-probabilities are given. Compilation stands apart. `others_cpu` is the share of
@@ -24,7 +24,7 @@ from jaxrl_llm.training import TrainState, make_update
 from jaxrl_llm.types import Batch
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("remat", "none", ("none", "dots", "full"), "what the backward pass recomputes")
+flags.DEFINE_enum("remat", "dots", ("none", "dots", "full"), "what the backward pass recomputes")
 flags.DEFINE_float("kl_coefficient", 0.0, "of the KL penalty in the loss; 0 for none", lower_bound=0.0)
 flags.DEFINE_integer("micro_batches", 1, "parts that the rows are scored in", lower_bound=1)
 

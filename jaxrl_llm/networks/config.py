@@ -237,7 +237,7 @@ class DecoderConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     cache_dtype: str = ""
-    remat: str = "none"
+    remat: str = "dots"
     attention: str = "auto"
 
     def __post_init__(self):

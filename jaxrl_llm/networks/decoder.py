@@ -16,9 +16,10 @@ from jaxrl_llm.networks.blocks import softcapped
 from jaxrl_llm.networks.config import REMAT, DecoderConfig
 from jaxrl_llm.networks.experts import Experts, Routing
 from jaxrl_llm.networks.leaves import VocabularyAdapter, named
-from jaxrl_llm.networks.matrices import gains, is_adapted, merged
+from jaxrl_llm.networks.matrices import gains, is_adapted, merged, times
 from jaxrl_llm.networks.modules import Mlp, Norm, Projection, residual_gain
 from jaxrl_llm.networks.past import Cells, LayerPast, Sight, cells_of, past_attention, written
+from jaxrl_llm.numerics import materialised
 
 Array = jax.Array
 
@@ -254,7 +255,11 @@ class Decoder(nn.Module):
 
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V], float32, of hidden states [..., D]."""
-        logits = jnp.einsum("...d,vd->...v", hidden, self.unembedding(), preferred_element_type=jnp.float32)
+        table = self.unembedding()
+        if hidden.ndim == 2 and hidden.dtype == jnp.float32:
+            logits = times(hidden, table.T)
+        else:
+            logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
         logits = softcapped(logits, self.config.logit_softcap)
         return constrain(logits, "batch", "length", "vocab") if logits.ndim == 3 else logits
 
@@ -292,6 +297,9 @@ def step(config: DecoderConfig, params, layers: list, token: Array, contexts: li
     """
     module, variables = Decoder(config), {"params": params}
     angles = tuple(rotary.angles(kind, config.rotary_dim, sight.position[:, None]) for kind in config.kinds)
+    angles = jax.tree.map(
+        materialised, angles
+    )  # Otherwise each layer computes their sines anew, which takes longer than turning by them.
     shared = Shared(angles, sight=sight)
     x, routes, written_tails = module.apply(variables, token[:, None], method="embed"), [], []
     for number, (own, kind) in enumerate(zip(layers, config.kind_of_layer, strict=True)):

@@ -40,7 +40,7 @@ def load_huggingface(
     *,
     compute_dtype: str | None = None,
     value_head: int = 0,
-    remat: str = "none",
+    remat: str = "dots",
     attention: str = "auto",
     shardings: Callable[[Network], Any] | None = None,
     progress: bool = False,

@@ -23,6 +23,7 @@ from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig
 
 Array = jax.Array
 Leaves = dict[str, Array]
+FEW_ROWS = 64  # up to which the rows of a product stand on the right of the matrix
 ADAPTER_LEAVES = ("lora_a", "lora_b", "magnitude")
 
 
@@ -144,7 +145,23 @@ def gains(adapter: AdapterConfig, leaves: Leaves, matrix: Array, inputs: int = 1
     return leaves["magnitude"].reshape(-1) / jnp.maximum(length, jnp.finfo(jnp.float32).tiny)
 
 
-def product(config: DecoderConfig, leaves: Leaves, x: Array, inputs: int = 1, leading: int = 0, matmul=jnp.matmul) -> Array:
+def times(rows: Array, matrix: Array) -> Array:
+    """Rows [n, I] times a matrix [I, O].
+
+    On a CPU XLA packs what stands on the right anew for every product, and where a decoding step has few rows, packing the
+    matrix costs more than multiplying by it. So there the rows stand on the right; barriers keep XLA from turning that round.
+    """
+    if len(rows) > FEW_ROWS or rows.dtype != jnp.float32 or matrix.ndim > 2:
+        return jnp.matmul(rows, matrix)
+    return jax.lax.platform_dependent(rows, matrix, cpu=_matrix_first, default=jnp.matmul)
+
+
+def _matrix_first(rows: Array, matrix: Array) -> Array:
+    apart = jax.lax.optimization_barrier
+    return apart(jnp.matmul(apart(matrix.T), apart(rows.T))).T
+
+
+def product(config: DecoderConfig, leaves: Leaves, x: Array, inputs: int = 1, leading: int = 0, matmul=times) -> Array:
     """Rows [n, I] times the matrix with its adapter, [n, O], in the dtype of the computation.
 
     `matmul` multiplies rows with a matrix [*leading, I, O]. The backward pass decodes, casts and reshapes the kernel anew:

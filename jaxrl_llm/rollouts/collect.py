@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from jaxrl_llm.sampling import STOP, Samples, finish_name, generate
 from jaxrl_llm.types import Rollouts
 
 Score = Callable[[list[str], list[str], dict[str, list]], np.ndarray]
+# (numbers of rows, their prompts, completions and columns): rewards that are asked for while other rows are sampled.
+Submit = Callable[[np.ndarray, list[str], list[str], dict[str, list]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,7 @@ def sample_requests(
     seed: int,
     step: int,
     keeps_entropy: bool = False,
+    submit: Submit | None = None,
 ) -> Collection:
     """Samples of requests, without rewards; see `Io`, whose attributes the arguments are, and `Io.sample`.
 
@@ -76,6 +80,7 @@ def sample_requests(
       seed: of the run.
       step: of the training.
       keeps_entropy: whether the rollouts have the entropies of the sampler.
+      submit: told of rows as they end.
     """
     if not requests:
         raise ValueError("requests is empty; ask for something, or do not ask")
@@ -83,7 +88,7 @@ def sample_requests(
     rows_of = [np.arange(start, end) for start, end in zip(first[:-1], first[1:], strict=True)]
     prompts = [_prompts(tokenizer, request, max_prompt_tokens) for request in requests]
     width = max_prompt_tokens + sampling["max_new_tokens"]
-    parts = []
+    parts, records, names = [], {}, _field_names(requests)
     for who in dict.fromkeys(request.by for request in requests):
         chosen = [number for number, request in enumerate(requests) if request.by == who]
         asked, own_rows = [requests[number] for number in chosen], np.concatenate([rows_of[number] for number in chosen])
@@ -92,7 +97,9 @@ def sample_requests(
             samples = given_samples(tokenizer, asked, sampling["max_new_tokens"])
         else:
             own_uids = [uids[row] for row in own_rows]
-            samples = _generated(_policy(policies, who), asked, heads, sampling, seed=seed, step=step, uids=own_uids)
+            tell = functools.partial(_finished, tokenizer, _repeated(asked), own_rows, names, records, submit)
+            options = {"seed": seed, "step": step, "uids": own_uids, "finished": tell}
+            samples = _generated(_policy(policies, who), asked, heads, sampling, **options)
         rollouts = make_rollouts(
             [learned for _, learned in heads],
             samples,
@@ -107,7 +114,34 @@ def sample_requests(
         source = np.full(len(own_rows), int(who != POLICY), np.int32)
         group = np.repeat([request.group for request in asked], [request.samples for request in asked])
         parts.append((own_rows, rollouts.replace(source=source), group, samples.finish_reason))
-    return _in_order(tokenizer, requests, parts, [len(learned) for _, learned in prompts])
+    return _in_order(tokenizer, requests, parts, [len(learned) for _, learned in prompts], records)
+
+
+def _repeated(requests: Sequence[Request]) -> list[Request]:
+    """The request of each row."""
+    return [request for request in requests for _ in range(request.samples)]
+
+
+def _finished(tokenizer, asked, own_rows, names, records: dict, submit: Submit | None, numbers: np.ndarray, found) -> None:
+    """Writes the records of rows that are over while others are sampled, and tells `submit` of them.
+
+    Args:
+      tokenizer: of the completions.
+      asked: request of each of the policy's rows.
+      own_rows: numbers of these rows within the collection.
+      names: of the columns for the rewards.
+      records: added to, by number of the row.
+      submit: see `sample_requests`.
+      numbers: which of the policy's rows are over.
+      found: see `generate`.
+    """
+    for number in numbers:
+        tokens, prefix = found.tokens[number, : found.length[number]], asked[number].prefix
+        tokens = tokens if prefix is None else np.concatenate([prefix.tokens, tokens])
+        records[own_rows[number]] = _record(tokenizer, asked[number], tokens, 0, len(tokens), found.reason[number])
+    if submit is not None:
+        rows = own_rows[numbers]
+        submit(rows, *_for_rewards([records[row] for row in rows], [asked[number] for number in numbers], names))
 
 
 def _policy(policies: Mapping[str, Callable[[], tuple[Any, Any]]], who: str) -> tuple[Any, Any]:
@@ -136,8 +170,8 @@ def _prompts(tokenizer: Tokenizer, request: Request, longest: int) -> tuple[list
     return sampled, learned
 
 
-def _generated(policy, requests: Sequence[Request], prompts, sampling: dict[str, Any], *, seed, step, uids) -> Samples:
-    """Samples of requests to one policy; what the requests leave open is as in `sampling`."""
+def _generated(policy, requests: Sequence[Request], prompts, sampling: dict[str, Any], **others) -> Samples:
+    """Samples of requests to one policy; what the requests leave open is as in `sampling`, and `others` go to `generate`."""
     network, params = policy
     prefixes = [[] if request.prefix is None else request.prefix.tokens.tolist() for request in requests]
     options = {name: value for name, value in sampling.items() if name != "max_new_tokens"}
@@ -158,9 +192,7 @@ def _generated(policy, requests: Sequence[Request], prompts, sampling: dict[str,
         max_new_tokens=sampling["max_new_tokens"],
         limits=None if set(limits) == {sampling["max_new_tokens"]} else limits,
         num_samples=[request.samples for request in requests],
-        seed=seed,
-        step=step,
-        uids=uids,
+        **others,
         **options,
     )
     return samples if samples.routes is None else _with_routes_of_learned(samples, prompts, prefixes)
@@ -217,17 +249,20 @@ def given_samples(tokenizer: Tokenizer, requests: Sequence[Request], width: int)
     return Samples(tokens=tokens, length=length, finish_reason=np.full(len(rows), STOP, np.int32), **numbers)
 
 
-def _in_order(tokenizer: Tokenizer, requests: Sequence[Request], parts: list[tuple], learned_lengths: list[int]) -> Collection:
-    """The rows of all parts, each with its rows' numbers, in the order of the requests, with a record each."""
+def _in_order(tokenizer: Tokenizer, requests: Sequence[Request], parts: list[tuple], learned_lengths, records) -> Collection:
+    """The rows of all parts, each with its rows' numbers, in the order of the requests, with a record each.
+
+    Those that `records` has by number stand; the others are written.
+    """
     own_rows, made, group, reasons = zip(*parts, strict=True)
     order = np.argsort(np.concatenate(own_rows))
     rollouts = select_rows(concatenate(made), order).replace(group=numbered(np.concatenate(group)[order]))
-    counts = [request.samples for request in requests]
-    asked = [request for request in requests for _ in range(request.samples)]
-    starts = np.repeat(learned_lengths, counts).astype(np.int32)
+    asked = _repeated(requests)
+    starts = np.repeat(learned_lengths, [request.samples for request in requests]).astype(np.int32)
     reasons = np.concatenate(reasons)[order]
-    records = [_record(tokenizer, *row) for row in zip(asked, rollouts.tokens, starts, rollouts.length, reasons, strict=True)]
-    return Collection(rollouts, records, asked, starts)
+    rows = enumerate(zip(asked, rollouts.tokens, starts, rollouts.length, reasons, strict=True))
+    told = [records[number] if number in records else _record(tokenizer, *row) for number, row in rows]
+    return Collection(rollouts, told, asked, starts)
 
 
 def _record(tokenizer: Tokenizer, request: Request, tokens: np.ndarray, start: int, end: int, reason: int) -> dict[str, Any]:
@@ -248,9 +283,8 @@ def rewarded_collection(collection: Collection, score: Score, weights: Sequence[
     Raises:
       ValueError: a reward out of range.
     """
-    records = collection.records
-    columns = _columns(collection.requests) | {"completion_length": [record["length"] for record in records]}
-    rewards = score([record["prompt"] for record in records], [record["completion"] for record in records], columns)
+    records, requests = collection.records, collection.requests
+    rewards = score(*_for_rewards(records, requests, _field_names(requests)))
     weighted = rewards * np.asarray(weights) if len(weights) else rewards
     check_range(weighted)
     told = [
@@ -261,7 +295,13 @@ def rewarded_collection(collection: Collection, score: Score, weights: Sequence[
     return dataclasses.replace(collection, rollouts=rollouts, records=told)
 
 
-def _columns(requests: Sequence[Request]) -> dict[str, list]:
-    """Every field of the examples but the prompt, for the rewards."""
-    names = {name for request in requests for name in request.example} - {"prompt"}
-    return {name: [request.example.get(name) for request in requests] for name in sorted(names)}
+def _field_names(requests: Sequence[Request]) -> list[str]:
+    """Every field of the examples but the prompt."""
+    return sorted({name for request in requests for name in request.example} - {"prompt"})
+
+
+def _for_rewards(records, requests: Sequence[Request], names: list[str]) -> tuple[list[str], list[str], dict[str, list]]:
+    """Prompts, completions and columns, as rewards are given them."""
+    columns = {name: [request.example.get(name) for request in requests] for name in names}
+    columns["completion_length"] = [record["length"] for record in records]
+    return [record["prompt"] for record in records], [record["completion"] for record in records], columns

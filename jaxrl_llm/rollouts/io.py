@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_llm.data.tokenizers import Tokenizer
-from jaxrl_llm.rollouts.collect import Collection, Score, rewarded_collection, sample_requests
+from jaxrl_llm.rollouts.collect import Collection, Score, Submit, rewarded_collection, sample_requests
 from jaxrl_llm.rollouts.requests import Example, Prompt, Request
 from jaxrl_llm.rollouts.views import at_home, seen_as
 
@@ -17,6 +18,7 @@ from jaxrl_llm.rollouts.views import at_home, seen_as
 Draw = Callable[[Any, int, np.ndarray | None], tuple[list[Example], list[int], Any]]
 # (rollouts, by, names of statistics) -> arrays [N, T, ...] by name
 Statistics = Callable[[Any, str, tuple[str, ...]], Mapping[str, np.ndarray]]
+Ahead = Callable[[], contextlib.AbstractContextManager[tuple[Submit | None, Score]]]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -32,6 +34,8 @@ class Io:
       seed: of the run.
       step: of the training.
       rewards: `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing.
+      ahead: a context of `(submit, rewards)`: the rewards of rows that `submit` is told of, by number, are asked for while
+        others are sampled; None where rewards look at all rows at once.
       reward_weights: factor of each component in the rollouts; the records keep the rewards as they are.
       drawing: draws examples.
       cursor: place in the data, moved by `draw`.
@@ -47,6 +51,7 @@ class Io:
     seed: int
     step: int
     rewards: Score | None = None
+    ahead: Ahead | None = None
     reward_weights: Sequence[float] = ()
     drawing: Draw | None = None
     cursor: Any = None
@@ -79,8 +84,15 @@ class Io:
           ValueError: a prompt of more than `max_prompt_tokens` tokens, a completion for which no room is left, an example
             without the completion that it is to give, a policy that the run does not have, or a reward out of range.
         """
+        if not rewarded or self.ahead is None:
+            collection = self._sampled(requests, None)
+            return self.reward(collection) if rewarded else collection
+        with self.ahead() as (submit, score):
+            return rewarded_collection(self._sampled(requests, submit), score, self.reward_weights)
+
+    def _sampled(self, requests: Sequence[Request], submit: Submit | None) -> Collection:
         first, self.sampled = self.sampled, self.sampled + sum(request.samples for request in requests)
-        collection = sample_requests(
+        return sample_requests(
             requests,
             range(first, self.sampled),
             tokenizer=self.tokenizer,
@@ -90,8 +102,8 @@ class Io:
             seed=self.seed,
             step=self.step,
             keeps_entropy=self.keeps_entropy,
+            submit=submit,
         )
-        return self.reward(collection) if rewarded else collection
 
     def reward(self, collection: Collection) -> Collection:
         """The collection with the rewards of its completions."""

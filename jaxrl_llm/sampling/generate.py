@@ -14,8 +14,9 @@ from jaxrl_llm.sampling.harvest import Found, Work, progress, samples_of
 from jaxrl_llm.sampling.memory import most_slots
 from jaxrl_llm.sampling.records import RUNNING, STOP, Samples, make_sampling, row_keys
 
-# Tokens between two looks for stop strings.
+# Tokens between two looks for stop strings, and for samples that are over.
 _STOP_STRING_CHUNK = 16
+_FINISHED_CHUNK = 64
 
 
 def generate(
@@ -40,6 +41,7 @@ def generate(
     logit_mask=None,
     record_routes: bool = False,
     slots: int | None = None,
+    finished: Callable[[np.ndarray, Found], None] | None = None,
 ) -> Samples:
     """Samples completions of prompts of different lengths.
 
@@ -70,6 +72,8 @@ def generate(
       record_routes: whether to return the experts that tokens were sent to, for a learner that shall use the same.
       slots: rows that are sampled at a time, each of which takes the next one where one ends; by default as many as memory has
         room for.
+      finished: called with the numbers of samples that are over, each once, and with what all are so far, see `harvest.Found`,
+        while others are still sampled.
 
     Returns:
       `Samples` of NumPy arrays [N, max_new_tokens], in the order of the prompts, the samples of a prompt together.
@@ -101,7 +105,14 @@ def generate(
     options = {"columns": max_new_tokens, "slots": _checked_slots(slots, work, max_new_tokens)}
     if any(stops):
         options |= {"chunk": _STOP_STRING_CHUNK, "cut": _cutter(stops, detokenize)}
-    *_, found = progress(work, **options)
+    elif finished is not None:
+        options |= {"chunk": _FINISHED_CHUNK}
+    told = np.zeros(len(work.of_context), bool)
+    for found in progress(work, **options):
+        new = np.flatnonzero((found.reason != RUNNING) & ~told)
+        told[new] = True
+        if finished is not None and new.size:
+            finished(new, found)
     samples = samples_of(found)
     if samples.prompt_routes is None:
         return samples

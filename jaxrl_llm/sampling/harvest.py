@@ -99,6 +99,8 @@ class Work(NamedTuple):
 def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, cut: Cut | None = None) -> Iterator[Found]:
     """What has been found after each stop of the engine, the last time all of it.
 
+    It is given out when the engine is at work again, so that what is done with it costs no time of the device.
+
     Args:
       work: R requests.
       columns: L, most tokens of a sample.
@@ -113,20 +115,23 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
     width = bucket(columns) if columns <= 2 * FIRST_WIDTH else FIRST_WIDTH
     routes = None if found.routes is None else found.routes.shape[2:]
     state = engine.begin(network, queue, slots=slots, width=width, routes=routes)
-    ended, first = np.zeros(slots, bool), 0
+    ended, first, stops = np.zeros(slots, bool), 0, 0
     while True:
         until = width if chunk is None else min(width, first + (chunk if found.length.any() else 1))
         few = slots // 4 if slots > FEWEST_SLOTS else 0
         state = engine.run(network, params, layers, read, lengths, queue, state, ended, until, few, places=places)
+        if stops:
+            yield found
+        stops += 1
         request, start, column, taken = jax.device_get((state.request, state.start, state.column, state.next))
         _gather(work, found, jax.device_get(state.log), slice(first, int(column)))
         first, ended = int(column), np.zeros(slots, bool)
         if cut is not None:
             at_work = np.flatnonzero(request < size)
             ended[at_work] = cut(found, request[at_work])
-        yield found
         live = (request < size) & ~ended
         if not live.any() and taken == size:
+            yield found
             return
         if taken == size and live.sum() <= few and bucket(int(live.sum()), FEWEST_SLOTS) < slots:
             rows = np.argsort(~live, kind="stable")[: bucket(int(live.sum()), FEWEST_SLOTS)]

@@ -54,10 +54,12 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     failures: list[rewards.RewardFailure] = []
     with build.build_pool(config) as pool:
         chosen = {name: build_reward(name, config)}
+        score, ahead = make_score(pool, chosen, config.rewards.deadline_seconds, told=set(), failures=failures)
         io = rollouts.Io(
             tokenizer=tokenizer,
             policies={"policy": lambda: (network.without_params(), network.params)},
-            rewards=make_score(pool, chosen, config.rewards.deadline_seconds, told=set(), failures=failures),
+            rewards=score,
+            ahead=ahead,
             sampling=build.evaluation_sampling(config, tokenizer),
             max_prompt_tokens=config.task.max_prompt_tokens,
             seed=config.seed,

@@ -126,8 +126,8 @@ class Run:
             indices, cursor = weighted_indices(self._checked_weights(weights), cursor, count, self.config.seed)
         return [self.source[int(index)] for index in indices], [int(index) for index in indices], cursor
 
-    def scorer(self, names: Sequence[str], step: int, failures: list | None = None) -> Callable[..., np.ndarray]:
-        """`(prompts, completions, columns) -> rewards [N, K]` of these rewards; failures are logged under `step`.
+    def scorer(self, names: Sequence[str], step: int, failures: list | None = None) -> tuple[Callable, Callable | None]:
+        """The attributes `rewards` and `ahead` of `rollouts.Io` of these rewards; failures are logged under `step`.
 
         Args:
           names: of the rewards.
@@ -158,20 +158,21 @@ class Run:
 
     def io(self, params, step: int, failures: list | None = None, **changes) -> rollouts.Io:
         """What a strategy may do in a step of training under `params`; `changes` are attributes of `rollouts.Io`."""
-        score = self.scorer(self.config.rewards.names, step + 1, failures)
+        scorer = self.scorer(self.config.rewards.names, step + 1, failures)
         usual = {"reward_weights": tuple(self.config.rewards.weights), "drawing": self.draw, "cursor": Cursor()}
         sampling = build.training_sampling(self.config, self.tokenizer)
-        return self._io(params, score, sampling, self.config.seed, step, **(usual | changes))
+        return self._io(params, scorer, sampling, self.config.seed, step, **(usual | changes))
 
     def evaluation_io(self, params, step: int, failures: list | None = None) -> rollouts.Io:
         """The same for held-out prompts: scored by the evaluation's reward alone."""
-        score = self.scorer((self.config.evaluation.reward or self.config.rewards.names[0],), step, failures)
+        scorer = self.scorer((self.config.evaluation.reward or self.config.rewards.names[0],), step, failures)
         sampling = build.evaluation_sampling(self.config, self.tokenizer)
-        return self._io(params, score, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step)
+        return self._io(params, scorer, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step)
 
-    def _io(self, params, score, sampling, seed: int, step: int, **changes) -> rollouts.Io:
+    def _io(self, params, scorer, sampling, seed: int, step: int, **changes) -> rollouts.Io:
         usual = {"tokenizer": self.tokenizer, "max_prompt_tokens": self.config.task.max_prompt_tokens}
-        usual |= {"policies": self.policies(params), "sampling": sampling, "rewards": score, "seed": seed, "step": step}
+        usual |= {"policies": self.policies(params), "sampling": sampling, "seed": seed, "step": step}
+        usual |= dict(zip(("rewards", "ahead"), scorer, strict=True))
         return rollouts.Io(**(usual | changes))
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 
 import numpy as np
 
 from jaxrl_llm.rewards import RewardFailure, RewardPool
+from jaxrl_llm.rollouts.collect import Score
+from jaxrl_llm.rollouts.io import Ahead
 from jaxrl_llm.training import metrics
 from jaxrl_llm.training.timing import timed
 
@@ -25,8 +29,11 @@ def make_score(
     failures: list[RewardFailure],
     log: pathlib.Path | None = None,
     step: int = 0,
-) -> Callable[..., np.ndarray]:
-    """Builds `(prompts, completions, columns) -> rewards [N, K]`, NaN where missing.
+) -> tuple[Score, Ahead | None]:
+    """Builds `score(prompts, completions, columns) -> rewards [N, K]`, NaN where missing, and the same ahead of time.
+
+    The second is a context of `(submit, score)`, see `rollouts.Io`, of rewards that promise to look at one row at a time;
+    None where one of them does not.
 
     The first scoring with these rewards raises ValueError where every value is missing, since they would be so until the
     end; of a reward of which many are missing or timed out there is one warning.
@@ -41,16 +48,54 @@ def make_score(
       step: of training, for the log.
     """
 
-    def score(prompts, completions, columns) -> np.ndarray:
-        with timed("reward"):
-            values, found = pool.score(rewards, prompts, completions, columns, deadline_seconds)
+    def concluded(values: np.ndarray, found: Sequence[RewardFailure]) -> np.ndarray:
         failures.extend(found)
         for failure in found if log is not None else ():
             metrics.append_jsonl(log, {"step": step} | failure._asdict())
         _tell(list(rewards), values, found, told)
         return values
 
-    return score
+    def score(prompts, completions, columns) -> np.ndarray:
+        with timed("reward"):
+            scored = pool.score(rewards, prompts, completions, columns, deadline_seconds)
+        return concluded(*scored)
+
+    @contextlib.contextmanager
+    def ahead():
+        parts, thread = [], futures.ThreadPoolExecutor(1)
+
+        def submit(rows, *asked) -> None:
+            parts.append((np.asarray(rows), thread.submit(pool.score, rewards, *asked, deadline_seconds)))
+
+        def rest(prompts, completions, columns) -> np.ndarray:
+            missing = np.setdiff1d(np.arange(len(prompts)), np.concatenate([[], *(rows for rows, _ in parts)])).astype(int)
+            if missing.size:
+                submit(missing, *([column[row] for row in missing] for column in (prompts, completions)), {
+                    name: [column[row] for row in missing] for name, column in columns.items()
+                })  # fmt: skip
+            with timed("reward"):
+                return concluded(*_joined([(rows, *part.result()) for rows, part in parts], list(rewards)))
+
+        try:
+            yield submit, rest
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+    return score, ahead if all(map(_by_row, rewards.values())) else None
+
+
+def _by_row(reward: Callable) -> bool:
+    """Whether a reward looks at one row at a time, in a process of its own."""
+    return getattr(reward, "rowwise", False) and not getattr(reward, "in_process", False)
+
+
+def _joined(parts: Sequence[tuple], names: list[str]) -> tuple[np.ndarray, list[RewardFailure]]:
+    """The values [N, K] and failures of parts of `(rows, values, failures)`, as if they had been one."""
+    values = np.empty((sum(len(rows) for rows, _, _ in parts), len(names)))
+    for rows, own, _ in parts:
+        values[rows] = own
+    found = [failure._replace(row=int(rows[failure.row])) for rows, _, failures in parts for failure in failures]
+    return values, sorted(found, key=lambda failure: (names.index(failure.name), failure.row))
 
 
 def timeouts(failures: Sequence[RewardFailure]) -> float:

@@ -20,7 +20,7 @@ def network() -> dict:
         # Of the keys and values that sampling keeps: "bfloat16" or "int8" make room for more slots, and a gap between sampler
         # and learner, `logp_gap`; "" for the dtype of the computation.
         "cache_dtype": "",
-        "remat": "none",
+        "remat": "dots",
         "family": "qwen3",
         "hidden_size": 128,
         "intermediate_size": 384,

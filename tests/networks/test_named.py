@@ -121,7 +121,7 @@ def test_what_shapes_do_not_show_is_as_published():
 def test_changes_replace_fields():
     config = networks.config("qwen3-0.6b", dtype="bfloat16", remat="full", num_layers=2)
     assert (config.dtype, config.remat, config.num_layers) == ("bfloat16", "full", 2)
-    assert dataclasses.replace(config, dtype="float32", remat="none", num_layers=28) == networks.config("qwen3-0.6b")
+    assert dataclasses.replace(config, dtype="float32", remat="dots", num_layers=28) == networks.config("qwen3-0.6b")
 
 
 @pytest.mark.parametrize(

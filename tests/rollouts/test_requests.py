@@ -1,5 +1,8 @@
 """Requests answered by a small network: what is sampled, what is learned of it, and what stays out."""
 
+import contextlib
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -234,3 +237,38 @@ def test_a_prefix_with_numbers_for_other_tokens_is_refused():
     made = make_prefix([1, 2, 3])
     with pytest.raises(ValueError, match=r"Prefix.mask has shape \(2,\)"):
         type(made)(made.tokens, made.logp, made.mask[:2], made.version, made.turn)
+
+
+def test_rows_are_rewarded_while_others_are_sampled_and_nothing_else_changes():
+    """Fewer slots than rows, so that some rows are over before others begin."""
+    examples = [{"prompt": "1+2=", "answer": "3"}, {"prompt": "3="}]
+    requests = [
+        *requests_for(examples, [0, 1], samples=9),
+        Request("5=", prompt_id=2, group=2, prefix=make_prefix([3, 4])),
+        Request("1+2=", {"completion": "3;"}, by="given"),
+    ]
+    plain = io(sampling={"max_new_tokens": 64, "temperature": 1.0, "stop_ids": TOKENIZER.stop_ids, "slots": 4})
+    expected, told = plain.sample(requests), {}
+
+    @contextlib.contextmanager
+    def ahead():
+        def submit(rows, *asked):
+            told[len(told)] = (list(rows), asked)
+
+        def score(*asked):
+            told["rest"] = asked
+            return length_reward(*asked)
+
+        yield submit, score
+
+    found = dataclasses.replace(plain, ahead=ahead, sampled=0).sample(requests)
+    assert found.records == expected.records
+    jax.tree.map(np.testing.assert_array_equal, found.rollouts, expected.rollouts)
+    prompts, completions, columns = told.pop("rest")
+    rows = [row for own, _ in told.values() for row in own]
+    # The given row is not sampled.
+    assert sorted(rows) == list(range(19)) and len(told) > 1
+    for own, asked in told.values():
+        whole = (prompts, completions, *columns.values())
+        assert [*asked[:2], *asked[2].values()] == [[column[row] for row in own] for column in whole]
+        assert asked[2].keys() == columns.keys()

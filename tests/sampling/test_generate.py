@@ -254,3 +254,20 @@ def test_a_stream_tells_wrong_arguments_at_once(network, params):
         stream(network, params, [1], max_new_tokens=4, chunk=0)
     with pytest.raises(ValueError, match="temperature is -1"):
         stream(network, params, [1], max_new_tokens=4, temperature=-1)
+
+
+@pytest.mark.parametrize("stops", [{}, {"stop_strings": ["ST", "K"], "detokenize": text_of}])
+def test_samples_are_told_as_they_end(network, params, stops):
+    options = {"max_new_tokens": 150, "num_samples": 6, "stop_ids": [3, 4], "slots": 5} | stops
+    told = {}
+
+    def finished(numbers, found):
+        for number in numbers:
+            assert number not in told
+            told[number] = (len(told), found.tokens[number, : found.length[number]].tolist(), int(found.reason[number]))
+
+    samples = generate(network, params, PROMPTS, finished=finished, **options)
+    assert sorted(told) == list(range(24))
+    assert [told[number][1:] for number in range(24)] == list(zip(completions(samples), samples.finish_reason, strict=True))
+    plain = generate(network, params, PROMPTS, **options)
+    np.testing.assert_array_equal(samples.tokens, plain.tokens)

@@ -305,5 +305,5 @@ def test_grade_school_prompts_are_written_by_the_template(tmp_path):
         # Special tokens are one id each, and both ends of a text stop a completion.
         assert ids.count(run.tokenizer.eos_id) == 1 and len(run.tokenizer.stop_ids) == 2
         texts = ["36 - 11 = 25\n#### 25", "It is 25.", "#### 26", "no idea"]
-        found = run.scorer(("gsm8k",), 0)([PROBLEMS[0][0]] * 4, texts, {"answer": [PROBLEMS[0][1]] * 4})
+        found = run.scorer(("gsm8k",), 0)[0]([PROBLEMS[0][0]] * 4, texts, {"answer": [PROBLEMS[0][1]] * 4})
         np.testing.assert_array_equal(found[:, 0], [1, 1, 0, 0])

@@ -2,11 +2,12 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
 
-from jaxrl_llm.rewards import LARGEST_REWARD, RewardFailure
+from jaxrl_llm.rewards import LARGEST_REWARD, RewardFailure, RewardPool
 from jaxrl_llm.rollouts.records import make_rollouts
 from jaxrl_llm.sampling import Samples
 from jaxrl_llm.training import evaluation, scores
@@ -32,7 +33,7 @@ def table(*columns):
 def score_all(found, told=None, **options):
     pool, failures = Pool(*found), []
     told = set() if told is None else told
-    score = scores.make_score(pool, dict.fromkeys(NAMES), 1.0, told=told, failures=failures, **options)
+    score, _ = scores.make_score(pool, dict.fromkeys(NAMES), 1.0, told=told, failures=failures, **options)
     while pool.found:
         score([], [], {})
     return failures
@@ -71,6 +72,68 @@ def test_few_are_not_worth_a_warning_and_time_outs_are_counted(caplog):
     assert scores.timeouts(score_all([(table([1] * 11, [0] * 11), late)])) == 11
     assert "'form' failed on 100% of 11 rows" in caplog.text
     assert score_all([(np.zeros((0, 2)), [])]) == []
+
+
+def long_enough(prompts, completions, answer):
+    """Whether a completion is at least as long as its prompt; fails where the answer says so."""
+    if "fail" in answer:
+        raise ZeroDivisionError(f"of {completions[0]}")
+    return [float(len(text) >= len(prompt)) for prompt, text in zip(prompts, completions, strict=True)]
+
+
+long_enough.rowwise = True
+
+
+def test_rewards_ahead_are_those_of_all_rows_at_once(tmp_path):
+    prompts, completions = ["aa", "b", "cc", "d", "ee"], ["aaa", "", "c", "dd", "e"]
+    columns = {"answer": ["", "fail", "", "fail", ""]}
+    with RewardPool(workers=1) as pool:
+        found = []
+        for number in range(2):
+            failures, log = [], tmp_path / f"{number}.jsonl"
+            settings = {"told": set(), "failures": failures, "log": log, "step": 3}
+            score, ahead = scores.make_score(pool, {"long": long_enough}, 20.0, **settings)
+            if number == 0:
+                found.append((score(prompts, completions, columns), failures, log.read_text()))
+                continue
+            with ahead() as (submit, rest):
+                for rows in ([3, 0], [1]):  # and the others are left to the end
+                    submit(rows, *([column[row] for row in rows] for column in (prompts, completions)),
+                           {"answer": [columns["answer"][row] for row in rows]})  # fmt: skip
+                found.append((rest(prompts, completions, columns), failures, log.read_text()))
+    (values, failures, told), ahead_of_time = found
+    np.testing.assert_array_equal(values[:, 0], [1, NAN, 0, NAN, 0])
+    np.testing.assert_array_equal(ahead_of_time[0], values)
+    assert ahead_of_time[1:] == (failures, told) and [failure.row for failure in failures] == [1, 3]
+
+
+def test_sampling_that_fails_leaves_no_reward_behind():
+    calls = []
+
+    class Slow:
+        def score(self, rewards, prompts, *_):
+            calls.append(prompts)
+            time.sleep(0.05)
+            return np.zeros((len(prompts), 1)), []
+
+    _, ahead = scores.make_score(Slow(), {"long": long_enough}, 1.0, told=set(), failures=[])
+    with pytest.raises(ZeroDivisionError), ahead() as (submit, _):
+        for row in range(50):
+            submit([row], [str(row)], [""], {})
+        raise ZeroDivisionError
+    count = len(calls)
+    assert count < 50
+    time.sleep(0.1)
+    assert len(calls) == count
+
+
+def test_rewards_that_look_at_all_rows_wait_for_them():
+    def whole(completions):
+        return [0.0] * len(completions)
+
+    for rewards in ({"whole": whole}, {"long": long_enough, "whole": whole}):
+        assert scores.make_score(None, rewards, 1.0, told=set(), failures=[])[1] is None
+    assert scores.make_score(None, {"long": long_enough}, 1.0, told=set(), failures=[])[1] is not None
 
 
 def test_a_measurement_without_rewards_is_missing():
