@@ -18,7 +18,7 @@ from jaxrl_llm.networks.experts import Experts, Routing
 from jaxrl_llm.networks.leaves import VocabularyAdapter, named
 from jaxrl_llm.networks.matrices import gains, is_adapted, merged, times
 from jaxrl_llm.networks.modules import Mlp, Norm, Projection, residual_gain
-from jaxrl_llm.networks.past import Cells, LayerPast, Sight, cells_of, past_attention, written
+from jaxrl_llm.networks.past import AXES, Cells, LayerPast, Sight, cells_of, each_field, past_attention, written
 from jaxrl_llm.numerics import materialised
 
 Array = jax.Array
@@ -255,12 +255,7 @@ class Decoder(nn.Module):
 
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V], float32, of hidden states [..., D]."""
-        table = self.unembedding()
-        if hidden.ndim == 2 and hidden.dtype == jnp.float32:
-            logits = times(hidden, table.T)
-        else:
-            logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
-        logits = softcapped(logits, self.config.logit_softcap)
+        logits = softcapped(times(hidden, self.unembedding().T, jnp.float32), self.config.logit_softcap)
         return constrain(logits, "batch", "length", "vocab") if logits.ndim == 3 else logits
 
     def value_outputs(self, hidden: Array) -> Array:
@@ -297,10 +292,8 @@ def step(config: DecoderConfig, params, layers: list, token: Array, contexts: li
     """
     module, variables = Decoder(config), {"params": params}
     angles = tuple(rotary.angles(kind, config.rotary_dim, sight.position[:, None]) for kind in config.kinds)
-    angles = jax.tree.map(
-        materialised, angles
-    )  # Otherwise each layer computes their sines anew, which takes longer than turning by them.
-    shared = Shared(angles, sight=sight)
+    # Otherwise each layer computes their sines anew, which takes longer than turning by them.
+    shared = Shared(jax.tree.map(materialised, angles), sight=sight)
     x, routes, written_tails = module.apply(variables, token[:, None], method="embed"), [], []
     for number, (own, kind) in enumerate(zip(layers, config.kind_of_layer, strict=True)):
         sparse = number >= dense_layers(config)
@@ -332,17 +325,11 @@ def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
 def init_tails(config: DecoderConfig, slots: int, width: int):
     """Empty `Cells` of each layer for S tails of W columns."""
     sizes = {"batch": slots, "kv_heads": config.num_kv_heads, "head_dim": config.head_dim, "length": width}
-    dtype = config.cache_dtype or config.dtype
-
-    def empty(dtype, *axes: str) -> Array:
-        return constrain(jnp.zeros([sizes[axis] for axis in axes], dtype), *axes)
 
     def cells() -> Cells:
-        keys = empty(dtype, "batch", "kv_heads", "head_dim", "length")
-        values = empty(dtype, "batch", "kv_heads", "length", "head_dim")
-        if dtype != "int8":
-            return Cells(keys, values)
-        return Cells(keys, values, *(empty("float32", "batch", "kv_heads", "length") for _ in range(2)))
+        keys, values = (jnp.zeros([sizes[axis] for axis in AXES[name]]) for name in ("keys", "values"))
+        made = cells_of(keys, values, config.cache_dtype or config.dtype)
+        return each_field(lambda axes, leaf: constrain(leaf, *axes), made)
 
     return [cells() for _ in range(config.num_layers)]
 

@@ -145,14 +145,14 @@ def gains(adapter: AdapterConfig, leaves: Leaves, matrix: Array, inputs: int = 1
     return leaves["magnitude"].reshape(-1) / jnp.maximum(length, jnp.finfo(jnp.float32).tiny)
 
 
-def times(rows: Array, matrix: Array) -> Array:
-    """Rows [n, I] times a matrix [I, O].
+def times(rows: Array, matrix: Array, dtype=None) -> Array:
+    """Rows [..., n, I] times a matrix [..., I, O], in `dtype`, by default theirs.
 
     On a CPU XLA packs what stands on the right anew for every product, and where a decoding step has few rows, packing the
     matrix costs more than multiplying by it. So there the rows stand on the right; barriers keep XLA from turning that round.
     """
-    if len(rows) > FEW_ROWS or rows.dtype != jnp.float32 or matrix.ndim > 2:
-        return jnp.matmul(rows, matrix)
+    if rows.ndim > 2 or matrix.ndim > 2 or len(rows) > FEW_ROWS or rows.dtype != jnp.float32:
+        return jnp.matmul(rows, matrix, preferred_element_type=dtype)
     return jax.lax.platform_dependent(rows, matrix, cpu=_matrix_first, default=jnp.matmul)
 
 

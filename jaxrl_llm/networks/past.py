@@ -6,6 +6,8 @@ has up to W columns. K key heads, G query heads for each, width H.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,21 @@ class Cells:
     values: Array
     key_scale: Array | None = None
     value_scale: Array | None = None
+
+
+# Logical axes of the fields.
+AXES = {
+    "keys": ("batch", "kv_heads", "head_dim", "length"),
+    "values": ("batch", "kv_heads", "length", "head_dim"),
+    "key_scale": ("batch", "kv_heads", "length"),
+    "value_scale": ("batch", "kv_heads", "length"),
+}
+
+
+def each_field(function: Callable[..., Array], *cells: Cells) -> Cells:
+    """`function(axes, *leaves)` of each field that the cells have, which all have the same."""
+    there = {name: axes for name, axes in AXES.items() if getattr(cells[0], name) is not None}
+    return Cells(**{name: function(axes, *(getattr(one, name) for one in cells)) for name, axes in there.items()})
 
 
 @flax.struct.dataclass
@@ -107,13 +124,12 @@ def _coded(numbers: Array, axis: int) -> tuple[Array, Array]:
 
 def written(past: LayerPast, key: Array, value: Array, column: Array) -> LayerPast:
     """The past with keys and values [S, K, H] of this step in `column` of the tails."""
-    new, tails = cells_of(key[..., None], value[:, :, None], past.tails.keys.dtype.name), past.tails
-    axes = {"keys": 3, "values": 2, "key_scale": 2, "value_scale": 2}
-    kept = {name: getattr(tails, name) for name in axes if getattr(tails, name) is not None}
-    update = jax.lax.dynamic_update_slice_in_dim
-    return past.replace(
-        tails=tails.replace(**{name: update(own, getattr(new, name), column, axes[name]) for name, own in kept.items()})
-    )
+    new = cells_of(key[..., None], value[:, :, None], past.tails.keys.dtype.name)
+
+    def put(axes, own, new):
+        return jax.lax.dynamic_update_slice_in_dim(own, new, column, axes.index("length"))
+
+    return past.replace(tails=each_field(put, past.tails, new))
 
 
 def past_attention(

@@ -18,7 +18,7 @@ from jaxrl_llm.rollouts.views import at_home, seen_as
 Draw = Callable[[Any, int, np.ndarray | None], tuple[list[Example], list[int], Any]]
 # (rollouts, by, names of statistics) -> arrays [N, T, ...] by name
 Statistics = Callable[[Any, str, tuple[str, ...]], Mapping[str, np.ndarray]]
-Ahead = Callable[[], contextlib.AbstractContextManager[tuple[Submit | None, Score]]]
+Ahead = Callable[[], contextlib.AbstractContextManager[tuple[Submit, Score]]]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -84,13 +84,13 @@ class Io:
           ValueError: a prompt of more than `max_prompt_tokens` tokens, a completion for which no room is left, an example
             without the completion that it is to give, a policy that the run does not have, or a reward out of range.
         """
-        if not rewarded or self.ahead is None:
-            collection = self._sampled(requests, None)
-            return self.reward(collection) if rewarded else collection
-        with self.ahead() as (submit, score):
-            return rewarded_collection(self._sampled(requests, submit), score, self.reward_weights)
+        if rewarded and self.ahead is not None:
+            with self.ahead() as (submit, score):
+                return rewarded_collection(self._sampled(requests, submit), score, self.reward_weights)
+        collection = self._sampled(requests)
+        return self.reward(collection) if rewarded else collection
 
-    def _sampled(self, requests: Sequence[Request], submit: Submit | None) -> Collection:
+    def _sampled(self, requests: Sequence[Request], submit: Submit | None = None) -> Collection:
         first, self.sampled = self.sampled, self.sampled + sum(request.samples for request in requests)
         return sample_requests(
             requests,

@@ -107,17 +107,23 @@ def generate(
         options |= {"chunk": _STOP_STRING_CHUNK, "cut": _cutter(stops, detokenize)}
     elif finished is not None:
         options |= {"chunk": _FINISHED_CHUNK}
-    told = np.zeros(len(work.of_context), bool)
-    for found in progress(work, **options):
-        new = np.flatnonzero((found.reason != RUNNING) & ~told)
-        told[new] = True
-        if finished is not None and new.size:
-            finished(new, found)
-    samples = samples_of(found)
+    samples = samples_of(_last(progress(work, **options), finished))
     if samples.prompt_routes is None:
         return samples
     of_prompts = work.of_context[np.cumsum(counts) - 1]
     return samples.replace(prompt_routes=samples.prompt_routes[of_prompts])
+
+
+def _last(parts: Iterator[Found], finished: Callable[[np.ndarray, Found], None] | None) -> Found:
+    """The last of what the engine gives, with `finished` told of samples as they end."""
+    told = 0
+    for found in parts:
+        over = found.reason != RUNNING
+        new = np.flatnonzero(over & ~told)
+        told = over
+        if finished is not None and new.size:
+            finished(new, found)
+    return found
 
 
 def stream(

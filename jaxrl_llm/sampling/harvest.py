@@ -115,14 +115,13 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
     width = bucket(columns) if columns <= 2 * FIRST_WIDTH else FIRST_WIDTH
     routes = None if found.routes is None else found.routes.shape[2:]
     state = engine.begin(network, queue, slots=slots, width=width, routes=routes)
-    ended, first, stops = np.zeros(slots, bool), 0, 0
+    ended, first = np.zeros(slots, bool), 0
     while True:
         until = width if chunk is None else min(width, first + (chunk if found.length.any() else 1))
         few = slots // 4 if slots > FEWEST_SLOTS else 0
         state = engine.run(network, params, layers, read, lengths, queue, state, ended, until, few, places=places)
-        if stops:
+        if found.length.any():
             yield found
-        stops += 1
         request, start, column, taken = jax.device_get((state.request, state.start, state.column, state.next))
         _gather(work, found, jax.device_get(state.log), slice(first, int(column)))
         first, ended = int(column), np.zeros(slots, bool)

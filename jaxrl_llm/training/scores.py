@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 
 import numpy as np
 
 from jaxrl_llm.rewards import RewardFailure, RewardPool
+from jaxrl_llm.rewards.worker import Call
 from jaxrl_llm.rollouts.collect import Score
 from jaxrl_llm.rollouts.io import Ahead
 from jaxrl_llm.training import metrics
@@ -33,7 +36,8 @@ def make_score(
     """Builds `score(prompts, completions, columns) -> rewards [N, K]`, NaN where missing, and the same ahead of time.
 
     The second is a context of `(submit, score)`, see `rollouts.Io`, of rewards that promise to look at one row at a time;
-    None where one of them does not.
+    None where one of them does not. Parts that are scored while others are sampled have the deadline each; once all are
+    sampled, what has not begun has it in common.
 
     The first scoring with these rewards raises ValueError where every value is missing, since they would be so until the
     end; of a reward of which many are missing or timed out there is one warning.
@@ -62,17 +66,22 @@ def make_score(
 
     @contextlib.contextmanager
     def ahead():
-        parts, thread = [], futures.ThreadPoolExecutor(1)
+        parts, thread, ends = [], futures.ThreadPoolExecutor(1), math.inf
+
+        def part_score(*asked):
+            return pool.score(rewards, *asked, min(deadline_seconds, max(ends - time.monotonic(), 0.0)))
 
         def submit(rows, *asked) -> None:
-            parts.append((np.asarray(rows), thread.submit(pool.score, rewards, *asked, deadline_seconds)))
+            parts.append((np.asarray(rows), thread.submit(part_score, *asked)))
 
         def rest(prompts, completions, columns) -> np.ndarray:
-            missing = np.setdiff1d(np.arange(len(prompts)), np.concatenate([[], *(rows for rows, _ in parts)])).astype(int)
-            if missing.size:
-                submit(missing, *([column[row] for row in missing] for column in (prompts, completions)), {
-                    name: [column[row] for row in missing] for name, column in columns.items()
-                })  # fmt: skip
+            nonlocal ends
+            # From now on the run waits: what has not begun shares one deadline, however many parts there are.
+            ends = time.monotonic() + deadline_seconds
+            submitted = {int(row) for rows, _ in parts for row in rows}
+            missing = [row for row in range(len(prompts)) if row not in submitted]
+            if missing:
+                submit(missing, *Call(prompts, completions, columns).at(missing))
             with timed("reward"):
                 return concluded(*_joined([(rows, *part.result()) for rows, part in parts], list(rewards)))
 

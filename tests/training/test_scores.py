@@ -127,6 +127,28 @@ def test_sampling_that_fails_leaves_no_reward_behind():
     assert len(calls) == count
 
 
+def test_what_has_not_begun_when_all_is_sampled_shares_one_deadline():
+    deadlines = []
+
+    class Slow:
+        def score(self, rewards, prompts, completions, columns, deadline):
+            deadlines.append(deadline)
+            time.sleep(0.05)
+            return np.zeros((len(prompts), 1)), []
+
+    _, ahead = scores.make_score(Slow(), {"long": long_enough}, 0.2, told=set(), failures=[])
+    rows = [str(row) for row in range(20)]
+    with ahead() as (submit, rest):
+        submit([0], ["0"], [""], {})
+        while not deadlines:
+            time.sleep(0.01)
+        for row in range(1, 20):
+            submit([row], [str(row)], [""], {})
+        rest(rows, rows, {})
+    assert len(deadlines) == 20 and deadlines[0] == 0.2 and deadlines[-1] == 0.0
+    assert deadlines == sorted(deadlines, reverse=True) and len(set(deadlines)) > 2
+
+
 def test_rewards_that_look_at_all_rows_wait_for_them():
     def whole(completions):
         return [0.0] * len(completions)
