@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 
 import numpy as np
@@ -12,6 +13,7 @@ ARITHMETIC_ALPHABET = "0123456789+-*=;#"
 ANSWER_MARKER = "#"
 SPLITS = ("train", "test")
 HELD_OUT_SHARE = 10  # one problem in ten is held out
+MOST_KEPT = 2**16  # examples that a source keeps once they are made
 
 
 def arithmetic_source(
@@ -51,6 +53,8 @@ def arithmetic_source(
     if not 0 <= careless <= 1:
         raise ValueError(f"careless is {careless}; give a share from 0 to 1")
 
+    # A run looks at all of them before it begins, once for each use that it makes of them.
+    @functools.lru_cache(maxsize=MOST_KEPT)
     def fetch(index: int) -> Example:
         random = np.random.Philox(key=np.array([seed % 2**64, index], np.uint64))
         while True:
