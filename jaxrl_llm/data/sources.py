@@ -188,8 +188,8 @@ def check_ids(ids: Sequence[int], vocab_size: int | None, place: str) -> None:
     Raises:
       ValueError: the message begins with `place`.
     """
-    unknown = next((i for i in ids if vocab_size is not None and not 0 <= i < vocab_size), None)
-    if unknown is not None:
+    if vocab_size is not None and ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        unknown = next(i for i in ids if not 0 <= i < vocab_size)
         fault = f"has the token id {unknown}, which a network of {vocab_size} tokens does not know"
         raise ValueError(f"{place} {fault}; take the tokenizer that belongs to the network")
 

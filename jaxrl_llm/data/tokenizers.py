@@ -149,10 +149,11 @@ def _decode_bytes(ids: list[int], skip_special_tokens: bool) -> str:
 
 
 def _encode_characters(alphabet: str, text: str, add_special_tokens: bool) -> list[int]:
-    unknown = next((c for c in text if c not in alphabet), None)
-    if unknown is not None:
+    ids = [alphabet.find(c) for c in text]
+    if -1 in ids:
+        unknown = text[ids.index(-1)]
         raise ValueError(f"character {unknown!r} of {text!r} is not in the alphabet {alphabet!r}; add it to the alphabet")
-    return [alphabet.index(c) for c in text]
+    return ids
 
 
 def _character_spans(alphabet: str, text: str) -> tuple[list[int], list[Span]]:
