@@ -52,6 +52,8 @@ def materialised(value):
     Args:
       value: float array of any shape.
     """
+    if not isinstance(value, jax.core.Tracer):  # Outside of `jax.jit` nothing is fused, and a loop would be compiled each time.
+        return lax.stop_gradient(value)
     return lax.platform_dependent(lax.stop_gradient(value), cpu=_through_a_loop, default=lax.optimization_barrier)
 
 

@@ -164,7 +164,7 @@ def pack_forest(
     entries = []
     for row, members in zip(placed.slots.tolist(), layout, strict=True):
         entries.append(_lay_row({name: values[row] for name, values in forest.items()}, rollouts, leaves, members, row))
-    return as_batch(_entries(rollouts, entries, placed) | {"forest": Forest(**forest)}, step, coefficients)
+    return as_batch(_entries(rollouts, entries, placed, width) | {"forest": Forest(**forest)}, step, coefficients)
 
 
 def _lay_row(forest: dict, rollouts: Rollouts, leaves: Leaves, members: list[int], row: int) -> np.ndarray:
@@ -190,10 +190,23 @@ def _lay_row(forest: dict, rollouts: Rollouts, leaves: Leaves, members: list[int
     return np.concatenate(entries, axis=1)
 
 
-def _entries(rollouts: Rollouts, entries: list[np.ndarray], placed: Rows) -> dict:
+def part_of(width: int, number: int) -> int:
+    """The least of 3/8, 1/2, 3/4, 1, 3/2... of `width` that is at least `number`.
+
+    Full rows differ little in what they hold, so that where it is nearly all of them it takes one shape, and not the two that
+    lie on both sides of a size of `step_up`.
+    """
+    most = width
+    while number > most:
+        most *= 2
+    while number <= most // 2:
+        most //= 2
+    return most * 3 // 4 if number <= most * 3 // 4 else most
+
+
+def _entries(rollouts: Rollouts, entries: list[np.ndarray], placed: Rows, forest_width: int) -> dict:
     """All per-token arrays of the batch, by name."""
-    most = max((found.shape[1] for found in entries), default=1)
-    width = step_up(most)
+    width = part_of(forest_width, max((found.shape[1] for found in entries if found.size), default=1))
     places = np.concatenate([np.arange(found.shape[1]) for found in entries] or [np.zeros(0, np.int64)])
     row, member, segment, position, index, column = np.concatenate(entries or [np.zeros((6, 0), np.int64)], axis=1)
     fields = per_token(rollouts)

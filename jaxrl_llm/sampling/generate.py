@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.sampling.cacheless import Cacheless
-from jaxrl_llm.sampling.harvest import Found, Work, progress, samples_of
+from jaxrl_llm.sampling.harvest import Found, Work, evened, progress, samples_of
 from jaxrl_llm.sampling.memory import most_slots
 from jaxrl_llm.sampling.records import RUNNING, STOP, Samples, make_sampling, row_keys
 
@@ -246,7 +246,8 @@ def _work(
     numbers: dict[tuple[int, ...], int] = {}
     of_prompt = np.array([numbers.setdefault(tuple(prompt.tolist()), len(numbers)) for prompt in prompts])
     width = _width(max(map(len, numbers)), buckets)
-    return Work(network, params, list(numbers), np.repeat(of_prompt, counts), keys, sampling, width, record_routes)
+    contexts, of_context = evened(list(numbers), np.repeat(of_prompt, counts))
+    return Work(network, params, contexts, of_context, keys, sampling, width, record_routes)
 
 
 def _checked_slots(slots: int | None, work: Work, columns: int) -> int:

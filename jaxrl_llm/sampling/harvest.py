@@ -118,6 +118,7 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
     ended, first = np.zeros(slots, bool), 0
     while True:
         until = width if chunk is None else min(width, first + (chunk if found.length.any() else 1))
+        # Quarters, and not what is left at the moment: few numbers of slots mean few programs.
         few = slots // 4 if slots > FEWEST_SLOTS else 0
         state = engine.run(network, params, layers, read, lengths, queue, state, ended, until, few, places=places)
         if found.length.any():
@@ -132,8 +133,8 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
         if not live.any() and taken == size:
             yield found
             return
-        if taken == size and live.sum() <= few and bucket(int(live.sum()), FEWEST_SLOTS) < slots:
-            rows = np.argsort(~live, kind="stable")[: bucket(int(live.sum()), FEWEST_SLOTS)]
+        if taken == size and live.sum() <= few:
+            rows = np.argsort(~live, kind="stable")[: max(few, FEWEST_SLOTS)]
             state, slots = engine.chosen(network, state, rows), len(rows)
             start, live, ended = start[rows], live[rows], ended[rows]
         if first == width:
@@ -174,13 +175,32 @@ def _beginning(work: Work, columns: int) -> tuple[Any, np.ndarray, Found]:
     return read, lengths, found._replace(routes=routes, prompt_routes=np.where(inside, experts, -1))
 
 
+def evened(contexts: list, of_context: np.ndarray) -> tuple[list, np.ndarray]:
+    """The contexts, those of more samples than others several times where there is room, and the number of that of each sample.
+
+    A step has the same number of places for each context. A prompt that was drawn twice would double them for all, and make
+    another program.
+    """
+    counts, places = np.bincount(of_context, minlength=len(contexts)), 1
+    while bucket(int((-(-counts // places)).sum())) > bucket(len(contexts)):
+        places *= 2
+    pieces = -(-counts // places)
+    number = (np.cumsum(pieces) - pieces)[of_context] + _places(of_context, counts) // places
+    return [context for context, count in zip(contexts, pieces, strict=True) for _ in range(count)], number
+
+
+def _places(of_context: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How many before each request have the same context, int [R]; `counts` are those of all."""
+    places = np.empty(len(of_context), np.int64)
+    places[np.argsort(of_context, kind="stable")] = np.arange(len(of_context)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places
+
+
 def _queue(work: Work) -> tuple[engine.Queue, int]:
     """The requests, filled up to a power of two, and the places that a context needs."""
     of_context, contexts = work.of_context, work.contexts
     counts = np.bincount(of_context, minlength=len(contexts))
-    places, seen, place = bucket(int(counts.max())), np.zeros(len(contexts), np.int64), np.zeros(len(of_context), np.int64)
-    for number, context in enumerate(of_context):
-        place[number], seen[context] = seen[context], seen[context] + 1
+    places = bucket(int(counts.max()))
     rows = np.minimum(np.arange(bucket(len(of_context))), len(of_context) - 1)
     shared = {"stop_ids": work.sampling.stop_ids, "logit_mask": work.sampling.logit_mask}
     if shared["logit_mask"] is not None and len(shared["logit_mask"]) > 1:
@@ -188,7 +208,7 @@ def _queue(work: Work) -> tuple[engine.Queue, int]:
     own = jax.tree.map(lambda leaf: leaf[rows], work.sampling.replace(**dict.fromkeys(shared)))
     queue = engine.Queue(
         size=np.int32(len(of_context)),
-        cell=(of_context * places + place).astype(np.int32)[rows],
+        cell=(of_context * places + _places(of_context, counts)).astype(np.int32)[rows],
         token=np.array([contexts[number][-1] for number in of_context], np.int32)[rows],
         length=np.array([len(contexts[number]) for number in of_context], np.int32)[rows],
         keys=work.keys[rows],
