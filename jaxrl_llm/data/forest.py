@@ -28,11 +28,13 @@ class Leaves(NamedTuple):
       member: int [M], number of the rollout.
       length: int [M], its tokens.
       common: int [M], tokens that it begins with in common with the one before it; 0 for the first.
+      entries: int [M], its actions and its last place.
     """
 
     member: np.ndarray
     length: np.ndarray
     common: np.ndarray
+    entries: np.ndarray
 
 
 def leaves_of(rollouts: Rollouts, keep: np.ndarray | None = None) -> Leaves:
@@ -53,14 +55,17 @@ def leaves_of(rollouts: Rollouts, keep: np.ndarray | None = None) -> Leaves:
         shortest = min(ends[one], ends[other])
         differs = tokens[one, :shortest] != tokens[other, :shortest]
         common.append(int(differs.argmax()) if differs.any() else int(shortest))
-    return Leaves(member, ends[member], np.array(common, np.int64))
+    last = np.arange(tokens.shape[1]) == ends[:, None] - 1
+    return Leaves(member, ends[member], np.array(common, np.int64), (acted | last)[member].sum(axis=1))
 
 
 def rows_of(leaves: Leaves, groups: np.ndarray, width: int) -> list[list[int]]:
     """Places leaves into rows of `width` columns, those of a group together where there is room.
 
     Groups are taken by their size, largest first, and the leaves of each by their length. A leaf goes to the row of its group's
-    last one, where it needs but what it does not share; else to the first row with room for all of it.
+    last one, where it needs but what it does not share; else to the first row with room for all of it. What leaves share they
+    may all learn: a row has at most `width` entries, or twice or four times as many and so on where all leaves together have
+    more entries than tokens, so that the batch takes few shapes.
 
     Args:
       leaves: M of them.
@@ -78,12 +83,17 @@ def rows_of(leaves: Leaves, groups: np.ndarray, width: int) -> list[list[int]]:
         length, number = leaves.length[worst], leaves.member[worst]
         raise ValueError(f"rollout {number} has {length} tokens; a packed row has {width}: raise the width of rows")
     sizes = np.bincount(groups, weights=leaves.length)
+    more = round_up(-(-int(leaves.entries.sum()) // max(int((leaves.length - leaves.common).sum()), 1)), sizes=1)
     room, rows, last = rooms(len(groups), width), [[] for _ in groups], {}
+
+    def needed(row: int, leaf: int) -> int:
+        return max(int(leaves.length[leaf]) - _shared(leaves, rows[row], leaf), -(-int(leaves.entries[leaf]) // more))
+
     for leaf in np.lexsort((-leaves.length, groups, -sizes[groups])).tolist():
-        row, needed = last.get(groups[leaf]), int(leaves.length[leaf])
-        if row is None or needed - _shared(leaves, rows[row], leaf) > room[len(room) // 2 + row]:
-            row = first_with_room(room, needed)
-        take_room(room, row, needed - _shared(leaves, rows[row], leaf))
+        row = last.get(groups[leaf])
+        if row is None or needed(row, leaf) > room[len(room) // 2 + row]:
+            row = first_with_room(room, int(leaves.length[leaf]))
+        take_room(room, row, needed(row, leaf))
         bisect.insort(rows[row], leaf)
         last[groups[leaf]] = row
     return sorted(row for row in rows if row)
@@ -190,23 +200,15 @@ def _lay_row(forest: dict, rollouts: Rollouts, leaves: Leaves, members: list[int
     return np.concatenate(entries, axis=1)
 
 
-def part_of(width: int, number: int) -> int:
-    """The least of 3/8, 1/2, 3/4, 1, 3/2... of `width` that is at least `number`.
-
-    Full rows differ little in what they hold, so that where it is nearly all of them it takes one shape, and not the two that
-    lie on both sides of a size of `step_up`.
-    """
-    most = width
-    while number > most:
-        most *= 2
-    while number <= most // 2:
-        most //= 2
-    return most * 3 // 4 if number <= most * 3 // 4 else most
+def entries_width(number: int, width: int) -> int:
+    """The size of `step_up` for `number` entries, or `width` where that is little more: full rows have one shape then."""
+    size = step_up(number)
+    return width if number <= width and 8 * size > 7 * width else size
 
 
 def _entries(rollouts: Rollouts, entries: list[np.ndarray], placed: Rows, forest_width: int) -> dict:
     """All per-token arrays of the batch, by name."""
-    width = part_of(forest_width, max((found.shape[1] for found in entries if found.size), default=1))
+    width = entries_width(max((found.shape[1] for found in entries), default=1), forest_width)
     places = np.concatenate([np.arange(found.shape[1]) for found in entries] or [np.zeros(0, np.int64)])
     row, member, segment, position, index, column = np.concatenate(entries or [np.zeros((6, 0), np.int64)], axis=1)
     fields = per_token(rollouts)
