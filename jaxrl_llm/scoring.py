@@ -1,28 +1,22 @@
-"""Per-token statistics of a policy on a batch, without ever building the logits [B, T, V].
-
-The hidden states meet the unembedding matrix one block of tokens by vocabulary at a time. The forward pass keeps
-running sums (an online log-sum-exp); the backward pass builds each block's logits again. See the rule of
-`token_statistics` for the mathematics.
-"""
+"""Per-token statistics of a policy on a batch; those of a network with `hidden` never build the logits, see `head`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.dense import DENSE, dense_statistics, pick_candidates
+from jaxrl_llm.head import Head, token_statistics
 from jaxrl_llm.types import Batch, Scores
 
 Scorer = Callable[[Any, Batch], Scores]
 STATISTICS = frozenset({"entropy", "mean_logp", "max_logp", "value", "value_outputs", "hidden", "router_logits", *DENSE})
 # Those that a bare function from tokens to logits cannot give.
 _OF_NETWORKS = frozenset({"value", "value_outputs", "hidden", "router_logits"})
-TOKEN_CHUNK = 8192
-VOCABULARY_CHUNK = 2048
 
 
 def make_scorer(
@@ -215,183 +209,3 @@ def make_picker(policy, pick, *, temperature: float = 1.0) -> Callable[[Any, Bat
         return pick_candidates(head.all_logits, (_previous(hidden, batch), policy.unembedding(params)), batch, key, pick)
 
     return candidates
-
-
-def token_statistics(
-    hidden,
-    matrix,
-    targets,
-    temperature: float = 1.0,
-    needs: frozenset[str] = frozenset(),
-    *,
-    softcap: float | None = None,
-    token_chunk: int = TOKEN_CHUNK,
-    vocabulary_chunk: int = VOCABULARY_CHUNK,
-) -> dict[str, jax.Array]:
-    """Statistics of softmax(hidden @ matrix.T / temperature) at each token, with the products capped where a cap is given.
-
-    Args:
-      hidden: [B, T, D] any float type.
-      matrix: [V, D] unembedding.
-      targets: int [B, T].
-      temperature: divides the logits.
-      needs: of "entropy", "mean_logp" and "max_logp", which has no gradient, those that are wanted; other names are passed
-        over.
-      softcap: c, each product x becomes c tanh(x / c) before it is divided; None for no cap.
-      token_chunk: tokens of a block, the same number from each row.
-      vocabulary_chunk: vocabulary entries of a block.
-
-    Returns:
-      "logp" and what is asked for, float32 [B, T], in nats.
-    """
-    wanted = ("logp", *sorted(needs & {"entropy", "mean_logp", "max_logp"}))
-    rows, length = targets.shape
-    chunk = min(max(token_chunk // rows, 1), length)
-
-    def split(values):
-        """[B, T, ...] -> [chunks, B * chunk, ...]: a chunk keeps all rows, so that a mesh that splits them stays busy."""
-        padded = jnp.pad(values, [(0, 0), (0, -length % chunk)] + [(0, 0)] * (values.ndim - 2))
-        parts = jnp.swapaxes(padded.reshape(rows, -1, chunk, *values.shape[2:]), 0, 1)
-        return parts.reshape(parts.shape[0], rows * chunk, *values.shape[2:])
-
-    def merge(values):
-        return jnp.swapaxes(values.reshape(-1, rows, chunk), 0, 1).reshape(rows, -1)[:, :length]
-
-    columns = min(vocabulary_chunk, matrix.shape[0])
-    head = Head(columns, 1.0 / temperature, softcap)
-    values = _statistics(head, wanted, split(hidden), matrix, split(targets))
-    found = {name: merge(value) for name, value in zip(wanted, values, strict=True)}
-    return found | {name: jax.lax.stop_gradient(found[name]) for name in found.keys() & {"max_logp"}}
-
-
-def _vocabulary_blocks(size: int, chunk: int):
-    """Starts and first fresh column of each block; the last block overlaps the one before it instead of overhanging."""
-    count = -(-size // chunk)
-    nominal = jnp.arange(count) * chunk
-    starts = jnp.minimum(nominal, size - chunk)
-    return starts, nominal - starts
-
-
-class Head(NamedTuple):
-    """How logits come of hidden states and the rows of the matrix, `chunk` rows at a time."""
-
-    chunk: int
-    scale: float
-    softcap: float | None
-
-    def logits(self, hidden, matrix, start):
-        """Rows [chunk, D] of the matrix from `start` on, and the logits [N, chunk] of those."""
-        rows = jax.lax.dynamic_slice_in_dim(matrix, start, self.chunk)
-        products = jnp.einsum("nd,vd->nv", hidden, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        if self.softcap is None:
-            return rows, self.scale * products
-        return rows, self.scale * self.softcap * jnp.tanh(products / self.softcap)
-
-    def all_logits(self, hidden, matrix):
-        """Logits [N, V] of all rows of the matrix at once; the head's chunk has to be all of them."""
-        return self.logits(hidden, matrix, 0)[1]
-
-    def slope(self, logits):
-        """d logit / d product."""
-        if self.softcap is None:
-            return self.scale
-        return self.scale * (1.0 - (logits / (self.scale * self.softcap)) ** 2)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _statistics(head: Head, wanted: tuple[str, ...], hidden, matrix, targets):
-    """Statistics, in the order of `wanted`: hidden [C, N, D], matrix [V, D], targets [C, N] -> tuple of [C, N]."""
-    return _forward_rule(head, wanted, hidden, matrix, targets)[0]
-
-
-def _forward_rule(head, wanted, hidden, matrix, targets):
-    def forward(tokens):
-        return _forward(head, wanted, tokens[0], matrix, tokens[1])
-
-    values, kept = jax.lax.map(forward, (hidden, targets))
-    return values, (hidden, matrix, targets, kept)
-
-
-def _backward_rule(head, wanted, residuals, cotangents):
-    hidden, matrix, targets, kept = residuals
-
-    def backward(matrix_gradient, tokens):
-        hidden, targets, kept, cotangents = tokens
-        return _backward(head, wanted, matrix, matrix_gradient, hidden, targets, kept, cotangents)
-
-    # Sums over many tokens lose their low bits in bfloat16.
-    zeros = jnp.zeros(matrix.shape, jnp.promote_types(matrix.dtype, jnp.float32))
-    matrix_gradient, hidden_gradient = jax.lax.scan(backward, zeros, (hidden, targets, kept, cotangents))
-    return hidden_gradient, matrix_gradient.astype(matrix.dtype), None
-
-
-def _forward(head: Head, wanted, hidden, matrix, targets):
-    """Statistics [N] of N tokens, and what the backward pass keeps of them."""
-    tokens, size, chunk = hidden.shape[0], matrix.shape[0], head.chunk
-
-    def add_block(carry, block):
-        start, fresh_from = block
-        peak, total, moment, plain, taken = carry
-        _, logits = head.logits(hidden, matrix, start)
-        column = jnp.arange(chunk)
-        logits = jnp.where(column >= fresh_from, logits, -jnp.inf)
-        new_peak = jnp.maximum(peak, logits.max(axis=1))
-        rescale = jnp.exp(peak - new_peak)
-        exponential = jnp.exp(logits - new_peak[:, None])
-        total = total * rescale + exponential.sum(axis=1)
-        finite = jnp.where(column >= fresh_from, logits, 0.0)
-        if "entropy" in wanted:
-            moment = moment * rescale + (exponential * finite).sum(axis=1)
-        if "mean_logp" in wanted:
-            plain = plain + finite.sum(axis=1)
-        is_target = (start + column == targets[:, None]) & (column >= fresh_from)
-        taken = taken + jnp.where(is_target, logits, 0.0).sum(axis=1)
-        return (new_peak, total, moment, plain, taken), None
-
-    zeros = jnp.zeros(tokens, jnp.float32)
-    carry = (jnp.full(tokens, -jnp.inf), zeros, zeros, zeros, zeros)
-    (peak, total, moment, plain, taken), _ = jax.lax.scan(add_block, carry, _vocabulary_blocks(size, chunk))
-    normaliser = peak + jnp.log(total)
-    values = {"logp": taken - normaliser, "entropy": normaliser - moment / total, "mean_logp": plain / size - normaliser}
-    values["max_logp"] = peak - normaliser
-    return tuple(values[name] for name in wanted), (normaliser, values["entropy"])
-
-
-def _backward(head: Head, wanted, matrix, matrix_gradient, hidden, targets, kept, cotangents):
-    """Adds N tokens to the gradient of the matrix [V, D], and gives that of their hidden states [N, D].
-
-    With logits x, p = softmax(x), Z = logsumexp(x), H the entropy, y the target and V the vocabulary size (what comes
-    before the logits, a scale and maybe a cap, is the head's to differentiate):
-
-    d logp / dx_j = [j = y] - p_j, d entropy / dx_j = -p_j (x_j - Z + H), d mean_logp / dx_j = 1 / V - p_j.
-    """
-    normaliser, entropy = kept
-    size, chunk = matrix.shape[0], head.chunk
-    given = dict(zip(wanted, cotangents, strict=True))
-    zeros = jnp.zeros_like(normaliser)
-    for_logp, for_entropy, for_mean = (given.get(name, zeros) for name in ("logp", "entropy", "mean_logp"))
-
-    def add_block(carry, block):
-        start, fresh_from = block
-        hidden_gradient, matrix_gradient = carry
-        rows, logits = head.logits(hidden, matrix, start)
-        log_probability = logits - normaliser[:, None]
-        column = jnp.arange(chunk)
-        slope = -(for_logp + for_mean)[:, None]
-        if "entropy" in wanted:
-            slope = slope - for_entropy[:, None] * (log_probability + entropy[:, None])
-        gradient = jnp.exp(log_probability) * slope + (for_mean / size)[:, None]
-        gradient = gradient + jnp.where(start + column == targets[:, None], for_logp[:, None], 0.0)
-        gradient = (head.slope(logits) * jnp.where(column >= fresh_from, gradient, 0.0)).astype(hidden.dtype)
-        hidden_gradient += jnp.einsum("nv,vd->nd", gradient, rows.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        rows_gradient = jnp.einsum("nv,nd->vd", gradient, hidden, preferred_element_type=jnp.float32)
-        earlier = jax.lax.dynamic_slice_in_dim(matrix_gradient, start, chunk)
-        updated = jax.lax.dynamic_update_slice_in_dim(matrix_gradient, earlier + rows_gradient, start, axis=0)
-        return (hidden_gradient, updated), None
-
-    carry = (jnp.zeros(hidden.shape, jnp.float32), matrix_gradient)
-    (hidden_gradient, matrix_gradient), _ = jax.lax.scan(add_block, carry, _vocabulary_blocks(size, chunk))
-    return matrix_gradient, hidden_gradient.astype(hidden.dtype)
-
-
-_statistics.defvjp(_forward_rule, _backward_rule)

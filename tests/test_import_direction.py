@@ -14,7 +14,7 @@ LEVELS = (
     ("__init__", "__version__", "types", "compose", "numerics", "failures", "reading"),
     ("controllers", "optimizers"),
     ("estimators", "objectives", "networks"),
-    ("distributed", "dense"),
+    ("distributed", "dense", "head"),
     ("scoring", "sampling"),
     ("rewards", "environments", "data"),
     ("rollouts",),

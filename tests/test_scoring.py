@@ -10,9 +10,10 @@ import pytest
 from oracles import statistics as oracle
 from oracles.tiny_policy import jit
 
+from jaxrl_llm.head import token_statistics
 from jaxrl_llm.networks import DecoderConfig, decoder
 from jaxrl_llm.objectives import sampled, top
-from jaxrl_llm.scoring import actor_critic_scorer, make_picker, make_scorer, token_statistics
+from jaxrl_llm.scoring import actor_critic_scorer, make_picker, make_scorer
 from jaxrl_llm.types import Batch
 
 NEEDS = frozenset({"entropy", "mean_logp"})
