@@ -10,14 +10,30 @@ A program of several hosts calls `jax.distributed.initialize()` first; the rest 
 """
 
 from jaxrl_llm.distributed.mesh import AXES, make_mesh
-from jaxrl_llm.distributed.sharding import RULES, batch_sharding, parameter_shardings, shard_params, shard_rows, sharded
+from jaxrl_llm.distributed.sharding import (
+    RULES,
+    abstract_params,
+    batch_sharding,
+    init_params,
+    parameter_shardings,
+    row_shards,
+    shard_params,
+    shard_rows,
+    sharded,
+)
+from jaxrl_llm.distributed.weights import for_sampling, sampling_mesh
 
 __all__ = [
     "AXES",
     "RULES",
+    "abstract_params",
     "batch_sharding",
+    "for_sampling",
+    "init_params",
     "make_mesh",
     "parameter_shardings",
+    "row_shards",
+    "sampling_mesh",
     "shard_params",
     "shard_rows",
     "sharded",

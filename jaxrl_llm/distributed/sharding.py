@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,9 +40,30 @@ def parameter_shardings(network: Network, mesh: Mesh, rules=RULES) -> Any:
     return jax.tree.map(lambda leaf, axes: NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh, rules)), shapes, names)
 
 
+def abstract_params(network: Network, mesh: Mesh | None = None, rules=RULES) -> Any:
+    """Shapes and dtypes of the parameters, on a mesh with their shardings; what is restored like them never lies elsewhere."""
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
+    if mesh is None:
+        return shapes
+    placed = functools.partial(jax.tree.map, lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own))
+    return placed(shapes, parameter_shardings(network, mesh, rules))
+
+
+def init_params(network: Network, key: jax.Array, mesh: Mesh | None = None, rules=RULES) -> Any:
+    """New parameters, on a mesh made where they lie: no device ever holds all of them."""
+    if mesh is None:
+        return network.init(key)
+    return jax.jit(network.init, out_shardings=parameter_shardings(network, mesh, rules))(key)
+
+
 def shard_params(params: Any, network: Network, mesh: Mesh, rules=RULES) -> Any:
     """Parameters laid out on the mesh by `parameter_shardings`; with several hosts, all must give the same ones."""
     return jax.device_put(params, parameter_shardings(network, mesh, rules))
+
+
+def row_shards(mesh: Mesh | None) -> int:
+    """Devices that share out rows."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -50,16 +71,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def shard_rows(batch: Any, mesh: Mesh) -> Any:
+def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
     """A record or another tree of arrays with its rows split over the mesh; scalars, and what is said of micro-batches, stand
-    on every device.
+    on every device. None, for one device, leaves it as it is.
 
     With several hosts, all must give the same rows; each keeps those of its devices.
 
     Raises:
       ValueError: data * fsdp does not divide the rows.
     """
-    parts = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+    if mesh is None:
+        return batch
+    parts = row_shards(mesh)
 
     def put(path, leaf):
         shape = () if path[-1:] == (jax.tree_util.GetAttrKey("parts"),) else jnp.shape(leaf)
@@ -74,7 +97,13 @@ def shard_rows(batch: Any, mesh: Mesh) -> Any:
 
 
 @contextlib.contextmanager
-def sharded(mesh: Mesh, rules=RULES) -> Iterator[Mesh]:
-    """Within it, what is traced splits its activations over the mesh: sampling, scoring and updates alike."""
+def sharded(mesh: Mesh | None, rules=RULES) -> Iterator[Mesh | None]:
+    """Within it, what is traced splits its activations over the mesh: sampling, scoring and updates alike.
+
+    None, for one device, changes nothing.
+    """
+    if mesh is None:
+        yield None
+        return
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         yield mesh

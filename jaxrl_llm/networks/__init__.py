@@ -5,7 +5,7 @@ from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig, ExpertsConfi
 from jaxrl_llm.networks.experts import Routing
 from jaxrl_llm.networks.huggingface import load_huggingface, save_huggingface
 from jaxrl_llm.networks.named import config, count_parameters, names
-from jaxrl_llm.networks.network import Network, decoder, from_apply, logical_axes
+from jaxrl_llm.networks.network import Network, as_computed, decoder, from_apply, logical_axes
 from jaxrl_llm.networks.peft import load_peft, save_peft
 from jaxrl_llm.networks.quantization import QuantizationGap, dequantize, quantization_gap, quantize
 from jaxrl_llm.networks.trees import join_params, split_params
@@ -20,6 +20,7 @@ __all__ = [
     "QuantizationGap",
     "Routing",
     "add_adapter",
+    "as_computed",
     "config",
     "count_parameters",
     "decoder",

@@ -6,6 +6,7 @@ say which mesh axes split which names. Without a mesh (`jax.set_mesh`) or withou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -44,6 +45,26 @@ def current_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> Parti
     """`partition_spec` under the mesh and the rules that are set; None where one of them is not."""
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
     return partition_spec(names, shape, mesh, rules) if rules and not mesh.empty else None
+
+
+def row_shards() -> int:
+    """Devices that share out rows under the mesh and the rules that are set; 1 where one of them is not."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    if not rules or mesh.empty:
+        return 1
+    axes = nn.logical_to_mesh_axes(("batch",), rules)[0] or ()
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
+def check_rows(rows: int, what: str) -> None:
+    """Refuses rows that would be copied: what does not go evenly over devices is computed by all of them.
+
+    Raises:
+      ValueError: the message begins with `what` they are.
+    """
+    shards = row_shards()
+    if rows % shards:
+        raise ValueError(f"{what}: {rows} rows do not go evenly over {shards} devices; pad them to a multiple of {shards}")
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -124,6 +124,23 @@ def decoder(config: DecoderConfig) -> Network:
     )
 
 
+def as_computed(network: Network, params: Params) -> Params:
+    """The parameters with each matrix in the dtype of the computation, to which the network rounds it before it multiplies.
+
+    Those that it reads in float32, such as scales and routers, stay, and so do all of an adapted network, whose matrices are
+    added in float32 first.
+    """
+    config = network.config
+    if not isinstance(config, DecoderConfig) or config.adapter is not None:
+        return params
+    rounded = {jax.tree_util.DictKey(name) for name in ("kernel", "embedding", "head")}
+
+    def as_read(path, leaf):
+        return leaf.astype(config.dtype) if path[-1] in rounded else leaf
+
+    return jax.tree_util.tree_map_with_path(as_read, params)
+
+
 def _boxed_params(config: DecoderConfig, key: jax.Array) -> Params:
     return Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
 

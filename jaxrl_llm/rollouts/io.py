@@ -41,6 +41,7 @@ class Io:
       cursor: place in the data, moved by `draw`.
       statistics: scores rollouts under a policy.
       keeps_entropy: whether `extras["behavior_entropy"]` has the entropies of the sampler.
+      around: what surrounds sampling, such as the mesh that it runs on.
       sampled: number of samples so far; the next one has this number.
     """
 
@@ -57,6 +58,7 @@ class Io:
     cursor: Any = None
     statistics: Statistics | None = None
     keeps_entropy: bool = False
+    around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     sampled: int = 0
 
     def draw(self, count: int, weights: np.ndarray | None = None) -> tuple[list[Example], list[int]]:
@@ -92,18 +94,19 @@ class Io:
 
     def _sampled(self, requests: Sequence[Request], submit: Submit | None = None) -> Collection:
         first, self.sampled = self.sampled, self.sampled + sum(request.samples for request in requests)
-        return sample_requests(
-            requests,
-            range(first, self.sampled),
-            tokenizer=self.tokenizer,
-            policies=self.policies,
-            sampling=self.sampling,
-            max_prompt_tokens=self.max_prompt_tokens,
-            seed=self.seed,
-            step=self.step,
-            keeps_entropy=self.keeps_entropy,
-            submit=submit,
-        )
+        with self.around():
+            return sample_requests(
+                requests,
+                range(first, self.sampled),
+                tokenizer=self.tokenizer,
+                policies=self.policies,
+                sampling=self.sampling,
+                max_prompt_tokens=self.max_prompt_tokens,
+                seed=self.seed,
+                step=self.step,
+                keeps_entropy=self.keeps_entropy,
+                submit=submit,
+            )
 
     def reward(self, collection: Collection) -> Collection:
         """The collection with the rewards of its completions."""

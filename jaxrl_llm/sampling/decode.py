@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.networks.axes import check_rows
 from jaxrl_llm.sampling import engine
 from jaxrl_llm.sampling.records import Samples, Sampling
 
@@ -35,6 +36,7 @@ def decode(
     """
     rows, places = keys.shape[0], keys.shape[0] // prompts.shape[0]
     _check_rows(rows, prompts.shape[0], sampling, max_new_tokens)
+    check_rows(rows, "samples of decode")
     last = jnp.take_along_axis(prompts, (lengths - 1)[:, None], axis=1)[:, 0]
     queue = engine.Queue(
         size=jnp.int32(rows),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_llm.networks.axes import row_shards
 from jaxrl_llm.sampling.cacheless import Cacheless
 from jaxrl_llm.sampling.harvest import Found, Work, evened, progress, samples_of
 from jaxrl_llm.sampling.memory import most_slots
@@ -251,12 +252,12 @@ def _work(
 
 
 def _checked_slots(slots: int | None, work: Work, columns: int) -> int:
-    rows = len(work.of_context)
-    if slots is None:
-        return min(rows, most_slots(work.network, columns))
-    if slots < 1:
+    rows, shards = len(work.of_context), row_shards()
+    if slots is not None and slots < 1:
         raise ValueError(f"slots is {slots}; it must be at least 1, or None for as many as memory has room for")
-    return min(slots, rows)
+    most = shards * most_slots(work.network, columns) if slots is None else slots
+    # Slots that devices do not share out evenly would be computed by all of them.
+    return -(-min(most, rows) // shards) * shards
 
 
 def _prepared(network, params) -> tuple[Any, int]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrl_llm.networks.axes import row_shards
 from jaxrl_llm.sampling import engine
 from jaxrl_llm.sampling.records import RUNNING, Samples, Sampling
 
@@ -104,7 +105,7 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
     Args:
       work: R requests.
       columns: L, most tokens of a sample.
-      slots: S, at most R.
+      slots: S, of which those beyond R stay idle.
       chunk: columns between two stops, the first of which comes after one; None for as few stops as can be.
       cut: `(found, requests) -> ended`, bool: which of the requests at work end, for reasons of the host's.
     """
@@ -115,11 +116,11 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
     width = bucket(columns) if columns <= 2 * FIRST_WIDTH else FIRST_WIDTH
     routes = None if found.routes is None else found.routes.shape[2:]
     state = engine.begin(network, queue, slots=slots, width=width, routes=routes)
-    ended, first = np.zeros(slots, bool), 0
+    ended, first, shards = np.zeros(slots, bool), 0, row_shards()
     while True:
         until = width if chunk is None else min(width, first + (chunk if found.length.any() else 1))
         # Quarters, and not what is left at the moment: few numbers of slots mean few programs.
-        few = slots // 4 if slots > FEWEST_SLOTS else 0
+        few = -(-slots // 4 // shards) * shards if slots > max(FEWEST_SLOTS, shards) else 0
         state = engine.run(network, params, layers, read, lengths, queue, state, ended, until, few, places=places)
         if found.length.any():
             yield found
@@ -134,7 +135,7 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
             yield found
             return
         if taken == size and live.sum() <= few:
-            rows = np.argsort(~live, kind="stable")[: max(few, FEWEST_SLOTS)]
+            rows = np.argsort(~live, kind="stable")[: max(few, -(-FEWEST_SLOTS // shards) * shards)]
             state, slots = engine.chosen(network, state, rows), len(rows)
             start, live, ended = start[rows], live[rows], ended[rows]
         if first == width:
@@ -155,7 +156,8 @@ def _next_width(width: int, columns: int, last: bool, start: int) -> int:
 def _beginning(work: Work, columns: int) -> tuple[Any, np.ndarray, Found]:
     """What the network says of all contexts but for their last tokens, the lengths without these, and nothing found yet."""
     size, contexts = len(work.of_context), work.contexts
-    width, rows = work.width or bucket(max(map(len, contexts)), SMALLEST_BUCKET), bucket(len(contexts))
+    width, shards = work.width or bucket(max(map(len, contexts)), SMALLEST_BUCKET), row_shards()
+    rows = -(-bucket(len(contexts)) // shards) * shards
     tokens, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
     for row, context in enumerate(contexts):
         lengths[row] = len(context) - 1

@@ -142,6 +142,7 @@ def build_mesh(config: ConfigDict) -> jax.sharding.Mesh | None:
       ValueError: the sizes do not fit the devices.
     """
     sizes = config.mesh.to_dict()
+    sizes.pop("sampling_tensor")
     wrong = [name for name, size in sizes.items() if size < 1 and size != -1]
     if wrong:
         raise ValueError(f"config.mesh.{wrong[0]} is {sizes[wrong[0]]}; it must be at least 1, or -1 for all devices left")
@@ -151,6 +152,20 @@ def build_mesh(config: ConfigDict) -> jax.sharding.Mesh | None:
     if open_axes:
         sizes[open_axes[0]] = jax.device_count() // -math.prod(sizes.values())
     return distributed.make_mesh(**sizes) if math.prod(sizes.values()) != 1 else None
+
+
+def build_sampling_mesh(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
+    """The devices of the mesh for sampling; None for one device.
+
+    Raises:
+      ValueError: `config.mesh.sampling_tensor` does not divide them.
+    """
+    if mesh is None:
+        return None
+    try:
+        return distributed.sampling_mesh(mesh, config.mesh.sampling_tensor)
+    except ValueError as error:
+        raise ValueError(f"config.mesh.sampling_tensor: {error}") from error
 
 
 def build_network(
@@ -205,8 +220,7 @@ def base_network(
         if mesh is not None:
             computed |= {"shardings": functools.partial(distributed.parameter_shardings, mesh=mesh)}
         return networks.load_huggingface(wanted.directory, wanted.param_dtype, progress=config.log.live, **computed)
-    params = network.init(jax.random.key(config.seed))
-    return network.with_params(params if mesh is None else distributed.shard_params(params, network, mesh))
+    return network.with_params(distributed.init_params(network, jax.random.key(config.seed), mesh))
 
 
 def _given_network(config: ConfigDict, given: networks.Network, mesh: jax.sharding.Mesh | None) -> networks.Network:

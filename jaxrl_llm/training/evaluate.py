@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrl_llm import methods, rewards, rollouts
+from jaxrl_llm import distributed, methods, rewards, rollouts
 from jaxrl_llm.training import build
 from jaxrl_llm.training.agreement import make_agree
 from jaxrl_llm.training.compiling import use_compilation_cache
@@ -47,17 +48,21 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
       ValueError: the folder holds no policy, or the configuration is impossible.
     """
     check_config(config)
-    network, tokenizer = load_policy(directory)
+    mesh = build.build_mesh(config)
+    network, tokenizer = load_policy(directory, mesh=mesh)
+    sampling_mesh = build.build_sampling_mesh(config, mesh)
     settings, vocab_size = config.evaluation, network.config.vocab_size
     source = build.build_source(config, tokenizer, test=True, vocab_size=vocab_size)
     name = settings.reward or config.rewards.names[0]
     failures: list[rewards.RewardFailure] = []
-    with build.build_pool(config) as pool:
-        chosen = {name: build_reward(name, config)}
+    with build.build_pool(config) as pool, distributed.sharded(mesh):
+        chosen = {name: build_reward(name, config, mesh)}
+        params = distributed.for_sampling(network.without_params(), network.params, sampling_mesh)
         score, ahead = make_score(pool, chosen, config.rewards.deadline_seconds, told=set(), failures=failures)
         io = rollouts.Io(
             tokenizer=tokenizer,
-            policies={"policy": lambda: (network.without_params(), network.params)},
+            policies={"policy": lambda: (network.without_params(), params)},
+            around=functools.partial(distributed.sharded, sampling_mesh),
             rewards=score,
             ahead=ahead,
             sampling=build.evaluation_sampling(config, tokenizer),
@@ -75,6 +80,8 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
             bound=bound,
             width=config.rl.row_tokens,
             parts=config.rl.micro_batches,
+            shards=distributed.row_shards(mesh),
+            place=functools.partial(distributed.shard_rows, mesh=mesh),
         )
         options = {
             "success": settings.success,
@@ -123,13 +130,15 @@ def evaluate_completions(directory: str | pathlib.Path, config: ConfigDict) -> d
 def _opened(directory: str | pathlib.Path, config: ConfigDict) -> Iterator[Run]:
     """What of a run evaluations without samples look at, with the network of the folder."""
     check_config(config)
-    network, tokenizer = load_policy(directory)
-    with build.build_pool(config) as pool:
+    mesh = build.build_mesh(config)
+    network, tokenizer = load_policy(directory, mesh=mesh)
+    with build.build_pool(config) as pool, distributed.sharded(mesh):
         yield Run(
             config=config,
             workdir=pathlib.Path(directory),
             tokenizer=tokenizer,
             network=network,
+            mesh=mesh,
             source=(),
             test_source=build.build_source(config, tokenizer, test=True),
             method=methods.get(config.method.name, **method_options(config)),

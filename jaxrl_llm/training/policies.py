@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxrl_llm import networks, reading
+from jaxrl_llm import distributed, networks, reading
 from jaxrl_llm.data import Tokenizer, load_tokenizer
 from jaxrl_llm.networks.config import DTYPES
 from jaxrl_llm.networks.config_checks import check_tokens
@@ -28,13 +28,16 @@ TOKENIZER_FILES = (
 TEMPLATES = "additional_chat_templates"
 
 
-def load_policy(directory: str | pathlib.Path, *, dtype: str = "float32") -> tuple[networks.Network, Tokenizer]:
+def load_policy(
+    directory: str | pathlib.Path, *, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> tuple[networks.Network, Tokenizer]:
     """Network with parameters, and tokenizer, from one of three kinds of folder.
 
     Args:
       directory: the workdir of a run (its latest checkpoint), a Hugging Face checkpoint directory, or what
         `convert_to_orbax` wrote.
       dtype: of Hugging Face parameters.
+      mesh: on which the parameters are laid out while they are read; None for one device.
 
     Raises:
       ValueError: the folder is none of these.
@@ -42,9 +45,13 @@ def load_policy(directory: str | pathlib.Path, *, dtype: str = "float32") -> tup
     directory = pathlib.Path(directory).absolute()
     kind = folder_kind(directory)
     if kind == "run":
-        return _load_run(directory)
+        return _load_run(directory, mesh)
     tokenizer = load_tokenizer(directory)
-    network = _load_orbax(directory) if kind == "orbax" else networks.load_huggingface(directory, dtype=dtype)
+    if kind == "orbax":
+        network = _load_orbax(directory, mesh)
+    else:
+        shardings = None if mesh is None else functools.partial(distributed.parameter_shardings, mesh=mesh)
+        network = networks.load_huggingface(directory, dtype=dtype, shardings=shardings)
     build.check_stop_ids(tokenizer, network.config.vocab_size, directory)
     return network, tokenizer
 
@@ -76,11 +83,11 @@ def run_config(directory: str | pathlib.Path) -> ConfigDict:
     return read_config(pathlib.Path(directory) / "config.json")
 
 
-def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
+def _load_run(directory: pathlib.Path, mesh: jax.sharding.Mesh | None) -> tuple[networks.Network, Tokenizer]:
     config = run_config(directory)
     tokenizer = build.build_tokenizer(config)
     network = build.network_structure(config, tokenizer)
-    like, frozen = build.trained_and_frozen(config, jax.eval_shape(network.init, jax.random.key(0)))
+    like, frozen = build.trained_and_frozen(config, distributed.abstract_params(network, mesh))
     stored = checkpoint.parameter_names(directory / "checkpoints")
     path = ("params", "policy") if "policy" in stored else ("params",)
     params = checkpoint.restore_params(directory / "checkpoints", like, path=path)
@@ -88,14 +95,14 @@ def _load_run(directory: pathlib.Path) -> tuple[networks.Network, Tokenizer]:
         raise ValueError(f"{directory} trains a part of a network that train() was given in Python; give it the whole again")
     if frozen is not None:
         # Checkpoints hold what trains alone; the rest is made again from where it came.
-        _, frozen = build.trained_and_frozen(config, build.build_network(config, tokenizer).params)
+        _, frozen = build.trained_and_frozen(config, build.build_network(config, tokenizer, mesh).params)
         params = networks.join_params(params, frozen)
     return network.with_params(params), tokenizer
 
 
-def _load_orbax(directory: pathlib.Path) -> networks.Network:
+def _load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None) -> networks.Network:
     network = networks.decoder(read_network(directory / "network.json"))
-    like = jax.eval_shape(network.init, jax.random.key(0))
+    like = distributed.abstract_params(network, mesh)
     return network.with_params(checkpoint.load_params(directory / "params", like))
 
 

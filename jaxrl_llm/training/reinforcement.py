@@ -139,6 +139,8 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
         remembered = jax.device_get(state.method_state["strategy"])
         with timed("sample"):
             collection, remembered, metrics = method.strategy.run(io, remembered, rl.prompts)
+        cursor = io.cursor
+        del io  # With it goes the copy of the parameters that was sampled with.
         state = state.replace(method_state=with_strategy_state(method, state.method_state, remembered))
         rollouts = annotated(state, with_answers(method, collection, answer), number)
         metrics |= rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
@@ -152,7 +154,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
         method_state = after_step(method, before, state.method_state, metrics)
         if follow is not None:
             method_state |= {"reference": follow(policy_params(run, state), method_state["reference"])[1]}
-        return state.replace(method_state=method_state), io.cursor, metrics, collection.records
+        return state.replace(method_state=method_state), cursor, metrics, collection.records
 
     return step
 
@@ -162,7 +164,7 @@ def strategy_io(run: Run, state: TrainState, reference, number: int, failures: l
     params = policy_params(run, state)
     policies = run.policies(params)
     if run.method.needs_reference:
-        policies["reference"] = lambda: (run.network.without_params(), run.whole(reference_params(state, reference)))
+        policies["reference"] = run.sampled_by(run.network, lambda: run.whole(reference_params(state, reference)))
     entropy = "behavior_entropy" in run.method.needs
     return run.io(params, number, failures, policies=policies, keeps_entropy=entropy, **changes)
 

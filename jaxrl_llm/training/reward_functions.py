@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from jaxrl_llm import distributed, rewards
+from jaxrl_llm import rewards
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.dialogues import encode_answer
 from jaxrl_llm.training.config import REWARD_MODEL
@@ -85,9 +85,7 @@ def load_reward_model(directory: str, mesh: jax.sharding.Mesh | None = None) -> 
     Raises:
       ValueError: there is none, or it has no value head of one output.
     """
-    network, tokenizer = load_policy(directory)
-    if mesh is not None:
-        network = network.with_params(distributed.shard_params(network.params, network, mesh))
+    network, tokenizer = load_policy(directory, mesh=mesh)
     return rewards.reward_model(network, functools.partial(_encode, tokenizer))
 
 

@@ -55,6 +55,7 @@ class Run:
       pool: of reward workers.
       teacher: the network of the teacher, with its parameters; None where no method needs it.
       mesh: of devices; None for one device.
+      sampling_mesh: of the same devices, for sampling.
       rewards: functions by name.
       given: Python objects that `train` was given.
       counts: examples, held-out ones, and those of both that were dropped.
@@ -75,6 +76,7 @@ class Run:
     frozen: Any = None
     teacher: Network | None = None
     mesh: jax.sharding.Mesh | None = None
+    sampling_mesh: jax.sharding.Mesh | None = None
     given: Given = NOTHING
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     told: set = dataclasses.field(default_factory=set)
@@ -90,7 +92,7 @@ class Run:
           ValueError: the network in the folder is another one.
         """
         if directory:
-            found = load_policy(directory, dtype=self.config.network.param_dtype)[0].params
+            found = load_policy(directory, dtype=self.config.network.param_dtype, mesh=self.mesh)[0].params
         else:
             # Made anew: the first update was given the buffers of those that there were.
             found = build.build_network(self.config, self.tokenizer, self.mesh, given=self.given.network).params
@@ -104,7 +106,7 @@ class Run:
 
     def place(self, batch: Batch) -> Batch:
         """The batch with its rows split over the mesh, where there is one."""
-        return batch if self.mesh is None else distributed.shard_rows(batch, self.mesh)
+        return distributed.shard_rows(batch, self.mesh)
 
     def pack(self, rollouts: Rollouts, width: int, micro_batches: int, **options) -> Batch:
         """Packed rows for the run's networks, which all read alike; see `lay_out`."""
@@ -114,7 +116,7 @@ class Run:
     @property
     def shards(self) -> int:
         """Devices that share out the rows."""
-        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return distributed.row_shards(self.mesh)
 
     def draw(
         self, cursor: Cursor, count: int, weights: np.ndarray | None = None
@@ -151,10 +153,15 @@ class Run:
 
     def policies(self, params) -> dict[str, Callable[[], tuple[Network, Any]]]:
         """The policy with these parameters and the teacher, where there is one, as `rollouts.Io` wants them."""
-        found = {"policy": lambda: (self.network.without_params(), self.whole(params))}
+        found = {"policy": self.sampled_by(self.network, lambda: self.whole(params))}
         if self.teacher is not None:
-            found["teacher"] = lambda: (self.teacher.without_params(), self.teacher.params)
+            found["teacher"] = self.sampled_by(self.teacher, lambda: self.teacher.params)
         return found
+
+    def sampled_by(self, network: Network, params: Callable[[], Any]) -> Callable[[], tuple[Network, Any]]:
+        """A function that gives the network and its parameters as they are sampled with; a copy is made when first asked."""
+        network = network.without_params()
+        return functools.cache(lambda: (network, distributed.for_sampling(network, params(), self.sampling_mesh)))
 
     def io(self, params, step: int, failures: list | None = None, **changes) -> rollouts.Io:
         """What a strategy may do in a step of training under `params`; `changes` are attributes of `rollouts.Io`."""
@@ -172,6 +179,7 @@ class Run:
     def _io(self, params, scorer, sampling, seed: int, step: int, **changes) -> rollouts.Io:
         usual = {"tokenizer": self.tokenizer, "max_prompt_tokens": self.config.task.max_prompt_tokens}
         usual |= {"policies": self.policies(params), "sampling": sampling, "seed": seed, "step": step}
+        usual["around"] = functools.partial(distributed.sharded, self.sampling_mesh)
         usual |= dict(zip(("rewards", "ahead"), scorer, strict=True))
         return rollouts.Io(**(usual | changes))
 
@@ -191,8 +199,8 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
     tell = functools.partial(say, enabled=config.log.live)
     tell(_what_runs(config, workdir))
     tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
-    scope = contextlib.nullcontext() if mesh is None else distributed.sharded(mesh)
-    with locked(workdir), build.build_pool(config) as pool, scope:
+    sampling_mesh = build.build_sampling_mesh(config, mesh)
+    with locked(workdir), build.build_pool(config) as pool, distributed.sharded(mesh):
         # Before anything is loaded or compiled, all that is named is there and all data can be read.
         functions, counts = build_rewards(config, mesh, given.functions), {}
         vocab_size, source_of = _vocab_size(config, tokenizer, given), functools.partial(build.build_source, config, tokenizer)
@@ -211,6 +219,7 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
             network=network.with_params(trained),
             frozen=frozen,
             mesh=mesh,
+            sampling_mesh=sampling_mesh,
             teacher=build_teacher(config, network, mesh),
             source=source,
             test_source=test_source,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 from ml_collections import ConfigDict
 
-from jaxrl_llm import distributed
 from jaxrl_llm.networks import Network
 from jaxrl_llm.training.policies import load_policy
 
@@ -19,10 +18,10 @@ def build_teacher(config: ConfigDict, student: Network, mesh: jax.sharding.Mesh 
     directory = config.teacher.directory
     if not directory:
         return None
-    teacher, _ = load_policy(directory, dtype=config.network.param_dtype)
+    teacher, _ = load_policy(directory, dtype=config.network.param_dtype, mesh=mesh)
     sizes = teacher.config.vocab_size, student.config.vocab_size
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"the teacher in {directory} has {sizes[0]} tokens, the student {sizes[1]}; give one of its vocabulary"
         )
-    return teacher if mesh is None else teacher.with_params(distributed.shard_params(teacher.params, teacher, mesh))
+    return teacher

@@ -1,4 +1,4 @@
-"""The head on meshes: each device its own part of the vocabulary and of the tokens, with values and gradients of plain loops."""
+"""The head on meshes: each device its own part of vocabulary and tokens, with values and gradients of plain loops."""
 
 import jax
 import jax.numpy as jnp

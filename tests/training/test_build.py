@@ -123,6 +123,13 @@ def test_meshes(sizes, shape):
     assert mesh is None if shape is None else mesh.devices.shape == shape and mesh.axis_names == ("data", "fsdp", "tensor")
 
 
+def test_a_sampling_mesh_that_does_not_fit():
+    config = tiny_config()
+    config.mesh.update(fsdp=-1, sampling_tensor=3)
+    with pytest.raises(ValueError, match=r"config.mesh.sampling_tensor: 3 devices that share out a copy do not divide the 8"):
+        build.build_sampling_mesh(config, build.build_mesh(config))
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

@@ -166,7 +166,7 @@ def test_a_mesh_changes_nothing_but_rounding(tmp_path):
 @pytest.mark.parametrize("method", ["grpo", "ppo"])
 def test_a_mesh_for_reference_and_critic(method, tmp_path):
     config = tiny_config(method, **METHOD_OPTIONS[method])
-    config.mesh.update(fsdp=4, tensor=2)
+    config.mesh.update(fsdp=4, tensor=2, sampling_tensor=4)
     config.rl.micro_batches = 2
     for mine, theirs in zip(finish(config, tmp_path).metrics, finished(method).metrics, strict=True):
         for name in mine.keys() - {"phase"}:
