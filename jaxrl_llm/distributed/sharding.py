@@ -16,9 +16,10 @@ from jaxrl_llm.networks import Network, logical_axes
 from jaxrl_llm.networks.axes import partition_spec
 
 # Name of an axis -> mesh axes that split it; other names are never split. "embed" is the width of the residual stream in
-# parameters; in activations it is "activation_embed", since there fsdp splits the rows.
+# parameters; in activations it is "activation_embed", since there fsdp splits the rows. "draws" are rows of whole logits.
 RULES = (
     ("batch", ("data", "fsdp")),
+    ("draws", ("data", "fsdp", "tensor")),
     ("embed", "fsdp"),
     ("vocab", "tensor"),
     ("heads", "tensor"),

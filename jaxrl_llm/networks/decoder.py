@@ -256,7 +256,7 @@ class Decoder(nn.Module):
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V], float32, of hidden states [..., D]."""
         logits = softcapped(times(hidden, self.unembedding().T, jnp.float32), self.config.logit_softcap)
-        return constrain(logits, "batch", "length", "vocab") if logits.ndim == 3 else logits
+        return constrain(logits, *("batch", "length")[: logits.ndim - 1], "vocab")
 
     def value_outputs(self, hidden: Array) -> Array:
         """Outputs [..., n] of the value head, float32, of hidden states [..., D]."""

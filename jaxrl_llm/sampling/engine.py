@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.past import Sight
 from jaxrl_llm.sampling.draw import draw, tempered_entropy
 from jaxrl_llm.sampling.records import LENGTH, RUNNING, STOP, Sampling
@@ -171,6 +172,8 @@ def _of_requests(queue: Queue, request: Array) -> Queue:
 
 def _drawn(slots: Slots, queue: Queue, own: Queue, logits, routes) -> Slots:
     """Draws a token a slot from `logits` [S, V], writes it into the log, and lets the next requests in where one ended."""
+    # Each device draws for whole rows: over parts of the vocabulary every turn of a search would be a collective of its own.
+    logits = constrain(logits, "draws", "vocabulary")
     keys = jax.vmap(jax.random.fold_in)(own.keys, own.length + slots.count)
     uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
     forced = own.sampling.forced
