@@ -220,7 +220,7 @@ def _config_of(policy: str, path: str | None, overrides: list[str]):
 
     if path is not None:
         return load_config(path, overrides)
-    if folder_kind(pathlib.Path(policy).absolute()) != "run":
+    if folder_kind(policy) != "run":
         raise ValueError(f"{policy} is no run, which would say what to measure; give --config=FILE")
     return override(lambda: run_config(policy), overrides, f"{policy}/config.json")
 

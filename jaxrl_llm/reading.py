@@ -20,6 +20,18 @@ from typing import Any
 
 Check = Callable[[Any, str], Any]
 
+
+def local(path: str | pathlib.Path) -> pathlib.Path:
+    """The absolute path of a file or folder of this machine.
+
+    Raises:
+      ValueError: it is an address such as gs://bucket/run, which would become a local folder of that name.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
+        raise ValueError(f"{path} is no folder of this machine; mount the bucket or copy what is there, and give that")
+    return pathlib.Path(path).absolute()
+
+
 MOST_BYTES = 2**28  # of a file that is read into memory
 MOST_NESTED = 200  # brackets within brackets
 LARGEST = 3e38  # that float32 holds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
 from typing import Any
 
 from rich.console import Console
@@ -41,7 +40,7 @@ def converse(
       ValueError: a system message without a chat, or a folder without a policy.
     """
     use_compilation_cache()
-    run = run_config(directory) if folder_kind(pathlib.Path(directory).absolute()) == "run" else None
+    run = run_config(directory) if folder_kind(directory) == "run" else None
     chat = (run is not None and run.task.chat) if chat is None else chat
     if system and not chat:
         raise ValueError(f"--system={system!r} would change nothing without --chat; add it")

@@ -42,7 +42,7 @@ def load_policy(
     Raises:
       ValueError: the folder is none of these.
     """
-    directory = pathlib.Path(directory).absolute()
+    directory = reading.local(directory)
     kind = folder_kind(directory)
     if kind == "run":
         return _load_run(directory, mesh)
@@ -56,12 +56,13 @@ def load_policy(
     return network, tokenizer
 
 
-def folder_kind(directory: pathlib.Path) -> str:
+def folder_kind(directory: str | pathlib.Path) -> str:
     """ "run", "orbax" or "huggingface".
 
     Raises:
       ValueError: none of these; the message says what each would hold.
     """
+    directory = reading.local(directory)
     if (directory / "checkpoints").is_dir() and (directory / "config.json").is_file():
         return "run"
     if (directory / "network.json").is_file():
@@ -100,7 +101,7 @@ def _load_run(directory: pathlib.Path, mesh: jax.sharding.Mesh | None) -> tuple[
     return network.with_params(params), tokenizer
 
 
-def _load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None) -> networks.Network:
+def _load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> networks.Network:
     network = networks.decoder(read_network(directory / "network.json"))
     like = distributed.abstract_params(network, mesh)
     return network.with_params(checkpoint.load_params(directory / "params", like))
@@ -120,7 +121,7 @@ def read_network(path: pathlib.Path) -> networks.DecoderConfig:
 
 def convert_to_orbax(network: networks.Network, directory: str | pathlib.Path) -> None:
     """Writes `params/` (Orbax) and `network.json` (the architecture) into `directory`."""
-    directory = pathlib.Path(directory).absolute()
+    directory = reading.local(directory)
     checkpoint.save_params(directory / "params", network.params)
     metrics.write_atomically(directory / "network.json", [json.dumps(dataclasses.asdict(network.config), indent=2) + "\n"])
 
@@ -144,7 +145,7 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
     Raises:
       ValueError: the target exists, or an unknown format or dtype.
     """
-    source, target = pathlib.Path(source).absolute(), pathlib.Path(target).absolute()
+    source, target = reading.local(source), reading.local(target)
     if target.exists():
         raise ValueError(f"{target} exists already; give a folder that does not, so that nothing is lost")
     writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax, "peft": functools.partial(_write_peft, source)}

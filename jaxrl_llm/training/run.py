@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,8 +34,9 @@ from jaxrl_llm.types import Batch, Rollouts
 # Evaluation samples must not repeat the noise of training samples.
 EVALUATION_SEED_OFFSET = 1_000_003
 _GAP_PROMPTS = 8  # on which the gap of a quantised base is measured
+_LOST = 4e-5  # a bfloat16 of 0.02, a usual parameter, changes by no less than half of 2**-14
 # Keys that a resumed run may change without becoming another run.
-_CHANGEABLE = ("log.", "checkpoint.", "rewards.workers", "rewards.memory_gb")
+_CHANGEABLE = ("log.", "checkpoint.", "rewards.workers", "rewards.memory_gb", "mesh.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +196,13 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
     """
     config = named(config, given)
     check_config(config)
-    workdir = pathlib.Path(workdir).absolute()
-    _check_same_run(config, workdir)
+    workdir = reading.local(workdir)
+    changed = _check_same_run(config, workdir)
     tell = functools.partial(say, enabled=config.log.live)
     tell(_what_runs(config, workdir))
+    if any(name.startswith("mesh.") for name in changed):
+        tell("another mesh than before: the run goes on with the same prompts, and with numbers that are equal up to rounding")
+    warn_of_lost_steps(config)
     tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
     sampling_mesh = build.build_sampling_mesh(config, mesh)
     with locked(workdir), build.build_pool(config) as pool, distributed.sharded(mesh):
@@ -277,20 +282,41 @@ def _report_gap(workdir: pathlib.Path, source, tokenizer: Tokenizer, gap: Callab
     metrics.write_atomically(path, [json.dumps(found, indent=2) + "\n"])
 
 
-def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Raises ValueError where the run in `workdir` was made with another configuration."""
+def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+    """The keys in which the configuration differs from that of the run in `workdir`, all of which may change.
+
+    Raises:
+      ValueError: another one differs.
+    """
     path = workdir / "config.json"
     # A learning rate that falls until the last step is another one when that step moves.
     changeable = _CHANGEABLE + (("rl.steps",) if config.rl.optimizer.decay == "constant" else ())
     ours = _flat(json.loads(json.dumps(config.to_dict())))
     theirs = _flat(reading.read_object(path)) if path.exists() else ours
     _check_same_objects(ours, theirs, workdir)
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name) and not name.startswith(changeable):
+    changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    for name in changed:
+        if not name.startswith(changeable):
             raise ValueError(
                 f"config.{name} is {ours.get(name)!r}, but the run in {workdir} was made with {theirs.get(name)!r}; "
                 "give the same configuration to resume it, or another --workdir"
             )
+    return changed
+
+
+def warn_of_lost_steps(config: ConfigDict) -> None:
+    """Tells the log where parameters are kept in so few bits that most steps of an optimizer change none of them."""
+    dtype, phases = config.network.param_dtype, ("sft", "preference", "rl")
+    small = [name for name in phases if config[name].steps and config[name].optimizer.learning_rate < _LOST]
+    if dtype == "float32" or config.network.adapter.pattern or not small:
+        return
+    logging.getLogger(__name__).warning(
+        "config.network.param_dtype is %s and config.%s.optimizer.learning_rate %g: most steps are smaller than half of "
+        "the last bit of a parameter and are lost; keep parameters in float32, of which sampling makes a rounded copy",
+        dtype,
+        small[0],
+        config[small[0]].optimizer.learning_rate,
+    )
 
 
 def _check_same_objects(ours: dict[str, Any], theirs: dict[str, Any], workdir: pathlib.Path) -> None:

@@ -22,6 +22,7 @@ from training.tiny_runs import (
 
 from jaxrl_llm import data, methods, rewards
 from jaxrl_llm.training import checkpoint, loop, metrics, phases, reinforcement
+from jaxrl_llm.training.run import warn_of_lost_steps
 from jaxrl_llm.training.timing import PARTS
 
 
@@ -307,3 +308,43 @@ def test_grade_school_prompts_are_written_by_the_template(tmp_path):
         texts = ["36 - 11 = 25\n#### 25", "It is 25.", "#### 26", "no idea"]
         found = run.scorer(("gsm8k",), 0)[0]([PROBLEMS[0][0]] * 4, texts, {"answer": [PROBLEMS[0][1]] * 4})
         np.testing.assert_array_equal(found[:, 0], [1, 1, 0, 0])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh(tmp_path, capsys):
+    """The same prompts and samples, and numbers equal up to rounding."""
+    config = tiny_config("grpo", kl_coefficient=0.1)
+    config.mesh.update(fsdp=4, tensor=2)
+    config.rl.steps = 1
+    finish(config, tmp_path / "moved")
+    config.mesh.update(data=2, fsdp=2, tensor=2, sampling_tensor=1)
+    config.rl.steps, config.log.live = 2, True
+    moved = finish(config, tmp_path / "moved")
+    assert "another mesh than before" in capsys.readouterr().out
+    config.log.live = False
+    stayed = finish(config, tmp_path / "stayed")
+    mine, theirs = (metrics.read_jsonl(run.workdir / "metrics.jsonl") for run in (moved, stayed))
+    for one, other in zip(mine, theirs, strict=True):
+        for name in one.keys() & other.keys() - {"phase"}:
+            np.testing.assert_allclose(one[name], other[name], rtol=2e-4, atol=2e-6, err_msg=name)
+    tables = [metrics.read_jsonl(run.workdir / "completions" / "step_000002.jsonl") for run in (moved, stayed)]
+    assert [(row["prompt"], row["completion"]) for row in tables[0]] == [
+        (row["prompt"], row["completion"]) for row in tables[1]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "warned"), [("bfloat16", 1e-6, True), ("bfloat16", 1e-3, False), ("float32", 1e-6, False)]
+)
+def test_parameters_too_coarse_for_the_steps_are_named(dtype, rate, warned, caplog):
+    config = tiny_config("grpo")
+    config.network.param_dtype, config.rl.optimizer.learning_rate = dtype, rate
+    warn_of_lost_steps(config)
+    assert ("param_dtype is bfloat16 and config.rl.optimizer.learning_rate 1e-06" in caplog.text) is warned
+
+
+def test_an_address_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="gs://bucket/run is no folder of this machine; mount the bucket"):
+        loop.train(tiny_config("grpo"), "gs://bucket/run")
+    assert not list(tmp_path.iterdir())

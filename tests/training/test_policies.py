@@ -13,7 +13,9 @@ from training import tiny_runs
 from training.tiny_runs import finished, finished_grade_school, quick_compilation  # noqa: F401
 
 from jaxrl_llm import data, networks
+from jaxrl_llm.distributed import make_mesh
 from jaxrl_llm.training import checkpoint, policies
+from jaxrl_llm.training.evaluate import evaluate_policy
 
 TOKENS = np.array([[5, 1, 3, 7, 2, 9], [2, 2, 4, 8, 1, 6]])
 
@@ -184,3 +186,19 @@ def test_damaged_files_of_a_policy_are_named(tmp_path):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=rf"config.json: .*{message}"):
             policies.load_policy(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_on_a_mesh_as_on_one_device():
+    """Its parameters are read on to the mesh of the configuration; three prompts on eight devices."""
+    run = finished("dr_grpo")
+    config = run.config.copy_and_resolve_references()
+    config.evaluation.prompts = 3
+    expected, records = evaluate_policy(run.workdir, config)
+    config.mesh.update(data=2, fsdp=2, tensor=2, sampling_tensor=8)
+    found, others = evaluate_policy(run.workdir, config)
+    assert [record["completion"] for record in others] == [record["completion"] for record in records]
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=2e-4, atol=2e-6, err_msg=name)
+    network, _ = policies.load_policy(run.workdir, mesh=make_mesh(1, 4, 2))
+    assert not jax.tree.leaves(network.params)[0].sharding.is_fully_replicated
