@@ -6,9 +6,11 @@ A program of its own, as libtpu can be loaded once in a process. The update is o
 many actions; given others, of those, without the sampler.
 """
 
+import dataclasses
 import functools
 import json
 import math
+import re
 import sys
 
 import jax
@@ -19,8 +21,8 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrl_llm import methods
-from jaxrl_llm.distributed import batch_sharding, make_mesh, parameter_shardings, sharded
-from jaxrl_llm.networks import config, decoder
+from jaxrl_llm.distributed import batch_sharding, make_mesh, parameter_shardings, sampling_mesh, sharded
+from jaxrl_llm.networks import as_computed, config, decoder
 from jaxrl_llm.sampling.decode import decode
 from jaxrl_llm.sampling.records import make_sampling
 from jaxrl_llm.training import TrainState, make_update
@@ -80,9 +82,13 @@ def compiled_update(network, mesh, rows: int = ROWS, tokens: int = TOKENS):
 
 
 def compiled_sampler(network, mesh):
+    """In the layout of sampling, with the copy of the parameters that is sampled with; of four layers, which are unrolled."""
+    types = network.config.layer_types[:4]
+    network, mesh = decoder(dataclasses.replace(network.config, num_layers=4, layer_types=types)), sampling_mesh(mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     columns = TOKENS // 2
-    params = placed(jax.eval_shape(lambda: new_params(network)), parameter_shardings(network, mesh))
+    params = jax.eval_shape(lambda: as_computed(network, new_params(network)))
+    params = placed(params, parameter_shardings(network, mesh))
     prompts, lengths = np.zeros((PROMPTS, TOKENS - columns), np.int32), np.ones(PROMPTS, np.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), ROWS))
     sampling = jax.eval_shape(lambda: make_sampling(ROWS, network.config.vocab_size, max_new_tokens=columns))
@@ -91,12 +97,20 @@ def compiled_sampler(network, mesh):
         return decode.lower(network, params, *inputs, max_new_tokens=columns).compile()
 
 
+def largest_gather(compiled) -> int:
+    """Most elements that one of its all-gathers gives a chip."""
+    shapes = re.findall(r"= \(?([^=]*?)\)? all-gather(?:-start)?\(", compiled.as_text())
+    arrays = [array for shape in shapes for array in re.findall(r"\[([\d,]+)\]", shape)]
+    return max((math.prod(map(int, array.split(","))) for array in arrays), default=0)
+
+
 def figures(compiled) -> dict[str, float]:
-    """Sizes per chip in GB."""
+    """Sizes per chip in GB, and the elements of the largest all-gather."""
     memory = compiled.memory_analysis()
     fields = ("argument", "output", "alias", "temp")
     sizes = {name: getattr(memory, f"{name}_size_in_bytes") / 1e9 for name in fields}
-    return sizes | {"total": sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]}
+    total = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
+    return sizes | {"total": total, "largest_gather": largest_gather(compiled)}
 
 
 def main(topology: str, name: str, tokens: str = "", rows: str = ""):
@@ -108,7 +122,9 @@ def main(topology: str, name: str, tokens: str = "", rows: str = ""):
     else:
         found = {"update": figures(compiled_update(network, mesh)), "sampler": figures(compiled_sampler(network, mesh))}
     leaves = jax.tree.leaves(jax.eval_shape(lambda: new_params(network)))
-    print(json.dumps(found | {"parameters": sum(leaf.size for leaf in leaves), "bytes": leaves[0].dtype.itemsize}))
+    size, width = network.config.vocab_size, network.config.hidden_size
+    found |= {"parameters": sum(leaf.size for leaf in leaves), "bytes": leaves[0].dtype.itemsize, "head": size * width}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
