@@ -34,7 +34,7 @@ from jaxrl_llm.types import Batch, Rollouts
 # Evaluation samples must not repeat the noise of training samples.
 EVALUATION_SEED_OFFSET = 1_000_003
 _GAP_PROMPTS = 8  # on which the gap of a quantised base is measured
-_LOST = 4e-5  # a bfloat16 of 0.02, a usual parameter, changes by no less than half of 2**-14
+_LOST = 2.0**-14  # half of the last bit of a bfloat16 of 0.02, a usual parameter
 # Keys that a resumed run may change without becoming another run.
 _CHANGEABLE = ("log.", "checkpoint.", "rewards.workers", "rewards.memory_gb", "mesh.")
 
