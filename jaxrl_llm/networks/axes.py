@@ -47,7 +47,7 @@ def current_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> Parti
     return partition_spec(names, shape, mesh, rules) if rules and not mesh.empty else None
 
 
-def row_shards() -> int:
+def current_row_shards() -> int:
     """Devices that share out rows under the mesh and the rules that are set; 1 where one of them is not."""
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
     if not rules or mesh.empty:
@@ -62,7 +62,7 @@ def check_rows(rows: int, what: str) -> None:
     Raises:
       ValueError: the message begins with `what` they are.
     """
-    shards = row_shards()
+    shards = current_row_shards()
     if rows % shards:
         raise ValueError(f"{what}: {rows} rows do not go evenly over {shards} devices; pad them to a multiple of {shards}")
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm.networks.axes import row_shards
+from jaxrl_llm.networks.axes import current_row_shards
 from jaxrl_llm.sampling.cacheless import Cacheless
 from jaxrl_llm.sampling.harvest import Found, Work, evened, progress, samples_of
 from jaxrl_llm.sampling.memory import most_slots
@@ -252,7 +252,7 @@ def _work(
 
 
 def _checked_slots(slots: int | None, work: Work, columns: int) -> int:
-    rows, shards = len(work.of_context), row_shards()
+    rows, shards = len(work.of_context), current_row_shards()
     if slots is not None and slots < 1:
         raise ValueError(f"slots is {slots}; it must be at least 1, or None for as many as memory has room for")
     most = shards * most_slots(work.network, columns) if slots is None else slots

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_llm.networks.axes import row_shards
+from jaxrl_llm.networks.axes import current_row_shards
 from jaxrl_llm.sampling import engine
 from jaxrl_llm.sampling.records import RUNNING, Samples, Sampling
 
@@ -116,7 +116,7 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
     width = bucket(columns) if columns <= 2 * FIRST_WIDTH else FIRST_WIDTH
     routes = None if found.routes is None else found.routes.shape[2:]
     state = engine.begin(network, queue, slots=slots, width=width, routes=routes)
-    ended, first, shards = np.zeros(slots, bool), 0, row_shards()
+    ended, first, shards = np.zeros(slots, bool), 0, current_row_shards()
     while True:
         until = width if chunk is None else min(width, first + (chunk if found.length.any() else 1))
         # Quarters, and not what is left at the moment: few numbers of slots mean few programs.
@@ -156,7 +156,7 @@ def _next_width(width: int, columns: int, last: bool, start: int) -> int:
 def _beginning(work: Work, columns: int) -> tuple[Any, np.ndarray, Found]:
     """What the network says of all contexts but for their last tokens, the lengths without these, and nothing found yet."""
     size, contexts = len(work.of_context), work.contexts
-    width, shards = work.width or bucket(max(map(len, contexts)), SMALLEST_BUCKET), row_shards()
+    width, shards = work.width or bucket(max(map(len, contexts)), SMALLEST_BUCKET), current_row_shards()
     rows = -(-bucket(len(contexts)) // shards) * shards
     tokens, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
     for row, context in enumerate(contexts):

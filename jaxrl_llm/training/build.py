@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -133,39 +132,6 @@ def _open_source(name: str, options: dict[str, Any]):
 def _preferences(path: str = "", **options):
     """The pairs of a file, or without one those of the built-in task."""
     return data.preference_source(path, **options) if path else data.arithmetic_preferences(**options)
-
-
-def build_mesh(config: ConfigDict) -> jax.sharding.Mesh | None:
-    """The mesh that the configuration asks for; None for one device. One of its sizes may be -1: all that are left.
-
-    Raises:
-      ValueError: the sizes do not fit the devices.
-    """
-    sizes = config.mesh.to_dict()
-    sizes.pop("sampling_tensor")
-    wrong = [name for name, size in sizes.items() if size < 1 and size != -1]
-    if wrong:
-        raise ValueError(f"config.mesh.{wrong[0]} is {sizes[wrong[0]]}; it must be at least 1, or -1 for all devices left")
-    open_axes = [name for name, size in sizes.items() if size == -1]
-    if len(open_axes) > 1:
-        raise ValueError(f"config.mesh has -1 for {open_axes}; only one size can be left open")
-    if open_axes:
-        sizes[open_axes[0]] = jax.device_count() // -math.prod(sizes.values())
-    return distributed.make_mesh(**sizes) if math.prod(sizes.values()) != 1 else None
-
-
-def build_sampling_mesh(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
-    """The devices of the mesh for sampling; None for one device.
-
-    Raises:
-      ValueError: `config.mesh.sampling_tensor` does not divide them.
-    """
-    if mesh is None:
-        return None
-    try:
-        return distributed.sampling_mesh(mesh, config.mesh.sampling_tensor)
-    except ValueError as error:
-        raise ValueError(f"config.mesh.sampling_tensor: {error}") from error
 
 
 def build_network(

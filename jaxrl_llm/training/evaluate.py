@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, methods, rewards, rollouts
-from jaxrl_llm.training import build
+from jaxrl_llm.training import build, meshes
 from jaxrl_llm.training.agreement import make_agree
 from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
@@ -48,9 +48,9 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
       ValueError: the folder holds no policy, or the configuration is impossible.
     """
     check_config(config)
-    mesh = build.build_mesh(config)
+    mesh = meshes.build_mesh(config)
     network, tokenizer = load_policy(directory, mesh=mesh)
-    sampling_mesh = build.build_sampling_mesh(config, mesh)
+    sampling_mesh = meshes.build_sampling_mesh(config, mesh)
     settings, vocab_size = config.evaluation, network.config.vocab_size
     source = build.build_source(config, tokenizer, test=True, vocab_size=vocab_size)
     name = settings.reward or config.rewards.names[0]
@@ -130,7 +130,7 @@ def evaluate_completions(directory: str | pathlib.Path, config: ConfigDict) -> d
 def _opened(directory: str | pathlib.Path, config: ConfigDict) -> Iterator[Run]:
     """What of a run evaluations without samples look at, with the network of the folder."""
     check_config(config)
-    mesh = build.build_mesh(config)
+    mesh = meshes.build_mesh(config)
     network, tokenizer = load_policy(directory, mesh=mesh)
     with build.build_pool(config) as pool, distributed.sharded(mesh):
         yield Run(

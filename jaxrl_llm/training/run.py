@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxrl_llm import distributed, methods, reading, rewards, rollouts
 from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices, weighted_indices
 from jaxrl_llm.networks import Network, join_params
-from jaxrl_llm.training import build, metrics, scores
+from jaxrl_llm.training import build, meshes, metrics, scores
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
 from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.layout import lay_out
@@ -203,8 +203,8 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
     if any(name.startswith("mesh.") for name in changed):
         tell("another mesh than before: the run goes on with the same prompts, and with numbers that are equal up to rounding")
     warn_of_lost_steps(config)
-    tokenizer, mesh = build.build_tokenizer(config), build.build_mesh(config)
-    sampling_mesh = build.build_sampling_mesh(config, mesh)
+    tokenizer, mesh = build.build_tokenizer(config), meshes.build_mesh(config)
+    sampling_mesh = meshes.build_sampling_mesh(config, mesh)
     with locked(workdir), build.build_pool(config) as pool, distributed.sharded(mesh):
         # Before anything is loaded or compiled, all that is named is there and all data can be read.
         functions, counts = build_rewards(config, mesh, given.functions), {}
@@ -283,7 +283,7 @@ def _report_gap(workdir: pathlib.Path, source, tokenizer: Tokenizer, gap: Callab
 
 
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
-    """The keys in which the configuration differs from that of the run in `workdir`, all of which may change.
+    """The keys of the run in `workdir` in which the configuration differs from it, all of which may change.
 
     Raises:
       ValueError: another one differs.
@@ -301,7 +301,7 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
                 f"config.{name} is {ours.get(name)!r}, but the run in {workdir} was made with {theirs.get(name)!r}; "
                 "give the same configuration to resume it, or another --workdir"
             )
-    return changed
+    return [name for name in changed if name in theirs]
 
 
 def warn_of_lost_steps(config: ConfigDict) -> None:

@@ -12,7 +12,7 @@ from training import tiny_rewards, tiny_runs
 from training.tiny_runs import ALPHABET, SIZES, tiny_config
 
 from jaxrl_llm import rewards
-from jaxrl_llm.training import build, default_config, reward_functions
+from jaxrl_llm.training import build, default_config, meshes, reward_functions
 
 
 def optimizer_settings(**values):
@@ -119,7 +119,7 @@ def test_wrong_sources_name_the_mend():
 def test_meshes(sizes, shape):
     config = tiny_config()
     config.mesh.update(sizes)
-    mesh = build.build_mesh(config)
+    mesh = meshes.build_mesh(config)
     assert mesh is None if shape is None else mesh.devices.shape == shape and mesh.axis_names == ("data", "fsdp", "tensor")
 
 
@@ -127,7 +127,7 @@ def test_a_sampling_mesh_that_does_not_fit():
     config = tiny_config()
     config.mesh.update(fsdp=-1, sampling_tensor=3)
     with pytest.raises(ValueError, match=r"config.mesh.sampling_tensor: 3 devices that share out a copy do not divide the 8"):
-        build.build_sampling_mesh(config, build.build_mesh(config))
+        meshes.build_sampling_mesh(config, meshes.build_mesh(config))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_meshes_that_do_not_fit(sizes, message):
     config = tiny_config()
     config.mesh.update(sizes)
     with pytest.raises(ValueError, match=message):
-        build.build_mesh(config)
+        meshes.build_mesh(config)
 
 
 # ---- networks
@@ -199,7 +199,7 @@ def test_a_network_of_a_checkpoint(chat_model):
 def test_a_network_lies_on_the_mesh():
     config = tiny_config()
     config.mesh.update(fsdp=-1)
-    mesh = build.build_mesh(config)
+    mesh = meshes.build_mesh(config)
     network = build.build_network(config, build.build_tokenizer(config), mesh)
     shards = {leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(network.params)}
     assert True in shards and all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(network.params))
