@@ -69,6 +69,8 @@ def loss_and_gradient(micro_batches=1):
 
 def test_a_forest_in_micro_batches_does_not_depend_on_the_mesh(params):
     """Rows of three blocks, two in each of four micro-batches, of which the last are empty."""
+    # As small as fresh ones: half a last bit of the larger ones moves these gradients by more than the bound.
+    params = jax.tree.map(lambda leaf: leaf / 2, params)
     rollouts = forked(groups=8)
     random = np.random.default_rng(0)
     more = {name: rollouts.mask * random.normal(size=rollouts.mask.shape) for name in ("advantage", "reference", "behavior")}
