@@ -32,19 +32,37 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.debug:  # what Orbax says of errors are tracebacks
         logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        _join_hosts(options)
         return options.run(options, rest)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         mend = "; the same command goes on from the last checkpoint" if options.verb == "train" else ""
         print(f"jaxrl-llm {options.verb}: interrupted{mend}", file=sys.stderr)
-        return 130
+        return _end(options, 130, error)
     except Exception as error:
         line = explain(error)
-        if line is None:
-            raise
-        if options.debug:
+        if options.debug or line is None:
             traceback.print_exc()
+        if line is None:
+            return _end(options, 1, error)
         print(f"jaxrl-llm {options.verb}: {line}", file=sys.stderr)
-        return 2
+        return _end(options, 2, error)
+
+
+def _join_hosts(options) -> None:
+    """Begins with the other hosts of the run, where the verb is one for several."""
+    if hasattr(options, "coordinator"):
+        from jaxrl_llm import distributed
+
+        distributed.start(options.coordinator, options.processes, options.process)
+
+
+def _end(options, status: int, error: BaseException) -> int:
+    """The exit status; of several hosts this one ends now, so that the others are not waited for."""
+    if not hasattr(options, "coordinator"):
+        return status
+    from jaxrl_llm import distributed
+
+    return distributed.end(status, error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,12 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", default=str(CONFIGS / "quickstart.py"), help="configuration file (default: quickstart)")
     train.add_argument("--workdir", help="folder of the run (default: runs/NAME of the configuration)")
     train.set_defaults(run=_train)
+    _add_hosts(train)
 
     evaluate = verbs.add_parser("evaluate", help="quality of a policy, or of a reward model on pairs", description=overrides)
     evaluate.add_argument("policy", help="workdir of a run, Hugging Face directory, or converted folder")
     evaluate.add_argument("--config", help="configuration file (default: that of the run; other folders need one)")
     evaluate.add_argument("--output", type=pathlib.Path, help="JSONL file for the completions")
     evaluate.set_defaults(run=_evaluate)
+    _add_hosts(evaluate)
 
     sample = verbs.add_parser("sample", help="stream a completion, or chat")
     sample.add_argument("policy", help="workdir of a run, Hugging Face directory, or converted folder")
@@ -91,6 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     for verb in verbs.choices.values():  # behind the verb, too; unset there, so that it does not undo the one before it
         verb.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of errors")
     return parser
+
+
+def _add_hosts(verb: argparse.ArgumentParser) -> None:
+    hosts = verb.add_argument_group("several hosts", "The same command on each; TPU slices, GKE and Slurm need none of these.")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    hosts.add_argument("--processes", type=int, help="how many there are; 1: this one is alone")
+    hosts.add_argument("--process", type=int, help="number of this one, from 0")
 
 
 def load_config(path: str, overrides: list[str]):
@@ -180,6 +207,7 @@ def _split_override(argument: str) -> tuple[str, Any]:
 
 
 def _train(options, overrides: list[str]) -> int:
+    from jaxrl_llm import distributed
     from jaxrl_llm.training.loop import Stopped, train
 
     config = load_config(options.config, overrides)
@@ -189,7 +217,8 @@ def _train(options, overrides: list[str]) -> int:
     except Stopped as stopped:
         print(stopped)
         return 0
-    _print_summary(summary)
+    if distributed.is_first():
+        _print_summary(summary)
     return 0
 
 

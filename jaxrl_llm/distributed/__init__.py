@@ -6,9 +6,10 @@ Example:
   >>> with sharded(mesh):
   ...     state, metrics = jax.jit(update)(TrainState.create(params, optimizer), shard_rows(batch, mesh))
 
-A program of several hosts calls `jax.distributed.initialize()` first; the rest is the same on all of them.
+A program of several hosts calls `start()` first; the rest is the same on all of them.
 """
 
+from jaxrl_llm.distributed.hosts import check_same, end, fetch, gathered, is_first, is_own, put, start
 from jaxrl_llm.distributed.mesh import AXES, make_mesh
 from jaxrl_llm.distributed.sharding import (
     RULES,
@@ -28,13 +29,21 @@ __all__ = [
     "RULES",
     "abstract_params",
     "batch_sharding",
+    "check_same",
+    "end",
+    "fetch",
     "for_sampling",
+    "gathered",
     "init_params",
+    "is_first",
+    "is_own",
     "make_mesh",
     "parameter_shardings",
+    "put",
     "row_shards",
     "sampling_mesh",
     "shard_params",
     "shard_rows",
     "sharded",
+    "start",
 ]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxrl_llm.distributed.hosts import put
 from jaxrl_llm.networks import Network, logical_axes
 from jaxrl_llm.networks.axes import partition_spec
 
@@ -59,7 +60,7 @@ def init_params(network: Network, key: jax.Array, mesh: Mesh | None = None, rule
 
 def shard_params(params: Any, network: Network, mesh: Mesh, rules=RULES) -> Any:
     """Parameters laid out on the mesh by `parameter_shardings`; with several hosts, all must give the same ones."""
-    return jax.device_put(params, parameter_shardings(network, mesh, rules))
+    return jax.tree.map(put, params, parameter_shardings(network, mesh, rules))
 
 
 def row_shards(mesh: Mesh | None) -> int:
@@ -85,16 +86,16 @@ def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
         return batch
     parts = row_shards(mesh)
 
-    def put(path, leaf):
+    def placed(path, leaf):
         shape = () if path[-1:] == (jax.tree_util.GetAttrKey("parts"),) else jnp.shape(leaf)
         if shape and shape[0] % parts:
             raise ValueError(
                 f"batch{jax.tree_util.keystr(path)} has {shape[0]} rows, which data={mesh.shape['data']} times "
                 f"fsdp={mesh.shape['fsdp']} do not divide; pad the rows to a multiple of {parts}"
             )
-        return jax.device_put(leaf, batch_sharding(mesh) if shape else NamedSharding(mesh, PartitionSpec()))
+        return put(leaf, batch_sharding(mesh) if shape else NamedSharding(mesh, PartitionSpec()))
 
-    return jax.tree_util.tree_map_with_path(put, batch)
+    return jax.tree_util.tree_map_with_path(placed, batch)
 
 
 @contextlib.contextmanager

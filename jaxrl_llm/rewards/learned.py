@@ -51,13 +51,15 @@ class RewardModel:
     def _score(self, rows: list[list[int]]) -> list[float]:
         import numpy as np
 
+        from jaxrl_llm.distributed import fetch
+
         # Powers of two, and always all rows of a batch: few shapes, so that few programs are ever compiled.
         width = max(SMALLEST_WIDTH, 1 << (max(map(len, rows)) - 1).bit_length())
         tokens, length = np.zeros((self.batch, width), np.int32), np.ones(self.batch, np.int32)
         for place, row in enumerate(rows):
             tokens[place, : len(row)], length[place] = row, len(row)
         values = _scorer(self.network.without_params())(self.network.params, tokens, length)
-        return np.asarray(values)[: len(rows)].tolist()
+        return fetch(values)[: len(rows)].tolist()
 
 
 @functools.lru_cache(maxsize=4)

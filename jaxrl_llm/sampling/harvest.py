@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrl_llm.distributed import fetch
 from jaxrl_llm.networks.axes import current_row_shards
 from jaxrl_llm.sampling import engine
 from jaxrl_llm.sampling.records import RUNNING, Samples, Sampling
@@ -124,8 +125,8 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
         state = engine.run(network, params, layers, read, lengths, queue, state, ended, until, few, places=places)
         if found.length.any():
             yield found
-        request, start, column, taken = jax.device_get((state.request, state.start, state.column, state.next))
-        _gather(work, found, jax.device_get(state.log), slice(first, int(column)))
+        request, start, column, taken = fetch((state.request, state.start, state.column, state.next))
+        _gather(work, found, fetch(state.log), slice(first, int(column)))
         first, ended = int(column), np.zeros(slots, bool)
         if cut is not None:
             at_work = np.flatnonzero(request < size)
@@ -171,7 +172,7 @@ def _beginning(work: Work, columns: int) -> tuple[Any, np.ndarray, Found]:
     )
     if not work.record_routes:
         return read, lengths, found
-    experts = np.asarray(experts).astype(np.int16)[: len(contexts)]
+    experts = fetch(experts).astype(np.int16)[: len(contexts)]
     inside = np.arange(width)[:, None, None] < lengths[: len(contexts), None, None, None]
     routes = np.full((size, columns, *experts.shape[2:]), -1, np.int16)
     return read, lengths, found._replace(routes=routes, prompt_routes=np.where(inside, experts, -1))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrl_llm import distributed
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training.layout import lay_out, micro_batches_of
 from jaxrl_llm.types import Batch, Rollouts
@@ -63,7 +64,7 @@ def make_agree(
     def agree(rollouts: Rollouts, count: int) -> Agreement:
         keep = np.arange(len(rollouts.length)) < count
         pieces = micro_batches_of(lay_out(network, rollouts, width, parts, shards=shards, keep=keep))
-        return sum((_compared(*jax.device_get(score(params, place(piece))), piece, bound) for piece in pieces), Agreement())
+        return sum((_compared(*distributed.fetch(score(params, place(piece))), piece, bound) for piece in pieces), Agreement())
 
     return agree
 

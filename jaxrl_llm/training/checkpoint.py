@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxrl_llm import distributed
 from jaxrl_llm.training.digests import fault as digests_fault
 from jaxrl_llm.training.digests import with_digests
 
@@ -39,6 +40,7 @@ def open_manager(directory: str | pathlib.Path, *, keep: int, best_metric: str =
       ValueError: there are checkpoints, but all are broken.
     """
     _set_broken_aside(pathlib.Path(directory))
+    distributed.gathered(None)  # Nobody looks at them before they are set aside.
     kept: list[Any] = [policies.LatestN(keep)]
     sign = -1 if best_metric.endswith("loss") else 1
 
@@ -104,7 +106,7 @@ def fault(directory: pathlib.Path) -> str:
 
 def _set_broken_aside(directory: pathlib.Path) -> None:
     _, broken = newest_whole(directory)
-    for step in broken if jax.process_index() == 0 else ():
+    for step in broken if distributed.is_first() else ():
         place, copies = directory / f"{step}.broken", 1
         while place.exists():
             place, copies = directory / f"{step}.broken{copies}", copies + 1
@@ -172,7 +174,9 @@ def _without_keys(tree):
 
 
 def _as_array(leaf):
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable and jax.process_count() > 1):
+        return leaf
+    return np.asarray(leaf)  # Of what each of several processes has for itself the first one's is saved.
 
 
 def _with_keys(tree, like):

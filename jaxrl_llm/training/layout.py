@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from jaxrl_llm import distributed
 from jaxrl_llm.data import pack, pack_forest
 from jaxrl_llm.networks import Network
 from jaxrl_llm.types import Batch, Rollouts
@@ -47,7 +48,7 @@ def micro_batches_of(batch: Batch) -> list[Batch]:
 def in_parts(score: Callable, batch: Batch):
     """What `score(micro-batch)` gives of all rows of a batch of `lay_out`, as NumPy arrays; 0 for parts that are empty."""
     count = len(batch.parts)
-    found = [jax.device_get(score(piece)) for piece in micro_batches_of(batch)]
+    found = [distributed.fetch(score(piece)) for piece in micro_batches_of(batch)]
     return jax.tree.map(lambda *leaves: _woven(leaves, count), *found)
 
 

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import jax
+from jaxrl_llm import distributed
 
 NAME = "run.lock"
 _LOGGER = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       ValueError: another process owns it; the message says which.
     """
-    if jax.process_index() > 0:
+    if not distributed.is_first():
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)

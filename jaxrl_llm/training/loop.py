@@ -18,6 +18,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from jaxrl_llm import distributed
 from jaxrl_llm.networks import Network
 from jaxrl_llm.training import checkpoint, metrics
 from jaxrl_llm.training.compiling import use_compilation_cache
@@ -72,7 +73,7 @@ def train(
       held_out: the same for the held-out examples; without them, those of `data` are measured.
       network: with its parameters, in place of what `config.network` describes; `config.tokenizer` names its tokenizer.
       callbacks: called after each step with its number, its metrics (a dict) and its records of completions (a list of
-        dicts); they must not change either.
+        dicts), of several processes in the first one; they must not change either.
 
     Returns:
       The summary that stands in `workdir/summary.json`.
@@ -100,7 +101,7 @@ def train(
 def _open_files(run: Run) -> Iterator[Files]:
     settings = run.config.checkpoint
     manager = checkpoint.open_manager(run.workdir / "checkpoints", keep=settings.keep, best_metric=settings.best_metric)
-    writer = _tensorboard(run, manager) if run.config.log.tensorboard else None
+    writer = _tensorboard(run, manager) if run.config.log.tensorboard and distributed.is_first() else None
     stop: list[str] = []
     with contextlib.ExitStack() as ending:
         if writer is not None:
@@ -241,12 +242,13 @@ def _run_phase(
                 timing["evaluate"] = time.monotonic() - began
                 progress = dataclasses.replace(progress, accuracy=_known(measured, phase.measure))
             _log(run, files, progress, measured, records, timing)
-            for callback in run.given.callbacks:
+            for callback in run.given.callbacks if distributed.is_first() else ():
                 callback(progress.step, measured, records)
             show(measured | {"tokens_per_second": measured["tokens"] / timing["seconds"]}, records)
-            if files.stop:
+            # Of several hosts one may be told alone: all stop after the same step.
+            if told := [signal for stop in distributed.gathered(files.stop) for signal in stop]:
                 _save(run, files, state, progress, measured)
-                raise Stopped(f"stopped by {files.stop[0]} after step {progress.step}; the same command resumes the run")
+                raise Stopped(f"stopped by {told[0]} after step {progress.step}; the same command resumes the run")
             if not last and progress.phase_step % run.config.checkpoint.every == 0:
                 _save(run, files, state, progress, measured)
     return state, progress, measured

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxrl_llm import reading
+from jaxrl_llm import distributed, reading
 
 BAR = "\\|"  # a bar within a cell of a Markdown table
 
@@ -124,7 +124,12 @@ def definitions_table(definitions: Mapping[str, str] = DEFINITIONS) -> str:
 
 
 def append_jsonl(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-    """Adds one line; numbers that are not finite become null, which is what JSON has for them."""
+    """Adds one line; numbers that are not finite become null, which is what JSON has for them.
+
+    Of several processes the first one writes, here and below.
+    """
+    if not distributed.is_first():
+        return
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(plain(record)) + "\n")
 
@@ -184,6 +189,8 @@ def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
 
 def write_atomically(path: pathlib.Path, parts: Iterable[str]) -> None:
     """Writes a text file aside and renames it, so that nobody ever sees half of it."""
+    if not distributed.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
     aside.write_text("".join(parts), encoding="utf-8")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_llm import distributed
 from jaxrl_llm.data import PAIR, Cursor, mismatched_rollouts, preference_rollouts
 from jaxrl_llm.scoring import Scorer, actor_critic_scorer, make_scorer
 from jaxrl_llm.training.annotate import Annotator, make_annotate, scoring_passes, statistics_pass
@@ -76,14 +77,14 @@ def make_preference_step(run: Run, reference=None) -> Callable:
     def step(state: TrainState, cursor: Cursor, number: int):
         pairs, numbers, cursor = run.draw(cursor, settings.batch)
         rollouts = rows_of(state, pairs, numbers, number)
-        before = jax.device_get(state.method_state["estimator"])
+        before = distributed.fetch(state.method_state["estimator"])
         with timed("annotate"):
             rollouts, method_state = estimate(rollouts, state.method_state, jax.random.fold_in(state.key, number))
-            rollouts = jax.device_get(rollouts)
+            rollouts = distributed.fetch(rollouts)
         batch = _pack(run, rollouts, method_state, number)
         with timed("update"):
             state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
-            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            metrics = {name: float(value) for name, value in distributed.fetch(metrics).items()}
         method_state = after_step(method, before, state.method_state, metrics)
         if follow is not None:
             method_state |= {"reference": follow(state.params, method_state["reference"])[1]}
@@ -172,7 +173,7 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
             pairs = [run.test_source[index] for index in numbers]
             rollouts = rows_of(params, pairs, numbers)
             rollouts, _ = estimate(rollouts, fresh, jax.random.key(run.config.seed))
-            batch = _pack(run, jax.device_get(rollouts), fresh, number)
+            batch = _pack(run, distributed.fetch(rollouts), fresh, number)
             loss, found = measure(in_parts(functools.partial(placed, run.whole(params)), batch), batch)
             found |= {"loss": loss}
             totals = {name: total + float(found.get(name, np.nan)) * len(pairs) for name, total in totals.items()}

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxrl_llm import distributed
 from jaxrl_llm.data import Cursor
 from jaxrl_llm.data.packing import has_weight, scale_weights
 from jaxrl_llm.methods import Method
@@ -136,7 +137,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
         failures: list[RewardFailure] = []
         scored = functools.partial(statistics, state, number)
         io = strategy_io(run, state, reference, number, failures, cursor=cursor, statistics=scored)
-        remembered = jax.device_get(state.method_state["strategy"])
+        remembered = distributed.fetch(state.method_state["strategy"])
         with timed("sample"):
             collection, remembered, metrics = method.strategy.run(io, remembered, rl.prompts)
         cursor = io.cursor
@@ -145,10 +146,10 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
         rollouts = annotated(state, with_answers(method, collection, answer), number)
         metrics |= rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
         key = jax.random.fold_in(state.key, number)
-        before = jax.device_get(state.method_state["estimator"])
+        before = distributed.fetch(state.method_state["estimator"])
         with timed("annotate"):
             rollouts, method_state = estimate(rollouts, state.method_state, key)
-            rollouts = jax.device_get(rollouts)
+            rollouts = distributed.fetch(rollouts)
         state, update_metrics = _updates(run, update, state.replace(method_state=method_state), rollouts, number)
         metrics = update_metrics | metrics
         method_state = after_step(method, before, state.method_state, metrics)
@@ -229,7 +230,7 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
                 state, metrics = update(state, run.place(batch), _frozen(run))
             seen.append(metrics)
     with timed("update"):
-        seen = jax.device_get(seen)
+        seen = distributed.fetch(seen)
     means = {name: float(np.mean([metrics[name] for metrics in seen])) for name in seen[0]}
     return state, means | {"logp_gap": float(seen[0]["logp_gap"])}
 

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from jaxrl_llm import distributed
+
 SHOWN = (
     "loss", "reward", "evaluation/accuracy", "evaluation/loss", "pair_accuracy", "pair_margin",
     "evaluation/pair_accuracy", "label_accuracy", "evaluation/label_accuracy",
@@ -27,8 +29,8 @@ Show = Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None]
 
 
 def say(text: str, *, enabled: bool = True) -> None:
-    """One line on the console, above the panel where there is one."""
-    Console(quiet=not enabled).print(Text(text), soft_wrap=True)
+    """One line on the console, above the panel where there is one; of several processes the first speaks."""
+    Console(quiet=not (enabled and distributed.is_first())).print(Text(text), soft_wrap=True)
 
 
 def counter(what: str, *, enabled: bool = True) -> Callable[[int, int], None]:
@@ -54,6 +56,7 @@ def live_report(title: str, done: int, total: int, *, enabled: bool = True) -> I
       total: steps of the phase.
       enabled: False shows nothing.
     """
+    enabled = enabled and distributed.is_first()
     console = Console(quiet=not enabled)
     if console.is_terminal and enabled:
         with _live_panel(console, title, done, total) as show:

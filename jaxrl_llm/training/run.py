@@ -197,6 +197,7 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
     config = named(config, given)
     check_config(config)
     workdir = reading.local(workdir)
+    distributed.check_same(_flat(json.loads(json.dumps(config.to_dict()))), "config.")
     changed = _check_same_run(config, workdir)
     tell = functools.partial(say, enabled=config.log.live)
     tell(_what_runs(config, workdir))
@@ -238,7 +239,20 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
         )
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
+        _check_shared(workdir)
         yield run
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """Raises ValueError where a process does not see what the first one has written."""
+    path = workdir / "config.json"
+    written = distributed.gathered(path.read_bytes() if distributed.is_first() else None)[0]
+    seen = distributed.gathered(path.exists() and path.read_bytes() == written)
+    if not all(seen):
+        raise ValueError(
+            f"process {seen.index(False)} does not see what process 0 wrote to {path}; give a --workdir "
+            "on a file system that all hosts share, such as a mounted bucket"
+        )
 
 
 def _vocab_size(config: ConfigDict, tokenizer: Tokenizer, given: Given) -> int | None:

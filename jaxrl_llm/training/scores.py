@@ -12,6 +12,7 @@ from concurrent import futures
 
 import numpy as np
 
+from jaxrl_llm import distributed
 from jaxrl_llm.rewards import RewardFailure, RewardPool
 from jaxrl_llm.rewards.worker import Call
 from jaxrl_llm.rollouts.collect import Score
@@ -60,9 +61,11 @@ def make_score(
         return values
 
     def score(prompts, completions, columns) -> np.ndarray:
+        own = _own_rows(rewards, len(prompts))
         with timed("reward"):
-            scored = pool.score(rewards, prompts, completions, columns, deadline_seconds)
-        return concluded(*scored)
+            asked = Call(prompts, completions, columns).at(own)
+            found = pool.score(rewards, *asked, deadline_seconds) if len(own) else (np.empty((0, len(rewards))), [])
+            return concluded(*_joined([(own, *found)], list(rewards), len(prompts)))
 
     @contextlib.contextmanager
     def ahead():
@@ -72,18 +75,21 @@ def make_score(
             return pool.score(rewards, *asked, min(deadline_seconds, max(ends - time.monotonic(), 0.0)))
 
         def submit(rows, *asked) -> None:
-            parts.append((np.asarray(rows), thread.submit(part_score, *asked)))
+            places = [place for place, row in enumerate(rows) if distributed.is_own(row)]
+            if places:
+                parts.append(([rows[place] for place in places], thread.submit(part_score, *Call(*asked).at(places))))
 
         def rest(prompts, completions, columns) -> np.ndarray:
             nonlocal ends
             # From now on the run waits: what has not begun shares one deadline, however many parts there are.
             ends = time.monotonic() + deadline_seconds
             submitted = {int(row) for rows, _ in parts for row in rows}
-            missing = [row for row in range(len(prompts)) if row not in submitted]
+            missing = [row for row in range(len(prompts)) if row not in submitted and distributed.is_own(row)]
             if missing:
                 submit(missing, *Call(prompts, completions, columns).at(missing))
             with timed("reward"):
-                return concluded(*_joined([(rows, *part.result()) for rows, part in parts], list(rewards)))
+                found = [(rows, *part.result()) for rows, part in parts]
+            return concluded(*_joined(found, list(rewards), len(prompts)))
 
         try:
             yield submit, rest
@@ -98,12 +104,25 @@ def _by_row(reward: Callable) -> bool:
     return getattr(reward, "rowwise", False) and not getattr(reward, "in_process", False)
 
 
-def _joined(parts: Sequence[tuple], names: list[str]) -> tuple[np.ndarray, list[RewardFailure]]:
-    """The values [N, K] and failures of parts of `(rows, values, failures)`, as if they had been one."""
-    values = np.empty((sum(len(rows) for rows, _, _ in parts), len(names)))
-    for rows, own, _ in parts:
-        values[rows] = own
-    found = [failure._replace(row=int(rows[failure.row])) for rows, _, failures in parts for failure in failures]
+def _own_rows(rewards: Mapping[str, Callable], count: int) -> Sequence[int]:
+    """Of the rows that all processes have, those that this one scores.
+
+    A reward that looks at one row at a time is asked where the row's number falls, another one in the first process. What
+    runs on the devices of all of them is asked by all.
+    """
+    if all(map(_by_row, rewards.values())):
+        return list(filter(distributed.is_own, range(count)))
+    everywhere = any(getattr(reward, "in_process", False) for reward in rewards.values())
+    return range(count if everywhere or distributed.is_first() else 0)
+
+
+def _joined(parts: Sequence[tuple], names: list[str], count: int) -> tuple[np.ndarray, list[RewardFailure]]:
+    """The values [N, K] and failures of the parts `(rows, values, failures)` of all processes, as if they had been one."""
+    parts = {tuple(rows): part for own in reversed(distributed.gathered(parts)) for rows, *part in own}
+    values = np.empty((count, len(names)))
+    for rows, (own, _) in parts.items():
+        values[list(rows)] = own
+    found = [failure._replace(row=int(rows[failure.row])) for rows, (_, failures) in parts.items() for failure in failures]
     return values, sorted(found, key=lambda failure: (names.index(failure.name), failure.row))
 
 

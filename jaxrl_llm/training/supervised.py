@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrl_llm import distributed
 from jaxrl_llm.data import Cursor, Tokenizer, encode_example, next_indices
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import losses
@@ -52,15 +53,15 @@ def make_supervised_step(run: Run) -> Callable:
         indices, cursor = next_indices(size, cursor, settings.batch, run.config.seed)
         examples = [run.source[int(index)] for index in indices]
         rollouts = annotate(state, demonstrations(run.tokenizer, examples, settings.row_tokens), number)
-        before = jax.device_get(state.method_state["estimator"])
+        before = distributed.fetch(state.method_state["estimator"])
         with timed("annotate"):
             rollouts, method_state = estimate(rollouts, state.method_state, state.key)
-            rollouts = jax.device_get(rollouts)
+            rollouts = distributed.fetch(rollouts)
         layout = (settings.row_tokens, settings.micro_batches)
         batch = run.pack(rollouts, *layout, step=number, coefficients=coefficients(method, method_state, number))
         with timed("update"):
             state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
-            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            metrics = {name: float(value) for name, value in distributed.fetch(metrics).items()}
         state = state.replace(method_state=after_step(method, before, state.method_state, metrics))
         return state, cursor, metrics | {"tokens": float(np.sum(rollouts.length))}, []
 
