@@ -26,11 +26,11 @@ def most_slots(network, columns: int) -> int:
 
 
 def device_memory() -> int:
-    """Bytes that a device has: as it says itself, or on a CPU as the system does."""
+    """Bytes that a device has: as it says itself, or, of a CPU's devices, its share of what the system has."""
     told = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in told:
         return told["bytes_limit"]
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
     except (ValueError, OSError, AttributeError):
         return UNKNOWN

@@ -16,6 +16,7 @@ from jaxrl_llm.data import PAIR, Cursor, mismatched_rollouts, preference_rollout
 from jaxrl_llm.scoring import Scorer, actor_critic_scorer, make_scorer
 from jaxrl_llm.training.annotate import Annotator, make_annotate, scoring_passes, statistics_pass
 from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.fitting import make_fitted
 from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.method_state import (
     after_step,
@@ -72,7 +73,7 @@ def make_preference_step(run: Run, reference=None) -> Callable:
     average = moving_reference(method, settings.reference)
     follow = None if average is None else jax.jit(average.update)
     pure = make_update(None, method.objective, _optimizer(run), scorer=make_pair_scorer(run))
-    update = jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0)
+    update = make_fitted(run, jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0), settings.micro_batches)
 
     def step(state: TrainState, cursor: Cursor, number: int):
         pairs, numbers, cursor = run.draw(cursor, settings.batch)
@@ -81,9 +82,9 @@ def make_preference_step(run: Run, reference=None) -> Callable:
         with timed("annotate"):
             rollouts, method_state = estimate(rollouts, state.method_state, jax.random.fold_in(state.key, number))
             rollouts = distributed.fetch(rollouts)
-        batch = _pack(run, rollouts, method_state, number)
+        pack = functools.partial(_pack, run, rollouts, method_state, number)
+        state, metrics = update(state.replace(method_state=method_state), pack, run.frozen)
         with timed("update"):
-            state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
             metrics = {name: float(value) for name, value in distributed.fetch(metrics).items()}
         method_state = after_step(method, before, state.method_state, metrics)
         if follow is not None:
@@ -139,10 +140,10 @@ def _of_both(annotators) -> list:
     return [statistics_pass(who, annotators[who], frozenset({"logp"})) for who in ("proximal", "reference")]
 
 
-def _pack(run: Run, rollouts: Rollouts, method_state, number: int) -> Batch:
+def _pack(run: Run, rollouts: Rollouts, method_state, number: int, **options) -> Batch:
     settings = run.config.preference
-    scalars = coefficients(run.preference_method, method_state, number)
-    return run.pack(rollouts, settings.row_tokens, settings.micro_batches, step=number, coefficients=scalars)
+    options |= {"step": number, "coefficients": coefficients(run.preference_method, method_state, number)}
+    return run.pack(rollouts, settings.row_tokens, settings.micro_batches, **options)
 
 
 def pair_counts(pairs: Sequence[dict[str, Any]], rollouts: Rollouts) -> dict[str, float]:

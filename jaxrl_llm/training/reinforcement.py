@@ -23,6 +23,7 @@ from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
 from jaxrl_llm.training import annotate, losses
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.fitting import make_fitted
 from jaxrl_llm.training.method_state import (
     after_step,
     coefficients,
@@ -131,7 +132,7 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
         objective = make_objective(*objective.terms, policy_gap())
     scorer = _scorer(run, objective.needs)
     pure = make_update(None, objective, optimizer(run), scorer=scorer)
-    update = jax.jit(wrapped_update(pure, rl.optimizer), donate_argnums=0)
+    update = make_fitted(run, jax.jit(wrapped_update(pure, rl.optimizer), donate_argnums=0), rl.micro_batches)
 
     def step(state: TrainState, cursor: Cursor, number: int):
         failures: list[RewardFailure] = []
@@ -225,9 +226,8 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
             # The weights of a part sum to its share of the step; the update takes each part for a whole.
             part = scale_weights(part, rl.minibatches)
             layout = {"keep": has_weight(part), "step": number, "coefficients": scalars}
-            batch = run.pack(part, rl.row_tokens, rl.micro_batches, **layout)
-            with timed("update"):
-                state, metrics = update(state, run.place(batch), _frozen(run))
+            pack = functools.partial(run.pack, part, rl.row_tokens, rl.micro_batches, **layout)
+            state, metrics = update(state, pack, _frozen(run))
             seen.append(metrics)
     with timed("update"):
         seen = distributed.fetch(seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import losses
 from jaxrl_llm.training.annotate import Annotator, make_annotate, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.fitting import make_fitted
 from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.method_state import after_step, coefficients, initial_method_state, make_estimate
 from jaxrl_llm.training.run import Run
@@ -43,7 +45,7 @@ def make_supervised_step(run: Run) -> Callable:
     network = run.network.without_params()
     objective = losses.with_router_losses(run.config, network, method.objective)
     pure = make_update(network, objective, _optimizer(run))
-    update = jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0)
+    update = make_fitted(run, jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0), settings.micro_batches)
     estimate, annotate = make_estimate(method), _make_annotate(run)
     size = settings.examples or len(run.source)
     if size > len(run.source):
@@ -57,10 +59,11 @@ def make_supervised_step(run: Run) -> Callable:
         with timed("annotate"):
             rollouts, method_state = estimate(rollouts, state.method_state, state.key)
             rollouts = distributed.fetch(rollouts)
-        layout = (settings.row_tokens, settings.micro_batches)
-        batch = run.pack(rollouts, *layout, step=number, coefficients=coefficients(method, method_state, number))
+        layout = {"width": settings.row_tokens, "micro_batches": settings.micro_batches}
+        layout |= {"step": number, "coefficients": coefficients(method, method_state, number)}
+        pack = functools.partial(run.pack, rollouts, **layout)
+        state, metrics = update(state.replace(method_state=method_state), pack, run.frozen)
         with timed("update"):
-            state, metrics = update(state.replace(method_state=method_state), run.place(batch), run.frozen)
             metrics = {name: float(value) for name, value in distributed.fetch(metrics).items()}
         state = state.replace(method_state=after_step(method, before, state.method_state, metrics))
         return state, cursor, metrics | {"tokens": float(np.sum(rollouts.length))}, []
