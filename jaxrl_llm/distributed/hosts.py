@@ -36,7 +36,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
       process: number of this one, from 0.
 
     Raises:
-      ValueError: some arguments are given and others not, or they name no process.
+      ValueError: some arguments are given and others not, or they name no process, or the others cannot be joined.
     """
     given = (coordinator, processes, process)
     if processes == 1 or jax.distributed.is_initialized():
@@ -49,9 +49,11 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         raise ValueError(f"--process={process} is none of --processes={processes}; they are numbered from 0")
     try:
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-    except ValueError as error:
-        if coordinator is not None or "coordinator_address" not in str(error):
-            raise
+    except (ValueError, RuntimeError) as error:
+        # Nothing says that there are others; or JAX is at work here already, as in a notebook, and knows of none.
+        alone = "coordinator_address" in str(error) or "must be called before" in str(error)
+        if coordinator is not None or not alone:
+            raise ValueError(f"the processes of this run cannot join each other: {error}") from error
         return
     if not is_first():
         logging.getLogger("jaxrl_llm").setLevel(logging.ERROR)

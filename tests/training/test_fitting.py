@@ -32,7 +32,7 @@ def test_a_program_that_the_compiler_refuses_needs_more_than_there_is():
 
 
 def test_an_update_without_room_is_cut_into_parts_of_fewer_rows_and_stays_the_same(tmp_path, monkeypatch):
-    asked, lay_out = [], run.lay_out
+    whole, asked, lay_out = finished("dr_grpo").metrics, [], run.lay_out
 
     def listen(*args, part_tokens=0, **options):
         asked.append(part_tokens)
@@ -43,6 +43,6 @@ def test_an_update_without_room_is_cut_into_parts_of_fewer_rows_and_stays_the_sa
     cut = finish(tiny_config("dr_grpo"), tmp_path).metrics
     # Rows of 64 tokens, three of them in the one part that suits the device: halves of that, until there is one.
     assert asked.count(64) == 2 and set(asked) == {0, 64}
-    for mine, theirs in zip(cut, finished("dr_grpo").metrics, strict=True):
+    for mine, theirs in zip(cut, whole, strict=True):
         for name in mine.keys() - {"phase"}:
             np.testing.assert_allclose(mine[name], theirs[name], rtol=2e-4, atol=2e-6, err_msg=name)

@@ -184,8 +184,8 @@ def recorded_updates(run, state, rollouts, number=3):
     """The batches that one step hands to the update."""
     batches = []
 
-    def update(state, batch, frozen=None):
-        batches.append(batch)
+    def update(state, pack, frozen=None):
+        batches.append(pack())
         return state, {"loss": jnp.float32(len(batches)), "logp_gap": jnp.float32(10 * len(batches))}
 
     _, metrics = reinforcement._updates(run, update, state, rollouts, number)

@@ -34,8 +34,9 @@ def score_all(found, told=None, **options):
     pool, failures = Pool(*found), []
     told = set() if told is None else told
     score, _ = scores.make_score(pool, dict.fromkeys(NAMES), 1.0, told=told, failures=failures, **options)
-    while pool.found:
-        score([], [], {})
+    for values, _ in found:
+        texts = [""] * len(values)
+        score(texts, texts, {})
     return failures
 
 
