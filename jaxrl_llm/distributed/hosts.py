@@ -21,6 +21,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from jaxrl_llm.distributed.mesh import NO_MESH
+
 HEARTBEAT_SECONDS = 30  # after which a process that says nothing counts as dead, and the runtime ends the others
 
 
@@ -69,16 +71,13 @@ def gathered(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
-    with jax.set_mesh(_NO_MESH):
+    with jax.set_mesh(NO_MESH):
         sizes = multihost_utils.process_allgather(np.int32(data.size))
         # Powers of two: few shapes, so few programs.
         padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
         padded[: data.size] = data
         rows = multihost_utils.process_allgather(padded)
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
-
-
-_NO_MESH = Mesh(np.empty((), object), ())
 
 
 def check_same(value: dict[str, Any], what: str) -> None:

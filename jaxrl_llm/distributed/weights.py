@@ -6,40 +6,47 @@ import functools
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
 
-from jaxrl_llm.distributed.mesh import AXES
+from jaxrl_llm.distributed.mesh import AXES, NO_MESH
 from jaxrl_llm.distributed.sharding import parameter_shardings
 from jaxrl_llm.networks import Network, as_computed
 
 
-def sampling_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
-    """The devices of a mesh, in their order, for sampling: nothing is split over fsdp, since a step would gather it all anew.
+def sampling_mesh(devices: np.ndarray, tensor: int = 1) -> Mesh:
+    """A mesh for sampling: nothing is split over fsdp, since a step would gather it all anew.
 
     Args:
-      mesh: of training.
-      tensor: devices that share out a copy of the parameters, and see the same rows; 0 for as many as in training.
+      devices: of any shape, such as those of the mesh of training; they keep their order.
+      tensor: devices that share out a copy of the parameters, and see the same rows.
 
     Raises:
       ValueError: `tensor` does not divide the devices.
     """
-    tensor = tensor or mesh.shape["tensor"]
-    if tensor < 1 or mesh.size % tensor:
-        raise ValueError(f"{tensor} devices that share out a copy do not divide the {mesh.size} of the mesh; choose a divisor")
-    return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=mesh.axis_types)
+    if tensor < 1 or devices.size % tensor:
+        raise ValueError(
+            f"{tensor} devices that share out a copy do not divide the {devices.size} of the mesh; choose a divisor"
+        )
+    return Mesh(devices.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def for_sampling(network: Network, params: Any, mesh: Mesh | None = None) -> Any:
     """A copy of the parameters to sample with, in the dtype of the computation; they themselves where nothing would change.
 
     It goes from device to device, by one program, and says what the parameters say: a network rounds matrices to that dtype
-    wherever it multiplies by them.
+    wherever it multiplies by them. To a mesh of other devices it goes once it is rounded.
 
     Args:
       network: whose parameters they are, without any.
-      params: laid out in any way over the devices of the mesh.
+      params: laid out in any way.
       mesh: of sampling, see `sampling_mesh`; None for one device.
     """
+    own = jax.tree.leaves(params)[0].sharding
+    if mesh is not None and not own.device_set <= set(mesh.devices.flat):
+        with jax.set_mesh(own.mesh if isinstance(own, NamedSharding) else NO_MESH):
+            rounded = _copy(network, None)(params)
+        return jax.device_put(rounded, parameter_shardings(network, mesh))
     if mesh is None and jax.eval_shape(functools.partial(as_computed, network), params) == jax.eval_shape(lambda x: x, params):
         return params
     return _copy(network, mesh)(params)

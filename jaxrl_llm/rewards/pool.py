@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import connection
@@ -38,7 +39,7 @@ class RewardFailure(NamedTuple):
 
 
 class RewardPool:
-    """Worker processes that evaluate rewards; a context manager, used by one thread at a time.
+    """Worker processes that evaluate rewards; a context manager. Threads take turns.
 
     A reward is any callable `reward(prompts, completions, **columns) -> list[float | None]`, or an async one. It is
     called by keyword: with `prompts`, `completions` and the columns of the data, as far as its signature names them, and
@@ -79,6 +80,7 @@ class RewardPool:
         self._timeout = protocol.MISSING if timeout_value is None else timeout_value
         self._memory_bytes = int(memory_gb * 1e9)
         self._idle: list[Worker] = []
+        self._turn = threading.Lock()
         self._guard = Guard()
         self._warned: set[str] = set()
         if self._size < 1 or row_seconds <= 0:
@@ -133,15 +135,16 @@ class RewardPool:
             else:
                 waiting.extend(self._first_jobs(name, reward, call, deadline_seconds))
         running: list[_Task] = []
-        try:
-            while waiting or running:
-                self._start(waiting, running, call)
-                for task in self._ready(running):
-                    waiting.extend(self._advance(task, sheet, deadline_seconds))
-                running = [task for task in running if not task.over]
-        finally:
-            for task in running:
-                task.worker.stop()
+        with self._turn:
+            try:
+                while waiting or running:
+                    self._start(waiting, running, call)
+                    for task in self._ready(running):
+                        waiting.extend(self._advance(task, sheet, deadline_seconds))
+                    running = [task for task in running if not task.over]
+            finally:
+                for task in running:
+                    task.worker.stop()
         return sheet.values, sorted(sheet.failures, key=lambda failure: (sheet.names.index(failure.name), failure.row))
 
     def _first_jobs(self, name: str, reward: Callable, call: protocol.Call, seconds: float) -> list[_Job]:

@@ -65,6 +65,7 @@ def sample_requests(
     max_prompt_tokens: int,
     seed: int,
     step: int,
+    version: int | None = None,
     keeps_entropy: bool = False,
     submit: Submit | None = None,
 ) -> Collection:
@@ -79,6 +80,7 @@ def sample_requests(
       max_prompt_tokens: longest prompt.
       seed: of the run.
       step: of the training.
+      version: steps that have changed the parameters; None for `step`.
       keeps_entropy: whether the rollouts have the entropies of the sampler.
       submit: told of rows as they end.
     """
@@ -106,7 +108,7 @@ def sample_requests(
             np.full((len(own_rows), 1), np.nan),
             [request.prompt_id for request in asked],
             width=width,
-            version=step,
+            version=step if version is None else version,
             samples_of=[request.samples for request in asked],
             prefixes=[request.prefix for request in asked],
             keeps_entropy=keeps_entropy,

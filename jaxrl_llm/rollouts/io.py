@@ -33,6 +33,7 @@ class Io:
       max_prompt_tokens: longest prompt.
       seed: of the run.
       step: of the training.
+      version: steps that have changed the parameters that answer; None for `step`.
       rewards: `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing.
       ahead: a context of `(submit, rewards)`: the rewards of rows that `submit` is told of, by number, are asked for while
         others are sampled; None where rewards look at all rows at once.
@@ -51,6 +52,7 @@ class Io:
     max_prompt_tokens: int
     seed: int
     step: int
+    version: int | None = None
     rewards: Score | None = None
     ahead: Ahead | None = None
     reward_weights: Sequence[float] = ()
@@ -104,6 +106,7 @@ class Io:
                 max_prompt_tokens=self.max_prompt_tokens,
                 seed=self.seed,
                 step=self.step,
+                version=self.version,
                 keeps_entropy=self.keeps_entropy,
                 submit=submit,
             )

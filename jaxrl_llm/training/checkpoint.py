@@ -22,6 +22,7 @@ from jaxrl_llm.training.digests import fault as digests_fault
 from jaxrl_llm.training.digests import with_digests
 
 ITEMS = ("arrays", "progress")
+SAMPLES = "samples"  # where there are some that no step has learned from
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -59,14 +60,32 @@ def open_manager(directory: str | pathlib.Path, *, keep: int, best_metric: str =
     handlers = {
         "arrays": with_digests(ocp.StandardCheckpointHandler()),
         "progress": with_digests(ocp.JsonCheckpointHandler()),
+        SAMPLES: with_digests(ocp.StandardCheckpointHandler()),
     }
     return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_handlers=handlers)
 
 
-def save(manager: ocp.CheckpointManager, step: int, arrays, progress: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Begins to save `arrays` (any pytree, PRNG keys included) and `progress` (plain values) as checkpoint `step`."""
-    contents = ocp.args.Composite(arrays=ocp.args.StandardSave(_without_keys(arrays)), progress=ocp.args.JsonSave(progress))
-    manager.save(step, args=contents, metrics=metrics or None)
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    arrays,
+    progress: dict[str, Any],
+    metrics: dict[str, float],
+    samples: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Begins to save `arrays` (any pytree, PRNG keys included) and `progress` (plain values) as checkpoint `step`.
+
+    `samples` are host arrays of any shapes, which `restore_samples` gives back.
+    """
+    items = {"arrays": ocp.args.StandardSave(_without_keys(arrays)), "progress": ocp.args.JsonSave(progress)}
+    if samples:
+        items[SAMPLES] = ocp.args.StandardSave(samples)
+    manager.save(step, args=ocp.args.Composite(**items), metrics=metrics or None)
+
+
+def restore_samples(manager: ocp.CheckpointManager, step: int) -> dict[str, np.ndarray]:
+    """The samples of checkpoint `step`; the checkpoint is a whole one, see `restore_arrays`."""
+    return manager.restore(step, args=ocp.args.Composite(**{SAMPLES: ocp.args.StandardRestore()}))[SAMPLES]
 
 
 def newest_whole(directory: str | pathlib.Path) -> tuple[int | None, list[int]]:
@@ -101,7 +120,8 @@ def fault(directory: pathlib.Path) -> str:
             json.loads(path.read_bytes()) if path.exists() else None
         except (OSError, ValueError) as error:
             return f"{path} cannot be read: {error}"
-    return next(filter(None, (digests_fault(directory / name) for name in ITEMS)), "")
+    items = [*ITEMS, SAMPLES] if (directory / SAMPLES).is_dir() else ITEMS
+    return next(filter(None, (digests_fault(directory / name) for name in items)), "")
 
 
 def _set_broken_aside(directory: pathlib.Path) -> None:

@@ -64,7 +64,7 @@ def default_config() -> ConfigDict:
             "log": {"completions_every": 1, "tensorboard": True, "live": True, "compilation_cache": True},
             # Devices along each axis; one of the first three may be -1 for all that are left. In sampling `sampling_tensor`
             # devices share out a copy of the parameters; 0 for as many as `tensor`.
-            "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "sampling_tensor": 0},
+            "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "sampling_tensor": 0, "actors": 0},
             # Names of what `train` was given in Python; it fills them itself.
             "given": {},
         }
@@ -175,7 +175,7 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "sft.steps", "sft.examples", "sft.micro_batches", "preference.steps", "preference.micro_batches", "rl.steps",
-    "rl.row_tokens", "rl.micro_batches", "rl.slots", "evaluation.every", "log.completions_every",
+    "rl.row_tokens", "rl.micro_batches", "rl.slots", "rl.staleness", "mesh.actors", "evaluation.every", "log.completions_every",
 )  # fmt: skip
 
 

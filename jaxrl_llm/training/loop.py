@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from jaxrl_llm import distributed
 from jaxrl_llm.networks import Network
 from jaxrl_llm.training import checkpoint, metrics
+from jaxrl_llm.training.ahead import Sampled, from_saved, looking_ahead, to_saved
 from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.evaluation import consequence, gap_bound, warn_of_gap
 from jaxrl_llm.training.given import Given
@@ -86,9 +87,9 @@ def train(
     given = Given(tuple(rewards), data, held_out, network, tuple(callbacks))
     with open_run(config, workdir, given) as run, _open_files(run) as files:
         phases = all_phases(run)
-        state, progress = _resume(run, files, phases)
+        state, progress, kept = _resume(run, files, phases)
         phase = phases[progress.phase]
-        state, progress, measured = _run_phase(run, files, phase, state, progress)
+        state, progress, measured = _run_phase(run, files, phase, state, progress, kept)
         while (after := following(phases, phase.name)) is not None:
             state, progress = _enter(run, files, after, phase.params(state), progress, measured)
             phase = after
@@ -150,10 +151,11 @@ def _elapsed(run: Run) -> float:
     return elapsed
 
 
-def _resume(run: Run, files: Files, phases: dict[str, Phase]) -> tuple[TrainState, Progress]:
+def _resume(run: Run, files: Files, phases: dict[str, Phase]) -> tuple[TrainState, Progress, list[Sampled]]:
     """The latest checkpoint, with the files of the run brought back to its step, or the beginning of the first phase."""
-    found = checkpoint.latest_progress(files.manager)
-    number, progress = (None, None) if found is None else (found[0], Progress.from_json(found[1]))
+    number, told = checkpoint.latest_progress(files.manager) or (None, {})
+    plain = told.pop("samples", [])
+    progress = Progress.from_json(told) if told else None
     last = 0 if progress is None else progress.step
     _keep_history(run.workdir / "metrics.jsonl", last)
     for name in ("timing.jsonl", "warnings.jsonl", "reward_failures.jsonl"):
@@ -161,10 +163,12 @@ def _resume(run: Run, files: Files, phases: dict[str, Phase]) -> tuple[TrainStat
     if progress is None:
         first = following(phases, None)
         if first.name == SUPERVISED:
-            return first.initial_state(run.network.params), Progress(SUPERVISED)
-        return _enter(run, files, first, run.network.params, Progress(SUPERVISED), {})
+            return first.initial_state(run.network.params), Progress(SUPERVISED), []
+        return *_enter(run, files, first, run.network.params, Progress(SUPERVISED), {}), []
     like = phases[progress.phase].initial_state(run.network.params)
-    return checkpoint.restore_arrays(files.manager, number, like), progress
+    state = checkpoint.restore_arrays(files.manager, number, like)
+    arrays = checkpoint.restore_samples(files.manager, number) if plain else {}
+    return state, progress, from_saved(arrays, plain, state.method_state["strategy"] if plain else ())
 
 
 def _keep_history(path: pathlib.Path, last: int) -> None:
@@ -222,15 +226,23 @@ def _reference(run: Run, phase: Phase) -> Params:
 
 
 def _run_phase(
-    run: Run, files: Files, phase: Phase, state: TrainState, progress: Progress
+    run: Run, files: Files, phase: Phase, state: TrainState, progress: Progress, kept: Sequence[Sampled] = ()
 ) -> tuple[TrainState, Progress, dict[str, Any]]:
-    """Steps, measurements and checkpoints until all steps of the phase are done; what was measured at the last one."""
+    """Steps, measurements and checkpoints until all steps of the phase are done; what was measured at the last one.
+
+    `kept` are samples of the coming steps.
+    """
     if progress.phase_step >= phase.steps:
         return state, progress, {phase.measure: progress.accuracy}
     reference = _reference(run, phase)
-    step, evaluate = phase.make_step(reference), phase.make_evaluation(reference)
+    end, overlap = progress.step + phase.steps - progress.phase_step, run.config.rl.staleness > 0 and run.config.rl.overlap
+    evaluate = phase.make_evaluation(reference)
     say(f"{phase.name}: {phase.steps} steps of {phase.method.name}; the first compiles", enabled=run.config.log.live)
-    with live_report(progress.phase, progress.phase_step, phase.steps, enabled=run.config.log.live) as show:
+    with (
+        looking_ahead(kept, end, overlap=overlap and phase.name == REINFORCEMENT) as ahead,
+        live_report(progress.phase, progress.phase_step, phase.steps, enabled=run.config.log.live) as show,
+    ):
+        step = phase.make_step(reference, ahead)
         while progress.phase_step < phase.steps:
             with timed_step() as timing:
                 state, cursor, measured, records = step(state, progress.cursor, progress.step)
@@ -247,10 +259,10 @@ def _run_phase(
             show(measured | {"tokens_per_second": measured["tokens"] / timing["seconds"]}, records)
             # Of several hosts one may be told alone: all stop after the same step.
             if told := [signal for stop in distributed.gathered(files.stop) for signal in stop]:
-                _save(run, files, state, progress, measured)
+                _save(run, files, state, progress, measured, ahead.finished())
                 raise Stopped(f"stopped by {told[0]} after step {progress.step}; the same command resumes the run")
             if not last and progress.phase_step % run.config.checkpoint.every == 0:
-                _save(run, files, state, progress, measured)
+                _save(run, files, state, progress, measured, ahead.finished())
     return state, progress, measured
 
 
@@ -272,7 +284,7 @@ def _log(run: Run, files: Files, progress: Progress, measured, records, timing) 
     bound = gap_bound(run.config.rl.max_logp_gap, run.network)
     # Other phases learn from texts that the policy did not sample, but their evaluations sample.
     gaps = {name: measured.get(name, 0.0) for name in ("logp_gap", "evaluation/logp_gap")}
-    if progress.phase != REINFORCEMENT:
+    if progress.phase != REINFORCEMENT or run.config.rl.staleness:  # what was learned since sampling is no gap
         gaps.pop("logp_gap")
     share = measured.get("evaluation/greedy_mismatch", 0.0)
     mismatch = {"evaluation/greedy_mismatch": share} if share > 0 else {}
@@ -292,14 +304,26 @@ def _warn_once(files: Files, found: dict[str, float], bound: float, step: int) -
     warn_of_gap(new, bound, step)
 
 
-def _save(run: Run, files: Files, state: TrainState, progress: Progress, measured: dict[str, Any]) -> None:
-    """Begins to save; `measured` has what a best checkpoint is chosen by, where that was measured."""
+def _save(
+    run: Run,
+    files: Files,
+    state: TrainState,
+    progress: Progress,
+    measured: dict[str, Any],
+    samples: Sequence[Sampled] = (),
+) -> None:
+    """Begins to save; `measured` has what a best checkpoint is chosen by, where that was measured.
+
+    `samples` are those that no step has learned from yet.
+    """
     if files.manager.latest_step() == progress.step:
         return
     # Only what was measured at this very step: the last measurement says nothing of other parameters.
     best = _known(measured, run.config.checkpoint.best_metric)
     metrics_of_best = {} if best is None else {run.config.checkpoint.best_metric: best}
-    checkpoint.save(files.manager, progress.step, state, progress.to_json(), metrics_of_best)
+    arrays, plain = to_saved(samples)
+    told = progress.to_json() | ({"samples": plain} if plain else {})
+    checkpoint.save(files.manager, progress.step, state, told, metrics_of_best, arrays)
 
 
 def _shares(run: Run) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed
@@ -18,6 +19,9 @@ def build_mesh(config: ConfigDict) -> jax.sharding.Mesh | None:
     """
     sizes = config.mesh.to_dict()
     sizes.pop("sampling_tensor")
+    count = jax.device_count() - sizes.pop("actors")
+    if count < 1:
+        raise ValueError(f"config.mesh.actors is {config.mesh.actors} of {jax.device_count()} devices; leave some that learn")
     wrong = [name for name, size in sizes.items() if size < 1 and size != -1]
     if wrong:
         raise ValueError(f"config.mesh.{wrong[0]} is {sizes[wrong[0]]}; it must be at least 1, or -1 for all devices left")
@@ -25,19 +29,21 @@ def build_mesh(config: ConfigDict) -> jax.sharding.Mesh | None:
     if len(open_axes) > 1:
         raise ValueError(f"config.mesh has -1 for {open_axes}; only one size can be left open")
     if open_axes:
-        sizes[open_axes[0]] = jax.device_count() // -math.prod(sizes.values())
-    return distributed.make_mesh(**sizes) if math.prod(sizes.values()) != 1 else None
+        sizes[open_axes[0]] = count // -math.prod(sizes.values())
+    return distributed.make_mesh(**sizes, devices=jax.devices()[:count]) if math.prod(sizes.values()) != 1 else None
 
 
 def build_sampling_mesh(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
-    """The devices of the mesh for sampling; None for one device.
+    """The devices that sample: the last `config.mesh.actors` of all, or those of the mesh; None for one device that does all.
 
     Raises:
       ValueError: `config.mesh.sampling_tensor` does not divide them.
     """
-    if mesh is None:
+    tensor, actors = config.mesh.sampling_tensor, config.mesh.actors
+    if mesh is None and not actors:
         return None
     try:
-        return distributed.sampling_mesh(mesh, config.mesh.sampling_tensor)
+        devices = np.array(jax.devices()[-actors:]) if actors else mesh.devices
+        return distributed.sampling_mesh(devices, tensor or (1 if actors else mesh.shape["tensor"]))
     except ValueError as error:
         raise ValueError(f"config.mesh.sampling_tensor: {error}") from error

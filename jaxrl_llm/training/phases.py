@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxrl_llm import methods, rewards
 from jaxrl_llm.training import preference, reinforcement, supervised
 from jaxrl_llm.training.agreement import make_agree
+from jaxrl_llm.training.ahead import Ahead
 from jaxrl_llm.training.evaluation import evaluate, gap_bound
 from jaxrl_llm.training.progress import PREFERENCE, REINFORCEMENT, SUPERVISED
 from jaxrl_llm.training.report import counter
@@ -34,8 +35,8 @@ class Phase:
       method: what is trained by.
       initial_state: parameters -> state before the first step.
       params: state -> parameters that are measured, and that the next phase begins with.
-      make_step: parameters of the reference policy, or None, -> `step(state, cursor, number)`, which gives the next
-        state, the next cursor, metrics and records of completions.
+      make_step: parameters of the reference policy, or None, and what samples ahead -> `step(state, cursor, number)`, which
+        gives the next state, the next cursor, metrics and records of completions.
       make_evaluation: parameters of the reference policy, or None, -> `evaluate(params, number)`, which gives measures.
       measure: the one of them that says how good the parameters are.
     """
@@ -45,7 +46,7 @@ class Phase:
     method: methods.Method
     initial_state: Callable[[Params], TrainState]
     params: Callable[[TrainState], Params]
-    make_step: Callable[[Params], Step]
+    make_step: Callable[[Params, Ahead], Step]
     make_evaluation: Callable[[Params], Evaluate]
     measure: str
 
@@ -69,7 +70,7 @@ def all_phases(run: Run) -> dict[str, Phase]:
         method=run.preference_method,
         initial_state=functools.partial(preference.initial_state, run),
         params=_all_params,
-        make_step=functools.partial(preference.make_preference_step, run),
+        make_step=lambda reference, _: preference.make_preference_step(run, reference),
         make_evaluation=functools.partial(preference.make_pair_evaluation, run),
         measure=f"evaluation/{preference.held_out_measures(run)[0]}",
     )
@@ -80,7 +81,7 @@ def all_phases(run: Run) -> dict[str, Phase]:
         method=run.supervised_method,
         initial_state=lambda params: supervised.initial_state(run),
         params=_all_params,
-        make_step=lambda reference: supervised.make_supervised_step(run),
+        make_step=lambda *_: supervised.make_supervised_step(run),
         # It is measured as what comes after it, which then knows where it began; alone, by its loss too.
         make_evaluation=functools.partial(_evaluation_of_imitation, run, after),
         measure=after.measure if after else "evaluation/loss",

@@ -17,10 +17,11 @@ from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
 from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.objectives import policy_gap
-from jaxrl_llm.rewards import RewardFailure, answer_of, final_answer
+from jaxrl_llm.rewards import answer_of, final_answer
 from jaxrl_llm.rollouts import Collection, Io, informative_groups, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
 from jaxrl_llm.training import annotate, losses
+from jaxrl_llm.training.ahead import Ahead, Sampled, snapshot
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.fitting import make_fitted
@@ -111,13 +112,15 @@ def optimizer(run: Run, params=None) -> optax.GradientTransformation:
     return optax.partition({"policy": policy, "critic": critic}, {"policy": "policy", "critic": "critic"})
 
 
-def make_reinforcement_step(run: Run, reference) -> Callable:
+def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> Callable:
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`.
 
     Args:
       run: the run.
       reference: parameters of the reference policy, or None where the method needs none.
+      ahead: the samples of the coming steps; None where none is made before its turn.
     """
+    ahead = Ahead() if ahead is None else ahead
     rl, method = run.config.rl, run.method
     annotated = make_annotate(run, reference)
     annotators, parts = policy_annotators(run, reference), rl.micro_batches
@@ -134,18 +137,30 @@ def make_reinforcement_step(run: Run, reference) -> Callable:
     pure = make_update(None, objective, optimizer(run), scorer=scorer)
     update = make_fitted(run, jax.jit(wrapped_update(pure, rl.optimizer), donate_argnums=0), rl.micro_batches)
 
-    def step(state: TrainState, cursor: Cursor, number: int):
-        failures: list[RewardFailure] = []
+    def sample(state, cursor: Cursor, version: int, number: int, before: Callable[[], Sampled | None]) -> Sampled:
+        """The samples of step `number`, behind those of the step before it."""
+        last, failures = before(), []
+        remembered = distributed.fetch(state.method_state["strategy"]) if last is None else last.remembered
         scored = functools.partial(statistics, state, number)
-        io = strategy_io(run, state, reference, number, failures, cursor=cursor, statistics=scored)
-        remembered = distributed.fetch(state.method_state["strategy"])
-        with timed("sample"):
+        changes = {"cursor": cursor if last is None else last.cursor, "statistics": scored, "version": version}
+        with distributed.sharded(run.mesh), timed("sample"):
+            io = strategy_io(run, state, reference, number, failures, **changes)
             collection, remembered, metrics = method.strategy.run(io, remembered, rl.prompts)
-        cursor = io.cursor
-        del io  # With it goes the copy of the parameters that was sampled with.
+        return Sampled(collection, metrics, io.cursor, remembered, failures, version)
+
+    def step(state: TrainState, cursor: Cursor, number: int):
+        if coming := ahead.missing(number, rl.staleness):
+            seen = snapshot(state, copied=rl.staleness > 0)
+            for step_of in coming:
+                ahead.begin(functools.partial(sample, seen, cursor, number, step_of))
+            del seen  # With it, and with what sampling made of it, go the parameters that were sampled with.
+        with timed("sample"):
+            collection, metrics, cursor, remembered, failures, version = ahead.take()
         state = state.replace(method_state=with_strategy_state(method, state.method_state, remembered))
         rollouts = annotated(state, with_answers(method, collection, answer), number)
-        metrics |= rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
+        metrics = metrics | rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
+        if rl.staleness:
+            metrics["staleness"] = float(number - version)
         key = jax.random.fold_in(state.key, number)
         before = distributed.fetch(state.method_state["estimator"])
         with timed("annotate"):

@@ -36,7 +36,7 @@ EVALUATION_SEED_OFFSET = 1_000_003
 _GAP_PROMPTS = 8  # on which the gap of a quantised base is measured
 _LOST = 2.0**-14  # half of the last bit of a bfloat16 of 0.02, a usual parameter
 # Keys that a resumed run may change without becoming another run.
-_CHANGEABLE = ("log.", "checkpoint.", "rewards.workers", "rewards.memory_gb", "mesh.")
+_CHANGEABLE = ("log.", "checkpoint.", "rewards.workers", "rewards.memory_gb", "mesh.", "rl.overlap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +204,11 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
     if any(name.startswith("mesh.") for name in changed):
         tell("another mesh than before: the run goes on with the same prompts, and with numbers that are equal up to rounding")
     warn_of_lost_steps(config)
+    if jax.process_count() > 1 and (config.rl.staleness or config.mesh.actors):
+        raise ValueError(
+            "config.rl.staleness and config.mesh.actors are for one process: two of its threads would ask the devices of "
+            f"{jax.process_count()} processes in orders of their own; set both to 0"
+        )
     tokenizer, mesh = build.build_tokenizer(config), meshes.build_mesh(config)
     sampling_mesh = meshes.build_sampling_mesh(config, mesh)
     with locked(workdir), build.build_pool(config) as pool, distributed.sharded(mesh):

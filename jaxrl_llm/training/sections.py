@@ -123,6 +123,10 @@ def rl() -> dict:
         # 0 for rows that waste little.
         "row_tokens": 0,
         "max_new_tokens": 256,
+        # Steps by which the parameters that sample are older than those that learn from it: the samples of the coming steps are
+        # made meanwhile. Without `overlap` one thing happens after the other, and the numbers are the same.
+        "staleness": 0,
+        "overlap": True,
         # Rows that are sampled at a time; 0 for as many as a quarter of a device's memory has room for.
         "slots": 0,
         "temperature": 1.0,

@@ -84,7 +84,10 @@ def compiled_update(network, mesh, rows: int = ROWS, tokens: int = TOKENS):
 def compiled_sampler(network, mesh):
     """In the layout of sampling, with the copy of the parameters that is sampled with; of four layers, which are unrolled."""
     types = network.config.layer_types[:4]
-    network, mesh = decoder(dataclasses.replace(network.config, num_layers=4, layer_types=types)), sampling_mesh(mesh)
+    network, mesh = (
+        decoder(dataclasses.replace(network.config, num_layers=4, layer_types=types)),
+        sampling_mesh(mesh.devices, mesh.shape["tensor"]),
+    )
     everywhere = NamedSharding(mesh, PartitionSpec())
     columns = TOKENS // 2
     params = jax.eval_shape(lambda: as_computed(network, new_params(network)))

@@ -44,7 +44,7 @@ def test_samples_do_not_depend_on_their_layout(tensor):
     mesh = make_mesh(2, 2, 2)
     params = init_params(NETWORK, jax.random.key(0), mesh)
     expected = generate(NETWORK, NETWORK.init(jax.random.key(0)), PROMPTS, **OPTIONS)
-    sampling = sampling_mesh(mesh, tensor)
+    sampling = sampling_mesh(mesh.devices, tensor or mesh.shape["tensor"])
     assert dict(sampling.shape) == {"data": 8 // (tensor or 2), "fsdp": 1, "tensor": tensor or 2}
     copy = for_sampling(NETWORK, params, sampling)
     kernel = copy["layers"]["mlp"]["up"]["kernel"]
@@ -77,4 +77,4 @@ def test_rows_that_devices_would_copy_are_refused():
 
 def test_devices_that_share_a_copy_must_divide_the_mesh():
     with pytest.raises(ValueError, match="3 devices that share out a copy do not divide the 8 of the mesh"):
-        sampling_mesh(make_mesh(8), 3)
+        sampling_mesh(make_mesh(8).devices, 3)

@@ -41,4 +41,5 @@ if __name__ == "__main__":
         crash_runner.kill_at(moment[0], int(moment[1]), float(moment[2]))
     config = crash_runner.tiny_config()
     config.method.name = "least_rewarded"
+    config.rl.staleness = 1  # so that samples that no step has learned from lie in the checkpoints too
     loop.train(config, workdir)

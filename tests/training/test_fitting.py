@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training.tiny_runs import finish, finished, tiny_config
+from training.tiny_runs import finish, finished, quick_compilation, tiny_config  # noqa: F401
 
 from jaxrl_llm.training import fitting, run
 

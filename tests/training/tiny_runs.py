@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import tempfile
 
@@ -154,7 +155,7 @@ def quick_compilation():
     Import it into a test module to use it there.
     """
     settings = {
-        "jax_disable_most_optimizations": (True, False),
+        "jax_disable_most_optimizations": (True, os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"),
         "jax_compilation_cache_dir": (_folder().name + "/compiled", None),
         "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
     }

@@ -1,0 +1,163 @@
+"""Samples that are made ahead: what a step learns from is fixed beforehand, whoever is faster."""
+
+import json
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from training.test_resume import assert_same_run, final_arrays
+from training.tiny_runs import finish, finished, quick_compilation, tiny_config  # noqa: F401
+
+from jaxrl_llm.training import loop
+from jaxrl_llm.training.ahead import Ahead, Sampled, from_saved, looking_ahead, to_saved
+from jaxrl_llm.training.metrics import read_jsonl
+
+
+def made(number, version=0):
+    return lambda before: Sampled(before(), {}, number, None, [], version)
+
+
+def test_samples_are_taken_in_order_and_begun_until_the_end():
+    ahead = Ahead(end=5)
+    assert list(ahead.missing(3, 0)) == [3] and list(ahead.missing(3, 4)) == [3, 4]
+    for number in (3, 4):
+        ahead.begin(made(number))
+    assert not ahead.missing(3, 4)
+    assert [one.cursor for one in ahead.finished()] == [3, 4]
+    first, second = ahead.take(), ahead.take()
+    assert (first.cursor, second.cursor) == (3, 4) and second.collection is first and first.collection is None
+    assert not ahead.missing(5, 4)
+
+
+def test_a_thread_makes_them_one_after_the_other_while_others_work():
+    order, go = [], threading.Event()
+
+    def slow(before):
+        go.wait(10)
+        order.append("slow")
+        return made(0)(before)
+
+    def quick(before):
+        order.append("quick")
+        return made(1)(before)
+
+    with looking_ahead((), 2, overlap=True) as ahead:
+        ahead.begin(slow)
+        ahead.begin(quick)
+        assert order == []
+        go.set()
+        assert [one.cursor for one in ahead.finished()] == [0, 1] and order == ["slow", "quick"]
+
+
+def test_an_error_of_the_thread_reaches_the_step_that_waits_for_it():
+    def broken(before):
+        raise ValueError("no such prompt")
+
+    with looking_ahead((), 2, overlap=True) as ahead:
+        ahead.begin(broken)
+        with pytest.raises(ValueError, match="no such prompt"):
+            ahead.take()
+
+
+def late(config, **changes):
+    config.rl.update(steps=4, staleness=2, **changes)
+    return config
+
+
+def test_without_overlap_the_numbers_are_the_same_and_versions_are_told(tmp_path):
+    at_once = finish(late(tiny_config("grpo", kl_coefficient=0.1)), tmp_path / "at_once")
+    in_turn = finish(late(tiny_config("grpo", kl_coefficient=0.1), overlap=False), tmp_path / "in_turn")
+    assert_same_run(at_once.workdir, in_turn.workdir)
+    assert [record["staleness"] for record in at_once.metrics] == [0, 1, 2, 2]
+    assert not (at_once.workdir / "warnings.jsonl").exists()
+    # The first step learns as if nothing were late; the second one from samples of other parameters.
+    on_time = finished("grpo").metrics
+    tables = [read_jsonl(run.workdir / "completions" / "step_000002.jsonl") for run in (at_once, finished("grpo"))]
+    assert at_once.metrics[0]["loss"] == on_time[0]["loss"] and tables[0] != tables[1]
+    assert at_once.metrics[1]["behavior_kl"] > on_time[1]["behavior_kl"]
+
+
+def test_a_stopped_run_goes_on_with_the_samples_that_it_had(tmp_path, monkeypatch):
+    whole = finish(late(tiny_config("dapo", max_rounds=2)), tmp_path / "whole")
+    for stop in (1, 3):
+        advance = loop._log
+
+        def log(run, files, progress, *rest, stop=stop, advance=advance):
+            advance(run, files, progress, *rest)
+            files.stop.extend(["SIGTERM"] if progress.step == stop else [])
+
+        monkeypatch.setattr(loop, "_log", log)
+        with pytest.raises(loop.Stopped, match=f"after step {stop}"):
+            loop.train(late(tiny_config("dapo", max_rounds=2)), tmp_path / "stopped")
+        monkeypatch.undo()
+    stopped = finish(late(tiny_config("dapo", max_rounds=2), overlap=False), tmp_path / "stopped")
+    assert_same_run(whole.workdir, stopped.workdir)
+
+
+def test_what_is_saved_is_what_was_sampled(tmp_path):
+    """Through JSON, as in a checkpoint; but for the requests, which nobody reads any more."""
+    seen = []
+    config = late(tiny_config("grpo", kl_coefficient=0.1))
+    config.rl.steps = 1
+    take = Ahead.take
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Ahead, "take", lambda self: seen.append(take(self)) or seen[-1])
+        finish(config, tmp_path)
+    arrays, plain = to_saved(seen)
+    (found,) = from_saved(arrays, json.loads(json.dumps(plain)), seen[0].remembered)
+    jax.tree.map(np.testing.assert_array_equal, found.collection.rollouts, seen[0].collection.rollouts)
+    assert jax.tree.structure(found.collection.rollouts) == jax.tree.structure(seen[0].collection.rollouts)
+    assert found.collection.records == seen[0].collection.records
+    assert found.cursor == seen[0].cursor and found.version == seen[0].version == 0
+
+
+@pytest.mark.slow
+def test_sampling_overlaps_with_learning(tmp_path, monkeypatch):
+    """While a step waits, the samples of the next one are made."""
+    began = []
+    from jaxrl_llm.training import reinforcement
+
+    updates = reinforcement._updates
+
+    def slow_updates(*args):
+        began.append(("update", time.monotonic()))
+        time.sleep(1.0)
+        return updates(*args)
+
+    strategy_io = reinforcement.strategy_io
+
+    def io(*args, **options):
+        began.append(("sample", time.monotonic()))
+        return strategy_io(*args, **options)
+
+    monkeypatch.setattr(reinforcement, "_updates", slow_updates)
+    monkeypatch.setattr(reinforcement, "strategy_io", io)
+    config = tiny_config("dr_grpo")
+    config.rl.update(steps=3, staleness=1)
+    finish(config, tmp_path)
+    names = [name for name, _ in sorted(began, key=lambda one: one[1])]
+    assert names.index("update") > 1 and names[:2] == ["sample", "sample"], names
+    assert final_arrays(tmp_path)[0] == 3
+
+
+def test_actors_and_learners_on_devices_of_their_own(tmp_path):
+    """Five devices that learn are too many for these rows; four and four share the work, and change nothing but rounding."""
+    alone = finish(late(tiny_config("grpo", kl_coefficient=0.1)), tmp_path / "alone")
+    config = late(tiny_config("grpo", kl_coefficient=0.1))
+    config.mesh.update(data=2, fsdp=-1, actors=4, sampling_tensor=2)
+    apart = finish(config, tmp_path / "apart")
+    for mine, theirs in zip(apart.metrics, alone.metrics, strict=True):
+        for name in mine.keys() - {"phase"}:
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=2e-4, atol=2e-6, err_msg=name)
+    config.rl.overlap = False
+    assert_same_run(apart.workdir, finish(config, tmp_path / "in_turn").workdir)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rl.staleness", -1), ("mesh.actors", -1), ("mesh.actors", 8)])
+def test_impossible_numbers_are_refused(tmp_path, name, value):
+    config = tiny_config("dr_grpo")
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ValueError, match=rf"config\.{name} is {value}"):
+        loop.train(config, tmp_path)
