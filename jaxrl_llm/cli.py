@@ -40,10 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
         return _end(options, 130, error)
     except Exception as error:
         line = explain(error)
-        if options.debug or line is None:
-            traceback.print_exc()
         if line is None:
-            return _end(options, 1, error)
+            _end(options, 1, error)
+            raise
+        if options.debug:
+            traceback.print_exc()
         print(f"jaxrl-llm {options.verb}: {line}", file=sys.stderr)
         return _end(options, 2, error)
 

@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 import time
+import traceback
 from typing import Any
 
 import jax
@@ -136,6 +137,8 @@ def end(status: int, error: BaseException | None = None) -> int:
     """
     if not (jax.distributed.is_initialized() and jax.process_count() > 1):
         return status
+    if error is not None and status == 1:  # one that nobody has put into words
+        traceback.print_exception(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
         print(f"process {jax.process_index()}: if another process has gone, its number follows", file=sys.stderr, flush=True)
         time.sleep(2 * HEARTBEAT_SECONDS)
