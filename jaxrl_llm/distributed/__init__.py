@@ -21,13 +21,14 @@ from jaxrl_llm.distributed.sharding import (
     shard_rows,
     sharded,
 )
-from jaxrl_llm.distributed.weights import for_sampling, sampling_mesh
+from jaxrl_llm.distributed.weights import copy_program, for_sampling, sampling_mesh
 
 __all__ = [
     "AXES",
     "RULES",
     "abstract_params",
     "batch_sharding",
+    "copy_program",
     "for_sampling",
     "init_params",
     "make_mesh",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor")
@@ -30,4 +31,6 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequenc
             f"data={data}, fsdp={fsdp} and tensor={tensor} make a mesh of {math.prod(sizes)} devices, but there are "
             f"{len(devices)}; choose positive sizes whose product is {len(devices)}"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # Axes may share out a side of the torus, such as 16 x 4 on a slice of 8 x 8, which `jax.make_mesh` refuses.
+    places = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(places, AXES, axis_types=(AxisType.Auto,) * len(AXES))

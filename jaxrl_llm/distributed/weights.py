@@ -42,10 +42,11 @@ def for_sampling(network: Network, params: Any, mesh: Mesh | None = None) -> Any
     """
     if mesh is None and jax.eval_shape(functools.partial(as_computed, network), params) == jax.eval_shape(lambda x: x, params):
         return params
-    return _copy(network, mesh)(params)
+    return copy_program(network, mesh)(params)
 
 
 @functools.lru_cache(maxsize=8)
-def _copy(network: Network, mesh: Mesh | None):
+def copy_program(network: Network, mesh: Mesh | None):
+    """The compiled function of parameters that `for_sampling` copies by."""
     shardings = None if mesh is None else parameter_shardings(network, mesh)
     return jax.jit(functools.partial(as_computed, network), out_shardings=shardings)

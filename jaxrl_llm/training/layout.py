@@ -17,7 +17,14 @@ PART_TOKENS = 16_384
 
 
 def lay_out(
-    network: Network, rollouts: Rollouts, width: int = 0, micro_batches: int = 0, *, shards: int = 1, **options
+    network: Network,
+    rollouts: Rollouts,
+    width: int = 0,
+    micro_batches: int = 0,
+    *,
+    shards: int = 1,
+    platform: str | None = None,
+    **options,
 ) -> Batch:
     """Packed rows for a network: a forest where it reads forests, a segment for each rollout elsewhere.
 
@@ -27,9 +34,10 @@ def lay_out(
       width: tokens of a row; 0 for rows that the longest rollout fits into.
       micro_batches: parts of the batch; 0 for as many as have `PART_TOKENS` on each device, or `CPU_PART_TOKENS` on a CPU.
       shards: devices that share out the rows.
+      platform: of the devices; by default that of this process.
       **options: `keep`, `step` and `coefficients`, as of `data.pack`.
     """
-    tokens = CPU_PART_TOKENS if jax.default_backend() == "cpu" else PART_TOKENS
+    tokens = CPU_PART_TOKENS if (platform or jax.default_backend()) == "cpu" else PART_TOKENS
     options |= {"multiple": shards, "parts": micro_batches, "part_tokens": tokens * shards}
     if network.reads_forests:
         return pack_forest(rollouts, width or None, **options)

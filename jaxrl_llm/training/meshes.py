@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -10,8 +11,12 @@ from ml_collections import ConfigDict
 from jaxrl_llm import distributed
 
 
-def build_mesh(config: ConfigDict) -> jax.sharding.Mesh | None:
+def build_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh | None:
     """The mesh that the configuration asks for; None for one device. One of its sizes may be -1: all that are left.
+
+    Args:
+      config: the configuration.
+      devices: those to plan for, always a mesh; by default those of this process.
 
     Raises:
       ValueError: the sizes do not fit the devices.
@@ -25,8 +30,9 @@ def build_mesh(config: ConfigDict) -> jax.sharding.Mesh | None:
     if len(open_axes) > 1:
         raise ValueError(f"config.mesh has -1 for {open_axes}; only one size can be left open")
     if open_axes:
-        sizes[open_axes[0]] = jax.device_count() // -math.prod(sizes.values())
-    return distributed.make_mesh(**sizes) if math.prod(sizes.values()) != 1 else None
+        sizes[open_axes[0]] = (jax.device_count() if devices is None else len(devices)) // -math.prod(sizes.values())
+    one = devices is None and math.prod(sizes.values()) == 1
+    return None if one else distributed.make_mesh(**sizes, devices=devices)
 
 
 def build_sampling_mesh(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
