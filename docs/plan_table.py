@@ -60,8 +60,19 @@ def line(place: list, found: dict) -> str:
     return f"{head} {amounts} | {found['least_seconds']:.2f} | {found['bound']} | {100 * found['mfu']:.0f}% |"
 
 
+def write(known: list) -> None:
+    """The rows that there are into the document."""
+    order = [list(place) for place in ROWS]
+    known = sorted((entry for entry in known if entry[0] in order), key=lambda entry: (entry[0][0], order.index(entry[0])))
+    before, _, rest = DOCUMENT.read_text().partition("<!-- table -->\n")
+    after = rest.partition("<!-- end -->\n")[2]
+    lines = [COLUMNS, "|" + "---|" * 12, *(line(*entry) for entry in known)]
+    DOCUMENT.write_text(before + "<!-- table -->\n" + "\n".join(lines) + "\n<!-- end -->\n" + after)
+
+
 def main():
     known = json.loads(PLACE.read_text()) if PLACE.exists() else []
+    write(known)
     for wanted in map(list, ROWS):
         if all(place != wanted for place, _ in known):
             done = subprocess.run([sys.executable, __file__, *map(str, wanted)], capture_output=True, text=True)
@@ -70,13 +81,7 @@ def main():
                 continue
             known.append([wanted, json.loads(done.stdout.splitlines()[-1])])
             PLACE.write_text(json.dumps(known, indent=1) + "\n")
-    known.sort(key=lambda entry: ROWS.index(tuple(entry[0])) if tuple(entry[0]) in ROWS else len(ROWS))
-    known.sort(key=lambda entry: entry[0][0])
-    if DOCUMENT.exists():
-        before, _, rest = DOCUMENT.read_text().partition("<!-- table -->\n")
-        _, _, after = rest.partition("<!-- end -->\n")
-        lines = [COLUMNS, "|" + "---|" * 12, *(line(*entry) for entry in known)]
-        DOCUMENT.write_text(before + "<!-- table -->\n" + "\n".join(lines) + "\n<!-- end -->\n" + after)
+            write(known)
 
 
 if __name__ == "__main__":

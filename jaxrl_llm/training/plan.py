@@ -33,7 +33,10 @@ class Planned:
       memory: bytes of a device by what they are; all together must fit.
       capacity: bytes that a device has.
       compile_seconds: of this machine.
+      tokens: that networks read in a run, on all devices.
+      learned: tokens whose logits it needs.
       flops: of a device in a run, recomputation included.
+      attention: those of attention's kernels among them.
       useful: FLOPs of a device that the model needs.
       moved: bytes of HBM that a device reads and writes.
       sent: bytes that a device sends, by kind and axes, such as "all-gather fsdp".
@@ -49,7 +52,10 @@ class Planned:
     memory: dict[str, float]
     capacity: float
     compile_seconds: float
+    tokens: int = 0
+    learned: int = 0
     flops: float = 0.0
+    attention: float = 0.0
     useful: float = 0.0
     moved: float = 0.0
     sent: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -120,6 +126,7 @@ def planned(program: Program, run: PlannedRun, wanted: chips.Slice) -> Planned:
     """Compiles a program and reads what it does."""
     memory, start = {name: device_bytes(tree) for name, tree in (program.inputs | program.beside).items()}, time.monotonic()
     known = {"name": program.name, "times": program.times, "capacity": _memory(wanted)}
+    known |= {"tokens": program.tokens, "learned": program.learned}
     with tempfile.TemporaryDirectory() as folder, distributed.sharded(program.mesh):
         lowered = program.function.lower(*program.arguments, **program.options)
         try:
@@ -138,13 +145,13 @@ def planned(program: Program, run: PlannedRun, wanted: chips.Slice) -> Planned:
         text, report = (_dumped(folder, end) for end in ("after_optimizations.txt", "memory-usage-report.txt"))
     figures = hlo.read_hlo(text, program.mesh, program.loops)
     memory |= _temporaries(compiled.memory_analysis(), memory, program, run, report)
-    flops, notes = figures.flops, []
+    attention, notes = 0.0, []
     for kernel in figures.kernels:
         work = attention_flops(kernel, program.seen)
-        flops += work or 0.0
+        attention += work or 0.0
         if work is None:
             notes.append("the FLOPs of a kernel that is no attention are left out")
-    sent, by_axes = {}, {}
+    flops, sent, by_axes = figures.flops + attention, {}, {}
     for (kind, axes), one in figures.collectives.items():
         sent[f"{kind} {axes}"] = one.sent
         by_axes[axes] = by_axes.get(axes, 0.0) + one.sent
@@ -153,8 +160,8 @@ def planned(program: Program, run: PlannedRun, wanted: chips.Slice) -> Planned:
     share = useful * wanted.chip.devices / wanted.chip.flops / max(*seconds.values(), 1e-12)
     gathers = [one.largest for (kind, _), one in figures.collectives.items() if kind == "all-gather"]
     return Planned(
-        **known, memory=memory, compile_seconds=took, flops=flops, useful=useful, moved=figures.bytes, sent=sent,
-        gathered=max(gathers, default=0), seconds=seconds, mfu=share, notes=tuple(dict.fromkeys(notes)),
+        **known, memory=memory, compile_seconds=took, flops=flops, attention=attention, useful=useful, moved=figures.bytes,
+        sent=sent, gathered=max(gathers, default=0), seconds=seconds, mfu=share, notes=tuple(dict.fromkeys(notes)),
     )  # fmt: skip
 
 
