@@ -1,4 +1,4 @@
-"""The verbs: train, evaluate, sample, convert, methods."""
+"""The verbs: train, evaluate, sample, convert, plan, methods."""
 
 from __future__ import annotations
 
@@ -105,6 +105,15 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--to", required=True, choices=("huggingface", "orbax", "peft"))
     convert.add_argument("--dtype", default="", help="of the parameters that are written (default: as they are)")
     convert.set_defaults(run=_convert)
+
+    plan = verbs.add_parser("plan", help="compile a run's step for a TPU slice, without one", description=overrides)
+    plan.add_argument("--config", default=str(CONFIGS / "quickstart.py"), help="configuration file (default: quickstart)")
+    plan.add_argument("--topology", required=True, help="chip and sides of the slice, such as v5e:4x4 or v5p:4x4x4")
+    plan.add_argument("--slices", type=int, default=1, help="number of such slices")
+    plan.add_argument("--model", help="a published model, such as qwen3-8b, in place of the configuration's network")
+    plan.add_argument("--search", action="store_true", help="try all meshes, and plan the best")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.set_defaults(run=_plan)
 
     methods = verbs.add_parser("methods", help="the catalogue of methods")
     methods.add_argument("--show", metavar="NAME", help="one method: its paper, options and composition")
@@ -284,6 +293,17 @@ def _convert(options, _) -> int:
     tokenizer = ", ".join(files) if files else "its tokenizer has no files; add those of another to sample from it"
     print(f"wrote {options.target} ({tokenizer})")
     return 0
+
+
+def _plan(options, overrides: list[str]) -> int:
+    from jaxrl_llm.distributed.chips import parse_topology
+    from jaxrl_llm.training.plan import make_plan, rows
+
+    wanted = parse_topology(options.topology, options.slices)
+    named = [f"--config.network.name={options.model}", "--config.network.directory="] if options.model else []
+    found = make_plan(load_config(options.config, [*overrides, *named]), wanted, search=options.search)
+    print(json.dumps(found, indent=2) if options.json else "\n".join(rows(found)))
+    return 0 if found["fits"] else 1
 
 
 def _methods(options, _) -> int:

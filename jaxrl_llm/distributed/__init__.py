@@ -22,7 +22,7 @@ from jaxrl_llm.distributed.sharding import (
     shard_rows,
     sharded,
 )
-from jaxrl_llm.distributed.weights import for_sampling, sampling_mesh
+from jaxrl_llm.distributed.weights import copy_program, for_sampling, sampling_mesh
 
 __all__ = [
     "AXES",
@@ -30,6 +30,7 @@ __all__ = [
     "abstract_params",
     "batch_sharding",
     "check_same",
+    "copy_program",
     "end",
     "fetch",
     "for_sampling",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor")
@@ -23,7 +24,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequenc
       devices: in place of `jax.devices()`; those of a topology, for instance, to compile ahead of time.
 
     Raises:
-      ValueError: the product of the three sizes is not the number of devices.
+      ValueError: the product of the three sizes is not the number of devices, or slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = (data, fsdp, tensor)
@@ -32,4 +33,13 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequenc
             f"data={data}, fsdp={fsdp} and tensor={tensor} make a mesh of {math.prod(sizes)} devices, but there are "
             f"{len(devices)}; choose positive sizes whose product is {len(devices)}"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if data % slices:
+        raise ValueError(f"data={data} is no multiple of the {slices} slices, which only data may connect, over their network")
+    # Axes may share out a side of the torus, such as 16 x 4 on a slice of 8 x 8, which `jax.make_mesh` refuses.
+    split = {"devices": devices, "allow_split_physical_axes": True}
+    if slices > 1:
+        places = mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), **split)
+    else:
+        places = mesh_utils.create_device_mesh(sizes, **split)
+    return Mesh(places, AXES, axis_types=(AxisType.Auto,) * len(AXES))

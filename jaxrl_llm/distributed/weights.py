@@ -45,14 +45,15 @@ def for_sampling(network: Network, params: Any, mesh: Mesh | None = None) -> Any
     own = jax.tree.leaves(params)[0].sharding
     if mesh is not None and not own.device_set <= set(mesh.devices.flat):
         with jax.set_mesh(own.mesh if isinstance(own, NamedSharding) else NO_MESH):
-            rounded = _copy(network, None)(params)
+            rounded = copy_program(network, None)(params)
         return jax.device_put(rounded, parameter_shardings(network, mesh))
     if mesh is None and jax.eval_shape(functools.partial(as_computed, network), params) == jax.eval_shape(lambda x: x, params):
         return params
-    return _copy(network, mesh)(params)
+    return copy_program(network, mesh)(params)
 
 
 @functools.lru_cache(maxsize=8)
-def _copy(network: Network, mesh: Mesh | None):
+def copy_program(network: Network, mesh: Mesh | None):
+    """The compiled function of parameters that `for_sampling` copies by."""
     shardings = None if mesh is None else parameter_shardings(network, mesh)
     return jax.jit(functools.partial(as_computed, network), out_shardings=shardings)

@@ -10,7 +10,7 @@ SHARE = 0.25  # of a device's memory, for the tails of slots
 UNKNOWN = 2**34  # bytes that a device is taken to have where nobody tells
 
 
-def most_slots(network, columns: int) -> int:
+def most_slots(network, columns: int, memory: int = 0) -> int:
     """Slots whose tails of `columns` columns fit into a quarter of a device's memory, at least 1.
 
     What is free at the moment plays no part: another number of slots rounds otherwise, and a run that is resumed must not.
@@ -18,11 +18,12 @@ def most_slots(network, columns: int) -> int:
     Args:
       network: with `init_tails(slots, width)`.
       columns: longest tail.
+      memory: bytes of the device; 0 for those of this process's.
     """
     tails = jax.eval_shape(lambda: network.init_tails(1, columns))
     # Tails grow by doubling, and while they do, the old ones are still there.
     each = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tails))
-    return max(int(SHARE * device_memory() / max(each, 1)), 1)
+    return max(int(SHARE * (memory or device_memory()) / max(each, 1)), 1)
 
 
 def device_memory() -> int:

@@ -158,11 +158,11 @@ def build_network(
         # Apart from the key of the base, so that neither repeats the other's noise.
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         network, params = networks.add_adapter(network, params, networks.AdapterConfig(**wanted.adapter), key)
-    changed, network = wanted.quantization or wanted.adapter.pattern, _with_cache(network, wanted.cache_dtype)
+    changed, network = wanted.quantization or wanted.adapter.pattern, with_cache(network, wanted.cache_dtype)
     return network.with_params(distributed.shard_params(params, network, mesh) if mesh is not None and changed else params)
 
 
-def _with_cache(network: networks.Network, dtype: str) -> networks.Network:
+def with_cache(network: networks.Network, dtype: str) -> networks.Network:
     """The network with a cache of that dtype in decoding; "" leaves the one that it has."""
     if not dtype:
         return network

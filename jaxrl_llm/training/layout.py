@@ -25,6 +25,7 @@ def lay_out(
     *,
     shards: int = 1,
     part_tokens: int = 0,
+    platform: str | None = None,
     **options,
 ) -> Batch:
     """Packed rows for a network: a forest where it reads forests, a segment for each rollout elsewhere.
@@ -36,9 +37,11 @@ def lay_out(
       micro_batches: parts of the batch; 0 for as many as `part_tokens` make.
       shards: devices that share out the rows.
       part_tokens: of a part on each device; 0 for `PART_TOKENS`, or `CPU_PART_TOKENS` on a CPU.
+      platform: of the devices; by default that of this process.
       **options: `keep`, `step` and `coefficients`, as of `data.pack`.
     """
-    tokens = part_tokens or (CPU_PART_TOKENS if jax.default_backend() == "cpu" else PART_TOKENS)
+    usual = CPU_PART_TOKENS if (platform or jax.default_backend()) == "cpu" else PART_TOKENS
+    tokens = part_tokens or usual
     options |= {"multiple": shards, "parts": micro_batches, "part_tokens": tokens * shards}
     if network.reads_forests:
         return pack_forest(rollouts, width or None, **options)

@@ -129,13 +129,7 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
     follow = None if average is None else jax.jit(average.update)
     answer = answer_of(run.rewards[run.config.rewards.names[0]])
     estimate = make_estimate(method)
-    objective = losses.with_critic_loss(run.config, method.objective)
-    objective = losses.with_router_losses(run.config, run.network, objective)
-    if rl.measure_gap:
-        objective = make_objective(*objective.terms, policy_gap())
-    scorer = _scorer(run, objective.needs)
-    pure = make_update(None, objective, optimizer(run), scorer=scorer)
-    update = make_fitted(run, jax.jit(wrapped_update(pure, rl.optimizer), donate_argnums=0), rl.micro_batches)
+    update = make_fitted(run, compiled_update(run), rl.micro_batches)
 
     def sample(state, cursor: Cursor, version: int, number: int, before: Callable[[], Sampled | None]) -> Sampled:
         """The samples of step `number`, behind those of the step before it."""
@@ -176,6 +170,16 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
     return step
 
 
+def compiled_update(run: Run):
+    """The update of the phase, `(state, batch, frozen) -> (state, metrics)`, compiled; it takes the state over."""
+    objective = losses.with_critic_loss(run.config, run.method.objective)
+    objective = losses.with_router_losses(run.config, run.network, objective)
+    if run.config.rl.measure_gap:
+        objective = make_objective(*objective.terms, policy_gap())
+    pure = make_update(None, objective, optimizer(run), scorer=_scorer(run, objective.needs))
+    return jax.jit(wrapped_update(pure, run.config.rl.optimizer), donate_argnums=0)
+
+
 def strategy_io(run: Run, state: TrainState, reference, number: int, failures: list | None = None, **changes) -> Io:
     """What the strategy may do in a step: all policies of the run answer, under the parameters of the state."""
     params = policy_params(run, state)
@@ -197,16 +201,19 @@ def _scorer(run: Run, needs: frozenset[str]):
 
 def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts, int], Rollouts]:
     """Builds `annotate(state, rollouts, step) -> rollouts` with what the method needs in `extras`."""
-    passes = scoring_passes(run.method, policy_annotators(run, reference))
-    if run.method.needs_critic:
-        passes.append(_values_pass(run))
     return annotate.make_annotate(
         run,
-        passes,
+        all_passes(run, reference),
         width=run.config.rl.row_tokens,
         parts=run.config.rl.micro_batches,
         from_groups=annotate.group_rule(run.method),
     )
+
+
+def all_passes(run: Run, reference) -> list[annotate.Pass]:
+    """The scoring passes of a step, in their order."""
+    passes = scoring_passes(run.method, policy_annotators(run, reference))
+    return passes + ([_values_pass(run)] if run.method.needs_critic else [])
 
 
 def policy_annotators(run: Run, reference) -> dict[str, Annotator]:
@@ -236,13 +243,9 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
     rl, seen = run.config.rl, []
     scalars = coefficients(run.method, state.method_state, number)
     for epoch in range(rl.epochs):
-        for rows in _minibatch_rows(run, len(rollouts.length), number, epoch):
-            part = rollouts if rl.minibatches == 1 else select_rows(rollouts, rows)
-            # The weights of a part sum to its share of the step; the update takes each part for a whole.
-            part = scale_weights(part, rl.minibatches)
-            layout = {"keep": has_weight(part), "step": number, "coefficients": scalars}
-            pack = functools.partial(run.pack, part, rl.row_tokens, rl.micro_batches, **layout)
-            state, metrics = update(state, pack, _frozen(run))
+        for rows in minibatch_rows(run, len(rollouts.length), number, epoch):
+            pack = functools.partial(update_batch, run, rollouts, rows, number, scalars)
+            state, metrics = update(state, pack, frozen_params(run))
             seen.append(metrics)
     with timed("update"):
         seen = distributed.fetch(seen)
@@ -250,14 +253,24 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
     return state, means | {"logp_gap": float(seen[0]["logp_gap"])}
 
 
-def _frozen(run: Run):
+def update_batch(run: Run, rollouts: Rollouts, rows: np.ndarray, number: int, scalars: dict[str, np.ndarray], **options):
+    """The batch of one update, of these rows of a step's rollouts; `options` are of `Run.pack`."""
+    rl = run.config.rl
+    part = rollouts if rl.minibatches == 1 else select_rows(rollouts, rows)
+    # The weights of a part sum to its share of the step; the update takes each part for a whole.
+    part = scale_weights(part, rl.minibatches)
+    options |= {"keep": has_weight(part), "step": number, "coefficients": scalars}
+    return run.pack(part, rl.row_tokens, rl.micro_batches, **options)
+
+
+def frozen_params(run: Run):
     """What `update` joins with the parameters that train; policy and critic share the same arrays."""
     if run.frozen is None or not separate_critic(run):
         return run.frozen
     return {"policy": run.frozen, "critic": run.frozen}
 
 
-def _minibatch_rows(run: Run, rows: int, number: int, epoch: int) -> list[np.ndarray]:
+def minibatch_rows(run: Run, rows: int, number: int, epoch: int) -> list[np.ndarray]:
     """Rows of each minibatch: a permutation that depends on seed, step and epoch alone."""
     if run.config.rl.minibatches == 1:
         return [np.arange(rows)]

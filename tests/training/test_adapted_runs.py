@@ -75,7 +75,7 @@ def test_policy_and_critic_share_the_frozen_base(tmp_path):
     with opened(config, tmp_path) as run:
         state = reinforcement.initial_state(run, run.network.params)
         assert state.params["critic"].keys() - state.params["policy"].keys() == {"value_head"}
-        frozen = reinforcement._frozen(run)
+        frozen = reinforcement.frozen_params(run)
         assert all(a is b for a, b in zip(arrays(frozen["policy"]), arrays(frozen["critic"]), strict=True))
 
 

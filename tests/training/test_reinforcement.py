@@ -167,7 +167,7 @@ def test_minibatches_part_the_rows(minibatches, tmp_path):
     config = tiny_config("dr_grpo")
     config.rl.update(minibatches=minibatches, epochs=2)
     with opened(config, tmp_path) as run:
-        parts = {place: reinforcement._minibatch_rows(run, 17, *place) for place in [(0, 0), (0, 1), (1, 0)]}
+        parts = {place: reinforcement.minibatch_rows(run, 17, *place) for place in [(0, 0), (0, 1), (1, 0)]}
         for found in parts.values():
             assert len(found) == minibatches
             assert sorted(np.concatenate(found).tolist()) == list(range(17))
@@ -176,7 +176,7 @@ def test_minibatches_part_the_rows(minibatches, tmp_path):
         if minibatches > 1:
             orders = [np.concatenate(found).tolist() for found in parts.values()]
             assert orders[0] != orders[1] and orders[0] != orders[2] and orders[1] != orders[2]
-            again = reinforcement._minibatch_rows(run, 17, 0, 1)
+            again = reinforcement.minibatch_rows(run, 17, 0, 1)
             assert np.concatenate(again).tolist() == orders[1]
 
 
