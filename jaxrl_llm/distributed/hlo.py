@@ -2,7 +2,7 @@
 
 XLA's own `cost_analysis` counts the body of a loop once. Here a loop counts as often as it runs: as the text says itself
 (`known_trip_count`), or as its condition `i < constant` and the step of its counter say; of a conditional, every branch counts,
-as if it were taken. https://openxla.org/xla/operation_semantics says what each operation computes.
+as if it were taken, but for the share of turns that the caller knows. https://openxla.org/xla/operation_semantics says what each operation computes.
 """
 
 from __future__ import annotations
@@ -90,15 +90,17 @@ class Figures(NamedTuple):
     unknown_loops: int
 
 
-def read_hlo(text: str, mesh: Mesh, unknown_length: int = 1) -> Figures:
+def read_hlo(text: str, mesh: Mesh, unknown_length: int = 1, taken: float = 1.0) -> Figures:
     """Reads the optimised HLO of a program for the devices of a mesh.
 
     Args:
       text: as of `compiled.as_text()`, or of the compiler's dump.
       mesh: whose devices HLO numbers in their order.
       unknown_length: how often loops run whose length depends on data.
+      taken: share of the turns in which the outermost conditionals take their second branch, such as that of a micro-batch
+        that holds something.
     """
-    program = _Program(text, unknown_length)
+    program = _Program(text, unknown_length, taken)
     flops, moved, kernels, found = 0.0, 0.0, [], []
     for place, times in program.times.items():
         for one in program.computations[place]:
@@ -132,14 +134,14 @@ def _bytes(dtype: str) -> float:
 class _Program:
     """Computations of HLO text by name, and how often each runs."""
 
-    def __init__(self, text: str, unknown_length: int):
+    def __init__(self, text: str, unknown_length: int, taken: float = 1.0):
         self.computations: dict[str, list[Instruction]] = {}
         self.unknown, self.unknown_length = 0, unknown_length
         entry = self._parse(text)
         self.shapes = {(place, one.name): one.shape for place, lines in self.computations.items() for one in lines}
         self.times: dict[str, float] = collections.Counter()
         self.fused: set[str] = set()
-        self._run(entry, 1.0)
+        self._run(entry, 1.0, taken)
 
     def _parse(self, text: str) -> str:
         entry = place = None
@@ -163,7 +165,7 @@ class _Program:
     def arrays(self, place: str, name: str) -> list[Array]:
         return arrays_of(self.shapes.get((place, name), ""))
 
-    def _run(self, place: str, times: float) -> None:
+    def _run(self, place: str, times: float, taken: float) -> None:
         self.times[place] += times
         for one in self.computations.get(place, ()):
             if one.operation.removesuffix("-start") in _OF_TWO_NUMBERS:
@@ -172,10 +174,12 @@ class _Program:
             for key, called in _CALLED.findall(one.text):
                 if key == "calls" or place in self.fused:
                     self.fused.add(called)
-                self._run(called, inner)
+                self._run(called, inner, taken)
             for branches in _BRANCHES.findall(one.text):
-                for called in _NAME.findall(branches[0]) or filter(None, (branches[1], *branches[0].split(", "))):
-                    self._run(called, times)
+                names = _NAME.findall(branches[0]) or list(filter(None, (branches[1], *branches[0].split(", "))))
+                for number, called in enumerate(names):
+                    chosen = number == 1 and one.operation == "conditional"
+                    self._run(called, times * (taken if chosen else 1.0), 1.0 if chosen else taken)
 
     def _trips(self, loop: Instruction) -> float:
         told = re.search(r"known_trip_count[^\d}]*(\d+)", loop.text)
@@ -218,16 +222,19 @@ class _Program:
 
     def moved(self, place: str, one: Instruction) -> float:
         """Bytes of HBM that an instruction outside of fusions reads and writes."""
-        if one.operation in _FREE or one.operation.endswith("-done"):
+        if one.operation in _FREE or one.operation.endswith(("-done", "-update")):
             return 0.0
+        if one.operation == "async-start":  # Its shape names all of what it may take a slice of.
+            called = dict(_CALLED.findall(one.text))["calls"]
+            return sum(self.moved(called, line) for line in self.computations[called])
         if one.operation == "custom-call" and "tpu_custom_call" not in one.text:
             return 0.0
         results = _in_memory(arrays_of(one.shape))
         if one.operation.endswith("-start"):  # Its results are what it reads and what it writes.
             return results
-        if one.operation in ("dynamic-slice", "gather"):
-            return 2 * results
         operands = [_in_memory(self.arrays(place, name)) for name in one.operands]
+        if one.operation in ("dynamic-slice", "slice", "gather"):
+            return results + min(operands[0], sum(array.bytes for array in arrays_of(one.shape)))
         if one.operation == "dynamic-update-slice":
             return 2 * operands[1]
         if one.operation == "fusion":
@@ -265,7 +272,7 @@ class _Program:
         """Bytes that a user takes of an array: None for all of it."""
         if user.root and user.operation == "tuple":
             return 0.0
-        if user.operation in ("dynamic-slice", "gather") and position == 0:
+        if user.operation in ("dynamic-slice", "slice", "gather") and position == 0:
             return sum(array.bytes for array in arrays_of(user.shape))
         if user.operation == "dynamic-update-slice" and position == 0:
             return 0.0

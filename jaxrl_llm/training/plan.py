@@ -143,7 +143,7 @@ def planned(program: Program, run: PlannedRun, wanted: chips.Slice) -> Planned:
             return Planned(**known, memory=memory, compile_seconds=time.monotonic() - start, fault=fault)
         took = time.monotonic() - start
         text, report = (_dumped(folder, end) for end in ("after_optimizations.txt", "memory-usage-report.txt"))
-    figures = hlo.read_hlo(text, program.mesh, program.loops)
+    figures = hlo.read_hlo(text, program.mesh, program.loops, program.filled)
     memory |= _temporaries(compiled.memory_analysis(), memory, program, run, report)
     attention, notes = 0.0, []
     for kernel in figures.kernels:

@@ -49,6 +49,7 @@ class Program(NamedTuple):
       learned: tokens whose logits a run needs.
       seen: share of the keys of a row that its queries see, as attention's kernel takes them, in whole blocks.
       loops: how often its loop of unknown length runs.
+      filled: share of its micro-batches that hold something.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Program(NamedTuple):
     learned: int
     seen: float = 0.0
     loops: int = 1
+    filled: float = 1.0
 
 
 class PlannedRun(Run):
@@ -197,7 +199,8 @@ def _update(run: PlannedRun, state, reference, rollouts: Rollouts) -> Program:
     counts = {"tokens": round(_read(batch) * filled), "learned": round(batch.tokens.size * filled)}
     function, times = reinforcement.compiled_update(run), rl.epochs * rl.minibatches
     beside = {"reference": reference}
-    return Program("update", function, inputs, arguments, {}, run.mesh, beside, times=times, seen=_seen(run, batch), **counts)
+    counts |= {"seen": _seen(run, batch), "filled": filled}
+    return Program("update", function, inputs, arguments, {}, run.mesh, beside, times=times, **counts)
 
 
 def _sampling(run: PlannedRun, state, reference, memory: float) -> Program:

@@ -122,3 +122,33 @@ def test_steps_of_counters_slices_of_stacks_and_convolutions_over_padding():
 def test_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         read_hlo("HloModule empty\n", make_mesh(data=8))
+
+
+ASYNCHRONOUS = """HloModule slices
+%inside (p: f32[8,128], i: s32[]) -> f32[1,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %s = f32[1,128]{1,0:S(1)} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={1,128}
+}
+%nothing (q: f32[8,128]) -> f32[8,128] {
+  ROOT %q = f32[8,128]{1,0} parameter(0)
+}
+%something (r: f32[8,128]) -> f32[8,128] {
+  %r = f32[8,128]{1,0} parameter(0)
+  ROOT %t = f32[8,128]{1,0} negate(%r)
+}
+ENTRY %main (x: f32[8,128], i: s32[], c: pred[]) -> f32[8,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %c = pred[] parameter(2)
+  %a = ((f32[8,128]{1,0}, s32[]), f32[1,128]{1,0:S(1)}, u32[]{:S(2)}) async-start(%x, %j), calls=%inside
+  %d = f32[1,128]{1,0:S(1)} async-done(%a)
+  ROOT %k = f32[8,128]{1,0} conditional(%c, %x, %x), branch_computations={%nothing, %something}
+}
+"""
+
+
+def test_slices_that_are_taken_meanwhile_and_branches_that_are_not_always_taken():
+    """A slice of 512 bytes goes into fast memory; the second branch reads and writes 4096 bytes, when it is taken."""
+    for taken in (1.0, 0.25, 0.0):
+        assert hlo.read_hlo(ASYNCHRONOUS, make_mesh(8), taken=taken).bytes == 512 + taken * 2 * 4096
