@@ -12,11 +12,13 @@ A program of several hosts calls `jax.distributed.initialize()` first; the rest 
 from jaxrl_llm.distributed.mesh import AXES, make_mesh
 from jaxrl_llm.distributed.sharding import (
     RULES,
+    SAMPLING_RULES,
     abstract_params,
     batch_sharding,
     init_params,
     parameter_shardings,
     row_shards,
+    rules_of,
     shard_params,
     shard_rows,
     sharded,
@@ -26,6 +28,7 @@ from jaxrl_llm.distributed.weights import for_sampling, sampling_mesh
 __all__ = [
     "AXES",
     "RULES",
+    "SAMPLING_RULES",
     "abstract_params",
     "batch_sharding",
     "for_sampling",
@@ -33,6 +36,7 @@ __all__ = [
     "make_mesh",
     "parameter_shardings",
     "row_shards",
+    "rules_of",
     "sampling_mesh",
     "shard_params",
     "shard_rows",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
-from jaxrl_llm.distributed.mesh import AXES
 from jaxrl_llm.distributed.sharding import parameter_shardings
 from jaxrl_llm.networks import Network, as_computed
 
 
 def sampling_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
-    """The devices of a mesh, in their order, for sampling: nothing is split over fsdp, since a step would gather it all anew.
+    """The devices of a mesh, in their order, for sampling, with the axes data, expert and tensor.
+
+    Nothing is split as by fsdp, since a step would gather it all anew. Experts stay shared out, as far as `tensor` leaves
+    devices for it: each then has a part of the experts' width.
 
     Args:
       mesh: of training.
@@ -26,7 +29,8 @@ def sampling_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
     tensor = tensor or mesh.shape["tensor"]
     if tensor < 1 or mesh.size % tensor:
         raise ValueError(f"{tensor} devices that share out a copy do not divide the {mesh.size} of the mesh; choose a divisor")
-    return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=mesh.axis_types)
+    expert = math.gcd(mesh.shape["expert"], mesh.size // tensor)
+    return Mesh(mesh.devices.reshape(-1, expert, tensor), ("data", "expert", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
 def for_sampling(network: Network, params: Any, mesh: Mesh | None = None) -> Any:
