@@ -13,11 +13,13 @@ from jaxrl_llm.distributed.hosts import check_same, end, fetch, gathered, is_fir
 from jaxrl_llm.distributed.mesh import AXES, make_mesh
 from jaxrl_llm.distributed.sharding import (
     RULES,
+    SAMPLING_RULES,
     abstract_params,
     batch_sharding,
     init_params,
     parameter_shardings,
     row_shards,
+    rules_of,
     shard_params,
     shard_rows,
     sharded,
@@ -27,6 +29,7 @@ from jaxrl_llm.distributed.weights import copy_program, for_sampling, sampling_m
 __all__ = [
     "AXES",
     "RULES",
+    "SAMPLING_RULES",
     "abstract_params",
     "batch_sharding",
     "check_same",
@@ -42,6 +45,7 @@ __all__ = [
     "parameter_shardings",
     "put",
     "row_shards",
+    "rules_of",
     "sampling_mesh",
     "shard_params",
     "shard_rows",

@@ -2,7 +2,8 @@
 
 XLA's own `cost_analysis` counts the body of a loop once. Here a loop counts as often as it runs: as the text says itself
 (`known_trip_count`), or as its condition `i < constant` and the step of its counter say; of a conditional, every branch counts,
-as if it were taken, but for the share of turns that the caller knows. https://openxla.org/xla/operation_semantics says what each operation computes.
+as if it were taken, but for the share of turns that the caller knows. https://openxla.org/xla/operation_semantics says what
+each operation computes.
 """
 
 from __future__ import annotations

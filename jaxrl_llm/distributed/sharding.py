@@ -1,9 +1,10 @@
-"""Which mesh axes split what: one table of rules for parameters and activations, and what follows from it."""
+"""Which mesh axes split what: a table of rules for training and one for sampling, and what follows from them."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,33 +17,40 @@ from jaxrl_llm.distributed.hosts import put
 from jaxrl_llm.networks import Network, logical_axes
 from jaxrl_llm.networks.axes import partition_spec
 
-# Name of an axis -> mesh axes that split it; other names are never split. "embed" is the width of the residual stream in
-# parameters; in activations it is "activation_embed", since there fsdp splits the rows. "draws" are rows of whole logits.
+# Name of an axis -> mesh axes that split it; other names are never split. Earlier rules come first: where a mesh axis splits
+# one axis of an array, it splits no other, and a later rule of that name may stand in. "embed" is the width of the residual
+# stream in parameters; in activations it is "activation_embed", since there the same mesh axes split the rows. "draws" are
+# rows of whole logits.
+_OF_WIDTHS = (("vocab", "tensor"), ("heads", "tensor"), ("kv_heads", "tensor"), ("mlp", "tensor"), ("expert", "expert"))
 RULES = (
-    ("batch", ("data", "fsdp")),
-    ("draws", ("data", "fsdp", "tensor")),
+    ("batch", ("data", "fsdp", "expert")),
+    ("draws", ("data", "fsdp", "expert", "tensor")),
+    *_OF_WIDTHS,
+    ("embed", ("fsdp", "expert")),
     ("embed", "fsdp"),
-    ("vocab", "tensor"),
-    ("heads", "tensor"),
-    ("kv_heads", "tensor"),
-    ("mlp", "tensor"),
 )
+SAMPLING_RULES = (("batch", ("data", "expert")), ("draws", ("data", "expert", "tensor")), *_OF_WIDTHS)
 
 
-def parameter_shardings(network: Network, mesh: Mesh, rules=RULES) -> Any:
-    """Sharding of each parameter: a tree like `params`, with `NamedSharding` as leaves.
+def rules_of(mesh: Mesh) -> tuple:
+    """`RULES`, or `SAMPLING_RULES` for a mesh of `sampling_mesh`, which has no axis fsdp."""
+    return RULES if "fsdp" in mesh.axis_names else SAMPLING_RULES
+
+
+def parameter_shardings(network: Network, mesh: Mesh, rules=None) -> Any:
+    """Sharding of each parameter by `rules`, those of the mesh by default: a tree like `params`, `NamedSharding`s as leaves.
 
     An axis that its mesh axis does not divide is not split: two key heads on `tensor=4` are on all four devices.
 
     Raises:
       ValueError: nothing is known of the network's parameters, see `networks.logical_axes`.
     """
-    names = logical_axes(network)
+    names, rules = logical_axes(network), rules_of(mesh) if rules is None else rules
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))  # The key too: the mesh may be another machine's.
     return jax.tree.map(lambda leaf, axes: NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh, rules)), shapes, names)
 
 
-def abstract_params(network: Network, mesh: Mesh | None = None, rules=RULES) -> Any:
+def abstract_params(network: Network, mesh: Mesh | None = None, rules=None) -> Any:
     """Shapes and dtypes of the parameters, on a mesh with their shardings; what is restored like them never lies elsewhere."""
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
     if mesh is None:
@@ -51,26 +59,30 @@ def abstract_params(network: Network, mesh: Mesh | None = None, rules=RULES) -> 
     return placed(shapes, parameter_shardings(network, mesh, rules))
 
 
-def init_params(network: Network, key: jax.Array, mesh: Mesh | None = None, rules=RULES) -> Any:
+def init_params(network: Network, key: jax.Array, mesh: Mesh | None = None, rules=None) -> Any:
     """New parameters, on a mesh made where they lie: no device ever holds all of them."""
     if mesh is None:
         return network.init(key)
     return jax.jit(network.init, out_shardings=parameter_shardings(network, mesh, rules))(key)
 
 
-def shard_params(params: Any, network: Network, mesh: Mesh, rules=RULES) -> Any:
+def shard_params(params: Any, network: Network, mesh: Mesh, rules=None) -> Any:
     """Parameters laid out on the mesh by `parameter_shardings`; with several hosts, all must give the same ones."""
     return jax.tree.map(put, params, parameter_shardings(network, mesh, rules))
 
 
 def row_shards(mesh: Mesh | None) -> int:
     """Devices that share out rows."""
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in _row_axes(mesh))
+
+
+def _row_axes(mesh: Mesh) -> tuple[str, ...]:
+    return dict(rules_of(mesh))["batch"]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays whose first axis counts rows: split over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Sharding of arrays whose first axis counts rows: split over all axes but tensor."""
+    return NamedSharding(mesh, PartitionSpec(_row_axes(mesh)))
 
 
 def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
@@ -80,7 +92,7 @@ def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
     With several hosts, all must give the same rows; each keeps those of its devices.
 
     Raises:
-      ValueError: data * fsdp does not divide the rows.
+      ValueError: the devices that share out rows do not divide them.
     """
     if mesh is None:
         return batch
@@ -89,9 +101,10 @@ def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
     def placed(path, leaf):
         shape = () if path[-1:] == (jax.tree_util.GetAttrKey("parts"),) else jnp.shape(leaf)
         if shape and shape[0] % parts:
+            sizes = " times ".join(f"{axis}={mesh.shape[axis]}" for axis in _row_axes(mesh))
             raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has {shape[0]} rows, which data={mesh.shape['data']} times "
-                f"fsdp={mesh.shape['fsdp']} do not divide; pad the rows to a multiple of {parts}"
+                f"batch{jax.tree_util.keystr(path)} has {shape[0]} rows, which {sizes} do not divide; pad the rows to a "
+                f"multiple of {parts}"
             )
         return put(leaf, batch_sharding(mesh) if shape else NamedSharding(mesh, PartitionSpec()))
 
@@ -99,7 +112,7 @@ def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
 
 
 @contextlib.contextmanager
-def sharded(mesh: Mesh | None, rules=RULES) -> Iterator[Mesh | None]:
+def sharded(mesh: Mesh | None, rules=None) -> Iterator[Mesh | None]:
     """Within it, what is traced splits its activations over the mesh: sampling, scoring and updates alike.
 
     None, for one device, changes nothing.
@@ -107,5 +120,5 @@ def sharded(mesh: Mesh | None, rules=RULES) -> Iterator[Mesh | None]:
     if mesh is None:
         yield None
         return
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules_of(mesh) if rules is None else rules):
         yield mesh

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from jaxrl_llm.distributed.mesh import AXES, NO_MESH
+from jaxrl_llm.distributed.mesh import NO_MESH
 from jaxrl_llm.distributed.sharding import parameter_shardings
 from jaxrl_llm.networks import Network, as_computed
 
 
-def sampling_mesh(devices: np.ndarray, tensor: int = 1) -> Mesh:
-    """A mesh for sampling: nothing is split over fsdp, since a step would gather it all anew.
+def sampling_mesh(devices: np.ndarray, tensor: int = 1, expert: int = 1) -> Mesh:
+    """A mesh for sampling, with the axes data, expert and tensor.
+
+    Nothing is split as by fsdp, since a step would gather it all anew. Experts stay shared out, as far as `tensor` leaves
+    devices for it: each then has a part of the experts' width.
 
     Args:
       devices: of any shape, such as those of the mesh of training; they keep their order.
       tensor: devices that share out a copy of the parameters, and see the same rows.
+      expert: devices that share out experts in training.
 
     Raises:
       ValueError: `tensor` does not divide the devices.
@@ -28,7 +33,8 @@ def sampling_mesh(devices: np.ndarray, tensor: int = 1) -> Mesh:
         raise ValueError(
             f"{tensor} devices that share out a copy do not divide the {devices.size} of the mesh; choose a divisor"
         )
-    return Mesh(devices.reshape(-1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    expert = math.gcd(expert, devices.size // tensor)
+    return Mesh(devices.reshape(-1, expert, tensor), ("data", "expert", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
 def for_sampling(network: Network, params: Any, mesh: Mesh | None = None) -> Any:

@@ -33,7 +33,7 @@ def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh, 
 def _dividing(axes, size: int, mesh_sizes: Mapping[str, int]):
     axes = (axes,) if isinstance(axes, str) else axes or ()
     kept, parts = [], 1
-    for axis in axes:
+    for axis in (axis for axis in axes if mesh_sizes[axis] > 1):
         parts *= mesh_sizes[axis]
         if size % parts:
             break

@@ -1,4 +1,4 @@
-"""Mixture of experts: a router sends each token to a few MLPs. Tokens are sorted by expert, so that none is dropped."""
+"""Mixture of experts: a router sends each token to a few MLPs, of which `mixture` gives the weighted sum."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
 from jaxrl_llm.networks.leaves import make_leaves, named
-from jaxrl_llm.networks.matrices import product
-from jaxrl_llm.networks.modules import Mlp, activate, residual_gain
+from jaxrl_llm.networks.matrices import Leaves
+from jaxrl_llm.networks.mixture import AXES, mixture
+from jaxrl_llm.networks.modules import Mlp, residual_gain
 
 Array = jax.Array
 
@@ -59,20 +60,17 @@ def _within_best_groups(config: ExpertsConfig, preference: Array) -> Array:
     return jnp.where(allowed[:, :, None], grouped, -jnp.inf).reshape(preference.shape)
 
 
-class ExpertProjection(nn.Module):
-    """Linear map of rows that are sorted by expert: `shape` and `axes` are those of the kernel of one expert."""
+class ExpertMatrix(nn.Module):
+    """The leaves of a matrix that each expert has; `shape` and `gain` are those of the kernel of one expert."""
 
     config: DecoderConfig
     shape: tuple[int, int]
-    axes: tuple[str, str]
     gain: float = 1.0
 
     @nn.compact
-    def __call__(self, x: Array, sizes: Array) -> Array:
+    def __call__(self) -> Leaves:
         initializer = nn.initializers.variance_scaling(self.gain, "fan_in", "truncated_normal", batch_axis=(0,))
-        shape = (self.config.experts.count, *self.shape)
-        leaves = make_leaves(self, initializer, shape, ("expert", *self.axes), leading=1)
-        return product(self.config, leaves, x, leading=1, matmul=lambda x, kernel: jax.lax.ragged_dot(x, kernel, sizes))
+        return make_leaves(self, initializer, (self.config.experts.count, *self.shape), AXES[self.name], leading=1)
 
 
 class Experts(nn.Module):
@@ -85,33 +83,22 @@ class Experts(nn.Module):
         c, e = self.config, self.config.experts
         tokens = x.reshape(-1, x.shape[-1])
         initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        router = self.param("router", named(initializer, "embed", "expert"), (x.shape[-1], e.count), c.param_dtype)
+        router = self.param("router", named(initializer, "embed", None), (x.shape[-1], e.count), c.param_dtype)
         logits = tokens.astype(jnp.float32) @ router.astype(jnp.float32)
         bias = None
         if e.selection_bias:
-            bias = self.param("selection_bias", named(nn.initializers.zeros, "expert"), (e.count,), "float32")
+            bias = self.param("selection_bias", named(nn.initializers.zeros, None), (e.count,), "float32")
         forced = None if forced is None else forced.reshape(-1, e.per_token)
         experts, weights = choose(e, logits, bias, forced)
-        mixed = self.mixture(tokens, experts, weights).astype(x.dtype).reshape(x.shape)
+        by_token = x.shape[:-1]
+        experts, weights, logits = (values.reshape(*by_token, -1) for values in (experts, weights, logits))
+        mixed = mixture(c, self.leaves(), x, experts, weights)
         if e.shared_width:
             mixed = mixed + Mlp(c, e.shared_width, name="shared")(x)
-        by_token = x.shape[:-1]
-        return mixed, Routing(experts.reshape(*by_token, -1), logits.reshape(*by_token, -1))
+        return mixed, Routing(experts, logits)
 
-    def mixture(self, tokens: Array, experts: Array, weights: Array) -> Array:
-        """Sum over a token's experts of weight * MLP(token), float32 [n, D]."""
-        c, e = self.config, self.config.experts
-        shape, axes = (c.hidden_size, e.width), ("embed", "mlp")
-        order = jnp.argsort(experts.reshape(-1), stable=True)
-        sizes = jnp.bincount(experts.reshape(-1), length=e.count).astype(jnp.int32)
-        rows = _permuted(jnp.repeat(tokens, e.per_token, axis=0), order)
-        gate = ExpertProjection(c, shape, axes, name="gate")(rows, sizes)
-        up = ExpertProjection(c, shape, axes, name="up")(rows, sizes)
-        down = ExpertProjection(c, shape[::-1], axes[::-1], gain=residual_gain(c), name="down")
-        outputs = _permuted(down(activate(c, gate) * up, sizes), jnp.argsort(order))
-        return jnp.einsum("nkd,nk->nd", outputs.reshape(*experts.shape, -1), weights, preferred_element_type=jnp.float32)
-
-
-def _permuted(rows: Array, order: Array) -> Array:
-    # Each row once: the gradient is a permutation too, with no sums whose order could differ from run to run.
-    return rows.at[order].get(unique_indices=True, mode="promise_in_bounds")
+    def leaves(self) -> dict[str, Leaves]:
+        """Those of the matrices of all experts."""
+        c, shape = self.config, (self.config.hidden_size, self.config.experts.width)
+        down = ExpertMatrix(c, shape[::-1], residual_gain(c), name="down")
+        return {"gate": ExpertMatrix(c, shape, name="gate")(), "up": ExpertMatrix(c, shape, name="up")(), "down": down()}

@@ -56,6 +56,6 @@ def build_sampling_mesh(
         return None
     try:
         own = np.array((devices or jax.devices())[-actors:]) if actors else mesh.devices
-        return distributed.sampling_mesh(own, tensor or (1 if actors else mesh.shape["tensor"]))
+        return distributed.sampling_mesh(own, tensor or (1 if actors else mesh.shape["tensor"]), config.mesh.expert)
     except ValueError as error:
         raise ValueError(f"config.mesh.sampling_tensor: {error}") from error

@@ -37,6 +37,7 @@ CONFIGS = {
     ),
     "experts": config("qwen3-30b-a3b", **COMPUTED, param_dtype="bfloat16", num_layers=8),
 }
+MESHES = {"experts": {"fsdp": 2, "tensor": 2, "expert": 4}}  # Of the others: data=2, fsdp=4, tensor=2.
 ROWS, TOKENS, PROMPTS = 64, 1024, 8
 
 
@@ -118,7 +119,7 @@ def figures(compiled) -> dict[str, float]:
 def main(topology: str, name: str, tokens: str = "", rows: str = ""):
     network = decoder(CONFIGS[name])
     devices = topologies.get_topology_desc(topology, platform="tpu").devices
-    mesh = make_mesh(data=2, fsdp=4, tensor=2, devices=devices)
+    mesh = make_mesh(**MESHES.get(name, {"data": 2, "fsdp": 4, "tensor": 2}), devices=devices)
     if tokens:
         found = {"update": figures(compiled_update(network, mesh, int(rows), int(tokens)))}
     else:
@@ -127,6 +128,7 @@ def main(topology: str, name: str, tokens: str = "", rows: str = ""):
     leaves = jax.tree.leaves(jax.eval_shape(lambda: new_params(network)))
     size, width = network.config.vocab_size, network.config.hidden_size
     found |= {"parameters": sum(leaf.size for leaf in leaves), "bytes": leaves[0].dtype.itemsize, "head": size * width}
+    found["shards"] = mesh.size // mesh.shape["data"]
     print(json.dumps(found))
 
 

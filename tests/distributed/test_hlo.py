@@ -151,4 +151,4 @@ ENTRY %main (x: f32[8,128], i: s32[], c: pred[]) -> f32[8,128] {
 def test_slices_that_are_taken_meanwhile_and_branches_that_are_not_always_taken():
     """A slice of 512 bytes goes into fast memory; the second branch reads and writes 4096 bytes, when it is taken."""
     for taken in (1.0, 0.25, 0.0):
-        assert hlo.read_hlo(ASYNCHRONOUS, make_mesh(8), taken=taken).bytes == 512 + taken * 2 * 4096
+        assert read_hlo(ASYNCHRONOUS, make_mesh(8), taken=taken).bytes == 512 + taken * 2 * 4096

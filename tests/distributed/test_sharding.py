@@ -1,5 +1,6 @@
 """Meshes of eight virtual devices: shards lie where they should, and no result depends on the mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,7 +14,7 @@ from test_forest_scores import forked
 from jaxrl_llm import methods
 from jaxrl_llm.data import pack, pack_forest
 from jaxrl_llm.distributed import AXES, batch_sharding, make_mesh, parameter_shardings, shard_params, shard_rows, sharded
-from jaxrl_llm.networks import DecoderConfig, decoder, from_apply
+from jaxrl_llm.networks import DecoderConfig, ExpertsConfig, decoder, from_apply
 from jaxrl_llm.sampling import generate
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import TrainState, make_update
@@ -26,14 +27,35 @@ CONFIG = DecoderConfig(
     vocab_size=48, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, qk_norm="head"
 )
 NETWORK = decoder(CONFIG)
-MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 2, 4)]  # The last one has more tensor shards than key heads.
+# The first layer is dense; the second has experts, and one that all tokens share.
+SPARSE = decoder(dataclasses.replace(
+    CONFIG, experts=ExpertsConfig(count=8, per_token=2, width=12, shared_width=8, dense_layers=1, normalize=True)
+))  # fmt: skip
+NETWORKS = {"dense": NETWORK, "experts": SPARSE}
+MESHES = [
+    {"data": 8},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"fsdp": 4, "tensor": 2},
+    {"fsdp": 2, "tensor": 4},  # More tensor shards than key heads.
+    {"expert": 8},
+    {"expert": 4, "tensor": 2},
+    {"fsdp": 2, "expert": 4},
+    {"data": 2, "expert": 4},
+    {"fsdp": 2, "tensor": 2, "expert": 2},
+    {"data": 2, "fsdp": 2, "expert": 2},
+]
 OBJECTIVE = methods.get("grpo").objective
+
+
+@functools.cache
+def params_of(name):
+    # Larger than fresh ones, so that ratios are clipped and every parameter matters.
+    return jax.tree.map(lambda leaf: 2 * leaf, NETWORKS[name].init(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
 def params():
-    # Larger than fresh ones, so that ratios are clipped and every parameter matters.
-    return jax.tree.map(lambda leaf: 2 * leaf, NETWORK.init(jax.random.key(0)))
+    return params_of("dense")
 
 
 def packed_batch(rows=8, length=12):
@@ -93,17 +115,38 @@ def test_a_forest_in_micro_batches_does_not_depend_on_the_mesh(params):
         jax.tree.map(lambda a, b, c=largest: np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-6 * c), other, gradients)
 
 
-@pytest.mark.parametrize(("sizes", "micro_batches"), [*((sizes, 1) for sizes in MESHES), ((2, 2, 2), 2)])
-def test_loss_and_gradient_do_not_depend_on_the_mesh(params, sizes, micro_batches):
-    mesh, batch = make_mesh(*sizes), packed_batch()
-    loss, gradients = loss_and_gradient()(params, batch)
+def descent(rate=0.5):
+    """Gradient descent whose state is the last gradient."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda gradients, *_: (optax.tree.scale(-rate, gradients), gradients),
+    )
+
+
+@functools.cache
+def one_step(name, micro_batches=1):
+    return jax.jit(make_update(NETWORKS[name], OBJECTIVE, descent(), micro_batches=micro_batches))
+
+
+@functools.cache
+def step_alone(name):
+    """Loss, gradient and parameters of one step on one device."""
+    state, metrics = one_step(name)(TrainState.create(params_of(name), descent()), packed_batch())
+    return metrics["loss"], state.opt_state, state.params
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("sizes", "micro_batches"), [*((sizes, 1) for sizes in MESHES), (MESHES[1], 2), (MESHES[8], 2)])
+def test_a_step_does_not_depend_on_the_mesh(name, sizes, micro_batches):
+    mesh, (loss, gradients, stepped) = make_mesh(**sizes), step_alone(name)
     with sharded(mesh):
-        inputs = shard_params(params, NETWORK, mesh), shard_rows(batch, mesh)
-        found_loss, found = loss_and_gradient(micro_batches)(*inputs)
-    np.testing.assert_allclose(found_loss, loss, rtol=1e-5, atol=1e-6)
-    largest = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
-    assert largest > 1e-2
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest), found, gradients)
+        state = TrainState.create(shard_params(params_of(name), NETWORKS[name], mesh), descent())
+        found, metrics = one_step(name, micro_batches)(state, shard_rows(packed_batch(), mesh))
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5, atol=1e-6)
+    for tree, other in ((found.opt_state, gradients), (found.params, stepped)):
+        largest = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(other))
+        assert largest > 1e-2
+        jax.tree.map(lambda a, b, c=largest: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * c), tree, other)
 
 
 def test_parameters_optimizer_and_rows_are_really_split(params):
@@ -128,15 +171,16 @@ def test_parameters_optimizer_and_rows_are_really_split(params):
         assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), tree, split))
 
 
-@pytest.mark.parametrize("sizes", [MESHES[0], MESHES[1], MESHES[3]])
-def test_samples_do_not_depend_on_the_mesh(params, sizes):
+@pytest.mark.parametrize(("name", "sizes"), [*(("dense", MESHES[n]) for n in (0, 1, 3)), ("experts", MESHES[8])])
+def test_samples_do_not_depend_on_the_mesh(name, sizes):
     """Three prompts, which no mesh divides, and 24 rows."""
+    network, params = NETWORKS[name], params_of(name)
     options = {"max_new_tokens": 6, "num_samples": 8, "seed": 3}
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
-    expected = generate(NETWORK, params, prompts, **options)
-    mesh = make_mesh(*sizes)
+    expected = generate(network, params, prompts, **options)
+    mesh = make_mesh(**sizes)
     with sharded(mesh):
-        found = generate(NETWORK, shard_params(params, NETWORK, mesh), prompts, **options)
+        found = generate(network, shard_params(params, network, mesh), prompts, **options)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.logp, expected.logp, atol=1e-5)
 
@@ -162,11 +206,11 @@ def test_a_mesh_takes_all_devices(sizes):
 
 def test_a_mesh_of_given_devices():
     mesh = make_mesh(tensor=2, devices=jax.devices()[:2])
-    assert mesh.axis_names == AXES and dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 2}
+    assert mesh.axis_names == AXES and dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "tensor": 2}
 
 
 def test_rows_must_divide():
-    with pytest.raises(ValueError, match=r"batch.tokens has 6 rows, which data=2 times fsdp=2 do not divide; pad .* of 4"):
+    with pytest.raises(ValueError, match=r"batch.tokens has 6 rows, which data=2 times fsdp=2 times expert=1 do not .* of 4"):
         shard_rows(packed_batch(rows=6), make_mesh(2, 2, 2))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from test_sharding import CONFIG, NETWORK, OBJECTIVE, packed_batch
+from test_sharding import CONFIG, NETWORK, OBJECTIVE, SPARSE, packed_batch
 
 from jaxrl_llm.distributed import for_sampling, init_params, make_mesh, sampling_mesh, shard_params, sharded
 from jaxrl_llm.networks import AdapterConfig, add_adapter, decoder
@@ -45,7 +45,7 @@ def test_samples_do_not_depend_on_their_layout(tensor):
     params = init_params(NETWORK, jax.random.key(0), mesh)
     expected = generate(NETWORK, NETWORK.init(jax.random.key(0)), PROMPTS, **OPTIONS)
     sampling = sampling_mesh(mesh.devices, tensor or mesh.shape["tensor"])
-    assert dict(sampling.shape) == {"data": 8 // (tensor or 2), "fsdp": 1, "tensor": tensor or 2}
+    assert dict(sampling.shape) == {"data": 8 // (tensor or 2), "expert": 1, "tensor": tensor or 2}
     copy = for_sampling(NETWORK, params, sampling)
     kernel = copy["layers"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 24 // (tensor or 2))
@@ -73,6 +73,27 @@ def test_rows_that_devices_would_copy_are_refused():
             make_gradient(make_scorer(NETWORK), OBJECTIVE, 2)(params, batch)
         with pytest.raises(ValueError, match="samples of decode: 6 rows do not go evenly over 4 devices"):
             decode(NETWORK, params, *prompts, make_sampling(6, 48, max_new_tokens=2), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(("tensor", "shape"), [(0, (2, 2, 2)), (1, (4, 2, 1)), (8, (1, 1, 8))])
+def test_experts_stay_shared_out_where_devices_sample(tensor, shape):
+    mesh = make_mesh(fsdp=2, tensor=2, expert=2)
+    params = init_params(SPARSE, jax.random.key(0), mesh)
+    kernel = params["sparse_layers"]["experts"]["gate"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (1, 4, 8, 6)
+    sampling = sampling_mesh(mesh.devices, tensor or 2, expert=2)
+    assert sampling.devices.shape == shape and (sampling.devices.ravel() == mesh.devices.ravel()).all()
+    copy = for_sampling(SPARSE, params, sampling)
+    kernel = copy["sparse_layers"]["experts"]["gate"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (1, 8 // shape[1], 16, 12 // shape[2] if 12 % shape[2] == 0 else 12)
+    assert copy["sparse_layers"]["experts"]["router"].is_fully_replicated
+    if tensor:
+        return
+    expected = generate(SPARSE, SPARSE.init(jax.random.key(0)), PROMPTS, **OPTIONS)
+    with sharded(sampling):
+        found = generate(SPARSE, copy, PROMPTS, **OPTIONS)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.logp, expected.logp, atol=1e-5)
 
 
 def test_devices_that_share_a_copy_must_divide_the_mesh():

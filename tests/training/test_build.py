@@ -12,6 +12,7 @@ from training import tiny_rewards, tiny_runs
 from training.tiny_runs import ALPHABET, SIZES, tiny_config
 
 from jaxrl_llm import rewards
+from jaxrl_llm.distributed import AXES
 from jaxrl_llm.training import build, default_config, meshes, reward_functions
 
 
@@ -110,17 +111,18 @@ def test_wrong_sources_name_the_mend():
     ("sizes", "shape"),
     [
         ({}, None),
-        ({"data": 2, "fsdp": 4}, (2, 4, 1)),
-        ({"data": 2, "fsdp": -1}, (2, 4, 1)),
-        ({"tensor": -1}, (1, 1, 8)),
-        ({"data": -1, "tensor": 8}, (1, 1, 8)),
+        ({"data": 2, "fsdp": 4}, (2, 4, 1, 1)),
+        ({"data": 2, "fsdp": -1}, (2, 4, 1, 1)),
+        ({"expert": -1, "data": 2}, (2, 1, 4, 1)),
+        ({"tensor": -1}, (1, 1, 1, 8)),
+        ({"data": -1, "tensor": 8}, (1, 1, 1, 8)),
     ],
 )
 def test_meshes(sizes, shape):
     config = tiny_config()
     config.mesh.update(sizes)
     mesh = meshes.build_mesh(config)
-    assert mesh is None if shape is None else mesh.devices.shape == shape and mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh is None if shape is None else mesh.devices.shape == shape and mesh.axis_names == AXES
 
 
 def test_a_sampling_mesh_that_does_not_fit():
