@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxrl_llm.networks.attention import uses_kernel
 from jaxrl_llm.networks.axes import current_spec
 from jaxrl_llm.networks.codes import inputs_of_scale
 from jaxrl_llm.networks.config import DecoderConfig
@@ -28,6 +29,7 @@ from jaxrl_llm.networks.modules import activate
 
 Array = jax.Array
 LEAST_ROWS = 512  # of a block: fewer are not worth a step of their own
+LANES = 128  # numbers in a row of a TPU's registers
 AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
 
 
@@ -159,13 +161,40 @@ def _mlp(config: DecoderConfig, leaves, rows: Array, sizes: Array, split: Split 
 
     def times(name: str, x: Array) -> Array:
         def run(x, own):
-            matmul = functools.partial(jax.lax.ragged_dot, group_sizes=sizes)
+            multiply = grouped if uses_kernel(config.attention) else jax.lax.ragged_dot
+            matmul = functools.partial(multiply, group_sizes=sizes)
             return product(config, split.whole(name, own, config.dtype), x, leading=1, matmul=matmul)
 
         # As in `product`: nothing that is made of a matrix is kept for the backward pass.
         return (jax.checkpoint(run, prevent_cse=False) if split.leaves else run)(x, leaves[name])
 
     return times("down", activate(config, times("gate", rows)) * times("up", rows))
+
+
+def grouped(rows: Array, kernels: Array, group_sizes: Array, *, interpret: bool = False) -> Array:
+    """As `jax.lax.ragged_dot`, by a kernel for TPU: there XLA may multiply each row by the matrices of all experts.
+
+    Args:
+      rows: [n, D], those of the first expert first.
+      kernels: [E, D, F].
+      group_sizes: int32 [E], rows of each expert.
+      interpret: whether it runs without a TPU, by the interpreter of Pallas.
+
+    Source: https://arxiv.org/abs/2211.15841
+    """
+    if kernels.shape[1] % LANES or kernels.shape[2] % LANES:
+        return jax.lax.ragged_dot(rows, kernels, group_sizes)
+    from jax.experimental.pallas.ops.tpu.megablox import gmm
+
+    real = (jnp.arange(len(rows)) < group_sizes.sum())[:, None]
+    padded = jnp.pad(jnp.where(real, rows, 0), ((0, -len(rows) % LANES), (0, 0)))
+    found = gmm(padded, kernels, group_sizes, rows.dtype, _tiles, interpret=interpret)
+    return jnp.where(real, found[: len(rows)], 0)  # it leaves rows of nobody as they were in memory
+
+
+def _tiles(*sizes: int) -> tuple[int, ...]:
+    """Of rows, inputs and outputs: the largest that divides them, of those that fit into the memory of a core together."""
+    return tuple(next(tile for tile in (512, 256, LANES) if size % tile == 0) for size in sizes)
 
 
 def _by_own(config: DecoderConfig, split: Split, leaves, tokens: Array, experts: Array, weights: Array) -> Array:

@@ -109,3 +109,21 @@ def test_no_block_of_codes_is_cut():
         assert split.width == () and split.leaves["down"]["codes"] == PartitionSpec(None, None, None)
         split = mixture._split(CONFIG, leaves_of(CONFIG), PartitionSpec())
     assert split.width == ("tensor",) and split.leaves["down"]["kernel"] == PartitionSpec(None, ("tensor",), None)
+
+
+@pytest.mark.parametrize("sizes", [(60, 0, 200, 37), (0, 0, 0, 300), (128, 128, 44, 0), (0, 0, 0, 0)])
+def test_the_grouped_product_of_tpus_is_that_of_a_loop(sizes):
+    """In the interpreter of Pallas, value and gradient; rows behind the last expert's give nothing and get nothing."""
+    random = np.random.default_rng(0)
+    rows, kernels, cotangent = (random.normal(size=shape) for shape in ((300, 256), (4, 256, 128), (300, 128)))
+    of_row = np.repeat(np.arange(5), [*sizes, 300 - sum(sizes)])
+    expected, of_rows, of_kernels = np.zeros((300, 128)), np.zeros_like(rows), np.zeros_like(kernels)
+    for row, expert in enumerate(of_row):
+        if expert < 4:
+            expected[row] = rows[row] @ kernels[expert]
+            of_rows[row] = kernels[expert] @ cotangent[row]
+            of_kernels[expert] += np.outer(rows[row], cotangent[row])
+    run = functools.partial(mixture.grouped, group_sizes=jnp.int32(sizes), interpret=True)
+    found, pull = jax.vjp(run, *(jnp.asarray(x, jnp.float32) for x in (rows, kernels)))
+    for one, other in zip((found, *pull(jnp.asarray(cotangent, jnp.float32))), (expected, of_rows, of_kernels), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
