@@ -17,7 +17,7 @@ def sampling_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
     """The devices of a mesh, in their order, for sampling, with the axes data, expert and tensor.
 
     Nothing is split as by fsdp, since a step would gather it all anew. Experts stay shared out, as far as `tensor` leaves
-    devices for it: each then has a part of the experts' width.
+    devices for it: each then has a part of the experts' width. Those that share out columns in training have rows of their own.
 
     Args:
       mesh: of training.

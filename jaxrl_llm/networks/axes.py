@@ -49,10 +49,19 @@ def current_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> Parti
 
 def current_row_shards() -> int:
     """Devices that share out rows under the mesh and the rules that are set; 1 where one of them is not."""
+    return _current_shards("batch")
+
+
+def current_column_shards() -> int:
+    """Devices that share out the columns of each row, likewise."""
+    return _current_shards("length")
+
+
+def _current_shards(name: str) -> int:
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
     if not rules or mesh.empty:
         return 1
-    axes = nn.logical_to_mesh_axes(("batch",), rules)[0] or ()
+    axes = nn.logical_to_mesh_axes((name,), rules)[0] or ()
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 

@@ -64,7 +64,7 @@ def default_config() -> ConfigDict:
             "log": {"completions_every": 1, "tensorboard": True, "live": True, "compilation_cache": True},
             # Devices along each axis; one of them may be -1 for all that are left. In sampling `sampling_tensor` devices share
             # out a copy of the parameters; 0 for as many as `tensor`.
-            "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1, "sampling_tensor": 0},
+            "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1, "sampling_tensor": 0},
             # Names of what `train` was given in Python; it fills them itself.
             "given": {},
         }

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrl_llm.data import pack, pack_forest
 from jaxrl_llm.networks import Network
+from jaxrl_llm.networks.axes import current_column_shards
 from jaxrl_llm.types import Batch, Rollouts
 
 # Tokens of a micro-batch on each device: what fits into the caches of a processor, and what keeps an accelerator busy.
@@ -24,13 +25,13 @@ def lay_out(
     Args:
       network: that reads them.
       rollouts: host arrays of N rows.
-      width: tokens of a row; 0 for rows that the longest rollout fits into.
+      width: tokens of a row; 0 for rows that the longest rollout fits into. Filled up where devices share out columns.
       micro_batches: parts of the batch; 0 for as many as have `PART_TOKENS` on each device, or `CPU_PART_TOKENS` on a CPU.
       shards: devices that share out the rows.
       **options: `keep`, `step` and `coefficients`, as of `data.pack`.
     """
     tokens = CPU_PART_TOKENS if jax.default_backend() == "cpu" else PART_TOKENS
-    options |= {"multiple": shards, "parts": micro_batches, "part_tokens": tokens * shards}
+    options |= {"columns": current_column_shards(), "multiple": shards, "parts": micro_batches, "part_tokens": tokens * shards}
     if network.reads_forests:
         return pack_forest(rollouts, width or None, **options)
     return pack(rollouts, width or rollouts.tokens.shape[1], **options)
