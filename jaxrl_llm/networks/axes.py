@@ -76,6 +76,17 @@ def check_rows(rows: int, what: str) -> None:
         raise ValueError(f"{what}: {rows} rows do not go evenly over {shards} devices; pad them to a multiple of {shards}")
 
 
+def check_columns(width: int, what: str) -> None:
+    """Refuses widths of rows that would be copied, as `check_rows` does.
+
+    Raises:
+      ValueError: the message begins with `what` is so wide.
+    """
+    shards = current_column_shards()
+    if width % shards:
+        raise ValueError(f"{what}: {width} columns do not go evenly over {shards} devices; fill up to a multiple of {shards}")
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Splits an activation as the rules say for the names of its axes."""
     spec = current_spec(names, x.shape)

@@ -31,7 +31,8 @@ def lay_out(
       **options: `keep`, `step` and `coefficients`, as of `data.pack`.
     """
     tokens = CPU_PART_TOKENS if jax.default_backend() == "cpu" else PART_TOKENS
-    options |= {"columns": current_column_shards(), "multiple": shards, "parts": micro_batches, "part_tokens": tokens * shards}
+    columns = current_column_shards()
+    options |= {"columns": columns, "multiple": shards, "parts": micro_batches, "part_tokens": tokens * shards * columns}
     if network.reads_forests:
         return pack_forest(rollouts, width or None, **options)
     return pack(rollouts, width or rollouts.tokens.shape[1], **options)
