@@ -79,7 +79,7 @@ class Split(NamedTuple):
 
 def _split(tokens: tuple[int, int], matrix: tuple[int, int]) -> Split:
     """What the rules say of these shapes."""
-    specs = current_spec(("batch", "sequence"), tokens), current_spec(("vocab", "embed"), matrix)
+    specs = current_spec(("batch", "length"), tokens), current_spec(("vocab", "embed"), matrix)
     if specs[0] is None:
         return Split()
     return Split(*((axes,) if isinstance(axes, str) else tuple(axes or ()) for spec in specs for axes in spec))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.dense import DENSE, dense_statistics, pick_candidates
 from jaxrl_llm.head import Head, token_statistics
+from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.types import Batch, Scores
 
 Scorer = Callable[[Any, Batch], Scores]
@@ -123,7 +124,7 @@ def _previous(values, batch: Batch):
     """Of [B, W, ...], at each token of the batch what the network said after the one before it, [B, T, ...]."""
     if batch.forest is None:
         return jnp.roll(values, 1, axis=1)
-    return jax.vmap(lambda row, columns: row[columns])(values, jnp.maximum(batch.index, 0))
+    return _taken(values, jnp.maximum(batch.index, 0))
 
 
 def _own(values, batch: Batch):
@@ -132,7 +133,13 @@ def _own(values, batch: Batch):
         return values
     if batch.column is None:
         raise ValueError("the batch has a forest, but no column; data.pack_forest says where each token stands")
-    return jax.vmap(lambda row, columns: row[columns])(values, batch.column)
+    return _taken(values, batch.column)
+
+
+def _taken(values, columns):
+    """Of [B, W, ...] those in `columns` [B, T]; on a mesh each device has the ones of its own part of T."""
+    taken = jax.vmap(lambda row, columns: row[columns])(values, columns)
+    return constrain(taken, "batch", "length", *[None] * (taken.ndim - 2))
 
 
 def _values(network, params, hidden, batch: Batch, needs) -> dict[str, jax.Array]:

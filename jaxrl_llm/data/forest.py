@@ -133,6 +133,7 @@ def pack_forest(
     keep: np.ndarray | None = None,
     step: int = 0,
     coefficients=None,
+    columns: int = 1,
     **placing,
 ) -> Batch:
     """Lays rollouts into a forest, which reads what they begin with in common once, and their actions into the batch.
@@ -147,6 +148,7 @@ def pack_forest(
       keep: bool [N], rows to lay down; all by default. Rows without actions are not.
       step: training step of the batch.
       coefficients: scalars for the objective.
+      columns: W and T are filled up to a multiple of it.
       **placing: `rows`, `multiple`, `parts` and `part_tokens`, as in `data.pack`.
 
     Returns:
@@ -165,6 +167,7 @@ def pack_forest(
     leaves = leaves_of(rollouts, keep)
     groups = np.asarray(rollouts.group)[leaves.member]
     width = width_of(leaves, groups, **placing | {"rows": None}) if width is None else width
+    width += -width % columns
     layout = rows_of(leaves, groups, width)
     placed = place_rows(len(layout), width, **placing)
     forest = {name: np.zeros((placed.count, width), np.int32) for name in ("tokens", "positions", "reach")}
@@ -174,7 +177,7 @@ def pack_forest(
     entries = []
     for row, members in zip(placed.slots.tolist(), layout, strict=True):
         entries.append(_lay_row({name: values[row] for name, values in forest.items()}, rollouts, leaves, members, row))
-    return as_batch(_entries(rollouts, entries, placed, width) | {"forest": Forest(**forest)}, step, coefficients)
+    return as_batch(_entries(rollouts, entries, placed, width, columns) | {"forest": Forest(**forest)}, step, coefficients)
 
 
 def _lay_row(forest: dict, rollouts: Rollouts, leaves: Leaves, members: list[int], row: int) -> np.ndarray:
@@ -206,9 +209,10 @@ def entries_width(number: int, width: int) -> int:
     return width if number <= width and 8 * size > 7 * width else size
 
 
-def _entries(rollouts: Rollouts, entries: list[np.ndarray], placed: Rows, forest_width: int) -> dict:
+def _entries(rollouts: Rollouts, entries: list[np.ndarray], placed: Rows, forest_width: int, columns: int) -> dict:
     """All per-token arrays of the batch, by name."""
     width = entries_width(max((found.shape[1] for found in entries), default=1), forest_width)
+    width += -width % columns
     places = np.concatenate([np.arange(found.shape[1]) for found in entries] or [np.zeros(0, np.int64)])
     row, member, segment, position, index, column = np.concatenate(entries or [np.zeros((6, 0), np.int64)], axis=1)
     fields = per_token(rollouts)

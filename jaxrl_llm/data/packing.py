@@ -130,6 +130,7 @@ def pack(
     part_tokens: int = 0,
     step: int = 0,
     coefficients=None,
+    columns: int = 1,
 ) -> Batch:
     """Lays rollouts into rows of fixed width; numbers of group, source and turn travel with the tokens.
 
@@ -146,6 +147,7 @@ def pack(
       part_tokens: tokens of a micro-batch, where `parts` does not say how many there are.
       step: training step of the batch.
       coefficients: scalars for the objective.
+      columns: `width` is filled up to a multiple of it.
 
     Returns:
       A batch of NumPy arrays.
@@ -154,6 +156,7 @@ def pack(
       ValueError: a rollout longer than `width`, or more rows needed than `rows`.
     """
     lengths = np.asarray(rollouts.length) if keep is None else np.where(keep, rollouts.length, 0)
+    width += -width % columns
     layout = first_fit(lengths, width)
     placed = place_rows(len(layout), width, rows=rows, multiple=multiple, parts=parts, part_tokens=part_tokens)
     fields = per_token(rollouts)

@@ -11,12 +11,18 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 # From the outermost to the innermost, whose devices are neighbours: those that speak most often, and wait for each other.
-AXES = ("data", "fsdp", "expert", "tensor")
+AXES = ("data", "fsdp", "expert", "context", "tensor")
 NO_MESH = Mesh(np.empty((), object), ())  # for what runs on one device while another mesh is set
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = 1, tensor: int = 1, expert: int = 1, *, devices: Sequence[jax.Device] | None = None
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    expert: int = 1,
+    context: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """Mesh of all devices with the axes `AXES`.
 
@@ -25,13 +31,14 @@ def make_mesh(
       fsdp: devices that share out parameters, optimizer state and rows (https://arxiv.org/abs/2304.11277).
       tensor: devices that share out heads, the MLP's width and the vocabulary (https://arxiv.org/abs/1909.08053).
       expert: devices that share out experts, whole ones (https://arxiv.org/abs/2006.16668); all else they do as those of fsdp.
+      context: devices that share out the columns of each row, and all else as those of fsdp.
       devices: in place of `jax.devices()`; those of a topology, for instance, to compile ahead of time.
 
     Raises:
       ValueError: the product of the sizes is not the number of devices, or slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "expert": expert}
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "expert": expert, "context": context}
     if min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
         asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise ValueError(

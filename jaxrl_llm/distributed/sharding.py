@@ -24,10 +24,11 @@ from jaxrl_llm.networks.axes import partition_spec
 _OF_WIDTHS = (("vocab", "tensor"), ("heads", "tensor"), ("kv_heads", "tensor"), ("mlp", "tensor"), ("expert", "expert"))
 RULES = (
     ("batch", ("data", "fsdp", "expert")),
-    ("draws", ("data", "fsdp", "expert", "tensor")),
+    ("length", "context"),
+    ("draws", ("data", "fsdp", "expert", "context", "tensor")),
     *_OF_WIDTHS,
-    ("embed", ("fsdp", "expert")),
-    ("embed", "fsdp"),
+    ("embed", ("fsdp", "expert", "context")),
+    ("embed", ("fsdp", "context")),
 )
 SAMPLING_RULES = (("batch", ("data", "expert")), ("draws", ("data", "expert", "tensor")), *_OF_WIDTHS)
 
@@ -81,7 +82,7 @@ def _row_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays whose first axis counts rows: split over all axes but tensor."""
+    """Sharding of arrays whose first axis counts rows: split over the axes that share out rows."""
     return NamedSharding(mesh, PartitionSpec(_row_axes(mesh)))
 
 

@@ -19,7 +19,7 @@ def sampling_mesh(devices: np.ndarray, tensor: int = 1, expert: int = 1) -> Mesh
     """A mesh for sampling, with the axes data, expert and tensor.
 
     Nothing is split as by fsdp, since a step would gather it all anew. Experts stay shared out, as far as `tensor` leaves
-    devices for it: each then has a part of the experts' width.
+    devices for it: each then has a part of the experts' width. Those that share out columns in training have rows of their own.
 
     Args:
       devices: of any shape, such as those of the mesh of training; they keep their order.

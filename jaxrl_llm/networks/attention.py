@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxrl_llm.networks.axes import current_spec
-from jaxrl_llm.networks.blocks import block_size, blocked_attention, softcapped, visible_blocks
+from jaxrl_llm.networks.blocks import ALL, Queries, block_size, blocked_attention, softcapped, visible_blocks
 from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.kernels import kernel_attention, kernel_blocks
 
@@ -36,11 +36,14 @@ def reach_of(segments: jax.Array) -> jax.Array:
     return jnp.where(segments > 0, jax.lax.cummin(ends, axis=1, reverse=True), 0)
 
 
-def reach_mask(reach: jax.Array, positions: jax.Array, window: jax.Array | int = WITHOUT_WINDOW) -> jax.Array:
-    """Mask [B, T, T], True where a query, the second axis, may see a key."""
-    index = jnp.arange(reach.shape[1])
-    seen = (index[:, None] >= index) & (index[:, None] < reach[:, None, :])
-    return seen & (positions[:, :, None] - positions[:, None, :] < window)
+def reach_mask(
+    reach: jax.Array, positions: jax.Array, window: jax.Array | int = WITHOUT_WINDOW, queries: Queries = ALL
+) -> jax.Array:
+    """Mask [B, T, S], True where a query, the second axis, may see a key, for rows [B, S] of which T columns ask."""
+    index, asking = jnp.arange(reach.shape[1]), queries.of(positions)
+    column = (queries.first + jnp.arange(asking.shape[1]))[:, None]
+    seen = (column >= index) & (column < reach[:, None, :])
+    return seen & (asking[:, :, None] - positions[:, None, :] < window)
 
 
 def reference_attention(query, key, value, mask, *, scale: float | None = None, softcap: float | None = None) -> jax.Array:
@@ -72,15 +75,34 @@ def uses_kernel(name: str) -> bool:
 
 def blocks_of(config: DecoderConfig, reach: jax.Array, positions: jax.Array, window: jax.Array):
     """What `attend` has to know of blocks, the same for all layers with this window; None where it computes all weights."""
-    if uses_kernel(config.attention):
-        return kernel_blocks(reach, positions, window)
-    if config.attention == "reference" or reach.shape[1] <= DENSE * block_size():
+    kernel = uses_kernel(config.attention)
+    if not kernel and (config.attention == "reference" or reach.shape[1] <= DENSE * block_size()):
         return None
-    return visible_blocks(reach, positions, window)
+    listing = kernel_blocks if kernel else visible_blocks
+    rows, columns = current_spec(("batch", "length"), reach.shape) or (None, None)
+    if columns is None:
+        return listing(reach, positions, window)
+
+    def own(reach, positions, window):
+        return listing(reach, positions, window, own_queries(columns, reach.shape[1]))
+
+    # Each device has lists for its own queries; along the columns they stand one behind the other.
+    specs = (PartitionSpec(rows), PartitionSpec(rows), PartitionSpec())
+    return jax.shard_map(own, in_specs=specs, out_specs=PartitionSpec(rows, columns), check_vma=False)(reach, positions, window)
+
+
+def own_queries(columns, length: int) -> Queries:
+    """The columns of rows of this length that a device asks for, within `shard_map`, where mesh axes split them."""
+    count = length // jax.lax.axis_size(columns)
+    return Queries(jax.lax.axis_index(columns) * count, count)
 
 
 def attend(config: DecoderConfig, query, key, value, reach, positions, blocks, window) -> jax.Array:
-    """The attention that `config` asks for, among the tokens given.
+    """The attention that `config` asks for, among the tokens given, split over the mesh where the compiler cannot do it.
+
+    Kernels are split by rows and heads, with keys and values that have the heads that each shard needs. Where columns are
+    split, a device has the queries of its own, and gathers keys and values of the others, which are few heads. As later
+    columns see more, devices with the last ones have up to twice the mean to do.
 
     Args:
       config: of the network.
@@ -92,29 +114,28 @@ def attend(config: DecoderConfig, query, key, value, reach, positions, blocks, w
       blocks: of `blocks_of`, for this window.
       window: int [], tokens that are seen.
     """
+    run, inputs = functools.partial(_attend, config), (query, key, value, reach, positions, blocks, window)
+    spec = current_spec(("batch", "length", "heads", None), query.shape)
+    if spec is None or not (uses_kernel(config.attention) or spec[1]):
+        return run(*inputs)
+    if spec != current_spec(("batch", "length", "kv_heads", None), key.shape):
+        key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    rows, of_blocks = PartitionSpec(spec[0]), PartitionSpec(*spec[:2])
+    specs = (spec, spec, spec, rows, rows, of_blocks, PartitionSpec())
+    split = jax.shard_map(functools.partial(run, columns=spec[1]), in_specs=specs, out_specs=spec, check_vma=False)
+    return split(query, key, value, *inputs[3:])
+
+
+def _attend(config: DecoderConfig, query, key, value, reach, positions, blocks, window, columns=None) -> jax.Array:
+    """Attention on one device, of whose columns mesh axes have left it a part."""
+    queries = ALL
+    if columns is not None:
+        queries = own_queries(columns, reach.shape[1])
+        key, value = (jax.lax.all_gather(x, columns, axis=1, tiled=True) for x in (key, value))
     options = {"scale": config.query_scale, "softcap": config.attention_softcap}
     if uses_kernel(config.attention):
-        return split_kernel(query, key, value, reach, positions, blocks, window, **options)
+        return kernel_attention(query, key, value, reach, positions, blocks, window, queries, **options)
     if blocks is not None:
-        return blocked_attention(query, key, value, reach, positions, blocks, window, **options)
+        return blocked_attention(query, key, value, reach, positions, blocks, window, queries, **options)
     chosen = reference_attention if config.attention == "reference" else dense_attention
-    return chosen(query, key, value, reach_mask(reach, positions, window), **options)
-
-
-def split_kernel(query, key, value, reach, positions, blocks, window, **options) -> jax.Array:
-    """`kernel_attention`, its rows and heads split over the mesh.
-
-    Kernels are not partitioned by the compiler: with a mesh (`jax.set_mesh`) and logical axis rules it is done here, with keys
-    and values that have the heads that each shard needs.
-    """
-    run = functools.partial(kernel_attention, **options)
-    spec = current_spec(("batch", None, "heads", None), query.shape)
-    if spec is None:
-        return run(query, key, value, reach, positions, blocks, window)
-    if spec != current_spec(("batch", None, "kv_heads", None), key.shape):
-        key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
-    rows = PartitionSpec(*spec[:1])
-    specs = (spec, spec, spec, rows, rows, rows, PartitionSpec())
-    return jax.shard_map(run, in_specs=specs, out_specs=spec, check_vma=False)(
-        query, key, value, reach, positions, blocks, window
-    )
+    return chosen(query, key, value, reach_mask(reach, positions, window, queries), **options)

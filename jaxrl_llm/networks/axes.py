@@ -49,10 +49,19 @@ def current_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> Parti
 
 def current_row_shards() -> int:
     """Devices that share out rows under the mesh and the rules that are set; 1 where one of them is not."""
+    return _current_shards("batch")
+
+
+def current_column_shards() -> int:
+    """Devices that share out the columns of each row, likewise."""
+    return _current_shards("length")
+
+
+def _current_shards(name: str) -> int:
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
     if not rules or mesh.empty:
         return 1
-    axes = nn.logical_to_mesh_axes(("batch",), rules)[0] or ()
+    axes = nn.logical_to_mesh_axes((name,), rules)[0] or ()
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
@@ -65,6 +74,17 @@ def check_rows(rows: int, what: str) -> None:
     shards = current_row_shards()
     if rows % shards:
         raise ValueError(f"{what}: {rows} rows do not go evenly over {shards} devices; pad them to a multiple of {shards}")
+
+
+def check_columns(width: int, what: str) -> None:
+    """Refuses widths of rows that would be copied, as `check_rows` does.
+
+    Raises:
+      ValueError: the message begins with `what` is so wide.
+    """
+    shards = current_column_shards()
+    if width % shards:
+        raise ValueError(f"{what}: {width} columns do not go evenly over {shards} devices; fill up to a multiple of {shards}")
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -50,13 +50,29 @@ def block_size() -> int:
     return CPU_BLOCK if jax.default_backend() == "cpu" else BLOCK
 
 
-def visible_pairs(reach: Array, positions: Array, window: Array | int, block: int) -> Array:
+class Queries(NamedTuple):
+    """Which columns of rows ask: `count` of them from `first` on; None for all of them, as without a split of the columns."""
+
+    first: Array | int = 0
+    count: int | None = None
+
+    def of(self, x: Array) -> Array:
+        """What `x` [B, T, ...] has for them."""
+        return x if self.count is None else jax.lax.dynamic_slice_in_dim(x, self.first, self.count, axis=1)
+
+
+ALL = Queries()
+
+
+def visible_pairs(reach: Array, positions: Array, window: Array | int, block: int, queries: Queries = ALL) -> Array:
     """Which blocks of queries see a key of which others, bool [B, blocks, blocks], for rows [B, T]; see `attention`."""
+    at = _in_blocks(queries.of(positions), block)
     reach, positions = (_in_blocks(x, block) for x in (reach, positions))
-    index = jnp.arange(reach.shape[1])
-    seen = (index[:, None] >= index) & (reach.max(-1)[:, None, :] > index[:, None] * block)
+    first = queries.first + jnp.arange(at.shape[1])[:, None] * block
+    keys = jnp.arange(reach.shape[1]) * block
+    seen = (first + block > keys) & (reach.max(-1)[:, None, :] > first)
     # The nearest pair of two blocks is at least so far apart.
-    return seen & (positions.min(-1)[:, :, None] - positions.max(-1)[:, None, :] < window)
+    return seen & (at.min(-1)[:, :, None] - positions.max(-1)[:, None, :] < window)
 
 
 def listed(pairs: Array) -> Visible:
@@ -65,9 +81,9 @@ def listed(pairs: Array) -> Visible:
     return Visible(order, pairs.sum(-1, dtype=jnp.int32))
 
 
-def visible_blocks(reach: Array, positions: Array, window: Array | int) -> Visible:
+def visible_blocks(reach: Array, positions: Array, window: Array | int, queries: Queries = ALL) -> Visible:
     """The lists for `blocked_attention`."""
-    return listed(visible_pairs(reach, positions, window, block_size()))
+    return listed(visible_pairs(reach, positions, window, block_size(), queries))
 
 
 def blocked_attention(
@@ -78,6 +94,7 @@ def blocked_attention(
     positions: Array,
     visible: Visible,
     window: Array | int,
+    asking: Queries = ALL,
     *,
     scale: float | None = None,
     softcap: float | None = None,
@@ -89,16 +106,20 @@ def blocked_attention(
     queries = _in_blocks(query, block).reshape(rows, -1, block, kv_heads, heads // kv_heads, width)
     queries = queries.transpose(1, 0, 3, 4, 2, 5)  # [blocks, B, K, G, block, H]
     keys, values = (_in_blocks(x, block).transpose(0, 1, 3, 2, 4) for x in (key, value))  # [B, blocks, K, block, H]
-    seen = Seen(*(_in_blocks(x, block) for x in (reach, positions)), jnp.asarray(window), visible)
+    at = (_in_blocks(x, block) for x in (reach, positions, asking.of(positions)))
+    seen = Seen(*at, jnp.asarray(asking.first), jnp.asarray(window), visible)
     mixed = _attention(options, queries, keys, values, seen)
     return mixed.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, width)[:, :length]
 
 
 class Seen(NamedTuple):
-    """Reach and positions in blocks [B, blocks, block], the window, and the visible blocks."""
+    """Reach and positions of keys in blocks [B, blocks, block], positions of queries, the column of the first of them, the
+    window, and the visible blocks."""
 
     reach: Array
     positions: Array
+    asking: Array
+    first: Array
     window: Array
     visible: Visible
 
@@ -106,9 +127,9 @@ class Seen(NamedTuple):
         """The block of keys [B] that block `number` of queries meets in a step, and what their logits get [B, block, block]."""
         block, size = self.visible.order[:, number, step], self.reach.shape[2]
         inside = jnp.arange(size)
-        query, key = number * size + inside[:, None], block[:, None, None] * size + inside
+        query, key = self.first + number * size + inside[:, None], block[:, None, None] * size + inside
         mask = (key <= query) & (query < _taken(self.reach, block)[:, None, :])
-        distance = self.positions[:, number, :, None] - _taken(self.positions, block)[:, None, :]
+        distance = self.asking[:, number, :, None] - _taken(self.positions, block)[:, None, :]
         mask &= (distance < self.window) & (step < self.visible.count[:, number])[:, None, None]
         # Made once: compilers would compare anew for each head.
         return block, jax.lax.optimization_barrier(jnp.where(mask, 0.0, _UNSEEN))

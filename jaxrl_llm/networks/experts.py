@@ -30,13 +30,13 @@ class Routing(NamedTuple):
 
 
 def choose(config: ExpertsConfig, logits: Array, bias: Array | None = None, forced: Array | None = None):
-    """Experts [n, k] of n tokens and their weights [n, k], from the router's logits [n, E].
+    """Experts [..., k] of tokens and their weights [..., k], from the router's logits [..., E].
 
     Args:
       config: of the experts.
       logits: float32.
       bias: added to the scores where experts are chosen, [E].
-      forced: int32 [n, k], experts to use in place of the chosen ones; -1 where the router is free. Their weights are
+      forced: int32 [..., k], experts to use in place of the chosen ones; -1 where the router is free. Their weights are
         those that the logits give them (routing replay, https://arxiv.org/abs/2510.11370).
     """
     scores = jax.nn.softmax(logits) if config.score == "softmax" else jax.nn.sigmoid(logits)
@@ -53,11 +53,11 @@ def choose(config: ExpertsConfig, logits: Array, bias: Array | None = None, forc
 def _within_best_groups(config: ExpertsConfig, preference: Array) -> Array:
     if config.groups == config.top_groups:
         return preference
-    grouped = preference.reshape(len(preference), config.groups, -1)
+    grouped = preference.reshape(*preference.shape[:-1], config.groups, -1)
     best_two, _ = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))
     _, chosen = jax.lax.top_k(best_two.sum(axis=-1), config.top_groups)
-    allowed = jax.nn.one_hot(chosen, config.groups, dtype=bool).any(axis=1)
-    return jnp.where(allowed[:, :, None], grouped, -jnp.inf).reshape(preference.shape)
+    allowed = jax.nn.one_hot(chosen, config.groups, dtype=bool).any(axis=-2)
+    return jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(preference.shape)
 
 
 class ExpertMatrix(nn.Module):
@@ -81,17 +81,13 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x: Array, forced: Array | None) -> tuple[Array, Routing]:
         c, e = self.config, self.config.experts
-        tokens = x.reshape(-1, x.shape[-1])
         initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         router = self.param("router", named(initializer, "embed", None), (x.shape[-1], e.count), c.param_dtype)
-        logits = tokens.astype(jnp.float32) @ router.astype(jnp.float32)
+        logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
         bias = None
         if e.selection_bias:
             bias = self.param("selection_bias", named(nn.initializers.zeros, None), (e.count,), "float32")
-        forced = None if forced is None else forced.reshape(-1, e.per_token)
         experts, weights = choose(e, logits, bias, forced)
-        by_token = x.shape[:-1]
-        experts, weights, logits = (values.reshape(*by_token, -1) for values in (experts, weights, logits))
         mixed = mixture(c, self.leaves(), x, experts, weights)
         if e.shared_width:
             mixed = mixed + Mlp(c, e.shared_width, name="shared")(x)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxrl_llm.networks.blocks import Visible, listed, softcapped, visible_pairs
+from jaxrl_llm.networks.blocks import ALL, Queries, Visible, listed, softcapped, visible_pairs
 
 Array = jax.Array
 LANES = 128  # of a vector register; rows are padded to a multiple
@@ -38,11 +38,11 @@ class Seen(NamedTuple):
     """Who sees whom in B rows of T tokens.
 
     Attributes:
-      window: int32 [1].
+      window: int32 [2], and the column of the first query.
       by_query: for each block of queries the blocks of keys that it sees.
       by_key: for each block of keys those of queries that see it.
       reach: int32 [B, T, 1].
-      positions: int32 [B, 1, T] and [B, T, 1].
+      positions: of queries int32 [B, 1, T], and of keys [B, T, 1].
     """
 
     window: Array
@@ -52,15 +52,16 @@ class Seen(NamedTuple):
     positions: tuple[Array, Array]
 
 
-def block_of(length: int) -> int:
-    """Tokens of a block, for rows of `length`, a multiple of 128."""
-    return next(size for size in (512, 256, LANES) if length % size == 0)
+def block_of(*lengths: int) -> int:
+    """Tokens of a block, for rows of these lengths, filled up to a multiple of 128."""
+    padded = [length + -length % LANES for length in lengths]
+    return next(size for size in (512, 256, LANES) if not any(length % size for length in padded))
 
 
-def kernel_blocks(reach: Array, positions: Array, window: Array | int) -> tuple[Visible, Visible]:
+def kernel_blocks(reach: Array, positions: Array, window: Array | int, queries: Queries = ALL) -> tuple[Visible, Visible]:
     """What each block of queries sees, and what sees each block of keys, for rows [B, T]; see `kernel_attention`."""
-    reach, positions = _padded(reach), _padded(positions)
-    pairs = visible_pairs(reach, positions, window, block_of(reach.shape[1]))
+    block = block_of(reach.shape[1], queries.count or reach.shape[1])
+    pairs = visible_pairs(reach, positions, window, block, queries)
     return listed(pairs), listed(jnp.swapaxes(pairs, 1, 2))
 
 
@@ -72,6 +73,7 @@ def kernel_attention(
     positions: Array,
     visible: tuple[Visible, Visible],
     window: Array | int,
+    asking: Queries = ALL,
     *,
     scale: float | None = None,
     softcap: float | None = None,
@@ -80,23 +82,24 @@ def kernel_attention(
     """Attention [B, T, N, H] under `reach`, `positions` and a window, see `attention`; queries that see nothing give 0.
 
     Args:
-      query: [B, T, N, H].
-      key: [B, T, K, H].
+      query: [B, T, N, H], of the columns `asking`.
+      key: [B, T, K, H], of all columns.
       value: [B, T, K, H].
       reach: int32 [B, T].
       positions: int32 [B, T].
       visible: see `kernel_blocks`.
       window: tokens that are seen.
+      asking: columns of the queries.
       scale: of the logits, 1 / sqrt(H) by default.
       softcap: of the logits.
       interpret: whether the kernel is run without a TPU, by the interpreter of Pallas.
     """
-    length = query.shape[1]
+    length, at = query.shape[1], _padded(asking.of(positions))
     query, key, value, reach, positions = (_padded(x) for x in (query, key, value, reach, positions))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    options = Options(scale, softcap, block_of(query.shape[1]), interpret)
-    window = jnp.asarray(window, jnp.int32).reshape(1)
-    seen = Seen(window, *visible, reach[..., None], (positions[:, None], positions[..., None]))
+    options = Options(scale, softcap, block_of(query.shape[1], key.shape[1]), interpret)
+    window = jnp.stack([jnp.asarray(x, jnp.int32) for x in (window, asking.first)])
+    seen = Seen(window, *visible, reach[..., None], (at[:, None], positions[..., None]))
     by_head = [jnp.swapaxes(x, 1, 2) for x in (query, key, value)]
     return jnp.swapaxes(_attention(options, *by_head, seen), 1, 2)[:, :length]
 
@@ -173,7 +176,7 @@ def _call(options, kernel, grid, visible, seen, inputs, specs, out_specs, out_sh
 def _by_query(options, query, key):
     """Grid over the blocks of queries, and the places of query, key and tokens alone."""
     rows, heads, length, width = query.shape
-    shared, blocks = heads // key.shape[1], length // options.block
+    shared, blocks = heads // key.shape[1], (length // options.block, key.shape[2] // options.block)
 
     def of_query(row, head, block, step, order, count, window):
         return row, head, block
@@ -181,7 +184,7 @@ def _by_query(options, query, key):
     def of_key(row, head, block, step, order, count, window):
         return row, jax.lax.div(head, shared), _met(order, count, row, block, step)
 
-    return (rows, heads, blocks, blocks), Places(options.block, width), of_query, of_key
+    return (rows, heads, *blocks), Places(options.block, width), of_query, of_key
 
 
 def _forward(options: Options, query, key, value, seen: Seen):
@@ -204,7 +207,7 @@ def _logits(options: Options, query, key, query_block, key_block, reach, positio
     logits = softcapped(options.scale * raw, options.softcap)
     shape = (options.block, options.block)
     keys = key_block * options.block + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    queries = query_block * options.block + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    queries = window[1] + query_block * options.block + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     of_query, of_key = positions
     return logits, (keys <= queries) & (queries < reach[...]) & (of_query[...] - of_key[...] < window[0])
 
@@ -299,7 +302,7 @@ def _key_gradients(options: Options, query, key, value, cotangent, normaliser, i
     inputs = (query, key, value, cotangent, normaliser, inner, seen.reach, *seen.positions)
     out_shape = [jax.ShapeDtypeStruct(key.shape, key.dtype), jax.ShapeDtypeStruct(value.shape, value.dtype)]
     scratch = [pltpu.VMEM((options.block, width), jnp.float32)] * 2
-    grid, out_specs = (rows, kv_heads, blocks, shared * blocks), [at.tokens(of_key), at.tokens(of_key)]
+    grid, out_specs = (rows, kv_heads, key.shape[2] // options.block, shared * blocks), [at.tokens(of_key), at.tokens(of_key)]
     return _call(options, _key_kernel, grid, seen.by_key, seen, inputs, specs, out_specs, out_shape, scratch)
 
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.networks.axes import constrain
+from jaxrl_llm.networks.axes import constrain, current_column_shards
 from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.leaves import make_leaves, named
 from jaxrl_llm.networks.matrices import product
@@ -58,10 +58,10 @@ class Projection(nn.Module):
         initializer = nn.initializers.variance_scaling(self.gain, "fan_in", "truncated_normal", ins, outs)
         leaves = make_leaves(self, initializer, self.shape, self.axes, self.inputs)
         # As one matrix product of all tokens: with separate batch and length axes, XLA's CPU backend takes twice as long
-        # for the gradients.
-        fan_in = math.prod(self.shape[: self.inputs])
-        y = product(self.config, leaves, x.reshape(-1, fan_in), self.inputs)
-        y = y.reshape(*x.shape[: x.ndim - self.inputs], *self.shape[self.inputs :])
+        # for the gradients. Where a mesh splits the columns, it would have to bring them together for that.
+        fan_in, by_token = math.prod(self.shape[: self.inputs]), x.shape[: x.ndim - self.inputs]
+        y = product(self.config, leaves, x.reshape(*(by_token if current_column_shards() > 1 else (-1,)), fan_in), self.inputs)
+        y = y.reshape(*by_token, *self.shape[self.inputs :])
         if not self.bias:
             return y
         axes, shape = self.axes[self.inputs :], self.shape[self.inputs :]

@@ -62,9 +62,9 @@ def default_config() -> ConfigDict:
             "evaluation": sections.evaluation(),
             "checkpoint": {"every": 50, "keep": 2, "best_metric": ""},
             "log": {"completions_every": 1, "tensorboard": True, "live": True, "compilation_cache": True},
-            # Devices along each axis; one of the first four may be -1 for all that are left. In sampling `sampling_tensor`
+            # Devices along each axis; one of the first five may be -1 for all that are left. In sampling `sampling_tensor`
             # devices share out a copy of the parameters, 0 for as many as `tensor`; the last `actors` of all only sample.
-            "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1, "sampling_tensor": 0, "actors": 0},
+            "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1, "sampling_tensor": 0, "actors": 0},
             # Names of what `train` was given in Python; it fills them itself.
             "given": {},
         }

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxrl_llm.networks.axes import current_column_shards
 from jaxrl_llm.sampling.memory import device_memory
 from jaxrl_llm.training.report import say
 from jaxrl_llm.training.run import Run
@@ -42,7 +43,7 @@ def make_fitted(run: Run, update: Callable, micro_batches: int) -> Callable:
         batch = run.place(pack())
         with timed("update"):
             while not micro_batches and (rows := _rows(batch) // run.shards) > 1 and not fits(state, batch, frozen):
-                tokens = rows // 2 * _width(batch)
+                tokens = rows // 2 * _width(batch) // current_column_shards()
                 say(f"the update does not fit into memory; micro-batches of {tokens} tokens", enabled=run.config.log.live)
                 batch = run.place(pack(part_tokens=tokens))
             return update(state, batch, frozen)

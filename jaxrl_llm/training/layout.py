@@ -10,6 +10,7 @@ import numpy as np
 from jaxrl_llm import distributed
 from jaxrl_llm.data import pack, pack_forest
 from jaxrl_llm.networks import Network
+from jaxrl_llm.networks.axes import current_column_shards
 from jaxrl_llm.types import Batch, Rollouts
 
 # Tokens of a micro-batch on each device: what fits into the caches of a processor, and what keeps an accelerator busy.
@@ -33,7 +34,7 @@ def lay_out(
     Args:
       network: that reads them.
       rollouts: host arrays of N rows.
-      width: tokens of a row; 0 for rows that the longest rollout fits into.
+      width: tokens of a row; 0 for rows that the longest rollout fits into. Filled up where devices share out columns.
       micro_batches: parts of the batch; 0 for as many as `part_tokens` make.
       shards: devices that share out the rows.
       part_tokens: of a part on each device; 0 for `PART_TOKENS`, or `CPU_PART_TOKENS` on a CPU.
@@ -41,8 +42,9 @@ def lay_out(
       **options: `keep`, `step` and `coefficients`, as of `data.pack`.
     """
     usual = CPU_PART_TOKENS if (platform or jax.default_backend()) == "cpu" else PART_TOKENS
-    tokens = part_tokens or usual
-    options |= {"multiple": shards, "parts": micro_batches, "part_tokens": tokens * shards}
+    columns = current_column_shards()
+    tokens = (part_tokens or usual) * shards * columns
+    options |= {"columns": columns, "multiple": shards, "parts": micro_batches, "part_tokens": tokens}
     if network.reads_forests:
         return pack_forest(rollouts, width or None, **options)
     return pack(rollouts, width or rollouts.tokens.shape[1], **options)

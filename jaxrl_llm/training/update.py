@@ -18,7 +18,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxrl_llm.networks import join_params
-from jaxrl_llm.networks.axes import check_rows
+from jaxrl_llm.networks.axes import check_columns, check_rows
 from jaxrl_llm.scoring import Scorer, make_scorer
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.types import Batch, Scores
@@ -107,6 +107,8 @@ def make_gradient(score: Scorer, objective, micro_batches: int = 0) -> Callable[
     def gradient(params, batch: Batch, frozen: Any = None):
         count = micro_batches or (1 if batch.parts is None else len(batch.parts))
         check_rows(-(-batch.tokens.shape[0] // count), "a micro-batch of the update")
+        for tokens in [batch.tokens] + ([] if batch.forest is None else [batch.forest.tokens]):
+            check_columns(tokens.shape[1], "a row of the update")
         if count == 1:
             return pull_back(params, frozen, batch.replace(parts=None), None)
         shared = {"step": batch.step, "coefficients": batch.coefficients}

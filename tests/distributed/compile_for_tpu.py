@@ -31,13 +31,15 @@ from jaxrl_llm.types import Batch, Forest
 COMPUTED = {"dtype": "bfloat16", "remat": "full", "attention": "pallas"}
 CONFIGS = {
     "dense": config("qwen3-0.6b", **COMPUTED),
+    "split columns": config("qwen3-0.6b", **COMPUTED),
     # Windows, two kinds of layers, capped logits. All that differs from a whole one is the number of layers, here and below.
     "local and global": config(
         "gemma-2-2b", **COMPUTED, param_dtype="bfloat16", num_layers=8, layer_types=("sliding", "full") * 4
     ),
     "experts": config("qwen3-30b-a3b", **COMPUTED, param_dtype="bfloat16", num_layers=8),
 }
-MESHES = {"experts": {"fsdp": 2, "tensor": 2, "expert": 4}}  # Of the others: data=2, fsdp=4, tensor=2.
+# Of the others: data=2, fsdp=4, tensor=2.
+MESHES = {"experts": {"fsdp": 2, "tensor": 2, "expert": 4}, "split columns": {"fsdp": 4, "tensor": 2, "context": 2}}
 ROWS, TOKENS, PROMPTS = 64, 1024, 8
 
 

@@ -11,10 +11,10 @@ from jaxrl_llm.distributed import make_mesh, sharded
 from jaxrl_llm.head import token_statistics
 
 NEEDS = frozenset({"entropy", "mean_logp"})
-ROWS, LENGTH, WIDTH = 4, 5, 8
+ROWS, LENGTH, WIDTH = 4, 6, 8
 # Sizes of the mesh, and of a vocabulary: one that `tensor` divides, or one that stays whole. Four rows on eight devices are
 # whole on some of them, while the width is split over all.
-CASES = [((1, 1, 8), 24), ((2, 2, 2), 24), ((1, 4, 2), 23), ((4, 2, 1), 22), ((1, 8, 1), 24)]
+CASES = [((1, 1, 8), 24), ((2, 2, 2), 24), ((1, 4, 2), 23), ((4, 2, 1), 22), ((1, 8, 1), 24), ((1, 2, 2, 1, 2), 24)]
 
 
 @pytest.mark.parametrize(("sizes", "vocabulary"), CASES)

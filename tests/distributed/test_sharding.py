@@ -43,6 +43,9 @@ MESHES = [
     {"data": 2, "expert": 4},
     {"fsdp": 2, "tensor": 2, "expert": 2},
     {"data": 2, "fsdp": 2, "expert": 2},
+    {"context": 4, "tensor": 2},
+    {"fsdp": 2, "expert": 2, "context": 2},
+    {"data": 2, "context": 2, "tensor": 2},
 ]
 OBJECTIVE = methods.get("grpo").objective
 
@@ -89,8 +92,9 @@ def loss_and_gradient(micro_batches=1):
     return jax.jit(compute)
 
 
-def test_a_forest_in_micro_batches_does_not_depend_on_the_mesh(params):
-    """Rows of three blocks, two in each of four micro-batches, of which the last are empty."""
+@pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 4}, {"data": 2, "context": 4}])
+def test_a_forest_in_micro_batches_does_not_depend_on_the_mesh(params, sizes):
+    """Rows of three blocks, two in each of four micro-batches, of which the last are empty; four devices may cut the blocks."""
     # As small as fresh ones: half a last bit of the larger ones moves these gradients by more than the bound.
     params = jax.tree.map(lambda leaf: leaf / 2, params)
     rollouts = forked(groups=8)
@@ -101,10 +105,10 @@ def test_a_forest_in_micro_batches_does_not_depend_on_the_mesh(params):
         tokens=rollouts.tokens % CONFIG.vocab_size, weight=rollouts.mask / rollouts.mask.sum(), advantage=more["advantage"],
         behavior_logp=rollouts.mask * -4 + more["behavior"], extras={"reference_logp": rollouts.mask * -4 + more["reference"]},
     )  # fmt: skip
-    batch = pack_forest(rollouts, 192, multiple=2, part_tokens=384)
+    batch = pack_forest(rollouts, 192, multiple=2, part_tokens=384, columns=4)
     assert len(batch.parts) == 4 and batch.parts.tolist() == sorted(batch.parts.tolist(), reverse=True) and batch.parts[-1] == 0
     loss, gradients = loss_and_gradient(0)(params, batch)
-    mesh = make_mesh(2, 1, 4)
+    mesh = make_mesh(**sizes)
     with sharded(mesh):
         inputs = shard_params(params, NETWORK, mesh), shard_rows(batch, mesh)
         found_loss, found = loss_and_gradient(0)(*inputs)
@@ -113,6 +117,27 @@ def test_a_forest_in_micro_batches_does_not_depend_on_the_mesh(params):
         np.testing.assert_allclose(other_loss, loss, rtol=1e-5, atol=1e-6)
         largest = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
         jax.tree.map(lambda a, b, c=largest: np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-6 * c), other, gradients)
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "context": 4}, {"context": 2, "expert": 2, "tensor": 2}])
+def test_scores_of_forests_with_windows_and_values_do_not_depend_on_columns(sizes):
+    """Prompts, halves of answers and answers, in rows that are filled up to a multiple of eight columns."""
+    network = decoder(dataclasses.replace(
+        CONFIG, value_head=1, attention_softcap=2.0, sliding_window=7, layer_types=("sliding", "full"),
+        experts=dataclasses.replace(SPARSE.config.experts, shared_width=0),
+    ))  # fmt: skip
+    start = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), network.init(jax.random.key(0))
+    )
+    batch = pack_forest(forked(groups=8), 190, multiple=4, columns=8)
+    assert batch.forest.tokens.shape[1] == 192 and batch.tokens.shape[1] % 8 == 0
+    needs, mesh = ("entropy", "value", "router_logits"), make_mesh(**sizes)
+    scorer = jax.jit(make_scorer(network, needs))
+    expected = scorer(start, batch)
+    with sharded(mesh):
+        found = scorer(shard_params(start, network, mesh), shard_rows(batch, mesh))
+    for name in ("logp", *needs):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=2e-5, err_msg=name)
 
 
 def descent(rate=0.5):
@@ -206,7 +231,7 @@ def test_a_mesh_takes_all_devices(sizes):
 
 def test_a_mesh_of_given_devices():
     mesh = make_mesh(tensor=2, devices=jax.devices()[:2])
-    assert mesh.axis_names == AXES and dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "tensor": 2}
+    assert mesh.axis_names == AXES and dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "context": 1, "tensor": 2}
 
 
 def test_rows_must_divide():

@@ -45,13 +45,14 @@ def test_update_and_sampler_compile_for_a_slice_and_fit(network):
     assert figures["update"]["alias"] > 0.99 * share
     # The head is never whole on a chip, and sampling moves activations alone.
     assert figures["update"]["largest_gather"] < figures["head"] / 4
-    assert figures["sampler"]["largest_gather"] < 2e6
+    # Of experts those of the tokens of contexts, which all devices that share out experts see: half of 8 x 512 x 2048.
+    assert figures["sampler"]["largest_gather"] < (5e6 if network == "experts" else 2e6)
 
 
 @SKIP
 @pytest.mark.slow
 @pytest.mark.parametrize(("topology", "network", "tokens", "rows"), [
-    ("v5e:4x4", "dense", 8192, 32), ("v5p:2x2x4", "dense", 32_768, 8),
+    ("v5e:4x4", "dense", 8192, 32), ("v5p:2x2x4", "dense", 32_768, 8), ("v5e:4x4", "split columns", 8192, 16),
 ])  # fmt: skip
 def test_the_kernel_compiles_inside_updates_of_long_rows(topology, network, tokens, rows):
     assert compiled(topology, network, str(tokens), str(rows))["update"]["total"] < MEMORY[topology]

@@ -68,6 +68,11 @@ def test_rows_that_devices_would_copy_are_refused():
     mesh = make_mesh(2, 2, 2)
     params, batch = init_params(NETWORK, jax.random.key(0), mesh), packed_batch(rows=12)
     prompts = np.ones((6, 2), np.int32), np.full(6, 2, np.int32), row_keys(0, 0, np.arange(6))
+    with (
+        sharded(make_mesh(data=2, context=4)),
+        pytest.raises(ValueError, match="a row of the update: 11 columns do not go .* 4"),
+    ):
+        make_gradient(make_scorer(NETWORK), OBJECTIVE, 1)(params, packed_batch(length=11))
     with sharded(mesh):
         with pytest.raises(ValueError, match=r"micro-batch of the update: 6 rows do not go evenly over 4 devices; .* of 4"):
             make_gradient(make_scorer(NETWORK), OBJECTIVE, 2)(params, batch)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrl_llm.networks import attention
+from jaxrl_llm.networks import DecoderConfig, attention
 from jaxrl_llm.networks.blocks import CPU_BLOCK, blocked_attention, visible_blocks
 from jaxrl_llm.networks.kernels import LANES, kernel_attention, kernel_blocks
 
@@ -200,18 +201,51 @@ def _all_of(capped: bool):
     return [jax.jit(jax.value_and_grad(loss(function), (0, 1, 2))) for function in (reference, blocked, kernel)]
 
 
+KERNEL = DecoderConfig(
+    vocab_size=8, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=4, head_dim=64, attention="pallas"
+)
+
+
 @pytest.mark.parametrize("kv_heads", ["tensor", None])
-def test_the_kernel_is_split_over_rows_and_heads_of_a_mesh(kv_heads):
+def test_the_kernel_is_split_over_rows_and_heads_of_a_mesh(kv_heads, monkeypatch):
+    monkeypatch.setattr(attention, "kernel_attention", functools.partial(kernel_attention, interpret=True))
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:4])
     inputs, (reach, positions) = heads(128, width=64), trees(128)
     window, real = jnp.int32(attention.WITHOUT_WINDOW), (reach > 0)[..., None, None]
     expected = attention.reference_attention(*inputs, attention.reach_mask(reach, positions))
     rules = (("batch", "data"), ("heads", "tensor"), ("kv_heads", kv_heads))
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-        run = jax.jit(functools.partial(attention.split_kernel, interpret=True))
+        run = jax.jit(functools.partial(attention.attend, KERNEL))
         found = run(*inputs, reach, positions, kernel_blocks(reach, positions, window), window)
     assert found.sharding.spec == jax.sharding.PartitionSpec("data", None, "tensor")
     np.testing.assert_allclose(jnp.where(real, found, 0), jnp.where(real, expected, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [37, attention.WITHOUT_WINDOW])
+@pytest.mark.parametrize("name", ["pallas", "xla", "reference"])
+def test_columns_are_split_over_a_mesh(name, window, monkeypatch):
+    """Rows of 216 columns on four devices, whose 54 are no whole block, in trees, with and without a window."""
+    monkeypatch.setattr(attention, "kernel_attention", functools.partial(kernel_attention, interpret=True))
+    mesh = jax.make_mesh((4,), ("context",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+    inputs, (reach, positions) = heads(216, width=64), trees(216)
+    window, real = jnp.int32(window), (reach > 0)[..., None, None]
+    config = dataclasses.replace(KERNEL, attention=name)
+
+    def loss(*inputs):
+        blocks = attention.blocks_of(config, reach, positions, window)
+        mixed = jnp.where(real, attention.attend(config, *inputs, reach, positions, blocks, window), 0)
+        return jnp.sum(jnp.sin(mixed)), mixed
+
+    def expected_loss(*inputs):
+        mask = attention.reach_mask(reach, positions, window)
+        mixed = jnp.where(real, attention.reference_attention(*inputs, mask), 0)
+        return jnp.sum(jnp.sin(mixed)), mixed
+
+    with jax.set_mesh(mesh), nn.logical_axis_rules((("length", "context"),)):
+        gradients, mixed = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*inputs)
+    expected = jax.jit(jax.grad(expected_loss, (0, 1, 2), has_aux=True))(*inputs)
+    assert mixed.sharding.spec == jax.sharding.PartitionSpec(None, "context")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), (gradients, mixed), expected)
 
 
 def test_auto_is_the_kernel_on_tpu_only(monkeypatch):

@@ -111,11 +111,11 @@ def test_wrong_sources_name_the_mend():
     ("sizes", "shape"),
     [
         ({}, None),
-        ({"data": 2, "fsdp": 4}, (2, 4, 1, 1)),
-        ({"data": 2, "fsdp": -1}, (2, 4, 1, 1)),
-        ({"expert": -1, "data": 2}, (2, 1, 4, 1)),
-        ({"tensor": -1}, (1, 1, 1, 8)),
-        ({"data": -1, "tensor": 8}, (1, 1, 1, 8)),
+        ({"data": 2, "fsdp": 4}, (2, 4, 1, 1, 1)),
+        ({"data": 2, "fsdp": -1}, (2, 4, 1, 1, 1)),
+        ({"expert": -1, "data": 2}, (2, 1, 4, 1, 1)),
+        ({"tensor": -1}, (1, 1, 1, 1, 8)),
+        ({"data": -1, "tensor": 8}, (1, 1, 1, 1, 8)),
     ],
 )
 def test_meshes(sizes, shape):

@@ -164,10 +164,10 @@ def test_a_mesh_changes_nothing_but_rounding(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["grpo", "ppo"])
-def test_a_mesh_for_reference_and_critic(method, tmp_path):
+@pytest.mark.parametrize(("method", "sizes"), [("grpo", {"fsdp": 4}), ("ppo", {"fsdp": 2, "context": 2})])
+def test_a_mesh_for_reference_and_critic(method, sizes, tmp_path):
     config = tiny_config(method, **METHOD_OPTIONS[method])
-    config.mesh.update(fsdp=4, tensor=2, sampling_tensor=4)
+    config.mesh.update(**sizes, tensor=2, sampling_tensor=4)
     config.rl.micro_batches = 2
     for mine, theirs in zip(finish(config, tmp_path).metrics, finished(method).metrics, strict=True):
         for name in mine.keys() - {"phase"}:
@@ -317,7 +317,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path, capsys):
     config.mesh.update(fsdp=4, tensor=2)
     config.rl.steps = 1
     finish(config, tmp_path / "moved")
-    config.mesh.update(data=2, fsdp=2, tensor=2, sampling_tensor=1)
+    config.mesh.update(data=2, fsdp=1, expert=2, tensor=2, sampling_tensor=1)
     config.rl.steps, config.log.live = 2, True
     moved = finish(config, tmp_path / "moved")
     assert "another mesh than before" in capsys.readouterr().out
