@@ -31,39 +31,34 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown argument {foreign[0]!r}; see `jaxrl-llm {options.verb} --help`")
     if not options.debug:  # what Orbax says of errors are tracebacks
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+    hosts = _hosts(options)
     try:
-        _join_hosts(options)
+        if hosts:
+            hosts.start(options.coordinator, options.processes, options.process)
         return options.run(options, rest)
     except KeyboardInterrupt as error:
         mend = "; the same command goes on from the last checkpoint" if options.verb == "train" else ""
         print(f"jaxrl-llm {options.verb}: interrupted{mend}", file=sys.stderr)
-        return _end(options, 130, error)
+        return hosts.end(130, error) if hosts else 130
     except Exception as error:
         line = explain(error)
         if line is None:
-            _end(options, 1, error)
+            if hosts:
+                hosts.end(1, error)
             raise
         if options.debug:
             traceback.print_exc()
         print(f"jaxrl-llm {options.verb}: {line}", file=sys.stderr)
-        return _end(options, 2, error)
+        return hosts.end(2, error) if hosts else 2
 
 
-def _join_hosts(options) -> None:
-    """Begins with the other hosts of the run, where the verb is one for several."""
+def _hosts(options):
+    """What joins several hosts and ends one of them, for verbs that run on several; the others do without JAX."""
     if hasattr(options, "coordinator"):
         from jaxrl_llm import distributed
 
-        distributed.start(options.coordinator, options.processes, options.process)
-
-
-def _end(options, status: int, error: BaseException) -> int:
-    """The exit status; of several hosts this one ends now, so that the others are not waited for."""
-    if not hasattr(options, "coordinator"):
-        return status
-    from jaxrl_llm import distributed
-
-    return distributed.end(status, error)
+        return distributed
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,7 +20,6 @@ from jaxrl_llm.training.programs import PlannedRun, Program, all_programs, plann
 
 LANES = 128  # numbers of a register's row: shards that are narrower are not gathered but summed, which sends twice the bytes
 _DUMP = "xla_dump_to"
-_AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Planned:
       tokens: that networks read in a run, on all devices.
       learned: tokens whose logits it needs.
       flops: of a device in a run, recomputation included.
-      attention: those of attention's kernels among them.
+      attention: those of kernels among them, attention and grouped products.
       useful: FLOPs of a device that the model needs.
       moved: bytes of HBM that a device reads and writes.
       sent: bytes that a device sends, by kind and axes, such as "all-gather fsdp".
@@ -95,7 +94,7 @@ def make_plan(config: ConfigDict, wanted: chips.Slice, *, search: bool = False) 
       ValueError: an impossible configuration, or libtpu is missing or has no such slice.
     """
     devices, searched = chips.topology_devices(wanted), []
-    if math.prod(config.mesh[name] for name in _AXES) == 1:
+    if math.prod(config.mesh[name] for name in distributed.AXES) == 1:
         config = _changed(config, {"mesh.fsdp": -1})
     if search:
         searched = sorted(_searched(config, wanted, devices), key=lambda found: (not found["fits"], found["seconds"]))
@@ -142,15 +141,15 @@ def planned(program: Program, run: PlannedRun, wanted: chips.Slice) -> Planned:
             fault = " ".join(str(error).split())[:200]
             return Planned(**known, memory=memory, compile_seconds=time.monotonic() - start, fault=fault)
         took = time.monotonic() - start
-        text, report = (_dumped(folder, end) for end in ("after_optimizations.txt", "memory-usage-report.txt"))
+        text = _dumped(folder, "after_optimizations.txt")
     figures = hlo.read_hlo(text, program.mesh, program.loops, program.filled)
-    memory |= _temporaries(compiled.memory_analysis(), memory, program, run, report)
+    memory |= _temporaries(compiled.memory_analysis(), memory, program)
     attention, notes = 0.0, []
     for kernel in figures.kernels:
-        work = attention_flops(kernel, program.seen)
+        work = kernel_flops(kernel, program.seen)
         attention += work or 0.0
         if work is None:
-            notes.append("the FLOPs of a kernel that is no attention are left out")
+            notes.append("the FLOPs of a kernel that is neither attention nor a grouped product are left out")
     flops, sent, by_axes = figures.flops + attention, {}, {}
     for (kind, axes), one in figures.collectives.items():
         sent[f"{kind} {axes}"] = one.sent
@@ -178,44 +177,28 @@ def _item_size(dtype) -> int:
     return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
-def _temporaries(found, known: dict[str, float], program: Program, run: PlannedRun, report: str) -> dict[str, float]:
+def _temporaries(found, known: dict[str, float], program: Program) -> dict[str, float]:
     """The rest of XLA's memory of a device: what programs keep, temporaries, outputs, and what fills inputs up."""
     inputs = sum(known[name] for name in program.inputs if name != "cache")
     rest, parts = float(found.temp_size_in_bytes), {}
     if "cache" in known:
         parts["cache"] = min(known["cache"], rest)
-    elif program.name == "update":
-        parts["activations"] = min(_kept(report, run), rest)
-    parts["temporaries"] = rest - sum(parts.values())
+    parts["activations" if program.name == "update" else "temporaries"] = rest - sum(parts.values())
     parts["outputs"] = float(found.output_size_in_bytes - found.alias_size_in_bytes)
     parts["padding"] = max(found.argument_size_in_bytes - inputs, 0.0)
     return parts
 
 
-def _kept(report: str, run: PlannedRun) -> float:
-    """Bytes of what each layer keeps for the backward pass: buffers with an entry for each layer that are no parameters."""
-    layers = str(run.network.config.num_layers)
-    like = {_text(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(run.network.params)}
-    like |= {_text(sorted(map(int, shape.split(",")))) for shape in like}
-    total = 0.0
-    for size, unit, shapes in re.findall(r"%\);\s+([\d.]+)([KMG]?i?B);[^;]*;[^;]*;\s*(.*)", report):
-        found = set(re.findall(r"\[([\d,]+)\]", shapes))
-        stacked = {shape for shape in found if shape.split(",")[0] == layers and shape.count(",") >= 2}
-        if stacked and not any(_text(sorted(map(int, shape.split(",")))) in like for shape in stacked):
-            total += float(size) * {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit]
-    return total
-
-
-def _text(shape: Sequence[int]) -> str:
-    return ",".join(map(str, shape))
-
-
-def attention_flops(kernel: hlo.Kernel, seen: float) -> float | None:
-    """FLOPs of attention's kernels in all their runs; None for another kernel.
+def kernel_flops(kernel: hlo.Kernel, seen: float) -> float | None:
+    """FLOPs of kernels of attention, and of grouped products of full groups, in all their runs; None for another kernel.
 
     Per pair of a query and a key that is seen, and head: 2 products forward, 3 for the gradient of queries, and 4 for those of
     keys and values (https://arxiv.org/abs/2307.08691).
     """
+    *_, rows, last = kernel.operands
+    of_groups = [shape for shape in (last, *kernel.results) if len(shape) == 3]
+    if len(rows) == 2 and of_groups:
+        return kernel.times * 2.0 * rows[0] * math.prod(of_groups[0][1:])
     if len(kernel.operands) < 6 or len(kernel.operands[3]) != 4 or len(kernel.operands[0]) != 3:
         return None
     rows, heads, length, width = kernel.operands[3]

@@ -118,12 +118,13 @@ def all_programs(run: PlannedRun, memory: float) -> list[Program]:
       run: see `planned_run`.
       memory: bytes of a device.
     """
-    state = placed_state(run)
-    reference = reinforcement.policy_params(run, state)
-    reference = reference if run.method.needs_reference and not run.config.rl.reference.every else None
-    scores, rollouts = _scoring(run, state, reference)
-    update = _update(run, state, reference, rollouts)
-    return [update, *scores, _sampling(run, state, reference, memory), _copying(run, state, reference)]
+    with distributed.sharded(run.mesh):  # packing asks it how widths are to be filled up
+        state = placed_state(run)
+        reference = reinforcement.policy_params(run, state)
+        reference = reference if run.method.needs_reference and not run.config.rl.reference.every else None
+        scores, rollouts = _scoring(run, state, reference)
+        update = _update(run, state, reference, rollouts)
+        return [update, *scores, _sampling(run, state, reference, memory), _copying(run, state, reference)]
 
 
 def placed_state(run: PlannedRun):
@@ -199,7 +200,8 @@ def _update(run: PlannedRun, state, reference, rollouts: Rollouts) -> Program:
     counts = {"tokens": round(_read(batch) * filled), "learned": round(batch.tokens.size * filled)}
     function, times = reinforcement.compiled_update(run), rl.epochs * rl.minibatches
     beside = {"reference": reference}
-    counts |= {"seen": _seen(run, batch), "filled": filled}
+    # Rows of experts that a device shares out come in blocks of half of what is even, see `networks.mixture`.
+    counts |= {"seen": _seen(run, batch), "filled": filled, "loops": 1 if run.network.config.experts is None else 2}
     return Program("update", function, inputs, arguments, {}, run.mesh, beside, times=times, **counts)
 
 
