@@ -10,31 +10,33 @@ import sys
 
 PLACE = pathlib.Path(__file__).with_name("plan_table.json")
 DOCUMENT = pathlib.Path(__file__).with_name("plan.md")
-# Model, slice, fsdp, tensor.
+# Model, slice, fsdp, expert, tensor.
 ROWS = [
-    ("qwen3-8b", "v6e:4x4", 16, 1), ("qwen3-8b", "v6e:8x8", 16, 4), ("qwen3-8b", "v6e:2x2", 4, 1),
-    ("qwen3-8b", "v6e:16x16", 64, 4), ("qwen3-8b", "v5p:4x4x4", 16, 4), ("qwen3-30b-a3b", "v5p:4x4x4", 16, 4),
-    ("qwen3-30b-a3b", "v6e:8x8", 16, 4), ("qwen3-30b-a3b", "v5p:2x2x4", 16, 1), ("qwen3-30b-a3b", "v5e:16x16", 64, 4),
-    ("qwen3-32b", "v5p:4x4x4", 16, 4), ("qwen3-32b", "v6e:8x8", 16, 4), ("qwen3-32b", "v5p:2x2x4", 16, 1),
-    ("qwen3-32b", "v5e:16x16", 64, 4), ("qwen3-8b", "v5e:8x8", 16, 4), ("qwen3-8b", "tpu7x:2x2x2", 16, 1),
+    ("qwen3-8b", "v5e:8x8", 16, 1, 4), ("qwen3-32b", "v5p:4x4x4", 16, 1, 4), ("qwen3-30b-a3b", "v5p:4x4x4", 16, 4, 1),
+    ("qwen3-8b", "v6e:4x4", 16, 1, 1), ("qwen3-8b", "v6e:8x8", 16, 1, 4), ("qwen3-8b", "v6e:16x16", 64, 1, 4),
+    ("qwen3-8b", "v6e:2x2", 4, 1, 1), ("qwen3-32b", "v6e:8x8", 16, 1, 4), ("qwen3-30b-a3b", "v6e:8x8", 16, 4, 1),
+    ("qwen3-32b", "v5e:16x16", 64, 1, 4), ("qwen3-30b-a3b", "v5e:16x16", 64, 4, 1), ("qwen3-32b", "v5p:2x2x4", 16, 1, 1),
+    ("qwen3-30b-a3b", "v5p:2x2x4", 4, 4, 1), ("qwen3-8b", "v5p:4x4x4", 16, 1, 4),
 ]  # fmt: skip
-COLUMNS = "| model | slice | fsdp x tensor | GiB a device | of | fits | TFLOP | GB of HBM | GB sent | least s | bound | MFU |"
+COLUMNS = (
+    "| model | slice | fsdp, expert, tensor | GiB a device | of | fits | TFLOP | GB of HBM | sent | least s | bound | MFU |"
+)
 
 
-def configuration(model: str, fsdp: int, tensor: int):
-    """GRPO with a reference: 32 prompts of 1024 tokens, 8 answers of 3072 tokens each; bfloat16 throughout."""
+def configuration(model: str, fsdp: int, expert: int, tensor: int):
+    """GRPO with a reference: 32 prompts of 1024 tokens, 8 answers of 3072 each; float32 masters, computed in bfloat16."""
     from jaxrl_llm.training import default_config
 
     config = default_config()
-    config.network.update(name=model, dtype="bfloat16", param_dtype="bfloat16", remat="full")
+    config.network.update(name=model, dtype="bfloat16", remat="full")
     config.task.max_prompt_tokens = 1024
     config.method.options.update(samples=8, kl_coefficient=0.01)
     config.rl.update(prompts=32, max_new_tokens=3072)
-    config.mesh.update(fsdp=fsdp, tensor=tensor)
+    config.mesh.update(fsdp=fsdp, expert=expert, tensor=tensor)
     return config
 
 
-def row(model: str, topology: str, fsdp: str, tensor: str) -> dict:
+def row(model: str, topology: str, *sizes: str) -> dict:
     """The update, compiled in this process."""
     import dataclasses
 
@@ -43,17 +45,17 @@ def row(model: str, topology: str, fsdp: str, tensor: str) -> dict:
     from jaxrl_llm.training.programs import all_programs, planned_run
 
     wanted = chips.parse_topology(topology)
-    run = planned_run(configuration(model, int(fsdp), int(tensor)), chips.topology_devices(wanted))
+    run = planned_run(configuration(model, *map(int, sizes)), chips.topology_devices(wanted))
     found = planned(all_programs(run, wanted.chip.memory / wanted.chip.devices)[0], run, wanted)
     return dataclasses.asdict(found) | {"fits": found.fits, "least_seconds": found.least_seconds, "bound": found.bound}
 
 
 def line(place: list, found: dict) -> str:
     """A row of the table."""
-    model, topology, fsdp, tensor = place
+    model, topology, *sizes = place
     size, fits = sum(found["memory"].values()), "yes" if found["fits"] else "no"
     memory = f"{size / 2**30:.1f} | {found['capacity'] / 2**30:.0f} | {fits}"
-    head = f"| {model} | {topology} | {fsdp} x {tensor} | {memory} |"
+    head = f"| {model} | {topology} | {', '.join(map(str, sizes))} | {memory} |"
     if found["fault"]:
         return f"{head} refused by the compiler | | | | | |"
     amounts = f"{found['flops'] / 1e12:.0f} | {found['moved'] / 1e9:.0f} | {sum(found['sent'].values()) / 1e9:.1f}"

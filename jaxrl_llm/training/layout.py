@@ -26,6 +26,7 @@ def lay_out(
     *,
     shards: int = 1,
     part_tokens: int = 0,
+    columns: int = 0,
     platform: str | None = None,
     **options,
 ) -> Batch:
@@ -38,11 +39,12 @@ def lay_out(
       micro_batches: parts of the batch; 0 for as many as `part_tokens` make.
       shards: devices that share out the rows.
       part_tokens: of a part on each device; 0 for `PART_TOKENS`, or `CPU_PART_TOKENS` on a CPU.
+      columns: devices that share out the columns; 0 for those of the mesh that is set.
       platform: of the devices; by default that of this process.
       **options: `keep`, `step` and `coefficients`, as of `data.pack`.
     """
     usual = CPU_PART_TOKENS if (platform or jax.default_backend()) == "cpu" else PART_TOKENS
-    columns = current_column_shards()
+    columns = columns or current_column_shards()
     tokens = (part_tokens or usual) * shards * columns
     options |= {"columns": columns, "multiple": shards, "parts": micro_batches, "part_tokens": tokens}
     if network.reads_forests:

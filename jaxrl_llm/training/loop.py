@@ -228,10 +228,7 @@ def _reference(run: Run, phase: Phase) -> Params:
 def _run_phase(
     run: Run, files: Files, phase: Phase, state: TrainState, progress: Progress, kept: Sequence[Sampled] = ()
 ) -> tuple[TrainState, Progress, dict[str, Any]]:
-    """Steps, measurements and checkpoints until all steps of the phase are done; what was measured at the last one.
-
-    `kept` are samples of the coming steps.
-    """
+    """Steps, with the samples `kept` for them, measurements and checkpoints to the phase's end; what was measured last."""
     if progress.phase_step >= phase.steps:
         return state, progress, {phase.measure: progress.accuracy}
     reference = _reference(run, phase)

@@ -44,9 +44,7 @@ def build_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) 
 def build_sampling_mesh(
     config: ConfigDict, mesh: jax.sharding.Mesh | None, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh | None:
-    """The devices that sample: the last `config.mesh.actors` of all, or those of the mesh; None for one device that does all.
-
-    `devices` are as of `build_mesh`.
+    """The last `config.mesh.actors` of all devices, or those of the mesh; None for one that does all. See `build_mesh`.
 
     Raises:
       ValueError: `config.mesh.sampling_tensor` does not divide them.

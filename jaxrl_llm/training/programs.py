@@ -118,13 +118,12 @@ def all_programs(run: PlannedRun, memory: float) -> list[Program]:
       run: see `planned_run`.
       memory: bytes of a device.
     """
-    with distributed.sharded(run.mesh):  # packing asks it how widths are to be filled up
-        state = placed_state(run)
-        reference = reinforcement.policy_params(run, state)
-        reference = reference if run.method.needs_reference and not run.config.rl.reference.every else None
-        scores, rollouts = _scoring(run, state, reference)
-        update = _update(run, state, reference, rollouts)
-        return [update, *scores, _sampling(run, state, reference, memory), _copying(run, state, reference)]
+    state = placed_state(run)
+    reference = reinforcement.policy_params(run, state)
+    reference = reference if run.method.needs_reference and not run.config.rl.reference.every else None
+    scores, rollouts = _scoring(run, state, reference)
+    update = _update(run, state, reference, rollouts)
+    return [update, *scores, _sampling(run, state, reference, memory), _copying(run, state, reference)]
 
 
 def placed_state(run: PlannedRun):

@@ -113,8 +113,9 @@ class Run:
     def pack(self, rollouts: Rollouts, width: int, micro_batches: int, **options) -> Batch:
         """Packed rows for the run's networks, which all read alike; see `lay_out`."""
         with timed("pack"):
-            platform = None if self.mesh is None else self.mesh.devices.flat[0].platform
-            return lay_out(self.network, rollouts, width, micro_batches, shards=self.shards, platform=platform, **options)
+            if self.mesh is not None:
+                options |= {"platform": self.mesh.devices.flat[0].platform, "columns": self.mesh.shape["context"]}
+            return lay_out(self.network, rollouts, width, micro_batches, shards=self.shards, **options)
 
     @property
     def shards(self) -> int:

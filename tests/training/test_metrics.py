@@ -33,11 +33,12 @@ def test_no_definition_without_a_metric():
     assert plain - {"expert_load_max"} - OF_OTHER_METHODS <= logged
 
 
-# What a step of each method measures is looked up in `methods.test_methods`.
+# What a step of each method measures is looked up in `methods.test_methods`; of samples ahead in `test_ahead`.
 OF_OTHER_METHODS = {
     "anchor_reward", "constrained_kl", "evaluation/label_accuracy", "evaluation/label_accuracy_error", "fast/loss",
     "greedy_reward", "label_accuracy", "labelled/count", "labelled/reward", "log_partition", "policy_entropy",
-    "ranking_left_out", "reward_center", "reward_desirable", "reward_reference_point", "reward_undesirable", "top_entropy",
+    "ranking_left_out", "reward_center", "reward_desirable", "reward_reference_point", "reward_undesirable", "staleness",
+    "top_entropy",
 }  # fmt: skip
 
 

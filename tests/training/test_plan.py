@@ -56,7 +56,7 @@ def plan():
 def test_the_plan_has_all_programs_and_their_figures(plan):
     programs = {one["name"]: one for one in plan["programs"]}
     assert list(programs) == ["update", "score", "sample", "copy"] and plan["fits"]
-    assert plan["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert plan["mesh"] == {"data": 1, "fsdp": 2, "expert": 1, "context": 1, "tensor": 2}
     matrices = LAYERS * (WIDTH * HEAD * (2 * HEADS + 2 * KEYS) + 3 * WIDTH * INNER)
     update = programs["update"]
     # In bfloat16, and on two by two devices: parameters once, the moments of Adam twice.
