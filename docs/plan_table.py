@@ -73,6 +73,7 @@ def write(known: list) -> None:
 
 
 def main():
+    """Compiles the rows that are missing, each in a process of its own, and writes them as they come."""
     known = json.loads(PLACE.read_text()) if PLACE.exists() else []
     write(known)
     for wanted in map(list, ROWS):

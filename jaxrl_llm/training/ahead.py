@@ -63,10 +63,8 @@ class Ahead:
     def begin(self, sample: Callable[[Callable[[], Sampled | None]], Sampled]) -> None:
         """Makes the samples of the next step; `sample` is given a function that waits for those of the step before it."""
         last = self._waiting[-1] if self._waiting else _done(None)
-        made = futures.Future() if self._thread is None else self._thread.submit(sample, last.result)
-        if self._thread is None:
-            made.set_result(sample(last.result))
-        self._waiting.append(made)
+        inline = self._thread is None
+        self._waiting.append(_done(sample(last.result)) if inline else self._thread.submit(sample, last.result))
 
     def take(self) -> Sampled:
         """The samples of the step that learns now, once they are there."""

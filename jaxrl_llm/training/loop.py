@@ -168,7 +168,11 @@ def _resume(run: Run, files: Files, phases: dict[str, Phase]) -> tuple[TrainStat
     like = phases[progress.phase].initial_state(run.network.params)
     state = checkpoint.restore_arrays(files.manager, number, like)
     arrays = checkpoint.restore_samples(files.manager, number) if plain else {}
-    return state, progress, from_saved(arrays, plain, state.method_state["strategy"] if plain else ())
+    kept = from_saved(arrays, plain, state.method_state["strategy"] if plain else ())
+    for step, sampled in enumerate(kept, progress.step + 1):  # of which the lines were taken off with their steps
+        for failure in sampled.failures:
+            metrics.append_jsonl(run.workdir / "reward_failures.jsonl", {"step": step} | failure._asdict())
+    return state, progress, kept
 
 
 def _keep_history(path: pathlib.Path, last: int) -> None:

@@ -255,7 +255,7 @@ def _changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 
 def _searched(config: ConfigDict, wanted: chips.Slice, devices) -> Iterator[dict[str, Any]]:
     """The update on every mesh that could hold it."""
-    for sizes in meshes_of(len(devices)):
+    for sizes in meshes_of(len(devices) // (config.mesh.expert * config.mesh.context)):
         changed = _changed(config, {f"mesh.{name}": size for name, size in sizes.items()})
         run = planned_run(changed, devices)
         if run.network.config.num_kv_heads % sizes["tensor"]:

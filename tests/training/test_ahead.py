@@ -96,6 +96,26 @@ def test_a_stopped_run_goes_on_with_the_samples_that_it_had(tmp_path, monkeypatc
     assert_same_run(whole.workdir, stopped.workdir)
 
 
+def test_failures_of_rewards_of_samples_ahead_are_still_listed_after_a_stop(tmp_path, monkeypatch):
+    config = late(tiny_config("dr_grpo"))
+    config.rewards.names = ("training.tiny_rewards:shortness", "training.tiny_rewards:moody")
+    finish(config, tmp_path / "whole")
+    advance = loop._log
+
+    def log(run, files, progress, *rest):
+        advance(run, files, progress, *rest)
+        files.stop.extend(["SIGTERM"] if progress.step == 2 else [])
+
+    monkeypatch.setattr(loop, "_log", log)
+    with pytest.raises(loop.Stopped):
+        loop.train(config, tmp_path / "stopped")
+    monkeypatch.undo()
+    finish(config, tmp_path / "stopped")
+    whole, stopped = (read_jsonl(tmp_path / name / "reward_failures.jsonl") for name in ("whole", "stopped"))
+    assert whole and {record["step"] for record in whole} == {1, 2, 3, 4}
+    assert stopped == whole
+
+
 def test_what_is_saved_is_what_was_sampled(tmp_path):
     """Through JSON, as in a checkpoint; but for the requests, which nobody reads any more."""
     seen = []

@@ -22,6 +22,11 @@ def few_right(prompts, completions, **columns):
     return [None if length > 9 else float(length <= 3) for length in columns["completion_length"]]
 
 
+def moody(prompts, completions, **columns):
+    """1, and no number for texts of an even number of characters."""
+    return [1.0 if len(text) % 2 else "no mood" for text in completions]
+
+
 def broken(prompts, completions, **columns):
     raise RuntimeError("no mood to judge")
 
