@@ -297,7 +297,8 @@ def _plan(options, overrides: list[str]) -> int:
     wanted = parse_topology(options.topology, options.slices)
     named = [f"--config.network.name={options.model}", "--config.network.directory="] if options.model else []
     found = make_plan(load_config(options.config, [*overrides, *named]), wanted, search=options.search)
-    print(json.dumps(found, indent=2) if options.json else "\n".join(rows(found)))
+    plain = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no infinite seconds
+    print(json.dumps(plain, indent=2) if options.json else "\n".join(rows(found)))
     return 0 if found["fits"] else 1
 
 

@@ -133,11 +133,9 @@ def planned(program: Program, run: PlannedRun, wanted: chips.Slice) -> Planned:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            used = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
-            if used:
-                scale = {"K": 2**10, "M": 2**20, "G": 2**30}[used.group(2)]
-                rest = float(used.group(1)) * scale - sum(device_bytes(tree) for tree in program.inputs.values())
-                memory |= {"temporaries": max(rest, 0.0)}
+            if wanting := re.search(r"temporaries \(([\d.]+)([KMG])\)", str(error)):
+                scale = {"K": 2**10, "M": 2**20, "G": 2**30}[wanting.group(2)]
+                memory |= {"temporaries": float(wanting.group(1)) * scale}
             fault = " ".join(str(error).split())[:200]
             return Planned(**known, memory=memory, compile_seconds=time.monotonic() - start, fault=fault)
         took = time.monotonic() - start
