@@ -68,8 +68,8 @@ def test_the_plan_has_all_programs_and_their_figures(plan):
     assert programs["sample"]["memory"]["parameters"] == pytest.approx(2 * share, rel=0.02)
     assert programs["copy"]["sent"]
 
-    # No gather is as large as the whole head, which is smaller than the logits of all tokens and than the optimizer's state.
-    assert update["gathered"] < VOCABULARY * WIDTH < min(VOCABULARY * update["learned"], 2 * matrices)
+    # No gather is larger than half of the head, that of a device: far less than all logits, or than the optimizer's state.
+    assert update["gathered"] <= VOCABULARY * WIDTH / 2 < min(VOCABULARY * update["learned"], 2 * matrices) / 4
 
 
 @SKIP
