@@ -17,7 +17,7 @@ from jaxrl_llm.objectives import group_tokens
 from jaxrl_llm.objectives.candidates import of_groups
 from jaxrl_llm.scoring import STATISTICS, make_picker, make_scorer
 from jaxrl_llm.training.layout import in_parts
-from jaxrl_llm.training.needs import POLICIES, SAMPLES, refuse_missing
+from jaxrl_llm.training.needs import POLICIES, SAMPLES
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.types import Batch, Rollouts
@@ -52,9 +52,8 @@ def scoring_passes(method: Method, annotators: Mapping[str, Annotator]) -> list[
     """One pass for each policy that the method needs statistics of; in front of them one for its candidates.
 
     Raises:
-      ValueError: a policy that nobody has, a statistic that is none, or an array that the loop cannot make.
+      ValueError: a policy that nobody has, or a statistic that is none.
     """
-    refuse_missing(method)
     passes = [_candidates(method, annotators)] if "candidates" in method.needs and not group_rule(method) else []
     for who in POLICIES:
         statistics = statistics_of(who, method.needs)
