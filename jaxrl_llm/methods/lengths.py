@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from jaxrl_llm.estimators import (
-    budget_length_reward,
     chain,
     cosine_length_reward,
     efficient_length_reward,
@@ -49,29 +48,6 @@ def open_rs(
         ),
         clipped(clip_low, clip_high, kl_coefficient=kl_coefficient),
     )
-
-
-@method(
-    paper="Train Long, Think Short: Curriculum Learning for Efficient Reasoning (Hammoud et al., 2025)",
-    url="https://arxiv.org/abs/2508.08940",
-)
-def train_long_think_short(
-    *,
-    samples: int = 8,
-    budget: float = 256.0,
-    decay: float = 0.7,
-    interval: int = 200,
-    length_weight: float = 0.5,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
-    """GRPO with a reward for answers as long as a budget that shrinks in the course of the training.
-
-    Defaults: Samples, budget, decay and, from its budgets, the interval are the paper's. The weight is that of its
-      accuracy-heavy mix, 0.3 for the length to 0.6 for the answer; the clip is ours. The prompt has to state the budget.
-    """
-    length = budget_length_reward(budget=budget, decay=decay, interval=interval, weight=length_weight)
-    return grouped(samples=samples), chain(length, group_advantage(), sequence_mean()), clipped(clip_low, clip_high)
 
 
 @method(

@@ -56,6 +56,13 @@ def joined(parts: Sequence[Collection]) -> Collection:
     return Collection(rollouts, records, requests, np.concatenate([part.prompt_length for part in parts]))
 
 
+def arranged(parts: Sequence[Collection], rows: Sequence[tuple[int, int]], group: Sequence[int]) -> Collection:
+    """A collection of the rows `(part, row of the part)`, in these groups; the parts have equal widths."""
+    first = np.cumsum([0] + [len(part.records) for part in parts])
+    chosen = joined(parts).take(np.array([first[part] + row for part, row in rows]))
+    return dataclasses.replace(chosen, rollouts=chosen.rollouts.replace(group=numbered(np.asarray(group))))
+
+
 def sample_requests(
     requests: Sequence[Request],
     uids: Sequence[int],

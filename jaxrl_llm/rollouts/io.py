@@ -13,7 +13,7 @@ from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.rollouts.collect import Collection, Score, Submit, as_call, rewarded_collection, sample_requests
 from jaxrl_llm.rollouts.facts import Facts, with_facts
 from jaxrl_llm.rollouts.requests import Example, Prompt, Request
-from jaxrl_llm.rollouts.views import at_home, seen_as
+from jaxrl_llm.rollouts.views import at_home, seen_behind, view_of
 
 # (cursor, count, weights or None) -> (examples, prompt_ids, cursor)
 Draw = Callable[[Any, int, np.ndarray | None], tuple[list[Example], list[int], Any]]
@@ -127,7 +127,7 @@ class Io:
         collection: Collection,
         by: str,
         statistics: Sequence[str] = ("logp",),
-        view: Callable[[Request], Prompt] | None = None,
+        view: Callable[[Request], Prompt] | Sequence[Prompt] | None = None,
     ) -> dict[str, np.ndarray]:
         """What a policy says of the rows, [N, T, ...] by name: "logp" (nats) and the other statistics of `scoring`.
 
@@ -135,8 +135,8 @@ class Io:
           collection: with rows.
           by: "policy", "reference" or "teacher".
           statistics: names.
-          view: the prompt that the policy reads in place of the row's own; what it says stands at the row's own tokens behind
-            the prompt, and is 0 elsewhere.
+          view: prompts that the policy reads in place of the rows' own, one each or by a function of the request; what it says
+            stands at the row's own tokens behind the prompt, and is 0 elsewhere.
 
         Raises:
           ValueError: a policy that the run does not have, or a statistic that is none.
@@ -144,9 +144,10 @@ class Io:
         scored = self._part("statistics")
         if view is None:
             return dict(scored(collection.rollouts, by, tuple(statistics)))
-        seen, starts = seen_as(collection, view, self.tokenizer)
-        found = scored(seen, by, tuple(statistics))
-        return {name: at_home(values, collection, starts) for name, values in found.items()}
+        prompts = list(map(view, collection.requests)) if callable(view) else view
+        behind = view_of(collection, prompts, self.tokenizer)
+        found = scored(seen_behind(collection.rollouts, behind), by, tuple(statistics))
+        return {name: at_home(values, collection.rollouts, behind) for name, values in found.items()}
 
     def _part(self, name: str) -> Callable:
         """What the attribute of that name does; an evaluation, for instance, draws nothing and scores nothing."""

@@ -15,6 +15,7 @@ from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network
 from jaxrl_llm.objectives import group_tokens
 from jaxrl_llm.objectives.candidates import of_groups
+from jaxrl_llm.rollouts.views import at_home, seen_behind, taken_views
 from jaxrl_llm.scoring import STATISTICS, make_picker, make_scorer
 from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.needs import POLICIES, SAMPLES
@@ -88,6 +89,7 @@ def statistics_pass(who: str, annotator: Annotator, statistics: frozenset[str]) 
         scores = score(annotator.params(state), batch)
         return {f"{who}_{name}": getattr(scores, name.partition(":")[0]) for name in sorted(statistics)}
 
+    scored.who = who
     return scored
 
 
@@ -111,6 +113,8 @@ def make_annotate(
 ) -> Callable[[Any, Rollouts, int], Rollouts]:
     """Builds `annotate(state, rollouts, step=0) -> rollouts` that fills `extras`; a pass sees what those before it added.
 
+    A policy for which the rollouts have a view, see `rollouts.views`, reads the prompts of that in its statistics.
+
     Args:
       run: the run.
       passes: see `scoring_passes`.
@@ -120,10 +124,16 @@ def make_annotate(
     """
 
     def annotate(state, rollouts: Rollouts, step: int = 0) -> Rollouts:
+        rollouts, views = taken_views(rollouts)
         if from_groups:
             rollouts = rollouts.replace(extras=rollouts.extras | {"candidates": group_tokens(rollouts)})
         for scored in passes:
-            added = _of_rollouts(run, scored, state, rollouts, width=width, parts=parts, step=step)
+            view, options = views.get(getattr(scored, "who", "")), {"parts": parts, "step": step}
+            if view is None:
+                added = _of_rollouts(run, scored, state, rollouts, width=width, **options)
+            else:
+                found = _of_rollouts(run, scored, state, seen_behind(rollouts, view), width=0, **options)
+                added = {name: at_home(values, rollouts, view) for name, values in found.items()}
             rollouts = rollouts.replace(extras=rollouts.extras | added)
         return rollouts
 

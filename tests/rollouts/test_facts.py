@@ -4,39 +4,29 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rollouts.texts import collection_of
 from training.tiny_facts import digit_rewards, rank
 
 from jaxrl_llm.data import load_tokenizer
 from jaxrl_llm.rewards import RewardPool
 from jaxrl_llm.rewards.worker import Call, Fact, evaluate
-from jaxrl_llm.rollouts import Collection, Request
 from jaxrl_llm.rollouts.facts import token_span, with_facts
-from jaxrl_llm.types import Rollouts
 
 BYTES = load_tokenizer("bytes")
 NAN = float("nan")
 
 
-def collection(*texts, prompt="?"):
-    ids = [BYTES.encode(prompt + text) for text in texts]
-    tokens = np.zeros((len(ids), max(map(len, ids))), np.int32)
-    for row, own in enumerate(ids):
-        tokens[row, : len(own)] = own
-    length, start = np.array([len(own) for own in ids]), np.full(len(ids), len(BYTES.encode(prompt)))
-    mask = ((np.arange(tokens.shape[1]) >= start[:, None]) & (np.arange(tokens.shape[1]) < length[:, None])).astype(np.float32)
-    rollouts = Rollouts(tokens=tokens, length=length, mask=mask, rewards=np.zeros((len(ids), 1), np.float32))
-    return Collection(rollouts, [{} for _ in ids], [Request(prompt)] * len(ids), start)
-
-
 def test_whole_numbers_fractions_and_vectors_become_arrays():
-    found = with_facts(collection("a", "b"), {"n": [1, 2], "x": [1, 0.5], "v": [[1, 2, 3], [4.0, 5, 6]]}, BYTES).rollouts.extras
+    found = with_facts(
+        collection_of("a", "b"), {"n": [1, 2], "x": [1, 0.5], "v": [[1, 2, 3], [4.0, 5, 6]]}, BYTES
+    ).rollouts.extras
     assert found["n"].dtype == np.int32 and found["n"].tolist() == [1, 2]
     assert found["x"].dtype == np.float32 and found["x"].tolist() == [1, 0.5]
     np.testing.assert_array_equal(found["v"], [[1, 2, 3], [4, 5, 6]])
 
 
 def test_spans_stand_at_the_tokens_of_their_characters_and_add_up():
-    rollouts = with_facts(collection("aé日", "xy"), {"token_rewards": [[[1, 2, 0.5], [0, 3, 1.0]], []]}, BYTES).rollouts
+    rollouts = with_facts(collection_of("aé日", "xy"), {"token_rewards": [[[1, 2, 0.5], [0, 3, 1.0]], []]}, BYTES).rollouts
     assert "token_rewards" not in rollouts.extras
     # "?" is the prompt; then a is one byte, é two and 日 three.
     np.testing.assert_array_equal(rollouts.token_rewards, [[0, 1, 1.5, 1.5, 1, 1, 1], [0] * 7])
@@ -44,7 +34,7 @@ def test_spans_stand_at_the_tokens_of_their_characters_and_add_up():
 
 def test_a_row_whose_fact_is_missing_takes_no_part():
     facts = {"n": [NAN, 2], "v": [[1.0], NAN], "s": [NAN, [[0, 1, 1.0]]]}
-    rollouts = with_facts(collection("a", "b"), facts, BYTES).rollouts
+    rollouts = with_facts(collection_of("a", "b"), facts, BYTES).rollouts
     assert rollouts.valid.tolist() == [0, 0]
     assert rollouts.extras["n"].tolist() == [0, 2] and rollouts.extras["v"].tolist() == [[1], [0]]
     assert rollouts.extras["s"].tolist() == [[0, 0], [0, 1]]
@@ -60,7 +50,7 @@ def test_a_row_whose_fact_is_missing_takes_no_part():
 )
 def test_values_of_several_kinds_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        with_facts(collection("a", "b"), {"n": values}, BYTES)
+        with_facts(collection_of("a", "b"), {"n": values}, BYTES)
 
 
 @settings(max_examples=60, deadline=None)
