@@ -48,10 +48,7 @@ def mixture(config: DecoderConfig, leaves: dict[str, Leaves], x: Array, experts:
         return _on_device(config, Split(), leaves, x, experts, weights)
     split = _split(config, leaves, rows)
     run = jax.shard_map(
-        functools.partial(_on_device, config, split),
-        in_specs=(split.leaves, rows, rows, rows),
-        out_specs=rows,
-        check_vma=False,
+        functools.partial(_on_device, config, split), in_specs=(split.leaves, rows, rows, rows), out_specs=rows, check_vma=False
     )
     return run(leaves, x, experts, weights)
 
