@@ -5,8 +5,6 @@ options. `composable` turns such a function into a factory: calling it with opti
 compared, hashed (so that it may be a static argument of `jax.jit`), printed as the code that makes it, and called.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

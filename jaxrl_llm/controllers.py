@@ -5,8 +5,6 @@ A controller is a pair of functions around a small state, which is part of the m
 the step measured. All of it is pure; a changed scalar never recompiles the update.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Numerical primitives that estimators and objectives share: total functions with finite gradients everywhere."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax import lax

@@ -5,8 +5,6 @@ one is better and a third text, "gold". Its "completion" is the chosen text, so 
 answer that is marked by itself as desirable or not is an example with one of both texts alone.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 import zlib

@@ -1,7 +1,5 @@
 """Preferences as rollouts: the rows of pairs, of their gold texts, of marked answers, and of answers to other prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ formats with a width...) is foreseen and refused before it is made. Nothing is m
 the same messages is refused everywhere or nowhere.
 """
 
-from __future__ import annotations
-
 import contextvars
 import functools
 import inspect

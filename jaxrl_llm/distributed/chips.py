@@ -4,8 +4,6 @@ The time of a program is the largest of three, as if all overlapped: multiplicat
 the memory's speed, and bytes on links at the links' speed. It is a lower bound of a step: no program reaches all its peaks.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import math

@@ -1,7 +1,5 @@
 """Values of prompts, from what a reference policy's answers to them earned."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Changes to the advantages of wrong answers alone."""
 
-from __future__ import annotations
-
 import math
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """The estimator: a pair `(init, update)` in the manner of optax, and its combinator `chain`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -5,8 +5,6 @@ relative to a pool of rows give a row of a uniform pool, or of a pool of its own
 With `alone="none"` a row in a pool of its own has a baseline of 0 instead, as in verl: it keeps its score.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable

@@ -1,7 +1,5 @@
 """Estimators made of others: sums of advantages, and estimators that see the rows of one source alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import operator

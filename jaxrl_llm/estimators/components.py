@@ -1,7 +1,5 @@
 """One component of the rewards, read and changed by itself, so that what weighs it later still does."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.types import Rollouts

@@ -1,7 +1,5 @@
 """Rewards from what the policy itself thinks: how sure it is, or how likely it finds a known answer."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable

@@ -1,7 +1,5 @@
 """Tokens that good and bad answers share."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Several rewards with bounds on what they may be on average, and a single one with a target."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateful, stateless

@@ -3,8 +3,6 @@
 It is `extras["proximal_entropy"]` [N, T] in nats, that of the policy before this step's updates.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless

@@ -1,7 +1,5 @@
 """Rows that may not be at all, and a baseline from the steps before."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateful, stateless

@@ -1,7 +1,5 @@
 """Rows that leave the training."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.pools import group_range
 from jaxrl_llm.estimators.scores import row_scores

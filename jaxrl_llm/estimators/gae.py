@@ -1,7 +1,5 @@
 """Generalised advantage estimation, over actions or over turns, with traces that may depend on the length."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Advantages from comparing the answers to one prompt."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable

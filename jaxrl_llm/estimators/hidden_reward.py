@@ -1,7 +1,5 @@
 """Token hidden reward: how much a step on one token would raise the likelihood of a group's right answers."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

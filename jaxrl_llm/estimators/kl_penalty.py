@@ -1,7 +1,5 @@
 """A KL penalty in the reward whose coefficient follows a target."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateful

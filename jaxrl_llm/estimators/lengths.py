@@ -3,8 +3,6 @@
 Each changes one reward component, `component`, which says how right the answer is: right where it is above `threshold`.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Normalisation of advantages over the whole step."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateful, stateless

@@ -8,8 +8,6 @@ of no rows, every result is 0.
 Source: SCOPE-RL, https://arxiv.org/abs/2311.18206
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

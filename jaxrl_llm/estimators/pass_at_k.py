@@ -1,7 +1,5 @@
 """Advantages for the best of several answers: at least one of k shall be right."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable

@@ -1,7 +1,5 @@
 """Statistics of the rows that a row is compared with: its group, the whole step, or a part of its group."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

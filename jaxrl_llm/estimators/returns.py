@@ -1,7 +1,5 @@
 """Rewards in time: penalties on the way, and discounted returns."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

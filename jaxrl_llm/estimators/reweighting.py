@@ -1,7 +1,5 @@
 """Factors on the advantages of whole rows or groups."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless

@@ -1,7 +1,5 @@
 """Advantages from the tails of the distribution of scores."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateful

@@ -3,8 +3,6 @@
 A scale is a function `(score [N], present [N], rollouts) -> divisor [N]`, epsilon included; a divisor of 0 gives advantage 0.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable

@@ -1,7 +1,5 @@
 """Rewards that change in the course of the training, or with what was reached before."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateful

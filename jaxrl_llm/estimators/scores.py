@@ -1,7 +1,5 @@
 """From reward components to one score a row, and from one advantage a row to its actions."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.pools import group_bounds

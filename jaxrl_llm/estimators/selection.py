@@ -1,7 +1,5 @@
 """Which rows and tokens of a step are learnt from."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Changes to rewards before they become advantages."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless

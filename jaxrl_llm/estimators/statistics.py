@@ -1,7 +1,5 @@
 """What objectives want to know of whole rows: packing spreads it over their tokens."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless

@@ -1,7 +1,5 @@
 """A reward for tokens that the reference policy could have given."""
 
-from __future__ import annotations
-
 import math
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """What is remembered of each prompt from visit to visit, as arrays with one entry for each prompt of the data set."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateful

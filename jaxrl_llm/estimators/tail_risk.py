@@ -1,7 +1,5 @@
 """Advantages that look at the worst answers of a group."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless

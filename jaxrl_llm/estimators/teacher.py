@@ -1,7 +1,5 @@
 """Advantages that a teacher gives to the student's own samples."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless

@@ -1,7 +1,5 @@
 """A baseline for each place of the answers to one prompt."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless

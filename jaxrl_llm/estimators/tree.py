@@ -1,7 +1,5 @@
 """Credit from the tree that the answers to one prompt make by what they begin with."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Turns of a row: runs of actions with one number in `rollouts.turn`, each taken as one step."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

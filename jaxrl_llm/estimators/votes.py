@@ -3,8 +3,6 @@
 `extras["answer"]` int [N] is the class of the final answer, equal for equal answers, and -1 where there is none.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless

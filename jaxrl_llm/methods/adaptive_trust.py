@@ -1,7 +1,5 @@
 """Methods whose bounds or masks follow the whole batch: its balance, its moments, its covariances, its entropies."""
 
-from __future__ import annotations
-
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import chain, group_advantage, token_group_advantage, token_mean
 from jaxrl_llm.methods.base import method

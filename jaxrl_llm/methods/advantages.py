@@ -1,7 +1,5 @@
 """Methods that differ in the baseline: what a sampled answer is compared with, and what the difference is divided by."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     blend,
     chain,

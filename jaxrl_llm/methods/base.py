@@ -1,7 +1,5 @@
 """What a named method is, and the table of all of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """Choices that the classic methods share, by the words that their options take."""
 
-from __future__ import annotations
-
 from jaxrl_llm.compose import Composable
 from jaxrl_llm.estimators import (
     Estimator,

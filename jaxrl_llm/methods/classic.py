@@ -1,7 +1,5 @@
 """The classic methods: policy gradients with a reward-to-go or a critic, imitation, and models of rewards."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     chain,
     gae,

@@ -1,7 +1,5 @@
 """Methods that contrast the samples of a group with one another, as wholes."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     chain,
     given_baseline,

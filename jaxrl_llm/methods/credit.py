@@ -1,7 +1,5 @@
 """Methods that differ in credit: which tokens, turns and states of an answer its reward goes to."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     blend,
     chain,

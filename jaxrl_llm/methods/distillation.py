@@ -1,7 +1,5 @@
 """Methods that look at whole distributions and states: distillation, projection, entropies, hidden rewards."""
 
-from __future__ import annotations
-
 import functools
 
 from jaxrl_llm.controllers import adaptive_entropy, entropy_band, running_mean

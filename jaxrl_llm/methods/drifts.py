@@ -1,7 +1,5 @@
 """Methods in which something else than a fixed clip keeps the policy near the one that sampled."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm import objectives

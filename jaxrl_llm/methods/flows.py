@@ -1,7 +1,5 @@
 """Methods that match a distribution of rewards in place of raising their mean."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import chain, group_advantage, sequence_mean
 from jaxrl_llm.methods.advantages import BESSEL
 from jaxrl_llm.methods.base import method

@@ -1,7 +1,5 @@
 """Preference methods that play: the policy against its samples, its past, a reference, or a reviser of its answers."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import best_and_worst, chain, group_advantage, pair_mean, sequence_mean, sequence_mean_token_sum
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.preferences import on_pairs

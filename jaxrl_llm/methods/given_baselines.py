@@ -1,7 +1,5 @@
 """Methods whose baseline comes from outside of the group: a greedy answer, a reference policy, or earlier steps."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     chain,
     given_baseline,

@@ -1,7 +1,5 @@
 """Critic-free methods that compare the answers to one prompt: GRPO and its kin."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import chain, constant, drop_uniform_groups, overlong_penalty, token_mean
 from jaxrl_llm.methods.base import When, method, reject_inert
 from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_loss, kl_parts, standardised

@@ -1,7 +1,5 @@
 """Supervised methods beyond the plain likelihood, and mixtures of imitation with a policy gradient."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable

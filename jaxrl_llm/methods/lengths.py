@@ -1,7 +1,5 @@
 """Methods that differ in the reward for the length of an answer, in front of GRPO."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     budget_length_reward,
     chain,

@@ -4,8 +4,6 @@ Read from the sources of TRL 1.16.0, verl 0.9.1 (and notes on 0.10), NeMo-RL 0.6
 only has defaults, they are meant, not those of its recipes.
 """
 
-from __future__ import annotations
-
 from jaxrl_llm.methods.base import When
 
 BY_TOKEN = {"aggregation": "token_mean"}

@@ -1,7 +1,5 @@
 """Methods for samples of other policies: older ones, other engines, demonstrations."""
 
-from __future__ import annotations
-
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import chain, constant, group_advantage, token_mean
 from jaxrl_llm.methods.base import method

@@ -1,7 +1,5 @@
 """REINFORCE on samples of another policy, with weights and centres that keep it steady."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import chain, constant_baseline, group_advantage, sequence_mean_token_sum, token_mean
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.objectives import (

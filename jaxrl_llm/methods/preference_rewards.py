@@ -1,7 +1,5 @@
 """Variants of DPO in what a pair's answers are rewarded for: divergences, tokens, lengths, weights, and added terms."""
 
-from __future__ import annotations
-
 from jaxrl_llm.methods.base import method, reject_inert
 from jaxrl_llm.methods.preferences import inverse, on_pairs
 from jaxrl_llm.objectives import (

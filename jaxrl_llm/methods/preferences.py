@@ -1,7 +1,5 @@
 """Methods on pairs that compare the policy with a reference: DPO, and losses with another link between two rewards."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import chain, pair_mean
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.objectives import (

@@ -1,7 +1,5 @@
 """Methods that learn from the order of the samples of a group."""
 
-from __future__ import annotations
-
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.contrast import scored
 from jaxrl_llm.objectives import objective, pairwise_ranking, plackett_luce

@@ -1,7 +1,5 @@
 """Methods on pairs without a reference policy."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import among, chain, pair_mean, token_mean
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.preferences import inverse, on_pairs

@@ -1,7 +1,5 @@
 """Methods that differ in the weight of answers and prompts."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     chain,
     constant,

@@ -1,7 +1,5 @@
 """Methods that want something else than the largest mean reward: less risk, a given return, rewards within bounds."""
 
-from __future__ import annotations
-
 from jaxrl_llm import estimators
 from jaxrl_llm.estimators import chain, group_advantage, leave_one_out_baseline, sequence_mean, sequence_mean_token_sum
 from jaxrl_llm.methods.advantages import clipped

@@ -1,7 +1,5 @@
 """Methods that differ in the choice: which answers, tokens and prompts count, and how much."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     chain,
     down_sample,

@@ -1,7 +1,5 @@
 """Methods whose reward the policy itself gives: how sure it is, or how likely it finds a known answer."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     answer_likelihood_advantage,
     chain,

@@ -1,7 +1,5 @@
 """Methods whose importance ratio is that of a sequence, of its tokens together, or of a prefix."""
 
-from __future__ import annotations
-
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import (
     chain,

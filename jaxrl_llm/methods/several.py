@@ -1,7 +1,5 @@
 """Methods that look at several answers as one: the best of k, or an exam of several prompts."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import best_lead_advantage, chain, pass_at_k_advantage, risk_advantage, token_mean
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method

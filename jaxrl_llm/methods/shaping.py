@@ -1,7 +1,5 @@
 """Methods that differ in the reward: what it says of tools, formats, flaws and likelihood, in front of GRPO."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     chain,
     drop_uniform_groups,

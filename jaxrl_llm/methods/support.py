@@ -1,7 +1,5 @@
 """Methods that keep answers within a set: feasible ones, those that the reference knows, those not longer than right ones."""
 
-from __future__ import annotations
-
 from jaxrl_llm import estimators
 from jaxrl_llm.estimators import (
     chain,

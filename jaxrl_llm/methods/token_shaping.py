@@ -1,7 +1,5 @@
 """Methods that differ in credit: what the entropy of a token, and its place in other answers, say of it."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     chain,
     conflict_mean,

@@ -1,7 +1,5 @@
 """Methods that differ from GRPO in how a token of its ratio is bounded."""
 
-from __future__ import annotations
-
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import chain, cumulative_advantage, group_advantage, sequence_mean, token_mean
 from jaxrl_llm.methods.base import method

@@ -1,7 +1,5 @@
 """Methods that need no labels: the answers of a group judge each other."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import (
     chain,
     group_advantage,

@@ -1,7 +1,5 @@
 """Methods on single answers that are marked as desirable or not."""
 
-from __future__ import annotations
-
 from jaxrl_llm.controllers import moving_average, running_total
 from jaxrl_llm.estimators import chain, sequence_mean
 from jaxrl_llm.methods.base import method

@@ -1,7 +1,5 @@
 """Methods without an importance ratio in the loss: masks, squares, likelihoods and regressions keep the policy near."""
 
-from __future__ import annotations
-
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import (
     chain,

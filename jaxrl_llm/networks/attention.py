@@ -8,8 +8,6 @@ several sequences, and trees of them that share their beginnings. A query that s
 means nothing.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -1,7 +1,5 @@
 """The decoder transformer: one Linen definition for all families, its layers stacked and scanned."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import flax.linen as nn

@@ -1,7 +1,5 @@
 """Mixture of experts: a router sends each token to a few MLPs, of which `mixture` gives the weighted sum."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import flax.linen as nn

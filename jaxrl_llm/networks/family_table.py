@@ -1,7 +1,5 @@
 """The table of model families of Hugging Face: the traits of their networks, fields of config.json, names of tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple

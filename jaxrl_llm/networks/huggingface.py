@@ -1,7 +1,5 @@
 """Hugging Face directories in and out: config.json and safetensors, nothing else."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import pathlib

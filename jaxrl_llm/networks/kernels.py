@@ -6,8 +6,6 @@ with keys down and queries across: what belongs to a query, such as the sum of i
 belongs to a key, such as its reach, a column, as the registers have them.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 

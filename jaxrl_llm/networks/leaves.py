@@ -1,7 +1,5 @@
 """How modules make the leaves of their matrices; `matrices` says what the leaves are and what they compute."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

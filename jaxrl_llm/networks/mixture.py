@@ -11,8 +11,6 @@ How many rows a device's experts get is known when the program runs. So they are
 work nor room grows with what might come.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 

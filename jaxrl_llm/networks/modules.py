@@ -1,7 +1,5 @@
 """The small modules that layers are made of: norms, linear maps, the gated MLP."""
 
-from __future__ import annotations
-
 import math
 
 import flax.linen as nn

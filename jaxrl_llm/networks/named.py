@@ -1,7 +1,5 @@
 """Configurations of published models by name: what their config.json on the Hugging Face Hub says."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from types import MappingProxyType

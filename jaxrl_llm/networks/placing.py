@@ -1,7 +1,5 @@
 """Parameters filled a block of rows at a time, each row on the devices that keep it and on no other."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator

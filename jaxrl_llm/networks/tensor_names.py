@@ -1,7 +1,5 @@
 """How parameters are called in Hugging Face checkpoints, family by family."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 Path = tuple[str, ...]

@@ -1,7 +1,5 @@
 """Clips whose bounds follow the token's probability, its entropy, another policy or the balance of the batch."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

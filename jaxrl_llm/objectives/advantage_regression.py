@@ -1,7 +1,5 @@
 """Regression of the advantage that a policy implies for the answers of a group."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable

@@ -1,7 +1,5 @@
 """Trajectory balance: the policy as a flow whose share of each answer is its exponentiated reward."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """The objective: a frozen, hashable sum of per-token terms."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable

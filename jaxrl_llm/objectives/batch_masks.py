@@ -1,7 +1,5 @@
 """Masks of tokens that follow statistics of the whole batch, factors `(scores, batch) -> factor` [B, T] of a policy term."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable

@@ -1,7 +1,5 @@
 """Log-ratios that are made alike over places or entropies before a clip looks at them."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -5,8 +5,6 @@ whose distribution it sees. `scoring.make_picker` runs a rule over a batch; the 
 what a policy says of them in `Scores.candidate_logp` or `batch.extras["teacher_candidate_logp"]`.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Scores centred under the sampler: what a policy gradient gains on samples of another policy by an expectation of 0."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -4,8 +4,6 @@ A group's loss stands at all its rollouts, so that a group counts by the sum of 
 mean over groups of equal size). Rollouts without a weight have no part.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """What is measured of a policy beside its loss."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

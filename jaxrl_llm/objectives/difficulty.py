@@ -1,7 +1,5 @@
 """Weights that follow how hard a prompt is for the policy: factors `(scores, batch) -> factor` [B, T]."""
 
-from __future__ import annotations
-
 import math
 
 import jax.numpy as jnp

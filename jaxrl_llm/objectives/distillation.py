@@ -1,7 +1,5 @@
 """Divergences between whole distributions of the next token, and losses over candidates."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable

@@ -1,7 +1,5 @@
 """Mirror learning: what keeps the policy near is a drift that is taken off the surrogate, not a clip of the ratio."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable

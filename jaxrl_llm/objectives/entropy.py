@@ -1,7 +1,5 @@
 """Terms that keep a policy spread out, beyond the plain bonus."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable

@@ -4,8 +4,6 @@ The rollouts of a group may stand in different packed rows and have any numbers:
 of rollouts and of groups have S = B * T slots, as many as there could be; most of them stay empty.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

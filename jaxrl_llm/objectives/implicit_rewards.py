@@ -5,8 +5,6 @@ DPO by tokens, or `likelihood()`, that of losses without a reference. Factors ar
 reduced evidence, an array of any shape.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -5,8 +5,6 @@ term itself is against "proximal", and the factor corrects from "proximal" to "b
 `of` is "policy", and the factor takes the place of the term's ratio.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Preferences between whole distributions of rewards."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable

@@ -4,8 +4,6 @@ A pair is a group of one preferred and one other rollout. They may stand in diff
 nothing here depends on the packing. Arrays of rollouts and of pairs have S = B * T slots, as in `objectives.groups`.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

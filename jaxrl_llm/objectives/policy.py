@@ -1,7 +1,5 @@
 """The policy-gradient term: a ratio and a trust region."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

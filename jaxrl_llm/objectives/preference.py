@@ -1,7 +1,5 @@
 """Losses on pairs of which one member is preferred."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

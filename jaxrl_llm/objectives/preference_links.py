@@ -4,8 +4,6 @@ A reward is what `objectives.preference` makes of a rollout: a log-ratio to the 
 are those of the preferred and of the other rollout, and s is the logistic function.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

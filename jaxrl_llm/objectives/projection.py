@@ -1,7 +1,5 @@
 """TROLL: the trust region as a projection of each token's distribution."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Losses on whole rankings of the rollouts of a group, by their scores."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Log importance ratios [B, T] (nats) between the policy and the one that sampled; 0 where no action is."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Policy gradients of rewards with a KL penalty, corrected for samples of an older policy."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Terms that keep a policy near a reference or spread out."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable

@@ -1,7 +1,5 @@
 """Masks that leave the denominator too: what is dropped no longer counts in the mean."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable

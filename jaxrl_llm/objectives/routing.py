@@ -1,7 +1,5 @@
 """Losses on the routers of mixtures of experts."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Preferences of a policy that answers and of one that revises answers, played against each other."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable

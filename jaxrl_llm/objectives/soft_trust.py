@@ -1,7 +1,5 @@
 """Trust regions without an edge: the gradient of a token fades or stays bounded where a clip would remove it."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

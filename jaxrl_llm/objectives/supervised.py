@@ -1,7 +1,5 @@
 """Imitation of given tokens."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Importance weights that are bounded by the sign of the advantage."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

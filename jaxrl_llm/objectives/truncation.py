@@ -1,7 +1,5 @@
 """Policy gradients of a policy that is cut to the answers which may be given at all."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable

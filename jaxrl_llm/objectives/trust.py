@@ -1,7 +1,5 @@
 """Trust regions: `(log_ratio, scores, batch) -> token loss` [B, T], each the negative of what is maximised."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Losses on single rollouts that are desirable or not, by the sign of `extras["preference"]`; those of 0 have no part."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Losses that regress log-ratios onto rewards or classify answers, rather than bound a surrogate: slots like trust regions."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

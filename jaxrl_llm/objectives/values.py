@@ -1,7 +1,5 @@
 """Losses of a critic."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import optax

@@ -1,7 +1,5 @@
 """Averages of parameters over training: moving reference policies, and policies that are better than the last iterate."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

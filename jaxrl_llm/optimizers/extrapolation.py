@@ -1,7 +1,5 @@
 """Accelerated preference optimisation: Nesterov's extrapolation between iterations of an iterated method."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """Slow-fast policy optimisation: several steps on one batch, a step back towards the start, one more step from there."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """Decoding as one pure function of arrays, for loops of one's own: the slot engine with a slot for each row."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -1,7 +1,5 @@
 """Sampling from lists of token ids: checks, stop strings, streaming."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

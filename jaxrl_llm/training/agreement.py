@@ -1,7 +1,5 @@
 """Whether sampler and learner are one policy: held-out samples, scored by the learner's network as in training."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,7 +27,7 @@ class Agreement(NamedTuple):
     tokens: int = 0
     short: int = 0
 
-    def __add__(self, other: Agreement) -> Agreement:
+    def __add__(self, other: "Agreement") -> "Agreement":
         return Agreement(max(self.gap, other.gap), self.tokens + other.tokens, self.short + other.short)
 
 

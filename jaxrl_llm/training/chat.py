@@ -1,7 +1,5 @@
 """Text from a policy as it is sampled: one completion, or a conversation."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -4,8 +4,6 @@ A file under `configs/` calls `default_config()` and changes what it wants. The 
 exist here cannot be set, neither in a file nor by `--config.a.b=c`.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import math

@@ -1,7 +1,5 @@
 """The verb `evaluate`: a policy or a reward model from any folder on the held-out examples of a configuration."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import pathlib

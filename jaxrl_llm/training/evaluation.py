@@ -1,7 +1,5 @@
 """Held-out quality: avg@k, pass@k and maj@k with confidence intervals."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """The training loop: phases that learn from examples, from preferences and from rewards, resumable at any moment."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

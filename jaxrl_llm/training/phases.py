@@ -1,7 +1,5 @@
 """The phases of a run in their order: how each begins, steps and is measured."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

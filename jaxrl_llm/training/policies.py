@@ -1,7 +1,5 @@
 """A policy from wherever it lies: a run's folder, a Hugging Face directory, or a converted one; and conversion."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -1,7 +1,5 @@
 """Where a run stands: a few plain values that travel with every checkpoint."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -28,11 +26,11 @@ class Progress:
     accuracy_before: float | None = None
     accuracy: float | None = None
 
-    def advanced(self, cursor: Cursor) -> Progress:
+    def advanced(self, cursor: Cursor) -> "Progress":
         """After one more step."""
         return dataclasses.replace(self, step=self.step + 1, phase_step=self.phase_step + 1, cursor=cursor)
 
-    def entered(self, phase: str) -> Progress:
+    def entered(self, phase: str) -> "Progress":
         """At the beginning of `phase`."""
         return dataclasses.replace(self, phase=phase, phase_step=0, cursor=Cursor())
 
@@ -40,5 +38,5 @@ class Progress:
         return dataclasses.asdict(self) | {"cursor": list(self.cursor)}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Progress:
+    def from_json(cls, values: dict[str, Any]) -> "Progress":
         return cls(**values | {"cursor": Cursor(*values["cursor"])})

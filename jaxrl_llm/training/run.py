@@ -1,7 +1,5 @@
 """What stays the same during a run: everything that the configuration names, opened once."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """The state of training: one pytree, one checkpoint."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.struct
@@ -31,7 +29,7 @@ class TrainState:
     skipped: jax.Array | int = 0
 
     @classmethod
-    def create(cls, params, optimizer: optax.GradientTransformation, *, method_state=(), key=None) -> TrainState:
+    def create(cls, params, optimizer: optax.GradientTransformation, *, method_state=(), key=None) -> "TrainState":
         """State before the first update; the key defaults to `jax.random.key(0)`.
 
         Raises:

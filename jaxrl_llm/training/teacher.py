@@ -1,7 +1,5 @@
 """The teacher of methods that distil one."""
 
-from __future__ import annotations
-
 import jax
 from ml_collections import ConfigDict
 
