@@ -130,3 +130,9 @@ def factory_of(function, build: Callable[[Composable], Any], *, needs=(), annota
 
     factory.function = function
     return factory
+
+
+def require(condition: bool, name: str, value, wanted: str) -> None:
+    """Refuses an option of this name and value unless `condition` holds; `wanted` says what it must be."""
+    if not condition:
+        raise ValueError(f"{name} is {repr(value) if isinstance(value, str) else value}; it must be {wanted}")

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.returns import rewards_per_token
 from jaxrl_llm.estimators.turns import along_turns, first_actions, over_turns
@@ -53,8 +53,7 @@ def gae(
 
     Source: https://arxiv.org/abs/1506.02438; decoupled and length-adaptive decays: VAPO, https://arxiv.org/abs/2504.05118
     """
-    if step not in STEPS:
-        raise ValueError(f"step is {step!r}; it must be one of {STEPS}")
+    require(step in STEPS, "step", step, f"one of {STEPS}")
     rewards, present = rewards_per_token(rollouts, reward_weights)
     values, steps = masked(rollouts.extras["behavior_value"], rollouts.mask), rollouts.mask
     if step == "turn":

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.baselines import length_weighted_baseline, mean_baseline
 from jaxrl_llm.estimators.pools import group_bounds, group_sum
@@ -94,8 +94,7 @@ def token_group_advantage(
 
     Source: HAPO, https://arxiv.org/abs/2509.16591, section 3.2, with the limit of https://github.com/starriver030515/HAPO
     """
-    if limit <= 0:
-        raise ValueError(f"limit is {limit}; it must be positive")
+    require(limit > 0, "limit", limit, "positive")
     score, present = row_scores(rollouts, reward_weights)
     length, group = rollouts.mask.sum(axis=1) * present, rollouts.group
     mean = length_weighted_baseline.function(score, present, rollouts)

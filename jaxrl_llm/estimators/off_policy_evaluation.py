@@ -11,6 +11,7 @@ Source: SCOPE-RL, https://arxiv.org/abs/2311.18206
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
 
 
@@ -90,8 +91,7 @@ def return_quantile(log_weight, returns, *, level: float):
     Raises:
       ValueError: a level that is not from 0 to 1.
     """
-    if not 0 <= level <= 1:
-        raise ValueError(f"level is {level}; it must be from 0 to 1")
+    require(0 <= level <= 1, "level", level, "from 0 to 1")
     ordered, probability = return_distribution(log_weight, returns)
     enough = probability >= min(level, 1.0 - 1e-6) - 1e-6
     smallest = jnp.where(enough, ordered, jnp.inf).min(initial=jnp.inf)
@@ -104,8 +104,7 @@ def conditional_value_at_risk(log_weight, returns, *, level: float):
     Raises:
       ValueError: a level out of (0, 1].
     """
-    if not 0 < level <= 1:
-        raise ValueError(f"level is {level}; it must be above 0 and at most 1")
+    require(0 < level <= 1, "level", level, "above 0 and at most 1")
     ordered, probability = return_distribution(log_weight, returns)
     before = jnp.pad(probability, (1, 0))[:-1]
     mass = jnp.clip(jnp.minimum(probability, level) - before, 0.0)
@@ -130,8 +129,7 @@ def sharpe_ratio_at_k(estimates, values, *, baseline: float, k: int):
     Source: https://arxiv.org/abs/2311.18207
     """
     count = len(estimates)
-    if not 2 <= k <= count:
-        raise ValueError(f"k is {k}; it must be from 2 to the number of policies, {count}")
+    require(2 <= k <= count, "k", k, f"from 2 to the number of policies, {count}")
     chosen = jnp.asarray(values, jnp.float32)[jnp.argsort(jnp.asarray(estimates), descending=True)[:k]]
     spread = jnp.where(chosen.max() > chosen.min(), jnp.std(chosen, ddof=1), 0.0)
     return safe_divide(jnp.maximum(chosen.max() - baseline, 0.0), spread)

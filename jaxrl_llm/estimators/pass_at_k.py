@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.pools import group_bounds, group_sum
 from jaxrl_llm.estimators.scales import std_scale
@@ -62,8 +62,7 @@ def pass_at_k_advantage(
 
     Source: https://arxiv.org/abs/2508.10751
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1")
+    require(k >= 1, "k", k, "at least 1")
     score, present = row_scores(rollouts, reward_weights)
     right = present * (score > threshold)
     count, wrong = group_sum(present, rollouts.group), group_sum(present - right, rollouts.group)

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.components import component_of
 from jaxrl_llm.estimators.entropies import mean_entropy
@@ -52,8 +53,7 @@ def entropy_guided_weight(rollouts: Rollouts, *, entropy_weight: float = 1.0, te
 
     Source: EGSW, https://arxiv.org/abs/2503.22456
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive")
+    require(temperature > 0, "temperature", temperature, "positive")
     present = (rollouts.valid > 0).astype(jnp.float32)
     merit = (row_advantage(rollouts) + entropy_weight * mean_entropy(rollouts)) / temperature
     share = group_shares(merit, present, rollouts.group)
@@ -92,8 +92,7 @@ def exponential_weight(rollouts: Rollouts, *, temperature: float = 1.0) -> Rollo
 
     Source: RED-Weight, https://arxiv.org/abs/2509.24203
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive")
+    require(temperature > 0, "temperature", temperature, "positive")
     advantage = masked(rollouts.advantage, rollouts.mask)
     return rollouts.replace(advantage=advantage * jnp.exp(jnp.minimum(advantage / temperature, 20.0)))
 

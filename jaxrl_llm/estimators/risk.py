@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateful
 from jaxrl_llm.estimators.pools import classes, group_mean, group_quantile, group_sum, group_variance, one_each
 from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
@@ -66,12 +67,9 @@ def risk_advantage(
 
 
 def _check(bundle: int, levels, credit: str) -> None:
-    if bundle < 1:
-        raise ValueError(f"bundle is {bundle}; it must be at least 1 prompt")
-    if not 0 < levels[0] < levels[1] < 1:
-        raise ValueError(f"levels is {levels}; it must be two numbers between 0 and 1, the smaller one first")
-    if credit not in CREDITS:
-        raise ValueError(f"credit is {credit!r}; it must be one of {CREDITS}")
+    require(bundle >= 1, "bundle", bundle, "at least 1 prompt")
+    require(0 < levels[0] < levels[1] < 1, "levels", levels, "two numbers between 0 and 1, the smaller one first")
+    require(credit in CREDITS, "credit", credit, f"one of {CREDITS}")
 
 
 def _number_in_group(group, present):

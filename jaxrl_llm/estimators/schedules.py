@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateful
 from jaxrl_llm.estimators.components import component_of, with_component
 from jaxrl_llm.estimators.pools import classes, group_bounds, group_sum
@@ -42,8 +43,7 @@ def budget_length_reward(
 
     Source: Train Long, Think Short, https://arxiv.org/abs/2508.08940
     """
-    if interval < 1:
-        raise ValueError(f"interval is {interval}; it must be at least 1 step")
+    require(interval >= 1, "interval", interval, "at least 1 step")
     value, _ = component_of(rollouts, component)
     allowed = jnp.maximum(budget * decay ** (steps // interval).astype(jnp.float32), 1.0)
     fit = jnp.maximum(1.0 - jnp.abs(rollouts.mask.sum(axis=1) / allowed - 1.0), 0.0)
@@ -111,8 +111,7 @@ def format_diversity_reward(rollouts, steps, key, *, steps_total: int, component
 
     Source: ARM, Ada-GRPO, https://arxiv.org/abs/2505.20258
     """
-    if steps_total < 1:
-        raise ValueError(f"steps_total is {steps_total}; it must be at least 1")
+    require(steps_total >= 1, "steps_total", steps_total, "at least 1")
     value, present = component_of(rollouts, component)
     of_format = group_sum(present, classes(rollouts.group, rollouts.extras["format"]))
     rarity = safe_divide(group_sum(present, rollouts.group), of_format)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateful
 from jaxrl_llm.estimators.pools import group_bounds, group_rank, group_sum
 from jaxrl_llm.estimators.reweighting import row_advantage
@@ -40,8 +41,7 @@ def policy_filtration(rollouts, state, key, *, keep: str = "best_and_random", re
 
     Source: PF-PPO, https://arxiv.org/abs/2409.06957
     """
-    if keep not in KEPT:
-        raise ValueError(f"keep is {keep!r}; it must be one of {KEPT}")
+    require(keep in KEPT, "keep", keep, f"one of {KEPT}")
     score, present = row_scores(rollouts, reward_weights)
     best, worst = extremes(rollouts, score, present)
     if keep == "best_and_random":
@@ -78,8 +78,7 @@ def resample_by_score(
 
     Source: PF-PPO in verl, compute_pf_ppo_reweight_data, https://github.com/verl-project/verl
     """
-    if emphasis not in EMPHASES:
-        raise ValueError(f"emphasis is {emphasis!r}; it must be one of {EMPHASES}")
+    require(emphasis in EMPHASES, "emphasis", emphasis, f"one of {EMPHASES}")
     if power is not None and emphasis != "power":
         raise ValueError(f"power is {power}, which the emphasis {emphasis!r} does not read; leave it out")
     score, present = row_scores(rollouts, reward_weights)
@@ -146,8 +145,7 @@ def _check_shares(rows, tokens, steps_total: int) -> None:
     for name, shares in (("rows", rows), ("tokens", tokens)):
         if not all(0 < share <= 1 for share in shares):
             raise ValueError(f"{name} is {shares}; its shares must be above 0 and at most 1")
-    if steps_total < 1:
-        raise ValueError(f"steps_total is {steps_total}; it must be at least 1")
+    require(steps_total >= 1, "steps_total", steps_total, "at least 1")
 
 
 def _count(share, whole):

@@ -4,6 +4,7 @@ import math
 
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.numerics import MAX_LOG_RATIO, masked
 from jaxrl_llm.types import Rollouts
@@ -30,10 +31,8 @@ def support_reward(rollouts: Rollouts, *, coefficient: float = 0.05, floor: floa
 
     Source: SPOT, https://arxiv.org/abs/2202.06239, whose constraint is on the density of whole actions
     """
-    if kind not in SUPPORTS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {SUPPORTS}")
-    if not 0 < floor <= 1:
-        raise ValueError(f"floor is {floor}; it must be above 0 and at most 1")
+    require(kind in SUPPORTS, "kind", kind, f"one of {SUPPORTS}")
+    require(0 < floor <= 1, "floor", floor, "above 0 and at most 1")
     logp, end = masked(rollouts.extras["reference_logp"], rollouts.mask), math.log(floor)
     likelihood, shortfall = jnp.maximum(logp, end), jnp.clip(logp - end, -MAX_LOG_RATIO, 0.0)
     amount = likelihood if kind == "likelihood" else shortfall

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateful
 from jaxrl_llm.estimators.pools import classes, group_mean, group_sum, group_variance
 from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
@@ -22,8 +23,7 @@ def write(table, prompt_id, values, present):
 
 def check_size(prompts: int) -> None:
     """Refuses tables without an entry."""
-    if prompts < 1:
-        raise ValueError(f"prompts is {prompts}; it must be the number of prompts in the data set, at least 1")
+    require(prompts >= 1, "prompts", prompts, "the number of prompts in the data set, at least 1")
 
 
 def _beta_prior(*, prompts: int, prior: tuple[float, float] = (0.5, 0.5), **options):
@@ -128,8 +128,7 @@ def cumulative_advantage(rollouts, state, key, *, prompts: int, reward_weights: 
 
 
 def _no_scores(*, roles: int = 2, **options):
-    if roles < 1:
-        raise ValueError(f"roles is {roles}; it must be at least 1")
+    require(roles >= 1, "roles", roles, "at least 1")
     return jnp.zeros(roles)
 
 

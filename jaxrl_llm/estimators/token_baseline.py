@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.pools import group_bounds, group_sum
 from jaxrl_llm.estimators.scores import by_action, by_place
@@ -43,10 +44,8 @@ def optimal_token_baseline(
 
     Source: https://github.com/verl-project/verl, compute_multi_turn_optimal_token_baseline_advantage
     """
-    if tail not in TAILS:
-        raise ValueError(f"tail is {tail!r}; it must be one of {TAILS}")
-    if by not in ALIGNMENTS:
-        raise ValueError(f"by is {by!r}; it must be one of {ALIGNMENTS}")
+    require(tail in TAILS, "tail", tail, f"one of {TAILS}")
+    require(by in ALIGNMENTS, "by", by, f"one of {ALIGNMENTS}")
     taken = rollouts.mask * rollouts.valid[:, None]
     chance, collision = (jnp.exp(jnp.minimum(rollouts.extras[f"proximal_{name}"], 0.0)) for name in ("logp", "log_collision"))
     square = 1.0 if weights is None else jnp.square(rollouts.extras[weights])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl_llm.compose import Composable, keyword_defaults
+from jaxrl_llm.compose import Composable, keyword_defaults, require
 from jaxrl_llm.controllers import Controller
 from jaxrl_llm.estimators import Estimator
 from jaxrl_llm.objectives import Objective
@@ -140,8 +140,7 @@ _ENTRIES: dict[str, Entry] = {}
 
 def method(*, paper: str, url: str, certainty: str = "exact", conventions: dict[str, dict[str, Any]] | None = None):
     """Decorator: a function of keyword options that returns (strategy, estimator, objective[, controllers]) is a method."""
-    if certainty not in CERTAINTIES:
-        raise ValueError(f"certainty is {certainty!r}; it must be one of {CERTAINTIES}")
+    require(certainty in CERTAINTIES, "certainty", certainty, f"one of {CERTAINTIES}")
 
     def register(build):
         name = build.__name__

@@ -1,6 +1,6 @@
 """Choices that the classic methods share, by the words that their options take."""
 
-from jaxrl_llm.compose import Composable
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.estimators import (
     Estimator,
     adaptive_kl_in_reward,
@@ -37,8 +37,7 @@ KL_PLACES = {"advantage": True}
 
 def choice(name: str, value, known: dict):
     """`known[value]`, or a ValueError that lists what the option takes."""
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it must be one of {tuple(known)}")
+    require(value in known, name, value, f"one of {tuple(known)}")
     return known[value]
 
 

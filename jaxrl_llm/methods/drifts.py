@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jaxrl_llm import objectives
-from jaxrl_llm.compose import composable
+from jaxrl_llm.compose import composable, require
 from jaxrl_llm.controllers import scheduled
 from jaxrl_llm.estimators import chain, group_advantage, token_mean, whiten
 from jaxrl_llm.methods.base import method
@@ -46,8 +46,7 @@ def mdpo(*, samples: int = 8, steps_total: int = 1000):
     Unconfirmed: How the KL is estimated where it has no closed form. Here it is 1 - r + r log r of each token, of which both
       mean and gradient are those of the KL to the sampler. The off-policy variant, which needs a Q function, is left out.
     """
-    if steps_total < 1:
-        raise ValueError(f"steps_total is {steps_total}; it must be at least 1")
+    require(steps_total >= 1, "steps_total", steps_total, "at least 1")
     proximity = kl(coefficient="inverse_step_size", kind="k3", against="behavior", ratio=token_ratio())
     schedule = scheduled(schedule=inverse_step_size(steps_total=steps_total))
     terms = objective(policy(trust=unclipped()), proximity)

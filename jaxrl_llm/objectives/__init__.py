@@ -1,14 +1,17 @@
 """From scores to losses: pure, hashable functions `(Scores, Batch) -> (loss, metrics)`."""
 
-from jaxrl_llm.objectives.adaptive_clips import balanced_clip, entropy_clip, entropy_scale, probability_clip, proximal_clip
-from jaxrl_llm.objectives.advantage_regression import advantage_regression
+from jaxrl_llm.objectives.adaptive_clips import (
+    balanced_clip,
+    bucket_normalised,
+    entropy_clip,
+    entropy_scale,
+    probability_clip,
+    proximal_clip,
+)
 from jaxrl_llm.objectives.balance import trajectory_balance
 from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted, weighted_sum
-from jaxrl_llm.objectives.batch_masks import covariance_clip_mask, second_moment_mask, top_covariance_mask, top_entropy_mask
 from jaxrl_llm.objectives.batch_statistics import token_uniform
-from jaxrl_llm.objectives.buckets import bucket_normalised
 from jaxrl_llm.objectives.candidates import group_tokens, sampled, tokens_of_group, top, vocabulary
-from jaxrl_llm.objectives.centering import score_centering
 from jaxrl_llm.objectives.contrast import (
     brevity_weight,
     contrastive_policy_gradient,
@@ -16,10 +19,10 @@ from jaxrl_llm.objectives.contrast import (
     group_preference,
     log_ratio_regression,
     probability_ratio,
+    self_improving,
     squared_hinge_kl,
+    truncated_policy,
 )
-from jaxrl_llm.objectives.diagnostics import policy_gap
-from jaxrl_llm.objectives.difficulty import difficulty_weight
 from jaxrl_llm.objectives.distillation import (
     alpha_divergence,
     cross_entropy,
@@ -28,10 +31,10 @@ from jaxrl_llm.objectives.distillation import (
     generalised_divergence,
     jensen_shannon,
     one_token_rollouts,
+    projected,
     reverse_divergence,
+    score_centering,
 )
-from jaxrl_llm.objectives.drift import discovered_drift
-from jaxrl_llm.objectives.entropy import overconfidence, smoothed_entropy, top_entropy_bonus
 from jaxrl_llm.objectives.implicit_rewards import (
     alpha_transform,
     anchored_ratio,
@@ -42,11 +45,26 @@ from jaxrl_llm.objectives.implicit_rewards import (
     log_odds,
     token_guidance,
 )
-from jaxrl_llm.objectives.masks import divergence_mask, focal, positive_advantage, ring_mask
-from jaxrl_llm.objectives.off_policy import batch_normalised, importance_weight, rejection
-from jaxrl_llm.objectives.optimal_transport import quantile_preference
-from jaxrl_llm.objectives.policy import policy
-from jaxrl_llm.objectives.preference import bradley_terry, chosen_likelihood, chosen_token_likelihood, preference
+from jaxrl_llm.objectives.masks import (
+    covariance_clip_mask,
+    difficulty_weight,
+    divergence_mask,
+    focal,
+    positive_advantage,
+    ring_mask,
+    second_moment_mask,
+    top_covariance_mask,
+    top_entropy_mask,
+)
+from jaxrl_llm.objectives.off_policy import batch_normalised, importance_weight, rejection, renormalised
+from jaxrl_llm.objectives.policy import policy, policy_gap
+from jaxrl_llm.objectives.preference import (
+    bradley_terry,
+    chosen_likelihood,
+    chosen_token_likelihood,
+    preference,
+    quantile_preference,
+)
 from jaxrl_llm.objectives.preference_links import (
     apo_down_link,
     apo_zero_link,
@@ -62,7 +80,6 @@ from jaxrl_llm.objectives.preference_links import (
     sigmoid_link,
     sppo_link,
 )
-from jaxrl_llm.objectives.projection import projected
 from jaxrl_llm.objectives.ranking import pairwise_clip, pairwise_ranking, plackett_luce
 from jaxrl_llm.objectives.ratios import (
     arithmetic_sequence_ratio,
@@ -78,12 +95,15 @@ from jaxrl_llm.objectives.ratios import (
     token_ratio,
     turn_ratio,
 )
-from jaxrl_llm.objectives.regularised import rpg
-from jaxrl_llm.objectives.regularizers import entropy_bonus, kl
-from jaxrl_llm.objectives.renormalised import renormalised
-from jaxrl_llm.objectives.routing import load_balancing, router_z
-from jaxrl_llm.objectives.self_improvement import self_improving
-from jaxrl_llm.objectives.soft_trust import gradient_preserving_clip, sapo, shaped, vespo
+from jaxrl_llm.objectives.regularizers import (
+    entropy_bonus,
+    kl,
+    load_balancing,
+    overconfidence,
+    router_z,
+    smoothed_entropy,
+    top_entropy_bonus,
+)
 from jaxrl_llm.objectives.supervised import (
     blended,
     label_smoothing,
@@ -93,9 +113,20 @@ from jaxrl_llm.objectives.supervised import (
     sequence_likelihood,
     uncertainty,
 )
-from jaxrl_llm.objectives.tapered import tapered
-from jaxrl_llm.objectives.truncation import truncated_policy
-from jaxrl_llm.objectives.trust import cispo, clip, flipped, score_function, unclipped
+from jaxrl_llm.objectives.trust import (
+    cispo,
+    clip,
+    discovered_drift,
+    flipped,
+    gradient_preserving_clip,
+    rpg,
+    sapo,
+    score_function,
+    shaped,
+    tapered,
+    unclipped,
+    vespo,
+)
 from jaxrl_llm.objectives.unpaired import (
     controlled_reference_point,
     given_reference_point,
@@ -105,7 +136,7 @@ from jaxrl_llm.objectives.unpaired import (
     saturating_link,
     unpaired,
 )
-from jaxrl_llm.objectives.valuation import dro, nft, rover
+from jaxrl_llm.objectives.valuation import advantage_regression, dro, nft, rover
 from jaxrl_llm.objectives.values import categorical_value_loss, quantile_value_loss, value_loss
 
 __all__ = [

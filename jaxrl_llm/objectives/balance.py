@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import masked
 from jaxrl_llm.objectives.base import weighted_sum
 from jaxrl_llm.objectives.policy import factor_value
@@ -28,8 +28,7 @@ def trajectory_balance(scores: Scores, batch: Batch, *, beta: float = 15.0, fact
 
     Source: FlowRL, https://arxiv.org/abs/2509.15207, equation 6; trajectory balance, https://arxiv.org/abs/2201.13259
     """
-    if beta <= 0:
-        raise ValueError(f"beta is {beta}; it must be above 0")
+    require(beta > 0, "beta", beta, "above 0")
     first = _first_actions(batch)
     log_z = segment_total(masked(scores.value, first), batch.segment)
     residual = log_z + sequence_ratio.function(scores, batch, against="reference") - beta * masked(batch.advantage, batch.mask)

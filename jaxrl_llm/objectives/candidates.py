@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import masked
 from jaxrl_llm.types import Rollouts
 
@@ -130,8 +130,7 @@ def distributions(first, second, rest: str):
     Raises:
       ValueError: an unknown kind of rest.
     """
-    if rest not in RESTS:
-        raise ValueError(f"rest is {rest!r}; it must be one of {RESTS}")
+    require(rest in RESTS, "rest", rest, f"one of {RESTS}")
     both = []
     for logp in (first, second):
         known = jnp.isfinite(logp)

@@ -8,11 +8,11 @@ term itself is against "proximal", and the factor corrects from "proximal" to "b
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import kl_estimate, masked, safe_divide
 from jaxrl_llm.objectives.base import logp_of, traits
 from jaxrl_llm.objectives.batch_statistics import action_mean, counted
-from jaxrl_llm.objectives.groups import find_groups, rollout_mean
+from jaxrl_llm.objectives.groups import find_groups, rollout_mean, rollout_sum
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO, segment_mean, segment_total
 from jaxrl_llm.types import Batch, Scores
 
@@ -56,8 +56,7 @@ def importance_weight(
     Source: decoupled PPO, https://arxiv.org/abs/2110.00641 (no bounds); TIS,
       https://fengyao.notion.site/off-policy-rl; IcePop, https://arxiv.org/abs/2510.18855
     """
-    if outside not in OUTSIDE:
-        raise ValueError(f"outside is {outside!r}; it must be one of {OUTSIDE}")
+    require(outside in OUTSIDE, "outside", outside, f"one of {OUTSIDE}")
     if outside == "mask" and low is None and high is None:
         raise ValueError("outside='mask' needs low or high; nothing is outside without a bound")
     weight = jnp.exp(log_weight(of, ratio, scores, batch))
@@ -127,10 +126,8 @@ def rejection(
     Source: rejection of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html; DeepSeek-V3.2,
       https://arxiv.org/abs/2512.02556; VACO, https://arxiv.org/abs/2603.01365, as in open-instruct
     """
-    if over not in OVER:
-        raise ValueError(f"over is {over!r}; it must be one of {OVER}")
-    if among not in AMONG:
-        raise ValueError(f"among is {among!r}; it must be one of {AMONG}")
+    require(over in OVER, "over", over, f"one of {OVER}")
+    require(among in AMONG, "among", among, f"one of {AMONG}")
     if low is None and high is None:
         raise ValueError("rejection needs low or high; it would keep everything")
     moved = log_weight(of, ratio, scores, batch)
@@ -159,3 +156,34 @@ def _segment_max(per_token, segment):
         return jax.ops.segment_max(values, numbers, num_segments=values.shape[0] + 1)[numbers]
 
     return jax.vmap(row)(per_token, segment)
+
+
+DENOMINATORS = ("batch", "sequence")
+
+
+@composable
+@traits(coupled=True)
+def renormalised(scores: Scores, batch: Batch, *, factor: Composable, over: str = "batch"):
+    """`factor`, a mask, times what makes the shares of the actions that it keeps sum to what all shares do.
+
+    Under a mean over tokens it is so the mean over the tokens that are left, as where verl takes rejected ones off the mask.
+    The whole batch is seen, whatever its splits. With nothing left it is 0.
+
+    Args:
+      factor: function `(scores, batch) -> factor` [B, T], such as `rejection(...)`.
+      over: "batch", or "sequence": first the shares within each rollout, which keep their sum, then rollouts with nothing left
+        are left out: under a mean over sequences, the mean over those that are left, of the mean over their tokens.
+
+    Raises:
+      ValueError: an unknown `over`.
+
+    Source: rejection of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html
+    """
+    require(over in DENOMINATORS, "over", over, f"one of {DENOMINATORS}")
+    kept, weight = masked(factor(scores, batch), batch.mask), masked(batch.weight, batch.mask)
+    if over == "batch":
+        return kept * safe_divide(weight.sum(), (weight * kept).sum())
+    groups = find_groups(batch)
+    share, left = (rollout_sum(values, batch.mask, groups.rollout) for values in (weight, weight * kept))
+    among = safe_divide(weight.sum(), masked(share, jnp.abs(left)).sum())
+    return kept * (safe_divide(share, left) * among)[groups.rollout]

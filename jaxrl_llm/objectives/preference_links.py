@@ -7,7 +7,7 @@ are those of the preferred and of the other rollout, and s is the logistic funct
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import composable
+from jaxrl_llm.compose import composable, require
 
 
 def _cost(z):
@@ -155,8 +155,7 @@ def discopop_link(chosen, rejected, *, beta: float = 0.05, temperature: float = 
 
     Source: DiscoPOP (log-ratio modulated loss), https://arxiv.org/abs/2406.08414
     """
-    if not 0 < temperature < 1:
-        raise ValueError(f"temperature is {temperature}; it must be between 0 and 1, without them")
+    require(0 < temperature < 1, "temperature", temperature, "between 0 and 1, without them")
     z = beta * (chosen - rejected)
     gate = z / temperature
     return jax.nn.sigmoid(-gate) * _cost(z) + jnp.exp(-_cost(gate) - z)
@@ -177,5 +176,4 @@ def _check_rate(name: str, value: float, zero: bool = True) -> None:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise ValueError(f"{name} is {value}; it must be above 0")
+    require(value > 0, name, value, "above 0")

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import masked, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import coefficient_value, traits
 from jaxrl_llm.objectives.groups import find_groups, rollout_sum, rollout_to_tokens
@@ -63,8 +63,7 @@ def label_smoothing(scores: Scores, batch: Batch, *, smoothing: float = 0.1):
 
     Source: https://arxiv.org/abs/1512.00567, section 7
     """
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"smoothing is {smoothing}; it must be from 0 to 1")
+    require(0 <= smoothing <= 1, "smoothing", smoothing, "from 0 to 1")
     token, mean = (without_infinities(masked(logp, batch.mask)) for logp in (scores.logp, scores.mean_logp))
     return -(1.0 - smoothing) * token - smoothing * mean, {}
 

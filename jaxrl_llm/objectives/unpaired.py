@@ -6,9 +6,16 @@ import jax.numpy as jnp
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.objectives.base import coefficient_value, traits
-from jaxrl_llm.objectives.groups import Groups, find_groups, rollout_mean, rollout_to_tokens
+from jaxrl_llm.objectives.groups import (
+    Groups,
+    find_groups,
+    find_pairs,
+    pair_statistics,
+    rollout_mean,
+    rollout_to_tokens,
+    two_sides,
+)
 from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
-from jaxrl_llm.objectives.pairs import find_pairs, pair_statistics, two_sides
 from jaxrl_llm.types import Batch, Scores
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_llm.compose import composable
+from jaxrl_llm.compose import composable, require
 from jaxrl_llm.numerics import masked
 from jaxrl_llm.types import Batch, Scores
 
@@ -81,8 +81,7 @@ def quantile_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.
 
     Source: QR-DQN, https://arxiv.org/abs/1710.10044, equations 9 and 10
     """
-    if huber <= 0:
-        raise ValueError(f"huber is {huber}; it must be above 0")
+    require(huber > 0, "huber", huber, "above 0")
     quantiles = masked(scores.value_outputs, batch.mask[..., None])
     count = quantiles.shape[-1]
     error = masked(batch.returns, batch.mask)[..., None] - quantiles

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.networks.axes import current_row_shards
 from jaxrl_llm.sampling.cacheless import Cacheless
 from jaxrl_llm.sampling.harvest import Found, Work, evened, progress, samples_of
@@ -151,8 +152,7 @@ def stream(
     Raises:
       ValueError: an argument out of its range; the message names it and the mend.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    require(chunk >= 1, "chunk", chunk, "at least 1")
     stops = _stops_of_rows(stop_strings, detokenize, np.ones(1, int))
     work = _work(network, params, [prompt], max_new_tokens=max_new_tokens, num_samples=1, **options)
     cut = _cutter(stops, detokenize) if any(stops) else None
@@ -229,8 +229,7 @@ def _work(
     if record_routes and getattr(network, "routed", None) is None:
         raise ValueError("record_routes is True, but the network has no experts; leave it out")
     for name, number, least in (("seed", seed, 0), ("step", step, 0)):
-        if not least <= number < 2**32:
-            raise ValueError(f"{name} is {number}; it must be from {least} to 2**32 - 1")
+        require(least <= number < 2**32, name, number, f"from {least} to 2**32 - 1")
     prompts = [np.asarray(prompt) for prompt in prompts]
     _check_prompts(prompts, vocab_size)
     counts = _checked_counts(num_samples, len(prompts))
