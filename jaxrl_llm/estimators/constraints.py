@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateful, stateless
-from jaxrl_llm.estimators.components import component_of
 from jaxrl_llm.estimators.pools import group_mean
-from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
+from jaxrl_llm.estimators.scores import component_of, row_scores, set_row_advantage
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 

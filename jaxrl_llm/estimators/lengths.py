@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.components import component_of, with_component
 from jaxrl_llm.estimators.pools import group_bounds, group_mean, group_rank, group_sum, group_variance, one_each
+from jaxrl_llm.estimators.scores import component_of, with_component
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 

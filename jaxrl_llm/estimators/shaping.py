@@ -4,9 +4,8 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.components import component_of, with_component
 from jaxrl_llm.estimators.pools import group_bounds, group_mean, group_rank, group_sum
-from jaxrl_llm.estimators.scores import by_action, last_action, row_logp
+from jaxrl_llm.estimators.scores import by_action, component_of, last_action, row_logp, with_component
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 

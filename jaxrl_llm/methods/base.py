@@ -138,8 +138,12 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def method(*, paper: str, url: str, certainty: str = "exact", conventions: dict[str, dict[str, Any]] | None = None):
-    """Decorator: a function of keyword options that returns (strategy, estimator, objective[, controllers]) is a method."""
+def method(paper: str, url: str, *, certainty: str = "exact", conventions: dict[str, dict[str, Any]] | None = None):
+    """Decorator: a function of keyword options that returns (strategy, estimator, objective[, controllers]) is a method.
+
+    The arguments are those of `Entry`; "arXiv:2402.03300" is a url too.
+    """
+    url = url.replace("arXiv:", "https://arxiv.org/abs/")
     require(certainty in CERTAINTIES, "certainty", certainty, f"one of {CERTAINTIES}")
 
     def register(build):

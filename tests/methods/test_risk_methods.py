@@ -9,7 +9,7 @@ from oracles.tiny_steps import assert_close, gradient_of
 
 from jaxrl_llm import methods
 from jaxrl_llm.estimators import Estimator, chain, group_advantage, sequence_mean_token_sum, token_mean, whiten
-from jaxrl_llm.methods.drifts import inverse_step_size
+from jaxrl_llm.methods.trust_regions import inverse_step_size
 from jaxrl_llm.training.annotate import scoring_passes
 
 MEAN = group_advantage(scale=None)
