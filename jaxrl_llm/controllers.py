@@ -78,7 +78,6 @@ def _started(*, initial: float, **options):
 
 
 def _follow_kl(state, metrics, *, initial, target, horizon, measure):
-    del initial
     error = jnp.clip(metrics[measure] / target - 1.0, -0.2, 0.2)
     return jnp.float32(state * (1.0 + error / horizon))
 
@@ -105,7 +104,6 @@ def _entropy_state(*, initial: float, **options):
 
 
 def _follow_entropy(state, metrics, *, initial, target, change, low, high, measure):
-    del initial
     entropy = jnp.float32(metrics[measure])
     moved = state["coefficient"] + jnp.where(entropy <= target, change, -change)
     return {"coefficient": jnp.clip(moved, low, high), "entropy": entropy}
@@ -141,7 +139,6 @@ def adaptive_entropy(
 
 
 def _follow_band(state, metrics, *, initial, low, high, rate, least, most, warmup, measure):
-    del initial
     entropy = jnp.float32(metrics[measure])
     error = jnp.minimum(0.0, entropy - low) + jnp.maximum(0.0, entropy - high)
     moved = jnp.clip(state["coefficient"] - rate * error, least, most)
@@ -227,7 +224,6 @@ def _empty_window(*, window: int, **options):
 
 
 def _watch(state, metrics, *, value, window, threshold, measure):
-    del value
     new, seen = jnp.float32(metrics[measure]), state["seen"]
     full = state["count"] >= window
     deviation = jnp.maximum(jnp.nanstd(seen), 1e-8)

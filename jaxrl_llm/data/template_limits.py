@@ -36,23 +36,8 @@ _CHARACTERS_A_STEP = 256
 _REMOVED_FILTERS = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
 _REMOVED_METHODS = ("encode", "translate", "maketrans", "to_bytes", "from_bytes")
 _COMPARING_TESTS = (
-    "eq",
-    "equalto",
-    "==",
-    "ne",
-    "!=",
-    "gt",
-    "greaterthan",
-    ">",
-    "ge",
-    ">=",
-    "lt",
-    "lessthan",
-    "<",
-    "le",
-    "<=",
-    "in",
-)
+    "eq", "equalto", "==", "ne", "!=", "gt", "greaterthan", ">", "ge", ">=", "lt", "lessthan", "<", "le", "<=", "in",
+)  # fmt: skip
 _TOO_WIDE, _NESTED_FIELD = re.compile(r"\d{4}|\*"), re.compile(r"\{[^{}]+\{")
 _CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView)
 

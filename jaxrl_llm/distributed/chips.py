@@ -22,8 +22,7 @@ class Chip:
 
     Attributes:
       flops: of multiplications in bfloat16.
-      memory: bytes of HBM.
-      memory_speed: bytes of HBM.
+      memory, memory_speed: bytes of HBM.
       link: bytes one way of one link to a neighbour.
       dimensions: of the torus.
       network: bytes of the chip's share of the network between slices.

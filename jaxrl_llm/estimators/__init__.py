@@ -2,110 +2,50 @@
 
 from jaxrl_llm.estimators.base import Estimator, chain, stateful, stateless
 from jaxrl_llm.estimators.baselines import (
-    constant_baseline,
-    constant_scale,
-    given_baseline,
-    leave_one_out_baseline,
-    length_weighted_baseline,
-    mad_scale,
-    mean_baseline,
-    mean_scale,
-    median_baseline,
-    nonzero_share_scale,
-    std_scale,
-)
+    constant_baseline, constant_scale, given_baseline, leave_one_out_baseline, length_weighted_baseline, mad_scale,
+    mean_baseline, mean_scale, median_baseline, nonzero_share_scale, std_scale,
+)  # fmt: skip
 from jaxrl_llm.estimators.combine import among, blend
 from jaxrl_llm.estimators.confidence import (
-    answer_likelihood_advantage,
-    optimal_value,
-    self_certainty_reward,
-    support_reward,
-    teacher_advantage,
-)
+    answer_likelihood_advantage, optimal_value, self_certainty_reward, support_reward, teacher_advantage,
+)  # fmt: skip
 from jaxrl_llm.estimators.constraints import lagrangian_advantage, log_barrier_advantage, target_return
 from jaxrl_llm.estimators.entropies import (
-    conflict_mean,
-    conflict_weighting,
-    entropy_penalty,
-    entropy_shaped_advantage,
-    sequence_entropy_reward,
-)
+    conflict_mean, conflict_weighting, entropy_penalty, entropy_shaped_advantage, sequence_entropy_reward,
+)  # fmt: skip
 from jaxrl_llm.estimators.groups import (
-    best_lead_advantage,
-    component_advantage,
-    group_advantage,
-    optimal_token_baseline,
-    pass_at_k_advantage,
-    prefix_tree_advantage,
-    token_group_advantage,
-)
+    best_lead_advantage, component_advantage, group_advantage, optimal_token_baseline, pass_at_k_advantage,
+    prefix_tree_advantage, token_group_advantage,
+)  # fmt: skip
 from jaxrl_llm.estimators.lengths import (
-    cosine_length_reward,
-    efficient_length_reward,
-    length_penalty,
-    relative_length_reward,
-    shortest_correct_penalty,
-)
+    cosine_length_reward, efficient_length_reward, length_penalty, relative_length_reward, shortest_correct_penalty,
+)  # fmt: skip
 from jaxrl_llm.estimators.normalisers import running_scale, whiten
 from jaxrl_llm.estimators.returns import (
-    adaptive_kl_in_reward,
-    gae,
-    kl_in_advantage,
-    kl_in_reward,
-    length_adaptive_decay,
-    minus_value,
-    reward_to_go,
-    rewards_per_token,
-    state_advantage,
-    turn_returns,
-)
+    adaptive_kl_in_reward, gae, kl_in_advantage, kl_in_reward, length_adaptive_decay, minus_value, reward_to_go,
+    rewards_per_token, state_advantage, turn_returns,
+)  # fmt: skip
 from jaxrl_llm.estimators.reweighting import (
-    entropy_guided_weight,
-    exponential_weight,
-    group_gap_weight,
-    hidden_reward_weighting,
-    long_wrong_penalty,
-    max_entropy_weight,
-    semantic_entropy_weight,
-)
+    entropy_guided_weight, exponential_weight, group_gap_weight, hidden_reward_weighting, long_wrong_penalty,
+    max_entropy_weight, semantic_entropy_weight,
+)  # fmt: skip
 from jaxrl_llm.estimators.risk import cvar_advantage, risk_advantage
 from jaxrl_llm.estimators.scores import row_scores
 from jaxrl_llm.estimators.selection import (
-    best_and_worst,
-    down_sample,
-    drop_infeasible,
-    drop_surplus_negatives,
-    drop_uniform_groups,
-    moving_average_advantage,
-    policy_filtration,
-    resample_by_score,
-    row_statistics,
-)
+    best_and_worst, down_sample, drop_infeasible, drop_surplus_negatives, drop_uniform_groups, moving_average_advantage,
+    policy_filtration, resample_by_score, row_statistics,
+)  # fmt: skip
 from jaxrl_llm.estimators.shaping import (
-    early_call_bonus,
-    flaw_penalty,
-    overlong_penalty,
-    repetition_penalty,
-    tool_call_reward,
-    unlikeliness_reward,
-)
+    early_call_bonus, flaw_penalty, overlong_penalty, repetition_penalty, tool_call_reward, unlikeliness_reward,
+)  # fmt: skip
 from jaxrl_llm.estimators.tables import (
-    budget_length_reward,
-    cumulative_advantage,
-    format_diversity_reward,
-    history_length_reward,
-    role_advantage,
+    budget_length_reward, cumulative_advantage, format_diversity_reward, history_length_reward, role_advantage,
     tracked_advantage,
-)
+)  # fmt: skip
 from jaxrl_llm.estimators.votes import majority_reward, novelty_reward, pseudo_label_advantage
 from jaxrl_llm.estimators.weighting import (
-    constant,
-    named_weighting,
-    pair_mean,
-    sequence_mean,
-    sequence_mean_token_sum,
-    token_mean,
-)
+    constant, named_weighting, pair_mean, sequence_mean, sequence_mean_token_sum, token_mean,
+)  # fmt: skip
 
 __all__ = [
     "hidden_reward_weighting", "optimal_value", "adaptive_kl_in_reward", "among", "answer_likelihood_advantage", "Estimator",

@@ -63,8 +63,7 @@ def stateful(init: Callable[..., Any] = no_state, *, annotations=(), provides=()
     Args:
       init: `init(**options) -> state` before the first step, a pytree of arrays; no state by default, for functions that
         only draw from the key.
-      annotations: as in `composable`.
-      provides: as in `composable`.
+      annotations, provides: as in `composable`.
     """
 
     def build(bound: Composable) -> Estimator:
@@ -80,7 +79,6 @@ class _Stateless:
     function: Composable
 
     def __call__(self, rollouts, state, key):
-        del key
         return _with_inputs(self.function, rollouts), state
 
 

@@ -10,18 +10,8 @@ A scale is a function `(score [N], present [N], rollouts) -> divisor [N]`, epsil
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable
-from jaxrl_llm.estimators.pools import (
-    alone_in,
-    divisor,
-    group_mean,
-    group_quantile,
-    group_range,
-    group_sum,
-    group_variance,
-    others_variance,
-    pool_annotations,
-    pool_of,
-)
+from jaxrl_llm.estimators import pools
+from jaxrl_llm.estimators.pools import alone_in, group_mean, group_quantile, group_range, group_sum, pool_annotations, pool_of
 from jaxrl_llm.numerics import masked, safe_divide
 
 
@@ -119,7 +109,6 @@ def constant_baseline(score, present, rollouts, *, value: float):
 
     Source: TOPR, https://arxiv.org/abs/2503.14286
     """
-    del present, rollouts
     return jnp.full_like(score, value)
 
 
@@ -174,11 +163,11 @@ def std_scale(
         )
     pool = pool_of(rollouts, over)
     if others:
-        variance = others_variance(score, present, pool, degrees_of_freedom)
+        variance = pools.others_variance(score, present, pool, degrees_of_freedom)
     else:
-        variance = group_variance(score, present, pool, degrees_of_freedom, virtual)
+        variance = pools.group_variance(score, present, pool, degrees_of_freedom, virtual)
     lonely = alone_in(present, pool, alone)
-    divided = divisor(variance, epsilon, placement)
+    divided = pools.divisor(variance, epsilon, placement)
     return divided if lonely is None else jnp.where(lonely, 1.0, divided)
 
 

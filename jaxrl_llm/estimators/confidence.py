@@ -106,8 +106,7 @@ def teacher_advantage(rollouts: Rollouts, *, emphasis: float = 0.0) -> Rollouts:
 
     Source: IW-OPD, https://arxiv.org/abs/2606.22600
     """
-    if emphasis < 0:
-        raise ValueError(f"emphasis is {emphasis}; it must be at least 0")
+    require(emphasis >= 0, "emphasis", emphasis, "at least 0")
     taken = rollouts.mask * rollouts.valid[:, None]
     gap = masked(log_ratio(rollouts.extras["teacher_logp"], rollouts.behavior_logp), taken)
     size = jnp.abs(gap)
@@ -130,8 +129,7 @@ def optimal_value(rollouts: Rollouts, *, beta: float = 0.5, solvable: bool = Tru
 
     Source: A*-PO, https://arxiv.org/abs/2505.20686, equation 3
     """
-    if beta <= 0:
-        raise ValueError(f"beta is {beta}; it must be above 0")
+    require(beta > 0, "beta", beta, "above 0")
     rewards = rollouts.extras["anchor_rewards"].astype(jnp.float32)
     value = beta * (jax.nn.logsumexp(rewards / beta, axis=1) - jnp.log(rewards.shape[1]))
     valid = rollouts.valid * (rewards > 0).any(axis=1) if solvable else rollouts.valid

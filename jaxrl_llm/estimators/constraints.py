@@ -46,7 +46,6 @@ def lagrangian_advantage(
 
     Source: CAL, https://arxiv.org/abs/2401.14758
     """
-    del key, initial
     value, known = component_of(rollouts, cost)
     group, number = rollouts.group, known.sum()
     mean = safe_divide(value @ known, number)

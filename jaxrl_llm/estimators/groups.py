@@ -29,8 +29,7 @@ def group_advantage(
 
     Args:
       rollouts: N rows; groups may differ in size.
-      baseline: see `baselines`; None for none.
-      scale: see `baselines`; None for none.
+      baseline, scale: see `baselines`; None for none.
       reward_weights: factor of each reward component; 1 by default.
 
     Raises:
@@ -57,8 +56,7 @@ def component_advantage(
 
     Args:
       rollouts: N rows with K reward components.
-      baseline: as in `group_advantage`, of each component.
-      scale: as in `group_advantage`, of each component.
+      baseline, scale: as in `group_advantage`, of each component.
       reward_weights: factor w_k of each component; 1 by default.
 
     Source: GDPO, https://arxiv.org/abs/2601.05242, whose second step is `whiten(over="rows")`.

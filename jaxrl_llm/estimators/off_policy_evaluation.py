@@ -45,9 +45,7 @@ def per_decision_value(logp, behavior_logp, mask, rewards, *, discount: float = 
     """mean over rows of sum_t discount^t w_{1:t} r_t: a reward has the weight of the actions up to it alone.
 
     Args:
-      logp: as in `trajectory_log_weight`.
-      behavior_logp: likewise.
-      mask: likewise.
+      logp, behavior_logp, mask: as in `trajectory_log_weight`.
       rewards: [N, T], at the actions that they follow.
       discount: of each action.
     """
@@ -59,10 +57,7 @@ def doubly_robust_value(logp, behavior_logp, mask, rewards, values, action_value
     """mean over rows of sum_t discount^t [w_{1:t} (r_t - Q_t) + w_{1:t-1} V_t]: exact where either the weights or Q and V are.
 
     Args:
-      logp: as in `per_decision_value`, and so are `behavior_logp`, `mask` and `rewards`.
-      behavior_logp: likewise.
-      mask: likewise.
-      rewards: likewise.
+      logp, behavior_logp, mask, rewards: as in `per_decision_value`.
       values: V [N, T], estimates of the policy's return from the state before each action.
       action_values: Q [N, T], of its return after the action that was taken.
       discount: of each action.

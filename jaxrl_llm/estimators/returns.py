@@ -58,8 +58,7 @@ def kl_in_advantage(rollouts: Rollouts, *, coefficient: float = 0.01, kind: str 
     Args:
       rollouts: with advantages, `behavior_logp` and `extras["reference_logp"]` [N, T].
       coefficient: of the penalty.
-      kind: as in `kl_in_reward`.
-      bound: as in `kl_in_reward`.
+      kind, bound: as in `kl_in_reward`.
 
     Raises:
       ValueError: as in `kl_in_reward`.
@@ -125,7 +124,6 @@ def adaptive_kl_in_reward(
 
     Source: Ziegler et al., https://arxiv.org/abs/1909.08593, section 2.2
     """
-    del key, initial
     valid = (rollouts.valid > 0).astype(jnp.float32)
     estimate = kl_estimate(rollouts.behavior_logp, rollouts.extras["reference_logp"], kind)
     estimate = estimate if bound is None else jnp.clip(estimate, -bound, bound)

@@ -137,8 +137,7 @@ def long_wrong_penalty(rollouts: Rollouts, *, base: float = 1.00001) -> Rollouts
 
     Source: suboptimal trajectory complexity regularisation, https://arxiv.org/abs/2506.21655
     """
-    if base <= 1:
-        raise ValueError(f"base is {base}; it must be above 1")
+    require(base > 1, "base", base, "above 1")
     length, present = rollouts.mask.sum(axis=1), (rollouts.valid > 0).astype(jnp.float32)
     right = present * (rollouts.extras["correct"] > 0)
     longer = length - group_mean(length, right, rollouts.group)

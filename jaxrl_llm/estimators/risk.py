@@ -3,17 +3,9 @@
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import require
+from jaxrl_llm.estimators import pools
 from jaxrl_llm.estimators.base import stateful, stateless
-from jaxrl_llm.estimators.pools import (
-    classes,
-    group_bounds,
-    group_mean,
-    group_quantile,
-    group_rank,
-    group_sum,
-    group_variance,
-    one_each,
-)
+from jaxrl_llm.estimators.pools import classes, group_bounds, group_mean, group_rank, group_sum, group_variance, one_each
 from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
@@ -97,7 +89,7 @@ def _mixed_value(total, quantiles, levels, tail_weight: float):
 
 def _quantiles(state, total, counted, levels):
     everything = jnp.zeros(total.shape, jnp.int32)
-    empirical = jnp.stack([group_quantile(total, counted, everything, level)[0] for level in levels])
+    empirical = jnp.stack([pools.group_quantile(total, counted, everything, level)[0] for level in levels])
     return jnp.where(state["started"], state["quantiles"], empirical)
 
 

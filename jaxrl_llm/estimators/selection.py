@@ -221,8 +221,7 @@ def moving_average_advantage(
 
     Source: REINFORCE with a moving baseline, https://doi.org/10.1007/BF00992696
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay is {decay}; it must be from 0 up to 1")
+    require(0 <= decay < 1, "decay", decay, "from 0 up to 1")
     score, present = row_scores(rollouts, reward_weights)
     baseline = safe_divide(state["mean"], state["share"])
     new = {"mean": safe_divide(masked(score, present).sum(), present.sum()), "share": jnp.ones(())}

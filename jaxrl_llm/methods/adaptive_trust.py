@@ -110,7 +110,6 @@ def kl_cov(
 @method(
     "From Uniform to Heterogeneous: Tailoring Policy Optimization to Every Token's Nature (Liu et al., 2025)",
     "arXiv:2509.16591",
-    certainty="sketch",
 )
 def hapo_heterogeneous(
     *,

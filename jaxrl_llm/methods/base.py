@@ -138,19 +138,21 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def method(paper: str, url: str, *, certainty: str = "exact", conventions: dict[str, dict[str, Any]] | None = None):
+def method(paper: str, url: str, *, certainty: str | None = None, conventions: dict[str, dict[str, Any]] | None = None):
     """Decorator: a function of keyword options that returns (strategy, estimator, objective[, controllers]) is a method.
 
-    The arguments are those of `Entry`; "arXiv:2402.03300" is a url too.
+    The arguments are those of `Entry`; "arXiv:2402.03300" is a url too. Without a certainty a method is a "sketch"
+    where its docstring says what is unconfirmed, and "exact" elsewhere.
     """
     url = url.replace("arXiv:", "https://arxiv.org/abs/")
-    require(certainty in CERTAINTIES, "certainty", certainty, f"one of {CERTAINTIES}")
+    require(certainty in (None, *CERTAINTIES), "certainty", certainty, f"one of {CERTAINTIES}")
 
     def register(build):
         name = build.__name__
         if name in _ENTRIES:
             raise ValueError(f"there is a method {name!r} already, {_ENTRIES[name].paper}; choose another name")
-        _ENTRIES[name] = Entry(build, paper, url, certainty, {"paper": {}} | (conventions or {}))
+        usual = "sketch" if _paragraph(inspect.getdoc(build) or "", "Unconfirmed") else "exact"
+        _ENTRIES[name] = Entry(build, paper, url, certainty or usual, {"paper": {}} | (conventions or {}))
         return functools.wraps(build)(functools.partial(get, name))
 
     return register

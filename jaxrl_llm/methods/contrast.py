@@ -48,7 +48,7 @@ def rebel(*, eta: float = 1.0):
     return grouped(samples=2), scored(), objective(scaled(term=contrast, coefficient=4.0 * beta))
 
 
-@method("Pairwise Proximal Policy Optimization (Wu et al., 2023)", "arXiv:2310.00212", certainty="sketch")
+@method("Pairwise Proximal Policy Optimization (Wu et al., 2023)", "arXiv:2310.00212")
 def p3o_joint(*, clip: float = 0.2, kl_coefficient: float = 0.1):
     """P3O's second variant: one clip for both answers, of the difference of their log-ratios.
 
@@ -122,7 +122,7 @@ def a_star_po(*, samples: int = 1, anchors: int = 8, beta: float = 1e-3, value_b
     )
 
 
-@method("On-Policy Optimization with Group Equivalent Preference (Wu et al., 2025)", "arXiv:2505.12723", certainty="sketch")
+@method("On-Policy Optimization with Group Equivalent Preference (Wu et al., 2025)", "arXiv:2505.12723")
 def gepo(
     *,
     samples: int = 8,
@@ -167,7 +167,6 @@ def lipo(*, samples: int = 8, beta: float = 0.05):
 @method(
     "TPO: Aligning Large Language Models with Multi-branch & Multi-step Preference Trees (Liao et al., 2024)",
     "arXiv:2410.12854",
-    certainty="sketch",
 )
 def tpo_tree(*, samples: int = 8, beta: float = 0.5):
     """A ranking loss over all answers of a preference tree rather than over pairs.

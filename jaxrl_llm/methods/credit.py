@@ -9,9 +9,7 @@ from jaxrl_llm.objectives import arithmetic_sequence_ratio, clip, objective, pol
 from jaxrl_llm.rollouts import grouped
 
 
-@method(
-    "VAPO: Efficient and Reliable RL for Advanced Reasoning Tasks (Yue et al., 2025)", "arXiv:2504.05118", certainty="sketch"
-)
+@method("VAPO: Efficient and Reliable RL for Advanced Reasoning Tasks (Yue et al., 2025)", "arXiv:2504.05118")
 def vapo(
     *,
     samples: int = 16,
@@ -132,11 +130,7 @@ def gtpo(
     return grouped(samples=samples), estimator, clipped()
 
 
-@method(
-    "GTPO and GRPO-S: Token and Sequence-Level Reward Shaping with Policy Entropy (Tan et al., 2025)",
-    "arXiv:2508.04349",
-    certainty="sketch",
-)
+@method("GTPO and GRPO-S: Token and Sequence-Level Reward Shaping with Policy Entropy (Tan et al., 2025)", "arXiv:2508.04349")
 def gtpo_entropy(*, samples: int = 8, base: float = 1.0, bonus: float = 0.1, clip_low: float = 0.2, clip_high: float = 0.28):
     """Token rewards by outcome and entropy, standardised over the tokens of right and of wrong answers by themselves.
 
@@ -149,11 +143,7 @@ def gtpo_entropy(*, samples: int = 8, base: float = 1.0, bonus: float = 0.1, cli
     return grouped(samples=samples), estimator, clipped(clip_low, clip_high)
 
 
-@method(
-    "GTPO and GRPO-S: Token and Sequence-Level Reward Shaping with Policy Entropy (Tan et al., 2025)",
-    "arXiv:2508.04349",
-    certainty="sketch",
-)
+@method("GTPO and GRPO-S: Token and Sequence-Level Reward Shaping with Policy Entropy (Tan et al., 2025)", "arXiv:2508.04349")
 def grpo_s(*, samples: int = 8, base: float = 1.0, bonus: float = 0.1, clip_low: float = 0.2, clip_high: float = 0.28):
     """GRPO on sequences whose rewards are shaped by their mean entropy, right ones up, certain wrong ones down.
 

@@ -51,7 +51,7 @@ def on_policy_distillation(*, samples: int = 4, count: int = 64, kind: str = "re
     return grouped(samples=samples), chain(token_mean()), loss
 
 
-@method("On the Position Bias of On-Policy Distillation (Xie et al., 2026)", "arXiv:2606.22600", certainty="sketch")
+@method("On the Position Bias of On-Policy Distillation (Xie et al., 2026)", "arXiv:2606.22600")
 def iw_opd(
     *, samples: int = 1, emphasis: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = 3.0
 ):
@@ -67,7 +67,7 @@ def iw_opd(
     return grouped(samples=samples), chain(teacher_advantage(emphasis=emphasis), token_mean()), loss
 
 
-@method("KDRL (Xu et al., 2025)", "arXiv:2506.02208", certainty="sketch")
+@method("KDRL (Xu et al., 2025)", "arXiv:2506.02208")
 def kdrl(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, coefficient: float = 2e-3, kind: str = "k2"):
     """GRPO and distillation in one loss: a KL estimate towards a teacher takes the place of the reference.
 
@@ -81,7 +81,7 @@ def kdrl(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, coe
     return grouped(samples=samples), chain(group_advantage(), token_mean()), loss
 
 
-@method("One-Token Rollout (Ming et al., 2025)", "arXiv:2509.26313", certainty="sketch")
+@method("One-Token Rollout (Ming et al., 2025)", "arXiv:2509.26313")
 def otr(*, count: int = 256, temperature: float = 1.3, wrong: float = -0.1):
     """Turns imitation into policy gradients: samples tokens at each place of a given text and rewards the right one.
 
@@ -161,7 +161,6 @@ def skywork(
 @method(
     "Searching for High-Value Molecules Using Reinforcement Learning and Transformers (Ghugare et al., 2023)",
     "arXiv:2310.02902",
-    certainty="sketch",
 )
 def chemrlformer(*, samples: int = 1, coefficient: float = 1.0):
     """REINFORCE on whole strings, with a penalty on being sure of them in place of a KL to the pre-trained model.
@@ -174,7 +173,7 @@ def chemrlformer(*, samples: int = 1, coefficient: float = 1.0):
     return grouped(samples=samples), chain(reward_to_go(), estimators.sequence_mean_token_sum()), objective(*terms)
 
 
-@method("Token Hidden Reward (Deng et al., 2025)", "arXiv:2510.03669", certainty="sketch")
+@method("Token Hidden Reward (Deng et al., 2025)", "arXiv:2510.03669")
 def thr(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, strength: float = 0.1):
     """GRPO that looks at tokens by their influence on the likelihood of right answers: for more of it, or for less.
 

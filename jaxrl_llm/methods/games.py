@@ -20,7 +20,6 @@ def online_dpo(*, samples: int = 2, beta: float = 0.1):
 @method(
     "Human Alignment of Large Language Models through Online Preference Optimisation (Calandriello et al., 2024)",
     "arXiv:2403.08635",
-    certainty="sketch",
 )
 def ipo_md(*, samples: int = 2, beta: float = 0.1):
     """IPO on samples of the policy itself.
@@ -71,7 +70,7 @@ def inpo(*, eta: float = 0.0075, share: float = 1 / 3):
     return on_pairs(preference(link=ipo_link(beta=eta), evidence=anchored_ratio(share=share)))
 
 
-@method("Self-Improving Robust Preference Optimization (Choi et al., 2024)", "arXiv:2406.01660", certainty="sketch")
+@method("Self-Improving Robust Preference Optimization (Choi et al., 2024)", "arXiv:2406.01660")
 def srpo(*, alpha: float = 0.5, beta: float = 0.1):
     """A generator and a reviser of its answers, one network, learn from the same pairs in two squared errors.
 

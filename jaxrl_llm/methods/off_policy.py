@@ -116,7 +116,7 @@ def icepop(
     return _corrected(samples, trust, weight, *terms, penalty=penalty, **advantage)
 
 
-@method("Squeeze the Soaked Sponge: Efficient Off-policy RFT (Liang et al., 2025)", "arXiv:2507.06892", certainty="sketch")
+@method("Squeeze the Soaked Sponge: Efficient Off-policy RFT (Liang et al., 2025)", "arXiv:2507.06892")
 def remix(
     *, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.01, base_share: float = 1.0
 ):
@@ -221,7 +221,7 @@ def topr(
     return grouped(samples=samples), estimator, loss
 
 
-@method("Score centering (2026)", "arXiv:2609.20807", certainty="sketch")
+@method("Score centering (2026)", "arXiv:2609.20807")
 def score_centering(*, samples: int = 8, count: int = 64, weight_low: float | None = None, weight_high: float | None = None):
     """REINFORCE off policy, less the mean that each token's score has under the sampler, taken over its likeliest tokens.
 

@@ -82,11 +82,7 @@ def cpl(*, alpha: float = 0.1, bias: float = 0.5):
     return on_pairs(preference(link=biased_link(beta=alpha, bias=bias), evidence=LIKELIHOOD))
 
 
-@method(
-    "Direct Preference-based Policy Optimization without Reward Modeling (An et al., 2023)",
-    "arXiv:2301.12842",
-    certainty="sketch",
-)
+@method("Direct Preference-based Policy Optimization without Reward Modeling (An et al., 2023)", "arXiv:2301.12842")
 def dppo_pbrl(*, temperature: float = 0.1, bias: float = 1.0):
     """Contrast of distances to two segments: the policy gets nearer to the preferred one than to the other.
 

@@ -14,7 +14,6 @@ REINFORCE = policy(ratio=None, trust=score_function())
     "On the Global Convergence of Risk-Averse Policy Gradient Methods with Expected Conditional Risk Measures (Yu "
     "and Ying, 2023)",
     "arXiv:2301.10932",
-    certainty="sketch",
 )
 def ecrm(*, samples: int = 8, share: float = 0.5, level: float = 0.25):
     """REINFORCE on a mix of the mean reward of a group and of the mean of its worst answers (CVaR).
@@ -28,7 +27,7 @@ def ecrm(*, samples: int = 8, share: float = 0.5, level: float = 0.25):
     return grouped(samples=samples), estimator, objective(REINFORCE)
 
 
-@method("Counterfactual Explanation Policies in RL (Deshmukh et al., 2023)", "arXiv:2307.13192", certainty="sketch")
+@method("Counterfactual Explanation Policies in RL (Deshmukh et al., 2023)", "arXiv:2307.13192")
 def counterpol(*, samples: int = 8, target: float = 0.5, kl_coefficient: float = 0.1):
     """The nearest policy with a given mean reward: descent on its squared distance from the target, with a KL to the reference.
 
@@ -42,7 +41,7 @@ def counterpol(*, samples: int = 8, target: float = 0.5, kl_coefficient: float =
     return grouped(samples=samples), estimator, objective(REINFORCE, kl(coefficient=kl_coefficient, kind="k2"))
 
 
-@method("Off-Policy Primal-Dual Safe Reinforcement Learning (Wu et al., 2024)", "arXiv:2401.14758", certainty="sketch")
+@method("Off-Policy Primal-Dual Safe Reinforcement Learning (Wu et al., 2024)", "arXiv:2401.14758")
 def cal(
     *,
     samples: int = 8,
@@ -69,11 +68,7 @@ def cal(
     return grouped(samples=samples), chain(estimator, sequence_mean()), clipped(clip_low, clip_high)
 
 
-@method(
-    "Efficient Discovery of Pareto Front for Multi-Objective Reinforcement Learning (Liu et al., 2024)",
-    "arXiv:2410.02236",
-    certainty="sketch",
-)
+@method("Efficient Discovery of Pareto Front for Multi-Objective Reinforcement Learning (Liu et al., 2024)", "arXiv:2410.02236")
 def c_morl(
     *,
     samples: int = 8,
@@ -112,9 +107,7 @@ def tabnas(*, samples: int = 8, decay: float = 0.9):
     return grouped(samples=samples), estimator, objective(objectives.truncated_policy())
 
 
-@method(
-    "Supported Policy Optimization for Offline Reinforcement Learning (Wu et al., 2022)", "arXiv:2202.06239", certainty="sketch"
-)
+@method("Supported Policy Optimization for Offline Reinforcement Learning (Wu et al., 2022)", "arXiv:2202.06239")
 def spot(
     *,
     samples: int = 8,

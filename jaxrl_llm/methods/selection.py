@@ -8,11 +8,7 @@ from jaxrl_llm.objectives import clip, objective, policy, score_function, value_
 from jaxrl_llm.rollouts import grouped
 
 
-@method(
-    "Learning More with Less: A Dynamic Dual-Level Down-Sampling Framework (Wang et al., 2025)",
-    "arXiv:2509.22115",
-    certainty="sketch",
-)
+@method("Learning More with Less: A Dynamic Dual-Level Down-Sampling Framework (Wang et al., 2025)", "arXiv:2509.22115")
 def d3s(
     *,
     samples: int = 8,
@@ -62,9 +58,7 @@ def pf_ppo(
     )
 
 
-@method(
-    "Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm (Yao et al., 2025)", "arXiv:2509.24203", certainty="sketch"
-)
+@method("Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm (Yao et al., 2025)", "arXiv:2509.24203")
 def red_drop(*, samples: int = 8):
     """REINFORCE with group advantages, on no more bad answers than good ones of each group.
 
@@ -99,7 +93,6 @@ def mgpo(*, samples: int = 8, sharpness: float = 1.0, clip_low: float = 0.2, cli
 @method(
     "Entropy-guided sequence weighting for efficient exploration in RL-based LLM fine-tuning (Vanlioglu, 2025)",
     "arXiv:2503.22456",
-    certainty="sketch",
 )
 def egsw(
     *,
@@ -143,7 +136,6 @@ def seed_grpo(
 @method(
     "Improving Generalization of Alignment with Human Preferences through Group Invariant Learning (Zheng et al., 2023)",
     "arXiv:2310.11971",
-    certainty="sketch",
 )
 def group_invariant(*, samples: int = 8, strength: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO with weights that close the gap between the rewards of an easy and a hard part of the data.

@@ -131,7 +131,7 @@ def vespo(
     return grouped(samples=samples), estimator, objective(policy(ratio=ratio, trust=weight), *terms)
 
 
-@method("Pairwise Proximal Policy Optimization (Wu et al., 2023)", "arXiv:2310.00212", certainty="sketch")
+@method("Pairwise Proximal Policy Optimization (Wu et al., 2023)", "arXiv:2310.00212")
 def p3o(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.05, kl_kind: str | None = None):
     """Clipped ratios of whole answers with half the difference of two rewards as advantage: a pairwise policy gradient.
 

@@ -7,7 +7,7 @@ from jaxrl_llm.methods.base import method
 from jaxrl_llm.rollouts import dynamic_sampling, grouped
 
 
-@method("OTC: Optimal Tool Calls via Reinforcement Learning (Wang et al., 2025)", "arXiv:2504.14870", certainty="sketch")
+@method("OTC: Optimal Tool Calls via Reinforcement Learning (Wang et al., 2025)", "arXiv:2504.14870")
 def otc(*, samples: int = 8, smoothing: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO whose reward is multiplied by how near an answer is to the least number of tool calls that a right one took.
 
@@ -138,7 +138,7 @@ def train_long_think_short(
     return grouped(samples=samples), chain(length, group_advantage(), sequence_mean()), clipped(clip_low, clip_high)
 
 
-@method("Stable Reinforcement Learning for Efficient Reasoning (Dai et al., 2025)", "arXiv:2505.18086", certainty="sketch")
+@method("Stable Reinforcement Learning for Efficient Reasoning (Dai et al., 2025)", "arXiv:2505.18086")
 def grpo_lambda(*, samples: int = 8, share: float = 0.2, strength: float = 0.6, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO that rewards short right answers only for the prompts of the step that are solved most often.
 

@@ -184,7 +184,7 @@ def inverse_step_size(step, *, steps_total: int):
     return 1.0 / jnp.maximum(1.0 - step / steps_total, 1.0 / steps_total)
 
 
-@method("Mirror Descent Policy Optimization (Tomar et al., 2020)", "arXiv:2005.09814", certainty="sketch")
+@method("Mirror Descent Policy Optimization (Tomar et al., 2020)", "arXiv:2005.09814")
 def mdpo(*, samples: int = 8, steps_total: int = 1000):
     """Unclipped ratios with a KL penalty to the policy that sampled, which grows as the step size of the descent is annealed.
 
@@ -205,7 +205,6 @@ def mdpo(*, samples: int = 8, steps_total: int = 1000):
 @method(
     "GRPO-Guard: Mitigating Implicit Over-Optimization in Flow Matching via Regulated Clipping (Wang et al., 2025)",
     "arXiv:2510.22319",
-    certainty="sketch",
 )
 def grpo_guard(*, samples: int = 8, by: str = "position", buckets: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO whose log-ratios have one mean and one deviation over the length of an answer, so that the clip binds everywhere.
@@ -223,9 +222,7 @@ def grpo_guard(*, samples: int = 8, by: str = "position", buckets: int = 8, clip
 
 
 @method(
-    "Delay-Adapted Policy Optimization and Improved Regret for Adversarial MDP (Lancewicki et al., 2023)",
-    "arXiv:2305.07911",
-    certainty="sketch",
+    "Delay-Adapted Policy Optimization and Improved Regret for Adversarial MDP (Lancewicki et al., 2023)", "arXiv:2305.07911"
 )
 def delay_adapted(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO whose late samples count by min(p / q, 1), p of the policy when they arrive and q of the one that drew them.

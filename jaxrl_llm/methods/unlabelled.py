@@ -36,7 +36,7 @@ def evol_rl(
     return grouped(samples=samples), chain(novelty_reward(), group_advantage(scale=BESSEL), token_mean()), loss
 
 
-@method("RESTRAIN: From Spurious Votes to Signals (Yu et al., 2025)", "arXiv:2510.02172", certainty="sketch")
+@method("RESTRAIN: From Spurious Votes to Signals (Yu et al., 2025)", "arXiv:2510.02172")
 def restrain(
     *,
     samples: int = 16,

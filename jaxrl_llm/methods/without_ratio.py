@@ -145,7 +145,7 @@ def reg_grpo(*, samples: int = 8, kl_coefficient: float = 0.04, epsilon: float =
     return grouped(samples=samples), chain(group_advantage(), sequence_mean()), loss
 
 
-@method("FlowRL: Matching Reward Distributions for LLM Reasoning (Zhu et al., 2025)", "arXiv:2509.15207", certainty="sketch")
+@method("FlowRL: Matching Reward Distributions for LLM Reasoning (Zhu et al., 2025)", "arXiv:2509.15207")
 def flowrl(*, samples: int = 8, beta: float = 15.0, clip_low: float = 0.2, clip_high: float = 0.28):
     """Squared gap between the policy and the reference tilted by the reward, with a learned partition function of the prompt.
 

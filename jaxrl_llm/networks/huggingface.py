@@ -46,8 +46,7 @@ def load_huggingface(
       dtype: of the parameters.
       compute_dtype: of the computation; `dtype` by default.
       value_head: outputs of a value head to add; it is zero unless the checkpoint was saved with one.
-      remat: as in `DecoderConfig`.
-      attention: as in `DecoderConfig`.
+      remat, attention: as in `DecoderConfig`.
       shardings: gives the sharding of each parameter of a network, such as `distributed.parameter_shardings` on a mesh;
         by default, parameters are on the default device.
       progress: whether to show a progress bar.

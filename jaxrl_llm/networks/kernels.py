@@ -83,8 +83,7 @@ def kernel_attention(
       query: [B, T, N, H], of the columns `asking`.
       key: [B, T, K, H], of all columns.
       value: [B, T, K, H].
-      reach: int32 [B, T].
-      positions: int32 [B, T].
+      reach, positions: int32 [B, T].
       visible: see `kernel_blocks`.
       window: tokens that are seen.
       asking: columns of the queries.

@@ -27,8 +27,7 @@ def make_leaves(
 
     Args:
       module: has a `config` and is at work (in a compact method).
-      initializer: of the kernel.
-      shape: of the kernel.
+      initializer, shape: of the kernel.
       axes: names of its axes.
       inputs: axes that are contracted.
       leading: axes before them.

@@ -1,141 +1,56 @@
 """From scores to losses: pure, hashable functions `(Scores, Batch) -> (loss, metrics)`."""
 
 from jaxrl_llm.objectives.adaptive_clips import (
-    balanced_clip,
-    bucket_normalised,
-    entropy_clip,
-    entropy_scale,
-    probability_clip,
-    proximal_clip,
-)
+    balanced_clip, bucket_normalised, entropy_clip, entropy_scale, probability_clip, proximal_clip,
+)  # fmt: skip
 from jaxrl_llm.objectives.balance import trajectory_balance
 from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted, weighted_sum
 from jaxrl_llm.objectives.batch_statistics import token_uniform
 from jaxrl_llm.objectives.candidates import group_tokens, sampled, tokens_of_group, top, vocabulary
 from jaxrl_llm.objectives.contrast import (
-    brevity_weight,
-    contrastive_policy_gradient,
-    discriminative,
-    group_preference,
-    log_ratio_regression,
-    probability_ratio,
-    self_improving,
-    squared_hinge_kl,
-    truncated_policy,
-)
+    brevity_weight, contrastive_policy_gradient, discriminative, group_preference, log_ratio_regression, probability_ratio,
+    self_improving, squared_hinge_kl, truncated_policy,
+)  # fmt: skip
 from jaxrl_llm.objectives.distillation import (
-    alpha_divergence,
-    cross_entropy,
-    divergence,
-    forward_divergence,
-    generalised_divergence,
-    jensen_shannon,
-    one_token_rollouts,
-    projected,
-    reverse_divergence,
-    score_centering,
-)
+    alpha_divergence, cross_entropy, divergence, forward_divergence, generalised_divergence, jensen_shannon, one_token_rollouts,
+    projected, reverse_divergence, score_centering,
+)  # fmt: skip
 from jaxrl_llm.objectives.implicit_rewards import (
-    alpha_transform,
-    anchored_ratio,
-    beyond_shared_length,
-    collision_ratio,
-    jensen_shannon_transform,
-    length_bonus,
-    log_odds,
+    alpha_transform, anchored_ratio, beyond_shared_length, collision_ratio, jensen_shannon_transform, length_bonus, log_odds,
     token_guidance,
-)
+)  # fmt: skip
 from jaxrl_llm.objectives.masks import (
-    covariance_clip_mask,
-    difficulty_weight,
-    divergence_mask,
-    focal,
-    positive_advantage,
-    ring_mask,
-    second_moment_mask,
-    top_covariance_mask,
-    top_entropy_mask,
-)
+    covariance_clip_mask, difficulty_weight, divergence_mask, focal, positive_advantage, ring_mask, second_moment_mask,
+    top_covariance_mask, top_entropy_mask,
+)  # fmt: skip
 from jaxrl_llm.objectives.off_policy import batch_normalised, importance_weight, rejection, renormalised
 from jaxrl_llm.objectives.policy import policy, policy_gap
 from jaxrl_llm.objectives.preference import (
-    bradley_terry,
-    chosen_likelihood,
-    chosen_token_likelihood,
-    preference,
-    quantile_preference,
-)
+    bradley_terry, chosen_likelihood, chosen_token_likelihood, preference, quantile_preference,
+)  # fmt: skip
 from jaxrl_llm.objectives.preference_links import (
-    apo_down_link,
-    apo_zero_link,
-    bco_link,
-    biased_link,
-    discopop_link,
-    exo_link,
-    hinge_link,
-    ipo_link,
-    nca_link,
-    positive_link,
-    robust_link,
-    sigmoid_link,
-    sppo_link,
-)
+    apo_down_link, apo_zero_link, bco_link, biased_link, discopop_link, exo_link, hinge_link, ipo_link, nca_link, positive_link,
+    robust_link, sigmoid_link, sppo_link,
+)  # fmt: skip
 from jaxrl_llm.objectives.ranking import pairwise_clip, pairwise_ranking, plackett_luce
 from jaxrl_llm.objectives.ratios import (
-    arithmetic_sequence_ratio,
-    corrected_total_ratio,
-    geometric_ratio,
-    likelihood,
-    mixture_ratio,
-    own_ratio,
-    prefix_ratio,
-    sequence_ratio,
-    sequence_token_ratio,
-    sequence_total_ratio,
-    token_ratio,
-    turn_ratio,
-)
+    arithmetic_sequence_ratio, corrected_total_ratio, geometric_ratio, likelihood, mixture_ratio, own_ratio, prefix_ratio,
+    sequence_ratio, sequence_token_ratio, sequence_total_ratio, token_ratio, turn_ratio,
+)  # fmt: skip
 from jaxrl_llm.objectives.regularizers import (
-    entropy_bonus,
-    kl,
-    load_balancing,
-    overconfidence,
-    router_z,
-    smoothed_entropy,
-    top_entropy_bonus,
-)
+    entropy_bonus, kl, load_balancing, overconfidence, router_z, smoothed_entropy, top_entropy_bonus,
+)  # fmt: skip
 from jaxrl_llm.objectives.supervised import (
-    blended,
-    label_smoothing,
-    negative_log_likelihood,
-    own_mean,
-    probability,
-    sequence_likelihood,
-    uncertainty,
-)
+    blended, label_smoothing, negative_log_likelihood, own_mean, probability, sequence_likelihood, uncertainty,
+)  # fmt: skip
 from jaxrl_llm.objectives.trust import (
-    cispo,
-    clip,
-    discovered_drift,
-    flipped,
-    gradient_preserving_clip,
-    rpg,
-    sapo,
-    score_function,
-    shaped,
-    tapered,
-    unclipped,
+    cispo, clip, discovered_drift, flipped, gradient_preserving_clip, rpg, sapo, score_function, shaped, tapered, unclipped,
     vespo,
-)
+)  # fmt: skip
 from jaxrl_llm.objectives.unpaired import (
-    controlled_reference_point,
-    given_reference_point,
-    logistic_link,
-    mean_reference_point,
-    running_reference_point,
-    saturating_link,
-    unpaired,
-)
+    controlled_reference_point, given_reference_point, logistic_link, mean_reference_point, running_reference_point,
+    saturating_link, unpaired,
+)  # fmt: skip
 from jaxrl_llm.objectives.valuation import advantage_regression, dro, nft, rover
 from jaxrl_llm.objectives.values import categorical_value_loss, quantile_value_loss, value_loss
 

@@ -42,7 +42,6 @@ def probability_clip(
 
     Source: DCPO, https://arxiv.org/abs/2509.02333
     """
-    del scores
     inverse = jnp.exp(-jnp.maximum(masked(logp_of(against, batch), batch.mask), -60.0))
     lower = 0.5 + jnp.sqrt(jnp.maximum(0.25 - low * inverse, 0.0))
     upper = jnp.minimum(0.5 + jnp.sqrt(0.25 + high * inverse), max(dual, 10.0))
@@ -58,7 +57,6 @@ def proximal_clip(log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, 
 
     Source: ReMix, https://arxiv.org/abs/2507.06892; generalised PPO, https://arxiv.org/abs/2111.00072
     """
-    del scores
     proximal, behavior = (masked(logp_of(who, batch), batch.mask) for who in ("proximal", "behavior"))
     centre = jnp.exp(difference(proximal, behavior))
     return clipped_loss(jnp.exp(log_ratio), batch.advantage, centre - low, centre + high)
@@ -95,7 +93,6 @@ def balanced_clip(
 
     Source: BAPO, https://arxiv.org/abs/2510.18927
     """
-    del scores
     grid = jnp.asarray(_bound_grid(lower, upper, step))
     ratio, weight = jax.lax.stop_gradient(jnp.exp(log_ratio)), masked(batch.weight, batch.mask)
     advantage = masked(batch.advantage, counted(batch))
@@ -143,15 +140,13 @@ def entropy_clip(
     With h in [-1, 1] of `relative_entropy`: from 1 - low (1 + `widening` max(-h, 0)) to 1 + high (1 + `widening` max(h, 0)).
 
     Args:
-      low: as in `clip`.
-      high: as in `clip`.
+      low, high: as in `clip`.
       widening: alpha, 0 for `clip`.
       level: quantile of the log-entropies at which h is 0.
       dual: as in `clip`.
 
     Source: HAPO, https://arxiv.org/abs/2509.16591; its released code has the lower bounds never widen, by a sign
     """
-    del scores
     below, above = _widened(low, high, relative_entropy(batch, level), widening)
     return clipped_loss(jnp.exp(log_ratio), batch.advantage, 1.0 - below, 1.0 + above, dual)
 
@@ -180,9 +175,7 @@ def entropy_scale(
     of low entropy count less where it is still within; 1 elsewhere.
 
     Args:
-      low: as in `entropy_clip`.
-      high: as in `entropy_clip`.
-      widening: as in `entropy_clip`.
+      low, high, widening: as in `entropy_clip`.
       strength: beta, between 0 and 1.
       level: as in `entropy_clip`.
       ratio: log importance ratio.

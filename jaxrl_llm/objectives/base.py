@@ -156,7 +156,6 @@ def by_source(scores: Scores, batch: Batch, *, terms: tuple[tuple[int, Composabl
       others: what rows of other sources than 0 are. It computes nothing: a program that has no such rows must refuse the
         method rather than leave their term at 0, so they are a need of it, "rows_of_demonstrations".
     """
-    del others
     total, metrics = jnp.zeros_like(batch.weight), {}
     for source, term in terms:
         own = batch.extras["source"] == source

@@ -31,7 +31,6 @@ def of_groups(rule: Composable) -> bool:
 @_picks
 def vocabulary(log_probabilities, tokens, keys, *, of: str = "proximal"):
     """Every token: exact divergences, for vocabularies that are small enough to be stored at each place."""
-    del keys, of
     return jnp.broadcast_to(jnp.arange(log_probabilities.shape[-1]), (*tokens.shape, log_probabilities.shape[-1]))
 
 
@@ -46,7 +45,6 @@ def top(log_probabilities, tokens, keys, *, count: int, mass: float = 1.0, with_
       with_token: the token that stands there is always a candidate, in the place of the least likely one if need be.
       of: whose distribution.
     """
-    del keys, of
     values, ids = jax.lax.top_k(log_probabilities, min(count, log_probabilities.shape[-1]))
     if mass < 1:
         shares = jnp.exp(values)
@@ -67,7 +65,6 @@ def sampled(log_probabilities, tokens, keys, *, count: int, temperature: float =
       temperature: divides the log-probabilities.
       of: whose distribution.
     """
-    del tokens, of
 
     def draw(logp, key):
         return jax.random.categorical(key, logp / temperature, shape=(count,))
@@ -85,7 +82,6 @@ def tokens_of_group(log_probabilities, tokens, keys, *, of: str = "proximal"):
     Raises:
       ValueError: when it is run on single tokens.
     """
-    del log_probabilities, tokens, keys, of
     raise ValueError("tokens_of_group looks at whole groups; fill extras['candidates'] by objectives.group_tokens(rollouts)")
 
 

@@ -75,7 +75,6 @@ def brevity_weight(batch: Batch, groups: Groups, *, temperature: float = 0.1, ma
 
     Source: DRPO, https://arxiv.org/abs/2510.04474
     """
-    del batch
     if temperature <= 0 or max_length < 1:
         raise ValueError(f"temperature={temperature}, max_length={max_length}: they must be above 0, and at least 1 token")
     return jnp.exp(-groups.length / (max_length * temperature))

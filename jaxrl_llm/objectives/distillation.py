@@ -146,7 +146,6 @@ def one_token_rollouts(scores: Scores, batch: Batch, *, candidates: Composable, 
 
     Source: One-Token Rollout, https://arxiv.org/abs/2509.26313
     """
-    del candidates
     ids, logp = batch.extras["candidates"], without_infinities(masked(scores.candidate_logp, batch.mask[..., None]))
     reward = jnp.where(ids == batch.tokens[..., None], 1.0, wrong) * (ids >= 0)
     count = jnp.maximum((ids >= 0).sum(axis=-1), 1)
@@ -225,7 +224,6 @@ def projected(
 
     Source: TROLL, https://arxiv.org/abs/2510.03817
     """
-    del log_ratio, candidates
     if bound <= 0:
         raise ValueError(f"bound is {bound} nats; it must be above 0")
     inside = batch.mask[..., None]

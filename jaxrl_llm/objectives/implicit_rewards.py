@@ -83,7 +83,6 @@ def token_guidance(scores: Scores, batch: Batch, *, alpha: float = 0.5, beta: fl
 
     Source: TGDPO, https://arxiv.org/abs/2506.14574
     """
-    del scores
     guide = log_ratio(masked(batch.extras["teacher_logp"], batch.mask), masked(batch.reference_logp, batch.mask))
     return 1.0 + alpha * beta * jnp.sign(masked(batch.extras["preference"], batch.mask)) * guide
 
@@ -98,7 +97,6 @@ def beyond_shared_length(scores: Scores, batch: Batch, *, alpha: float = 0.5):
 
     Source: LD-DPO, https://arxiv.org/abs/2409.06411
     """
-    del scores
     require(0 <= alpha <= 1, "alpha", alpha, "from 0 (cut to the shared length) to 1 (plain DPO)")
     pairs = find_pairs(batch)
     actions = (batch.mask > 0).astype(jnp.float32)

@@ -6,16 +6,9 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import log_ratio, masked, materialised
+from jaxrl_llm.objectives import batch_statistics
 from jaxrl_llm.objectives.base import logp_name, logp_of, traits
-from jaxrl_llm.objectives.batch_statistics import (
-    counted,
-    from_quantile,
-    log_probability_covariance,
-    share_count,
-    smallest,
-    sorted_actions,
-    token_uniform,
-)
+from jaxrl_llm.objectives.batch_statistics import counted, from_quantile, log_probability_covariance, share_count, smallest
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO
 from jaxrl_llm.types import Batch, Scores
 
@@ -86,8 +79,7 @@ def ring_mask(
     that lead back from far outside.
 
     Args:
-      low: as in `clip`.
-      high: as in `clip`.
+      low, high: as in `clip`.
       far_low: of the ring; below 1 - `far_low` positive advantages train again.
       far_high: of the ring; above 1 + `far_high` negative advantages train again.
       two_sided: whether both bounds hold for every advantage.
@@ -128,7 +120,6 @@ def positive_advantage(scores: Scores, batch: Batch):
 
     Source: A-LoL, https://arxiv.org/abs/2305.14718
     """
-    del scores
     return (batch.advantage > 0).astype(jnp.float32)
 
 
@@ -181,10 +172,8 @@ def covariance_clip_mask(
 
     Args:
       share: of all actions.
-      lowest: bound of the covariance.
-      highest: bound of the covariance.
-      low: as in the `clip` of the same policy term.
-      high: as in the `clip` of the same policy term.
+      lowest, highest: bounds of the covariance.
+      low, high: as in the `clip` of the same policy term.
       ratio: that of the policy term.
       seed: of the draw.
 
@@ -194,7 +183,7 @@ def covariance_clip_mask(
     covariance = log_probability_covariance(scores.logp, batch)
     above, below = (moved > 1.0 + high) & (batch.advantage > 0), (moved < 1.0 - low) & (batch.advantage < 0)
     candidates = actions * (covariance > lowest) * (covariance < highest) * ~(above | below)
-    return 1.0 - smallest(token_uniform(batch, seed), candidates, share_count(share, actions))
+    return 1.0 - smallest(batch_statistics.token_uniform(batch, seed), candidates, share_count(share, actions))
 
 
 @composable
@@ -233,7 +222,7 @@ def second_moment_mask(
     if harmful_only:
         actions = actions * (masked(batch.advantage, actions) * moved > 0)
     squared = materialised(jnp.square(moved))
-    ordered, count = sorted_actions(squared, actions)
+    ordered, count = batch_statistics.sorted_actions(squared, actions)
     place = jnp.arange(ordered.size)
     mean = jnp.cumsum(ordered) / (place + 1)
     # Where several are equal, the last of them tells whether all fit.
@@ -257,7 +246,6 @@ def difficulty_weight(scores: Scores, batch: Batch, *, steepness: float = math.e
 
     Source: difficulty-adaptive divergence shaping, https://arxiv.org/abs/2506.21655
     """
-    del scores
     require(steepness > 0, "steepness", steepness, "above 0")
     accuracy = masked(batch.extras["accuracy"], batch.mask)
     eased = (batch.advantage > 0) & (accuracy > 0) & (accuracy < 1)

@@ -78,7 +78,7 @@ def ipo_link(chosen, rejected, *, beta: float = 0.1):
 
     Source: IPO, https://arxiv.org/abs/2310.12036
     """
-    _check_positive("beta", beta)
+    require(beta > 0, "beta", beta, "above 0")
     return jnp.square(chosen - rejected - 0.5 / beta)
 
 
@@ -124,7 +124,7 @@ def sppo_link(chosen, rejected, *, beta: float = 0.1):
 
     Source: SPPO, https://arxiv.org/abs/2405.00675, with hard labels; 1 / `beta` is its eta
     """
-    _check_positive("beta", beta)
+    require(beta > 0, "beta", beta, "above 0")
     return jnp.square(chosen - 0.5 / beta) + jnp.square(rejected + 0.5 / beta)
 
 
@@ -173,7 +173,3 @@ def positive_link(chosen, rejected, *, beta: float = 0.1, penalty: float = 50.0)
 def _check_rate(name: str, value: float, zero: bool = True) -> None:
     if not (0 <= value < 0.5) or (value == 0 and not zero):
         raise ValueError(f"{name} is {value}; it must be {'at least 0' if zero else 'above 0'} and below 1/2")
-
-
-def _check_positive(name: str, value: float) -> None:
-    require(value > 0, name, value, "above 0")

@@ -77,7 +77,6 @@ def top_entropy_bonus(scores: Scores, batch: Batch, *, coefficient: float | str 
 
     Source: AEnt, https://arxiv.org/abs/2509.03493
     """
-    del cut
     entropy = masked(scores.top_entropy, batch.mask)
     return -coefficient_value(coefficient, batch) * entropy, {"top_entropy": weighted_sum(entropy, batch)}
 

@@ -73,8 +73,7 @@ def blended(scores: Scores, batch: Batch, *, first: Composable, second: Composab
     """(1 - `share`) times the first term plus `share` times the second.
 
     Args:
-      first: any term of an objective.
-      second: likewise.
+      first, second: any term of an objective.
       share: a number, or the name of a scalar in `batch.coefficients`.
 
     Source: CHORD, https://arxiv.org/abs/2508.11408, whose share decays

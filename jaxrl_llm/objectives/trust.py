@@ -41,14 +41,12 @@ def clip(log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, high: flo
     Source: PPO, https://arxiv.org/abs/1707.06347; dual clip, https://arxiv.org/abs/1912.09729; asymmetric bounds
       ("clip-higher"), DAPO, https://arxiv.org/abs/2503.14476; INTELLECT-2, https://arxiv.org/abs/2505.07291
     """
-    del scores
     return clipped_loss(jnp.exp(log_ratio), batch.advantage, 1.0 - low, 1.0 + high, dual)
 
 
 @composable
 def unclipped(log_ratio, scores: Scores, batch: Batch):
     """-r A, the importance-weighted surrogate without any bound."""
-    del scores
     return -jnp.exp(log_ratio) * batch.advantage
 
 
@@ -58,7 +56,6 @@ def score_function(log_ratio, scores: Scores, batch: Batch):
 
     Source: REINFORCE, https://doi.org/10.1007/BF00992696
     """
-    del log_ratio
     return -batch.advantage * scores.logp
 
 
@@ -115,7 +112,6 @@ def sapo(log_ratio, scores: Scores, batch: Batch, *, positive: float = 1.0, nega
 
     Source: SAPO, https://arxiv.org/abs/2511.20347
     """
-    del scores
     if positive <= 0 or negative <= 0:
         raise ValueError(f"positive={positive}, negative={negative}: both temperatures must be above 0")
     temperature = jnp.where(batch.advantage > 0, positive, negative)
@@ -175,7 +171,6 @@ def gradient_preserving_clip(
 
     Source: GPPO, https://arxiv.org/abs/2508.07629 (both factors 1); CE-GPPO, https://arxiv.org/abs/2509.20712
     """
-    del scores
     ratio, advantage = jnp.exp(log_ratio), batch.advantage
     held = jax.lax.stop_gradient(ratio)
     below, above = (advantage < 0) & (ratio < 1.0 - low), (advantage > 0) & (ratio > 1.0 + high)
@@ -193,7 +188,6 @@ def shaped(log_ratio, scores: Scores, batch: Batch, *, gamma: float = 0.1):
     Source: LUFFY, https://arxiv.org/abs/2504.14945, for demonstrations, with the ratio `likelihood`; also ICPO,
       https://arxiv.org/abs/2510.26519
     """
-    del scores
     require(gamma > 0, "gamma", gamma, "above 0")
     ratio = jnp.exp(log_ratio)
     return -batch.advantage * ratio / (ratio + gamma)
@@ -245,7 +239,6 @@ def discovered_drift(log_ratio, scores: Scores, batch: Batch, *, alpha: float = 
 
     Source: Discovered Policy Optimisation, https://arxiv.org/abs/2210.05639
     """
-    del scores
     if alpha <= 0 or beta <= 0:
         raise ValueError(f"alpha={alpha}, beta={beta}: both must be above 0")
     ratio, advantage = jnp.exp(log_ratio), batch.advantage
@@ -285,9 +278,7 @@ def rpg(
       style: "reinforce" clips w times the regularised advantage, A less `beta` times the derivative of the divergence by w
         (times w, by log pi), without gradient; "differentiable" clips w A and adds the divergence itself. Inside of the
         bounds the gradients are equal.
-      low: as in `clip`.
-      high: as in `clip`.
-      dual: as in `clip`.
+      low, high, dual: as in `clip`.
 
     Raises:
       ValueError: an unknown direction or style, or a bad `dual`.

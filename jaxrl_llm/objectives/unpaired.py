@@ -41,7 +41,6 @@ def mean_reference_point(reward, labelled, batch: Batch, groups: Groups):
 
     Source: in place of KTO's, whose mean is over mismatched pairs of prompt and answer, see `given_reference_point`
     """
-    del batch, groups
     return jnp.maximum(safe_divide(masked(reward, labelled).sum(), labelled.sum()), 0.0)
 
 
@@ -54,7 +53,6 @@ def given_reference_point(reward, labelled, batch: Batch, groups: Groups, *, ann
 
     Source: KTO, https://arxiv.org/abs/2402.01306, section 4.1
     """
-    del reward
     given = rollout_mean(batch.extras[annotation], batch.mask, groups.rollout)
     return jnp.maximum(safe_divide(masked(given, labelled).sum(), labelled.sum()), 0.0)
 
@@ -62,7 +60,6 @@ def given_reference_point(reward, labelled, batch: Batch, groups: Groups, *, ann
 @composable
 def controlled_reference_point(reward, labelled, batch: Batch, groups: Groups, *, coefficient: str = "reward_shift"):
     """The scalar of that name in `batch.coefficients`, as a controller keeps it: delta / beta of BCO."""
-    del reward, labelled, groups
     return coefficient_value(coefficient, batch)
 
 
@@ -77,7 +74,6 @@ def running_reference_point(reward, labelled, batch: Batch, groups: Groups, *, t
 
     Source: the running mean of BCO in TRL's former trainer
     """
-    del groups
     sums = masked(reward, labelled).sum(), labelled.sum()
     before = (coefficient_value(name, batch) for name in (total, count))
     return safe_divide(*(earlier + now for earlier, now in zip(before, sums, strict=True)))

@@ -56,7 +56,6 @@ def nft(
 
     Source: NFT, https://arxiv.org/abs/2505.18116; bounds and floor are those of the authors' code
     """
-    del scores
     require(weighting in NFT_WEIGHTS, "weighting", weighting, f"one of {NFT_WEIGHTS}")
     capped = jnp.minimum(log_ratio, 10.0)
     accuracy = jnp.clip(masked(batch.extras["accuracy"], batch.mask), *accuracy_bounds)

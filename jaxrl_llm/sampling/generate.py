@@ -145,8 +145,7 @@ def stream(
       prompt: token ids.
       max_new_tokens: most tokens.
       chunk: tokens between two yields.
-      stop_strings: as in `generate`.
-      detokenize: as in `generate`.
+      stop_strings, detokenize: as in `generate`.
       **options: `temperature`, `top_k`, `top_p`, `min_p`, `stop_ids`, `seed`, `step`, `uids`, `buckets`, `logit_mask`.
 
     Raises:
