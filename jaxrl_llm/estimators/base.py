@@ -111,7 +111,7 @@ def _refuse_missing(rollouts: Rollouts, function: Composable) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _ChainInit:
+class ChainInit:
     estimators: tuple[Estimator, ...]
 
     def __call__(self):
@@ -138,4 +138,4 @@ def chain(*estimators: Estimator) -> Estimator:
       chain(group_advantage(), token_mean())
     """
     parts = tuple(part for estimator in estimators for part in estimator.parts)
-    return Estimator(_ChainInit(estimators), _ChainUpdate(estimators), parts)
+    return Estimator(ChainInit(estimators), _ChainUpdate(estimators), parts)

@@ -9,11 +9,7 @@ from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
-def _first_multiplier(*, initial: float, **options):
-    return jnp.float32(initial)
-
-
-@stateful(_first_multiplier)
+@stateful(lambda *, initial, **options: jnp.float32(initial))
 def lagrangian_advantage(
     rollouts: Rollouts,
     multiplier,

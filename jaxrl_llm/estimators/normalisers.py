@@ -56,11 +56,7 @@ def whiten(
     return rollouts.replace(advantage=masked(scaled if shift_mean else scaled + mean, taken))
 
 
-def _no_scores(**options):
-    return {"count": jnp.zeros(()), "mean": jnp.zeros(()), "squares": jnp.zeros(())}
-
-
-@stateful(_no_scores)
+@stateful(lambda **options: {"count": jnp.zeros(()), "mean": jnp.zeros(()), "squares": jnp.zeros(())})
 def running_scale(
     rollouts: Rollouts,
     state,

@@ -94,11 +94,7 @@ def discounted_sums(rewards, steps, discount: float):
     return jax.lax.scan(backward, jnp.zeros(rewards.shape[0]), (rewards.T, steps.T > 0), reverse=True)[1].T
 
 
-def _initial(*, initial: float, **options):
-    return jnp.float32(initial)
-
-
-@stateful(init=_initial, annotations=("behavior_logp", "reference_logp"))
+@stateful(lambda *, initial, **options: jnp.float32(initial), annotations=("behavior_logp", "reference_logp"))
 def adaptive_kl_in_reward(
     rollouts: Rollouts,
     state,

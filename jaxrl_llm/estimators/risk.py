@@ -14,11 +14,7 @@ CREDITS = ("share", "std", "uniform")
 EPSILON = 1e-6
 
 
-def _no_quantiles(**options):
-    return {"quantiles": jnp.zeros(2), "started": jnp.zeros((), bool)}
-
-
-@stateful(_no_quantiles)
+@stateful(lambda **options: {"quantiles": jnp.zeros(2), "started": jnp.zeros((), bool)})
 def risk_advantage(
     rollouts: Rollouts,
     state,

@@ -200,11 +200,7 @@ def drop_infeasible(rollouts: Rollouts) -> Rollouts:
     return rollouts.replace(valid=rollouts.valid * (rollouts.extras["feasible"] > 0))
 
 
-def _no_average(**options):
-    return {"mean": jnp.zeros(()), "share": jnp.zeros(())}
-
-
-@stateful(_no_average)
+@stateful(lambda **options: {"mean": jnp.zeros(()), "share": jnp.zeros(())})
 def moving_average_advantage(
     rollouts: Rollouts, state, key, *, decay: float = 0.9, reward_weights: tuple[float, ...] | None = None
 ):

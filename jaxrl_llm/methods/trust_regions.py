@@ -150,14 +150,9 @@ def rpg(
       scripts, `max_rounds` is ours.
     """
     trust = objectives.rpg(
-        beta=kl_coefficient,
-        direction=direction,
-        normalised=normalised,
-        style=style,
-        low=clip_low,
-        high=clip_high,
+        beta=kl_coefficient, direction=direction, normalised=normalised, style=style, low=clip_low, high=clip_high,
         dual=clip_dual,
-    )
+    )  # fmt: skip
     strategy = dynamic_sampling(samples=samples, max_rounds=max_rounds)
     return strategy, chain(group_advantage(scale=None), token_mean()), objective(policy(trust=trust))
 

@@ -82,24 +82,10 @@ def generate(
       ValueError: an argument out of its range; the message names it and the mend.
     """
     work = _work(
-        network,
-        params,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        num_samples=num_samples,
-        limits=limits,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        stop_ids=stop_ids,
-        seed=seed,
-        step=step,
-        uids=uids,
-        buckets=buckets,
-        logit_mask=logit_mask,
-        record_routes=record_routes,
-    )
+        network, params, prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, limits=limits,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop_ids=stop_ids, seed=seed, step=step, uids=uids,
+        buckets=buckets, logit_mask=logit_mask, record_routes=record_routes,
+    )  # fmt: skip
     counts = np.broadcast_to(num_samples, len(prompts))
     stops = _stops_of_rows(stop_strings, detokenize, counts)
     options = {"columns": max_new_tokens, "slots": _checked_slots(slots, work, max_new_tokens)}

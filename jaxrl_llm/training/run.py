@@ -22,10 +22,9 @@ from jaxrl_llm.training.config import check_config, method_options, preference_m
 from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.layout import lay_out
 from jaxrl_llm.training.lock import locked
-from jaxrl_llm.training.policies import load_policy
+from jaxrl_llm.training.policies import build_teacher, load_policy
 from jaxrl_llm.training.report import say
 from jaxrl_llm.training.reward_functions import build_rewards
-from jaxrl_llm.training.teacher import build_teacher
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.types import Batch, Rollouts
 
@@ -139,14 +138,9 @@ class Run:
           failures: a list that they are added to.
         """
         return scores.make_score(
-            self.pool,
-            {name: self.rewards[name] for name in names},
-            self.config.rewards.deadline_seconds,
-            told=self.told,
-            failures=[] if failures is None else failures,
-            log=self.workdir / "reward_failures.jsonl",
-            step=step,
-        )
+            self.pool, {name: self.rewards[name] for name in names}, self.config.rewards.deadline_seconds, told=self.told,
+            failures=[] if failures is None else failures, log=self.workdir / "reward_failures.jsonl", step=step,
+        )  # fmt: skip
 
     def _checked_weights(self, weights: np.ndarray) -> np.ndarray:
         if np.shape(weights) != (len(self.source),):
