@@ -101,11 +101,12 @@ def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annota
     )
 
 
-def composable(function=None, *, needs=(), annotations=(), provides=()):
+def composable(function=None, *, needs=(), annotations=(), provides=(), coupled: bool = False):
     """Decorator: `f(*arrays, **options)` becomes a factory `f(**options) -> Composable`.
 
     The undecorated function stays at hand as `f.function`. Where `needs`, `annotations` or `provides` depend on the options,
-    they are functions: `annotations=lambda options: (options["against"] + "_logp",)`.
+    they are functions: `annotations=lambda options: (options["against"] + "_logp",)`. With `coupled`, what it says of a row
+    depends on other rows.
 
     Example:
       >>> @composable
@@ -117,7 +118,9 @@ def composable(function=None, *, needs=(), annotations=(), provides=()):
       6.0
     """
     if function is None:
-        return functools.partial(composable, needs=needs, annotations=annotations, provides=provides)
+        return functools.partial(composable, needs=needs, annotations=annotations, provides=provides, coupled=coupled)
+    if coupled:
+        function.coupled = True
     return factory_of(function, lambda bound: bound, needs=needs, annotations=annotations, provides=provides)
 
 

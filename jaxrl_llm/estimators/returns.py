@@ -7,7 +7,7 @@ from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.estimators.base import stateful, stateless
 from jaxrl_llm.estimators.pools import classes, divisor, group_mean, group_variance
 from jaxrl_llm.estimators.scores import last_action, row_scores
-from jaxrl_llm.numerics import kl_estimate, masked, safe_divide
+from jaxrl_llm.numerics import kl_estimate, masked, over_segments, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
@@ -141,11 +141,7 @@ def over_turns(values, rollouts: Rollouts):
     """Sum of `values` [N, T] over the actions of a turn, at its first action; 0 elsewhere."""
     first = first_actions(rollouts)
     number = jnp.cumsum(first, axis=1).astype(jnp.int32)
-
-    def total(values, number):
-        return jax.ops.segment_sum(values, number, num_segments=values.shape[0] + 1)[number]
-
-    return first * jax.vmap(total)(masked(values, rollouts.mask), number)
+    return first * over_segments(jax.ops.segment_sum, masked(values, rollouts.mask), number)
 
 
 def along_turns(values, rollouts: Rollouts):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable, require
-from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, safe_divide
+from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, over_segments, safe_divide
 from jaxrl_llm.numerics import log_ratio as difference
-from jaxrl_llm.objectives.base import logp_name, logp_of, traits
+from jaxrl_llm.objectives.base import logp_name, logp_of
 from jaxrl_llm.objectives.batch_statistics import action_mean, action_quantile, counted
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO, segment_total
 from jaxrl_llm.objectives.trust import clipped_loss
@@ -62,8 +62,7 @@ def proximal_clip(log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, 
     return clipped_loss(jnp.exp(log_ratio), batch.advantage, centre - low, centre + high)
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def balanced_clip(
     log_ratio,
     scores: Scores,
@@ -122,8 +121,7 @@ def _values(first: float, last: float, step: float) -> list[float]:
     return [first + number * step for number in range(count)] + [last]
 
 
-@composable(annotations=("proximal_entropy",))
-@traits(coupled=True)
+@composable(annotations=("proximal_entropy",), coupled=True)
 def entropy_clip(
     log_ratio,
     scores: Scores,
@@ -156,8 +154,7 @@ def _widened(low: float, high: float, entropy, widening: float):
     return low * (1.0 + widening * jnp.maximum(-entropy, 0.0)), high * (1.0 + widening * jnp.maximum(entropy, 0.0))
 
 
-@composable(annotations=("proximal_entropy",))
-@traits(coupled=True)
+@composable(annotations=("proximal_entropy",), coupled=True)
 def entropy_scale(
     scores: Scores,
     batch: Batch,
@@ -200,8 +197,7 @@ BY = ("position", "entropy")
 EPSILON = 1e-3  # nats: log-ratios that are all but 0 are left alone
 
 
-@composable(annotations=lambda options: ("proximal_entropy",) if options["by"] == "entropy" else ())
-@traits(coupled=True)
+@composable(annotations=lambda options: ("proximal_entropy",) if options["by"] == "entropy" else (), coupled=True)
 def bucket_normalised(
     scores: Scores,
     batch: Batch,
@@ -255,18 +251,9 @@ def _place(batch: Batch, actions, buckets: int):
     """Which of `buckets` equal parts of its sequence's actions a token lies in, int [B, T]."""
     own = (actions > 0).astype(jnp.int32)
     before = jnp.cumsum(own, axis=1) - own
-    start = _segment_start(before, batch.segment)
+    start = over_segments(jax.ops.segment_min, before, batch.segment)
     length = jnp.maximum(segment_total(own, batch.segment), 1)
     return jnp.clip((before - start) * buckets // length, 0, buckets - 1)
-
-
-def _segment_start(rising, segment):
-    """The smallest of the values [B, T], which rise along a row, of each token's own sequence."""
-
-    def row(values, numbers):
-        return jax.ops.segment_min(values, numbers, num_segments=values.shape[0] + 1)[numbers]
-
-    return jax.vmap(row)(rising, segment)
 
 
 def _entropy_rank(batch: Batch, actions, buckets: int):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable, require
-from jaxrl_llm.numerics import masked
+from jaxrl_llm.numerics import masked, over_segments
 from jaxrl_llm.objectives.base import weighted_sum
 from jaxrl_llm.objectives.policy import factor_value
 from jaxrl_llm.objectives.ratios import segment_total, sequence_ratio
@@ -42,9 +42,5 @@ def _first_actions(batch: Batch):
     """1 at the first action of each sequence [B, T]."""
     width = batch.mask.shape[1]
     places = jnp.where(batch.mask > 0, jnp.arange(width), width)
-
-    def row(values, numbers):
-        return jax.ops.segment_min(values, numbers, num_segments=width + 1)[numbers]
-
-    first = jax.vmap(row)(places, jnp.asarray(batch.segment))
+    first = over_segments(jax.ops.segment_min, places, batch.segment)
     return ((batch.mask > 0) & (places == first)).astype(jnp.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, safe_divide, without_infinities
-from jaxrl_llm.objectives.base import logp_name, traits
+from jaxrl_llm.objectives.base import logp_name
 from jaxrl_llm.objectives.batch_statistics import action_mean, counted
 from jaxrl_llm.objectives.groups import (
     Groups,
@@ -30,8 +30,7 @@ from jaxrl_llm.types import Batch, Scores
 LIKELIHOOD = likelihood()
 
 
-@composable(annotations=("score",))
-@traits(coupled=True)
+@composable(annotations=("score",), coupled=True)
 def contrastive_policy_gradient(scores: Scores, batch: Batch, *, beta: float = 0.1, evidence: Composable = REFERENCE_RATIO):
     """Half the mean over the pairs i < j of a group of -(r_i - r_j) (l_i - l_j) + `beta` / 2 (l_i - l_j)^2.
 
@@ -80,8 +79,7 @@ def brevity_weight(batch: Batch, groups: Groups, *, temperature: float = 0.1, ma
     return jnp.exp(-groups.length / (max_length * temperature))
 
 
-@composable(annotations=("correct",))
-@traits(coupled=True)
+@composable(annotations=("correct",), coupled=True)
 def discriminative(
     scores: Scores,
     batch: Batch,
@@ -121,8 +119,7 @@ def probability_ratio(scores: Scores, batch: Batch):
     return jnp.exp(token_ratio.function(scores, batch)) * (batch.mask > 0)
 
 
-@composable(annotations=logp_name)
-@traits(coupled=True)
+@composable(annotations=logp_name, coupled=True)
 def squared_hinge_kl(scores: Scores, batch: Batch, *, coefficient: float = 1e3, bound: float = 1e-4, against: str = "behavior"):
     """`coefficient` / 2 max(0, KL - `bound`)^2, where KL (nats) is the mean over all actions of log pi_old - log pi.
 
@@ -141,8 +138,7 @@ def squared_hinge_kl(scores: Scores, batch: Batch, *, coefficient: float = 1e3, 
     return jnp.broadcast_to(share, batch.mask.shape), {"constrained_kl": divergence}
 
 
-@composable(annotations=("correct",))
-@traits(coupled=True)
+@composable(annotations=("correct",), coupled=True)
 def group_preference(
     scores: Scores, batch: Batch, *, beta: float = 0.1, variance: float = 1.0, evidence: Composable = REFERENCE_RATIO
 ):
@@ -182,8 +178,7 @@ def _classes(batch: Batch, groups: Groups):
     return correct, wrong, mixed.astype(jnp.float32)
 
 
-@composable(annotations=("behavior_logp",))
-@traits(coupled=True)
+@composable(annotations=("behavior_logp",), coupled=True)
 def truncated_policy(scores: Scores, batch: Batch):
     """-A (log pi(y) - log P(V)) of each rollout y: REINFORCE of the policy cut to the set V of feasible answers.
 
@@ -201,8 +196,7 @@ def truncated_policy(scores: Scores, batch: Batch):
     return rollout_to_tokens(-advantage * (logp - feasible), groups), {}
 
 
-@composable(annotations=("preference", "revises"))
-@traits(coupled=True)
+@composable(annotations=("preference", "revises"), coupled=True)
 def self_improving(
     scores: Scores, batch: Batch, *, alpha: float = 0.5, beta: float = 0.1, evidence: Composable = REFERENCE_RATIO
 ):

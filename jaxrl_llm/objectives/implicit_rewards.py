@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
-from jaxrl_llm.objectives.base import traits
 from jaxrl_llm.objectives.groups import find_pairs, rollout_mean, rollout_sum, two_sides
 from jaxrl_llm.objectives.ratios import token_ratio
 from jaxrl_llm.types import Batch, Scores
@@ -87,8 +86,7 @@ def token_guidance(scores: Scores, batch: Batch, *, alpha: float = 0.5, beta: fl
     return 1.0 + alpha * beta * jnp.sign(masked(batch.extras["preference"], batch.mask)) * guide
 
 
-@composable(annotations=("preference",))
-@traits(coupled=True)
+@composable(annotations=("preference",), coupled=True)
 def beyond_shared_length(scores: Scores, batch: Batch, *, alpha: float = 0.5):
     """1 for as many first actions of each member of a pair as both have, `alpha` for those that the longer has beyond.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import log_ratio, masked, materialised
 from jaxrl_llm.objectives import batch_statistics
-from jaxrl_llm.objectives.base import logp_name, logp_of, traits
+from jaxrl_llm.objectives.base import logp_name, logp_of
 from jaxrl_llm.objectives.batch_statistics import counted, from_quantile, log_probability_covariance, share_count, smallest
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO
 from jaxrl_llm.types import Batch, Scores
@@ -131,8 +131,7 @@ def _other_entropy(options: dict) -> tuple[str, ...]:
     return () if options["of"] == "policy" else (f"{options['of']}_entropy",)
 
 
-@composable(needs=_policy_entropy, annotations=_other_entropy)
-@traits(coupled=True)
+@composable(needs=_policy_entropy, annotations=_other_entropy, coupled=True)
 def top_entropy_mask(scores: Scores, batch: Batch, *, share: float = 0.2, of: str = "policy"):
     """1 at the `share` of the actions whose distributions have the highest entropy, 0 elsewhere.
 
@@ -150,8 +149,7 @@ def top_entropy_mask(scores: Scores, batch: Batch, *, share: float = 0.2, of: st
     return from_quantile(entropy, actions, 1.0 - share).astype(jnp.float32)
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def covariance_clip_mask(
     scores: Scores,
     batch: Batch,
@@ -186,8 +184,7 @@ def covariance_clip_mask(
     return 1.0 - smallest(batch_statistics.token_uniform(batch, seed), candidates, share_count(share, actions))
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def top_covariance_mask(scores: Scores, batch: Batch, *, share: float = 2e-3):
     """1 at the `share` of the actions, at least one, of the largest covariance of log-probability and advantage.
 
@@ -200,8 +197,7 @@ def top_covariance_mask(scores: Scores, batch: Batch, *, share: float = 2e-3):
     return smallest(-covariance, actions, share_count(share, actions)).astype(jnp.float32)
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def second_moment_mask(
     scores: Scores, batch: Batch, *, budget: float = 0.04, harmful_only: bool = False, ratio: Composable = TOKEN_RATIO
 ):

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable, require
-from jaxrl_llm.numerics import kl_estimate, masked, safe_divide
-from jaxrl_llm.objectives.base import logp_of, traits
+from jaxrl_llm.numerics import kl_estimate, masked, over_segments, safe_divide
+from jaxrl_llm.objectives.base import logp_of
 from jaxrl_llm.objectives.batch_statistics import action_mean, counted
 from jaxrl_llm.objectives.groups import find_groups, rollout_mean, rollout_sum
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO, segment_mean, segment_total
@@ -64,8 +64,7 @@ def importance_weight(
     return bounded if outside == "truncate" else jnp.where(weight == bounded, weight, 0.0)
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def batch_normalised(scores: Scores, batch: Batch, *, factor: Composable):
     """`factor` divided by its mean over the batch, so that it leaves the size of the loss alone.
 
@@ -146,23 +145,13 @@ def _over(kind: str, estimate, batch: Batch):
         return segment_total(masked(estimate, batch.mask), batch.segment)
     if kind == "mean":
         return segment_mean(estimate, batch.mask, batch.segment)
-    return _segment_max(jnp.where(batch.mask > 0, estimate, -jnp.inf), batch.segment)
-
-
-def _segment_max(per_token, segment):
-    """Largest value [B, T] of each token's own sequence within its row."""
-
-    def row(values, numbers):
-        return jax.ops.segment_max(values, numbers, num_segments=values.shape[0] + 1)[numbers]
-
-    return jax.vmap(row)(per_token, segment)
+    return over_segments(jax.ops.segment_max, jnp.where(batch.mask > 0, estimate, -jnp.inf), batch.segment)
 
 
 DENOMINATORS = ("batch", "sequence")
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def renormalised(scores: Scores, batch: Batch, *, factor: Composable, over: str = "batch"):
     """`factor`, a mask, times what makes the shares of the actions that it keeps sum to what all shares do.
 

@@ -52,8 +52,7 @@ def bradley_terry(scores: Scores, batch: Batch, *, center: float | str = 0.0):
     return pair_to_tokens(loss, pairs), pair_statistics(chosen, rejected, pairs)
 
 
-@composable(annotations=("preference",))
-@traits(coupled=True)
+@composable(annotations=("preference",), coupled=True)
 def preference(
     scores: Scores,
     batch: Batch,
@@ -93,8 +92,7 @@ def preference(
     return pair_to_tokens(loss, pairs), pair_statistics(chosen, rejected, pairs)
 
 
-@composable(annotations=("preference",))
-@traits(coupled=True)
+@composable(annotations=("preference",), coupled=True)
 def chosen_likelihood(scores: Scores, batch: Batch, *, coefficient: float = 1.0, average: bool = True):
     """-`coefficient` log pi of the preferred rollout of each pair, the mean over its actions or, without `average`, the sum.
 
@@ -106,8 +104,7 @@ def chosen_likelihood(scores: Scores, batch: Batch, *, coefficient: float = 1.0,
     return pair_to_tokens(-coefficient * chosen, pairs), {}
 
 
-@composable(annotations=("preference",))
-@traits(coupled=True)
+@composable(annotations=("preference",), coupled=True)
 def chosen_token_likelihood(scores: Scores, batch: Batch, *, coefficient: float = 1.0):
     """-`coefficient` log pi of the preferred rollouts, the mean over all of their actions: long answers count more.
 
@@ -124,8 +121,7 @@ def chosen_token_likelihood(scores: Scores, batch: Batch, *, coefficient: float 
     return pair_to_tokens(jnp.broadcast_to(-coefficient * mean, pairs.weight.shape), pairs), {}
 
 
-@composable(annotations=("preference", "reference_logp"))
-@traits(coupled=True)
+@composable(annotations=("preference", "reference_logp"), coupled=True)
 def quantile_preference(scores: Scores, batch: Batch, *, link: Composable = SIGMOID, paired: bool = True):
     """Mean over k of `link(x_k, y_k)`, where x_k and y_k are the k-th smallest of two quantities of the pairs of a batch.
 

@@ -4,18 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable, require
-from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide, without_infinities
+from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, over_segments, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import logp_name, logp_of, traits
 from jaxrl_llm.types import Batch, Scores
 
 
 def segment_total(per_token, segment):
     """Sum of `per_token` [B, T] over each token's own sequence within its row, at every token of it, [B, T]."""
-
-    def row(values, numbers):
-        return jax.ops.segment_sum(values, numbers, num_segments=values.shape[0] + 1)[numbers]
-
-    return jax.vmap(row)(per_token, segment)
+    return over_segments(jax.ops.segment_sum, per_token, segment)
 
 
 def segment_mean(per_token, mask, segment):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import masked, safe_divide, without_infinities
-from jaxrl_llm.objectives.base import coefficient_value, traits
+from jaxrl_llm.objectives.base import coefficient_value
 from jaxrl_llm.objectives.groups import find_groups, rollout_sum, rollout_to_tokens
 from jaxrl_llm.types import Batch, Scores
 
@@ -83,8 +83,7 @@ def blended(scores: Scores, batch: Batch, *, first: Composable, second: Composab
     return (1.0 - mu) * one + mu * other, found | more
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def own_mean(scores: Scores, batch: Batch, *, term: Composable):
     """A term divided by the sum of the weights that it sees: within `by_source`, each source's mean is its own.
 

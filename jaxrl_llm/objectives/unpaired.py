@@ -34,8 +34,7 @@ def logistic_link(z):
     return jax.nn.softplus(-z)
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def mean_reference_point(reward, labelled, batch: Batch, groups: Groups):
     """max(0, mean reward of the labelled rollouts): an estimate of the KL divergence from the reference.
 
@@ -44,8 +43,7 @@ def mean_reference_point(reward, labelled, batch: Batch, groups: Groups):
     return jnp.maximum(safe_divide(masked(reward, labelled).sum(), labelled.sum()), 0.0)
 
 
-@composable(annotations=lambda options: (options["annotation"],))
-@traits(coupled=True)
+@composable(annotations=lambda options: (options["annotation"],), coupled=True)
 def given_reference_point(reward, labelled, batch: Batch, groups: Groups, *, annotation: str = "mismatched_ratio"):
     """max(0, mean over the labelled rollouts of `extras[annotation]`), which is equal along a rollout.
 
@@ -63,8 +61,7 @@ def controlled_reference_point(reward, labelled, batch: Batch, groups: Groups, *
     return coefficient_value(coefficient, batch)
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def running_reference_point(reward, labelled, batch: Batch, groups: Groups, *, total: str, count: str):
     """Mean reward of all labelled rollouts so far, those of this batch included.
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import log_ratio as difference
 from jaxrl_llm.numerics import masked
-from jaxrl_llm.objectives.base import traits
 from jaxrl_llm.objectives.groups import find_groups, group_mean, rollout_mean, rollout_sum, rollout_to_tokens
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO
 from jaxrl_llm.types import Batch, Scores
@@ -92,8 +91,7 @@ def rover(log_ratio, scores: Scores, batch: Batch, *, rho: float = 1.0):
     return jnp.square(rho * log_ratio - jax.lax.stop_gradient(target))
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def advantage_regression(scores: Scores, batch: Batch, *, epsilon: float = 1e-4, ratio: Composable = TOKEN_RATIO):
     """(A - (l - mean l) / (std l + `epsilon`))^2 of each rollout, l being the sum over its actions of `ratio`.
 
