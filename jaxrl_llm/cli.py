@@ -1,7 +1,5 @@
 """The verbs: train, evaluate, sample, convert, plan, methods."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import json

@@ -4,8 +4,6 @@ The hidden states meet the unembedding matrix one block of the vocabulary and of
 running sums (an online log-sum-exp); the backward pass builds each block's logits again.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import NamedTuple

@@ -4,8 +4,6 @@ A *check* is a function `(value, place) -> value`. It gives the value as it is u
 one line with the place (file and field), what was found and what is wanted. Null is no value, wherever it stands.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

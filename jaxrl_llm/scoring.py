@@ -1,7 +1,5 @@
 """Per-token statistics of a policy on a batch; those of a network with `hidden` never build the logits, see `head`."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -7,8 +7,6 @@ the first token in which they differ. A row of the forest holds some of them in 
 path of the one before it.
 """
 
-from __future__ import annotations
-
 import bisect
 from typing import NamedTuple
 

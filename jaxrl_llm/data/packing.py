@@ -1,7 +1,5 @@
 """Rollouts into packed rows: after this, everything is per token."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

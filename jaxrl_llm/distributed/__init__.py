@@ -28,6 +28,6 @@ from jaxrl_llm.distributed.weights import copy_program, for_sampling, sampling_m
 
 __all__ = [
     "AXES", "RULES", "SAMPLING_RULES", "abstract_params", "batch_sharding", "check_same", "copy_program", "end", "fetch",
-    "for_sampling", "gathered", "init_params", "is_first", "is_own", "make_mesh", "parameter_shardings", "put",
-    "row_shards", "rules_of", "sampling_mesh", "shard_params", "shard_rows", "sharded", "start",
+    "for_sampling", "gathered", "init_params", "is_first", "is_own", "make_mesh", "parameter_shardings", "put", "row_shards",
+    "rules_of", "sampling_mesh", "shard_params", "shard_rows", "sharded", "start",
 ]  # fmt: skip

@@ -4,8 +4,6 @@ The time of a program is the largest of three, as if all overlapped: multiplicat
 the memory's speed, and bytes on links at the links' speed. It is a lower bound of a step: no program reaches all its peaks.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import math
@@ -24,8 +22,7 @@ class Chip:
 
     Attributes:
       flops: of multiplications in bfloat16.
-      memory: bytes of HBM.
-      memory_speed: bytes of HBM.
+      memory, memory_speed: bytes of HBM.
       link: bytes one way of one link to a neighbour.
       dimensions: of the torus.
       network: bytes of the chip's share of the network between slices.

@@ -6,8 +6,6 @@ as if it were taken, but for the share of turns that the caller knows. https://o
 each operation computes.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 import re

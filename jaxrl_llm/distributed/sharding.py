@@ -1,7 +1,5 @@
 """Which mesh axes split what: a table of rules for training and one for sampling, and what follows from them."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math

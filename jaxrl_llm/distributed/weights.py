@@ -1,7 +1,5 @@
 """Parameters from the layout of training to that of sampling."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any

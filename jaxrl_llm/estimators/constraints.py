@@ -1,22 +1,15 @@
 """Several rewards with bounds on what they may be on average, and a single one with a target."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateful, stateless
-from jaxrl_llm.estimators.components import component_of
 from jaxrl_llm.estimators.pools import group_mean
-from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
+from jaxrl_llm.estimators.scores import component_of, row_scores, set_row_advantage
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
-def _first_multiplier(*, initial: float, **options):
-    return jnp.float32(initial)
-
-
-@stateful(_first_multiplier)
+@stateful(lambda *, initial, **options: jnp.float32(initial))
 def lagrangian_advantage(
     rollouts: Rollouts,
     multiplier,
@@ -49,7 +42,6 @@ def lagrangian_advantage(
 
     Source: CAL, https://arxiv.org/abs/2401.14758
     """
-    del key, initial
     value, known = component_of(rollouts, cost)
     group, number = rollouts.group, known.sum()
     mean = safe_divide(value @ known, number)

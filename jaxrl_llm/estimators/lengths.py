@@ -3,14 +3,13 @@
 Each changes one reward component, `component`, which says how right the answer is: right where it is above `threshold`.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.components import component_of, with_component
 from jaxrl_llm.estimators.pools import group_bounds, group_mean, group_rank, group_sum, group_variance, one_each
+from jaxrl_llm.estimators.scores import component_of, with_component
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
@@ -82,8 +81,7 @@ def cosine_length_reward(
 
     Source: Open-RS, https://arxiv.org/abs/2503.16219; the shape is that of https://arxiv.org/abs/2502.03373
     """
-    if max_length < 1:
-        raise ValueError(f"max_length is {max_length}; it must be at least 1 token")
+    require(max_length >= 1, "max_length", max_length, "at least 1 token")
     value, _ = component_of(rollouts, component)
     way = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(rollouts.mask.sum(axis=1) / max_length, 1.0)))
     ends = [jnp.where(value > threshold, of_right, of_wrong) for of_right, of_wrong in zip(right, wrong, strict=True)]
@@ -105,8 +103,7 @@ def efficient_length_reward(
 
     Source: GRPO-lambda, https://arxiv.org/abs/2505.18086
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is {share}; it must be from 0 to 1")
+    require(0 <= share <= 1, "share", share, "from 0 to 1")
     value, present = component_of(rollouts, component)
     group, length = rollouts.group, rollouts.mask.sum(axis=1)
     right = present * (value > threshold)

@@ -1,9 +1,8 @@
 """Normalisation of advantages over the whole step."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateful, stateless
 from jaxrl_llm.estimators.pools import divisor
 from jaxrl_llm.estimators.scores import row_scores
@@ -42,8 +41,7 @@ def whiten(
     Source: REINFORCE++ "global advantage normalisation", https://arxiv.org/abs/2501.03262; PPO practice,
       https://arxiv.org/abs/2006.05990.
     """
-    if over not in UNITS:
-        raise ValueError(f"over is {over!r}; it must be one of {UNITS}")
+    require(over in UNITS, "over", over, f"one of {UNITS}")
     taken = rollouts.mask * rollouts.valid[:, None]
     share = taken if over == "tokens" else safe_divide(taken, taken.sum(axis=1, keepdims=True))
     count = (taken if over == "tokens" else taken.max(axis=1, initial=0.0)).sum()
@@ -58,11 +56,7 @@ def whiten(
     return rollouts.replace(advantage=masked(scaled if shift_mean else scaled + mean, taken))
 
 
-def _no_scores(**options):
-    return {"count": jnp.zeros(()), "mean": jnp.zeros(()), "squares": jnp.zeros(())}
-
-
-@stateful(_no_scores)
+@stateful(lambda **options: {"count": jnp.zeros(()), "mean": jnp.zeros(()), "squares": jnp.zeros(())})
 def running_scale(
     rollouts: Rollouts,
     state,
@@ -86,8 +80,7 @@ def running_scale(
     Raises:
       ValueError: a decay out of (0, 1], or an unknown placement.
     """
-    if not 0 < decay <= 1:
-        raise ValueError(f"decay is {decay}; it must be above 0 and at most 1")
+    require(0 < decay <= 1, "decay", decay, "above 0 and at most 1")
     score, present = row_scores(rollouts, reward_weights)
     state = _merged(state, masked(score, present), present, decay)
     deviation = divisor(safe_divide(state["squares"], state["count"]), epsilon, placement)

@@ -1,11 +1,11 @@
 """Advantages from the tails of the distribution of scores."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
-from jaxrl_llm.estimators.base import stateful
-from jaxrl_llm.estimators.pools import classes, group_mean, group_quantile, group_sum, group_variance, one_each
+from jaxrl_llm.compose import require
+from jaxrl_llm.estimators import pools
+from jaxrl_llm.estimators.base import stateful, stateless
+from jaxrl_llm.estimators.pools import classes, group_bounds, group_mean, group_rank, group_sum, group_variance, one_each
 from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
@@ -14,11 +14,7 @@ CREDITS = ("share", "std", "uniform")
 EPSILON = 1e-6
 
 
-def _no_quantiles(**options):
-    return {"quantiles": jnp.zeros(2), "started": jnp.zeros((), bool)}
-
-
-@stateful(_no_quantiles)
+@stateful(lambda **options: {"quantiles": jnp.zeros(2), "started": jnp.zeros((), bool)})
 def risk_advantage(
     rollouts: Rollouts,
     state,
@@ -68,12 +64,9 @@ def risk_advantage(
 
 
 def _check(bundle: int, levels, credit: str) -> None:
-    if bundle < 1:
-        raise ValueError(f"bundle is {bundle}; it must be at least 1 prompt")
-    if not 0 < levels[0] < levels[1] < 1:
-        raise ValueError(f"levels is {levels}; it must be two numbers between 0 and 1, the smaller one first")
-    if credit not in CREDITS:
-        raise ValueError(f"credit is {credit!r}; it must be one of {CREDITS}")
+    require(bundle >= 1, "bundle", bundle, "at least 1 prompt")
+    require(0 < levels[0] < levels[1] < 1, "levels", levels, "two numbers between 0 and 1, the smaller one first")
+    require(credit in CREDITS, "credit", credit, f"one of {CREDITS}")
 
 
 def _number_in_group(group, present):
@@ -92,7 +85,7 @@ def _mixed_value(total, quantiles, levels, tail_weight: float):
 
 def _quantiles(state, total, counted, levels):
     everything = jnp.zeros(total.shape, jnp.int32)
-    empirical = jnp.stack([group_quantile(total, counted, everything, level)[0] for level in levels])
+    empirical = jnp.stack([pools.group_quantile(total, counted, everything, level)[0] for level in levels])
     return jnp.where(state["started"], state["quantiles"], empirical)
 
 
@@ -114,3 +107,38 @@ def _credit(kind: str, score, present, group, paper):
     lead = masked(score - group_mean(score, present, group), present)
     total, members = group_sum(lead, paper), group_sum(present, paper)
     return jnp.where(jnp.abs(total) > EPSILON, safe_divide(lead, total), safe_divide(jnp.ones_like(score), members))
+
+
+@stateless
+def cvar_advantage(
+    rollouts: Rollouts, *, share: float = 0.5, level: float = 0.25, reward_weights: tuple[float, ...] | None = None
+) -> Rollouts:
+    """A = u - mean u of the group, u = (1 - `share`) r + `share` (q - max(q - r, 0) / `level`).
+
+    The mean of u over the group is the mix (1 - `share`) mean + `share` CVaR of its scores: the conditional value at risk
+    (expected shortfall) at the `level` is the mean of so large a share of the worst of them. q is their `level`-quantile, the
+    smallest score that at least this share of the rows do not exceed, which is where the CVaR, a maximum over q, lies. Groups
+    of one and groups whose scores are equal have advantage 0.
+
+    Args:
+      rollouts: N rows.
+      share: lambda, from 0 (the mean alone) to 1 (the worst rows alone).
+      level: alpha, above 0 and up to 1.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: a share that is not from 0 to 1, or a level out of (0, 1].
+
+    Source: expected conditional risk measures, https://arxiv.org/abs/2301.10932
+    """
+    if not 0 <= share <= 1 or not 0 < level <= 1:
+        raise ValueError(f"share={share}, level={level}: the share must be from 0 to 1, the level above 0 and at most 1")
+    score, present = row_scores(rollouts, reward_weights)
+    group = rollouts.group
+    members = group_sum(present, group)
+    not_above = members - group_rank(-score, present, group)
+    # Rounding shall not make 0.3 * 10 a little more than 3.
+    quantile, _ = group_bounds(score, present * (not_above >= level * members - 1e-4), group)
+    quantile = jnp.where(jnp.isfinite(quantile), quantile, 0.0)
+    utility = (1.0 - share) * score + share * (quantile - jnp.maximum(quantile - score, 0.0) / level)
+    return set_row_advantage(rollouts, utility - group_mean(utility, present, group), present)

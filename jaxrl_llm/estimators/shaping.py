@@ -1,13 +1,11 @@
 """Changes to rewards before they become advantages."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.components import component_of, with_component
 from jaxrl_llm.estimators.pools import group_bounds, group_mean, group_rank, group_sum
-from jaxrl_llm.estimators.scores import by_action, last_action, row_logp
+from jaxrl_llm.estimators.scores import by_action, component_of, last_action, row_logp, with_component
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
@@ -43,8 +41,7 @@ def repetition_penalty(rollouts: Rollouts, *, size: int = 3, penalty: float = 1.
 
     Source: https://arxiv.org/abs/2502.03373, appendix C.2, as in TRL
     """
-    if size < 1:
-        raise ValueError(f"size is {size}; it must be at least 1 token")
+    require(size >= 1, "size", size, "at least 1 token")
     runs = rollouts.tokens.shape[1] - size + 1
     if runs < 1:
         return rollouts
@@ -93,8 +90,7 @@ def tool_call_reward(rollouts: Rollouts, *, smoothing: float = 1.0, threshold: f
 
     Source: OTC, https://arxiv.org/abs/2504.14870
     """
-    if smoothing <= 0:
-        raise ValueError(f"smoothing is {smoothing}; it must be positive")
+    require(smoothing > 0, "smoothing", smoothing, "positive")
     value, present = component_of(rollouts, component)
     calls = rollouts.extras["calls"].astype(jnp.float32)
     least, _ = group_bounds(calls, present * (value > threshold), rollouts.group)

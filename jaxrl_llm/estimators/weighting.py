@@ -4,8 +4,6 @@ The counts are those of the whole step, so no later split into micro-batches, ro
 Rows that are not valid have no share and do not count. With nothing valid, all shares are 0.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

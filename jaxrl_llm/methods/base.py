@@ -1,7 +1,5 @@
 """What a named method is, and the table of all of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect
@@ -9,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl_llm.compose import Composable, keyword_defaults
+from jaxrl_llm.compose import Composable, keyword_defaults, require
 from jaxrl_llm.controllers import Controller
 from jaxrl_llm.estimators import Estimator
 from jaxrl_llm.objectives import Objective
@@ -140,16 +138,21 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def method(*, paper: str, url: str, certainty: str = "exact", conventions: dict[str, dict[str, Any]] | None = None):
-    """Decorator: a function of keyword options that returns (strategy, estimator, objective[, controllers]) is a method."""
-    if certainty not in CERTAINTIES:
-        raise ValueError(f"certainty is {certainty!r}; it must be one of {CERTAINTIES}")
+def method(paper: str, url: str, *, certainty: str | None = None, conventions: dict[str, dict[str, Any]] | None = None):
+    """Decorator: a function of keyword options that returns (strategy, estimator, objective[, controllers]) is a method.
+
+    The arguments are those of `Entry`; "arXiv:2402.03300" is a url too. Without a certainty a method is a "sketch"
+    where its docstring says what is unconfirmed, and "exact" elsewhere.
+    """
+    url = url.replace("arXiv:", "https://arxiv.org/abs/")
+    require(certainty in (None, *CERTAINTIES), "certainty", certainty, f"one of {CERTAINTIES}")
 
     def register(build):
         name = build.__name__
         if name in _ENTRIES:
             raise ValueError(f"there is a method {name!r} already, {_ENTRIES[name].paper}; choose another name")
-        _ENTRIES[name] = Entry(build, paper, url, certainty, {"paper": {}} | (conventions or {}))
+        usual = "sketch" if _paragraph(inspect.getdoc(build) or "", "Unconfirmed") else "exact"
+        _ENTRIES[name] = Entry(build, paper, url, certainty or usual, {"paper": {}} | (conventions or {}))
         return functools.wraps(build)(functools.partial(get, name))
 
     return register

@@ -8,8 +8,6 @@ several sequences, and trees of them that share their beginnings. A query that s
 means nothing.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -107,10 +105,8 @@ def attend(config: DecoderConfig, query, key, value, reach, positions, blocks, w
     Args:
       config: of the network.
       query: [B, T, N, H].
-      key: [B, T, K, H].
-      value: [B, T, K, H].
-      reach: int [B, T].
-      positions: int [B, T].
+      key, value: [B, T, K, H].
+      reach, positions: int [B, T].
       blocks: of `blocks_of`, for this window.
       window: int [], tokens that are seen.
     """

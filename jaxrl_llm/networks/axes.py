@@ -4,8 +4,6 @@ Names are given to parameters where they are made and to activations by `constra
 say which mesh axes split which names. Without a mesh (`jax.set_mesh`) or without rules, names change nothing.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -6,8 +6,6 @@ run, not of the program, so that one program serves all packings. Weights exist 
 softmax is summed as it goes along, backward its weights are built again (FlashAttention, https://arxiv.org/abs/2205.14135).
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What defines a decoder: sizes, the traits of its family, and how it is computed."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Mixture of experts: a router sends each token to a few MLPs, of which `mixture` gives the weighted sum."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
-from jaxrl_llm.networks.leaves import make_leaves, named
 from jaxrl_llm.networks.matrices import Leaves
 from jaxrl_llm.networks.mixture import AXES, mixture
-from jaxrl_llm.networks.modules import Mlp, residual_gain
+from jaxrl_llm.networks.modules import Mlp, make_leaves, named, residual_gain
 
 Array = jax.Array
 

@@ -6,8 +6,6 @@ with keys down and queries across: what belongs to a query, such as the sum of i
 belongs to a key, such as its reach, a column, as the registers have them.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 
@@ -85,8 +83,7 @@ def kernel_attention(
       query: [B, T, N, H], of the columns `asking`.
       key: [B, T, K, H], of all columns.
       value: [B, T, K, H].
-      reach: int32 [B, T].
-      positions: int32 [B, T].
+      reach, positions: int32 [B, T].
       visible: see `kernel_blocks`.
       window: tokens that are seen.
       asking: columns of the queries.

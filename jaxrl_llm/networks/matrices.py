@@ -7,8 +7,6 @@ one number for each output. The embedding table and the output head are leaves a
 adapters lie beside them under "embedding_adapter" and "head_adapter".
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re

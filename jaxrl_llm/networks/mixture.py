@@ -11,8 +11,6 @@ How many rows a device's experts get is known when the program runs. So they are
 work nor room grows with what might come.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 
@@ -48,10 +46,7 @@ def mixture(config: DecoderConfig, leaves: dict[str, Leaves], x: Array, experts:
         return _on_device(config, Split(), leaves, x, experts, weights)
     split = _split(config, leaves, rows)
     run = jax.shard_map(
-        functools.partial(_on_device, config, split),
-        in_specs=(split.leaves, rows, rows, rows),
-        out_specs=rows,
-        check_vma=False,
+        functools.partial(_on_device, config, split), in_specs=(split.leaves, rows, rows, rows), out_specs=rows, check_vma=False
     )
     return run(leaves, x, experts, weights)
 

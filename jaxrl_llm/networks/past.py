@@ -4,8 +4,6 @@ C contexts of up to T tokens, each read by up to P sequences at a time; S slots,
 has up to W columns. K key heads, G query heads for each, width H.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import flax.struct

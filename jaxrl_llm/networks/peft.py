@@ -1,7 +1,5 @@
 """Adapters in the format of PEFT: adapter_config.json and adapter_model.safetensors (https://github.com/huggingface/peft)."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """Parameters filled a block of rows at a time, each row on the devices that keep it and on no other."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -12,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxrl_llm.networks.tensor_names import Path
+from jaxrl_llm.networks.family_table import Path
 
 BLOCK_BYTES = 16 * 2**20  # of a tensor that are read at a time, on each host
 Read = Callable[[int, int], np.ndarray]

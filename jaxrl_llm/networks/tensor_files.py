@@ -1,7 +1,5 @@
 """The files of a checkpoint: which tensors they hold, reading them a block at a time, writing them in shards."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,12 +1,10 @@
 """Trajectory balance: the policy as a flow whose share of each answer is its exponentiated reward."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
-from jaxrl_llm.numerics import masked
+from jaxrl_llm.compose import Composable, composable, require
+from jaxrl_llm.numerics import masked, over_segments
 from jaxrl_llm.objectives.base import weighted_sum
 from jaxrl_llm.objectives.policy import factor_value
 from jaxrl_llm.objectives.ratios import segment_total, sequence_ratio
@@ -30,8 +28,7 @@ def trajectory_balance(scores: Scores, batch: Batch, *, beta: float = 15.0, fact
 
     Source: FlowRL, https://arxiv.org/abs/2509.15207, equation 6; trajectory balance, https://arxiv.org/abs/2201.13259
     """
-    if beta <= 0:
-        raise ValueError(f"beta is {beta}; it must be above 0")
+    require(beta > 0, "beta", beta, "above 0")
     first = _first_actions(batch)
     log_z = segment_total(masked(scores.value, first), batch.segment)
     residual = log_z + sequence_ratio.function(scores, batch, against="reference") - beta * masked(batch.advantage, batch.mask)
@@ -45,9 +42,5 @@ def _first_actions(batch: Batch):
     """1 at the first action of each sequence [B, T]."""
     width = batch.mask.shape[1]
     places = jnp.where(batch.mask > 0, jnp.arange(width), width)
-
-    def row(values, numbers):
-        return jax.ops.segment_min(values, numbers, num_segments=width + 1)[numbers]
-
-    first = jax.vmap(row)(places, jnp.asarray(batch.segment))
+    first = over_segments(jax.ops.segment_min, places, batch.segment)
     return ((batch.mask > 0) & (places == first)).astype(jnp.float32)

@@ -1,7 +1,5 @@
 """The objective: a frozen, hashable sum of per-token terms."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable
@@ -158,7 +156,6 @@ def by_source(scores: Scores, batch: Batch, *, terms: tuple[tuple[int, Composabl
       others: what rows of other sources than 0 are. It computes nothing: a program that has no such rows must refuse the
         method rather than leave their term at 0, so they are a need of it, "rows_of_demonstrations".
     """
-    del others
     total, metrics = jnp.zeros_like(batch.weight), {}
     for source, term in terms:
         own = batch.extras["source"] == source

@@ -1,16 +1,21 @@
-"""Losses on pairs of which one member is preferred."""
-
-from __future__ import annotations
+"""Losses on pairs of which one member is preferred, and between whole distributions of rewards."""
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
-from jaxrl_llm.numerics import masked, safe_divide, without_infinities
+from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import coefficient_value, traits
-from jaxrl_llm.objectives.groups import rollout_mean, rollout_sum
+from jaxrl_llm.objectives.groups import (
+    at_end,
+    find_pairs,
+    pair_statistics,
+    pair_to_tokens,
+    rollout_mean,
+    rollout_sum,
+    two_sides,
+)
 from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
-from jaxrl_llm.objectives.pairs import at_end, find_pairs, pair_statistics, pair_to_tokens, two_sides
 from jaxrl_llm.objectives.preference_links import sigmoid_link
 from jaxrl_llm.types import Batch, Scores
 
@@ -47,8 +52,7 @@ def bradley_terry(scores: Scores, batch: Batch, *, center: float | str = 0.0):
     return pair_to_tokens(loss, pairs), pair_statistics(chosen, rejected, pairs)
 
 
-@composable(annotations=("preference",))
-@traits(coupled=True)
+@composable(annotations=("preference",), coupled=True)
 def preference(
     scores: Scores,
     batch: Batch,
@@ -88,8 +92,7 @@ def preference(
     return pair_to_tokens(loss, pairs), pair_statistics(chosen, rejected, pairs)
 
 
-@composable(annotations=("preference",))
-@traits(coupled=True)
+@composable(annotations=("preference",), coupled=True)
 def chosen_likelihood(scores: Scores, batch: Batch, *, coefficient: float = 1.0, average: bool = True):
     """-`coefficient` log pi of the preferred rollout of each pair, the mean over its actions or, without `average`, the sum.
 
@@ -101,8 +104,7 @@ def chosen_likelihood(scores: Scores, batch: Batch, *, coefficient: float = 1.0,
     return pair_to_tokens(-coefficient * chosen, pairs), {}
 
 
-@composable(annotations=("preference",))
-@traits(coupled=True)
+@composable(annotations=("preference",), coupled=True)
 def chosen_token_likelihood(scores: Scores, batch: Batch, *, coefficient: float = 1.0):
     """-`coefficient` log pi of the preferred rollouts, the mean over all of their actions: long answers count more.
 
@@ -117,3 +119,36 @@ def chosen_token_likelihood(scores: Scores, batch: Batch, *, coefficient: float 
     actions = masked(rollout_sum(batch.mask > 0, batch.mask, pairs.rollout), counted)
     mean = safe_divide(logp.sum(), actions.sum())
     return pair_to_tokens(jnp.broadcast_to(-coefficient * mean, pairs.weight.shape), pairs), {}
+
+
+@composable(annotations=("preference", "reference_logp"), coupled=True)
+def quantile_preference(scores: Scores, batch: Batch, *, link: Composable = SIGMOID, paired: bool = True):
+    """Mean over k of `link(x_k, y_k)`, where x_k and y_k are the k-th smallest of two quantities of the pairs of a batch.
+
+    With `paired`, x is the difference of the log-probabilities of the two sides under the policy and y that under the
+    reference; otherwise x is the log-ratio of the preferred and y that of the other rollouts. Distributions are compared,
+    not the members of each pair: the one of x shall lie above that of y everywhere.
+
+    Every complete pair counts alike in the mean, which counts by the sum of their weights. Log-probabilities below -20 nats
+    count as -20.
+
+    Args:
+      link: as in `preference`; its smoothing is the paper's for wrong labels.
+      paired: "AOT" for pairs; False is the paper's variant for data without pairs, here for equal numbers of both.
+
+    Source: alignment via optimal transport, https://arxiv.org/abs/2406.05882
+    """
+    pairs = find_pairs(batch)
+
+    def sides(logp):
+        bounded = jnp.maximum(masked(logp, batch.mask), -MAX_LOG_RATIO)
+        return two_sides(rollout_sum(bounded, batch.mask, pairs.rollout), pairs)
+
+    (chosen, rejected), (reference_chosen, reference_rejected) = sides(scores.logp), sides(batch.reference_logp)
+    to_reference = (chosen - reference_chosen, rejected - reference_rejected)
+    compared = (chosen - rejected, reference_chosen - reference_rejected) if paired else to_reference
+    complete = two_sides(jnp.ones_like(pairs.chosen), pairs)[0]
+    there = jnp.arange(complete.size) < complete.sum()
+    ordered = (masked(jnp.sort(jnp.where(complete > 0, value, jnp.inf)), there) for value in compared)
+    loss = safe_divide(masked(link(*ordered), there).sum(), complete.sum())
+    return pair_to_tokens(jnp.full_like(complete, loss), pairs), pair_statistics(*to_reference, pairs)

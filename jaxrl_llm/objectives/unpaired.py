@@ -1,16 +1,21 @@
 """Losses on single rollouts that are desirable or not, by the sign of `extras["preference"]`; those of 0 have no part."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.objectives.base import coefficient_value, traits
-from jaxrl_llm.objectives.groups import Groups, find_groups, rollout_mean, rollout_to_tokens
+from jaxrl_llm.objectives.groups import (
+    Groups,
+    find_groups,
+    find_pairs,
+    pair_statistics,
+    rollout_mean,
+    rollout_to_tokens,
+    two_sides,
+)
 from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
-from jaxrl_llm.objectives.pairs import find_pairs, pair_statistics, two_sides
 from jaxrl_llm.types import Batch, Scores
 
 
@@ -29,19 +34,16 @@ def logistic_link(z):
     return jax.nn.softplus(-z)
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def mean_reference_point(reward, labelled, batch: Batch, groups: Groups):
     """max(0, mean reward of the labelled rollouts): an estimate of the KL divergence from the reference.
 
     Source: in place of KTO's, whose mean is over mismatched pairs of prompt and answer, see `given_reference_point`
     """
-    del batch, groups
     return jnp.maximum(safe_divide(masked(reward, labelled).sum(), labelled.sum()), 0.0)
 
 
-@composable(annotations=lambda options: (options["annotation"],))
-@traits(coupled=True)
+@composable(annotations=lambda options: (options["annotation"],), coupled=True)
 def given_reference_point(reward, labelled, batch: Batch, groups: Groups, *, annotation: str = "mismatched_ratio"):
     """max(0, mean over the labelled rollouts of `extras[annotation]`), which is equal along a rollout.
 
@@ -49,7 +51,6 @@ def given_reference_point(reward, labelled, batch: Batch, groups: Groups, *, ann
 
     Source: KTO, https://arxiv.org/abs/2402.01306, section 4.1
     """
-    del reward
     given = rollout_mean(batch.extras[annotation], batch.mask, groups.rollout)
     return jnp.maximum(safe_divide(masked(given, labelled).sum(), labelled.sum()), 0.0)
 
@@ -57,12 +58,10 @@ def given_reference_point(reward, labelled, batch: Batch, groups: Groups, *, ann
 @composable
 def controlled_reference_point(reward, labelled, batch: Batch, groups: Groups, *, coefficient: str = "reward_shift"):
     """The scalar of that name in `batch.coefficients`, as a controller keeps it: delta / beta of BCO."""
-    del reward, labelled, groups
     return coefficient_value(coefficient, batch)
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def running_reference_point(reward, labelled, batch: Batch, groups: Groups, *, total: str, count: str):
     """Mean reward of all labelled rollouts so far, those of this batch included.
 
@@ -72,7 +71,6 @@ def running_reference_point(reward, labelled, batch: Batch, groups: Groups, *, t
 
     Source: the running mean of BCO in TRL's former trainer
     """
-    del groups
     sums = masked(reward, labelled).sum(), labelled.sum()
     before = (coefficient_value(name, batch) for name in (total, count))
     return safe_divide(*(earlier + now for earlier, now in zip(before, sums, strict=True)))

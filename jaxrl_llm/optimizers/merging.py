@@ -1,7 +1,5 @@
 """Online merging: each optimizer step is merged with the direction that supervised training took."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """Facts: what functions of a user say of rows and of their tokens, beside rewards."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 

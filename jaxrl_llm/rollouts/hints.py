@@ -4,9 +4,8 @@ Templates are texts in the notation of `str.format`, see `views.templated`: "{pr
 are columns of the example.
 """
 
-from __future__ import annotations
-
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +17,8 @@ from jaxrl_llm.rollouts.requests import Request, make_prefix, requests_for
 from jaxrl_llm.rollouts.strategy import Metrics, stateless_strategy
 from jaxrl_llm.rollouts.views import moved_behind, templated, under, view_of, with_view
 
-LEARNED = ("hinted", "plain")
+Learned = Literal["hinted", "plain"]
+Policy = Literal["proximal", "reference", "teacher"]
 BEGINNING = "{prompt}\nThe answer begins so: {part}"
 # Of each level the template, the column that "{part}" shows the beginning of, and which share of its characters.
 BEGINNINGS = tuple((BEGINNING, "solution", share) for share in (0.25, 0.5, 0.75))
@@ -29,11 +29,6 @@ def scores_of(collection: Collection) -> np.ndarray:
     return np.asarray(row_scores(collection.rollouts)[0])
 
 
-def _choice(option: str, value, choices) -> None:
-    if value not in choices:
-        raise ValueError(f"{option} is {value!r}; it must be one of {choices}")
-
-
 @stateless_strategy
 def escalated(
     io: Io,
@@ -41,8 +36,8 @@ def escalated(
     *,
     samples: int = 8,
     levels: tuple[tuple[str, str, float], ...] = BEGINNINGS,
-    replaced: str = "group",
-    learned: str = "hinted",
+    replaced: Literal["group", "one"] = "group",
+    learned: Learned = "hinted",
     warmup_steps: int = 0,
     threshold: float = 0.0,
 ) -> tuple[Collection, Metrics]:
@@ -64,8 +59,6 @@ def escalated(
 
     Source: GHPO, https://arxiv.org/abs/2507.10628 ("group"); Scaf-GRPO, https://arxiv.org/abs/2510.19807 ("one")
     """
-    _choice("replaced", replaced, ("group", "one"))
-    _choice("learned", learned, LEARNED)
     asked = requests_for(*io.draw(prompts), samples=samples)
     parts = [io.sample(asked)]
     rows = [[(0, group * samples + sample) for sample in range(samples)] for group in range(prompts)]
@@ -108,7 +101,7 @@ def steered(
     samples: int = 7,
     guided: int = 1,
     template: str = "{prompt}\nA solution of a similar task: {demonstration}",
-    learned: str = "plain",
+    learned: Learned = "plain",
     rejects_wrong: bool = False,
     threshold: float = 0.0,
 ) -> tuple[Collection, Metrics]:
@@ -126,7 +119,6 @@ def steered(
 
     Source: ICPO, https://arxiv.org/abs/2510.26519; TAPO, https://arxiv.org/abs/2505.15692; TriMPI, https://arxiv.org/abs/2510.09474
     """
-    _choice("learned", learned, LEARNED)
     plain = requests_for(*io.draw(prompts), samples=samples)
     hinted = [
         dataclasses.replace(under(request, template, io.tokenizer), samples=guided, **_learning(request, learned))
@@ -175,7 +167,7 @@ def self_taught(
     *,
     samples: int = 8,
     template: str = "{prompt}\nA right answer: {solution}",
-    teacher: str = "proximal",
+    teacher: Policy = "proximal",
     threshold: float = 0.0,
 ) -> tuple[Collection, Metrics]:
     """The policy that trains is taught by one that is told more: `teacher` reads the rows behind a template.
@@ -212,7 +204,7 @@ def self_taught(
 
 @stateless_strategy(provides=("rows_of_views",))
 def contrasted(
-    io: Io, prompts: int, *, samples: int = 8, template: str = "Answer at once.", who: str = "proximal"
+    io: Io, prompts: int, *, samples: int = 8, template: str = "Answer at once.", who: Policy = "proximal"
 ) -> tuple[Collection, Metrics]:
     """`samples` completions of each prompt, which `who` reads behind a template that lacks what the answer should rest on.
 

@@ -1,7 +1,5 @@
 """Decoding as one pure function of arrays, for loops of one's own: the slot engine with a slot for each row."""
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -58,14 +56,9 @@ def _samples(log: engine.Log, rows: int, lengths, experts) -> Samples:
     kept = (log.request < rows).T
     logp, tempered_logp, sampling_logp, entropy = jnp.where(kept, jnp.moveaxis(log.numbers, 0, 2), 0.0)
     samples = Samples(
-        tokens=jnp.where(kept, log.token.T, 0),
-        logp=logp,
-        tempered_logp=tempered_logp,
-        sampling_logp=sampling_logp,
-        entropy=entropy,
-        length=kept.sum(axis=1, dtype=jnp.int32),
-        finish_reason=jnp.where(kept, log.reason.T, 0).max(axis=1),
-    )
+        tokens=jnp.where(kept, log.token.T, 0), logp=logp, tempered_logp=tempered_logp, sampling_logp=sampling_logp,
+        entropy=entropy, length=kept.sum(axis=1, dtype=jnp.int32), finish_reason=jnp.where(kept, log.reason.T, 0).max(axis=1),
+    )  # fmt: skip
     if log.routes is None:
         return samples
     routes = jnp.where(kept[..., None, None], jnp.moveaxis(log.routes, 0, 1), -1)

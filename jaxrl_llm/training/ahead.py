@@ -5,8 +5,6 @@ and does not depend on who is faster: the same run with `rl.overlap` off, one th
 What was sampled and not yet learned from stands in the checkpoint.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses

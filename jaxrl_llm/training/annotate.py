@@ -1,7 +1,5 @@
 """What a method needs in the rollouts beside what was sampled or given: one scoring pass for each network."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping

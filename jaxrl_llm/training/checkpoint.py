@@ -3,8 +3,6 @@
 Digests of all their files lie in them, and nothing is restored whose bytes are not those that were written.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

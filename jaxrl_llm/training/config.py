@@ -4,8 +4,6 @@ A file under `configs/` calls `default_config()` and changes what it wants. The 
 exist here cannot be set, neither in a file nor by `--config.a.b=c`.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import math
@@ -16,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, reading
+from jaxrl_llm.compose import require
 from jaxrl_llm.networks.config import CACHE_DTYPES
 from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.rollouts.facts import TOKEN_REWARDS
@@ -134,17 +133,14 @@ def check_config(config: ConfigDict) -> None:
     _check_optimizers(config)
     _check_inert(config)
     _check_sampling(config)
-    if not 0 <= config.seed < LARGEST_SEED:
-        raise ValueError(f"config.seed is {config.seed}; it must be from 0 to {LARGEST_SEED - 1}")
-    if config.rewards.deadline_seconds <= 0:
-        raise ValueError(f"config.rewards.deadline_seconds is {config.rewards.deadline_seconds}; it must be above 0")
+    require(0 <= config.seed < LARGEST_SEED, "config.seed", config.seed, f"from 0 to {LARGEST_SEED - 1}")
+    require(config.rewards.deadline_seconds > 0, "config.rewards.deadline_seconds", config.rewards.deadline_seconds, "above 0")
     if config.rewards.memory_gb < 0:
         raise ValueError(f"config.rewards.memory_gb is {config.rewards.memory_gb}; give 0 for no limit, or more")
     late = config.rewards.timeout_value
     if not abs(late or 0.0) <= LARGEST_REWARD:
         raise ValueError(f"config.rewards.timeout_value is {late}; rewards lie within +-{LARGEST_REWARD:g}")
-    if not math.isfinite(config.evaluation.success):
-        raise ValueError(f"config.evaluation.success is {config.evaluation.success}; it must be a finite number")
+    require(math.isfinite(config.evaluation.success), "config.evaluation.success", config.evaluation.success, "a finite number")
     if not config.rewards.names and (config.rl.steps or config.evaluation.reward):
         raise ValueError("config.rewards.names is empty; name at least one reward")
     _check_methods(config)
@@ -207,8 +203,7 @@ def _check_names(config: ConfigDict) -> None:
     if twice:
         raise ValueError(f"config.rewards.names has {twice!r} twice; name it once, and weigh it by config.rewards.weights")
     cache = config.network.cache_dtype
-    if cache not in CACHE_DTYPES:
-        raise ValueError(f"config.network.cache_dtype is {cache!r}; it must be one of {', '.join(map(repr, CACHE_DTYPES))}")
+    require(cache in CACHE_DTYPES, "config.network.cache_dtype", cache, f"one of {', '.join(map(repr, CACHE_DTYPES))}")
     if "" in config.rl.stop_strings:
         raise ValueError("config.rl.stop_strings has an empty text, which stops nothing; leave it out")
 

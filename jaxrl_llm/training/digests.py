@@ -1,7 +1,5 @@
 """Digests of the files in a folder, which lie beside them: what was flipped, cut, lost or copied in part is found."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """The verb `evaluate`: a policy or a reward model from any folder on the held-out examples of a configuration."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import pathlib
@@ -12,10 +10,9 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, methods, rewards, rollouts
 from jaxrl_llm.training import build, meshes
-from jaxrl_llm.training.agreement import make_agree
 from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
-from jaxrl_llm.training.evaluation import evaluate, gap_bound, warn_of_gap
+from jaxrl_llm.training.evaluation import evaluate, gap_bound, make_agree, warn_of_gap
 from jaxrl_llm.training.phases import samples_are_scored
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.preference import make_pair_evaluation
@@ -74,15 +71,10 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
         batch = min(settings.batch, len(examples))
         bound = gap_bound(config.rl.max_logp_gap, network)
         agree = make_agree(
-            network.without_params(),
-            network.params,
-            temperature=settings.temperature,
-            bound=bound,
-            width=config.rl.row_tokens,
-            parts=config.rl.micro_batches,
-            shards=distributed.row_shards(mesh),
+            network.without_params(), network.params, temperature=settings.temperature, bound=bound, width=config.rl.row_tokens,
+            parts=config.rl.micro_batches, shards=distributed.row_shards(mesh),
             place=functools.partial(distributed.shard_rows, mesh=mesh),
-        )
+        )  # fmt: skip
         options = {
             "success": settings.success,
             "final_answer": rewards.answer_of(chosen[name]),

@@ -1,7 +1,5 @@
 """One process at a time writes to a workdir."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -1,7 +1,5 @@
 """The training loop: phases that learn from examples, from preferences and from rewards, resumable at any moment."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -26,10 +24,9 @@ from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.evaluation import consequence, gap_bound, warn_of_gap
 from jaxrl_llm.training.given import Given
 from jaxrl_llm.training.phases import Params, Phase, all_phases, following
-from jaxrl_llm.training.progress import REINFORCEMENT, SUPERVISED, Progress
 from jaxrl_llm.training.report import live_report, say
 from jaxrl_llm.training.run import Run, open_run
-from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.training.state import REINFORCEMENT, SUPERVISED, Progress, TrainState
 from jaxrl_llm.training.timing import timed_step
 
 _LOGGER = logging.getLogger(__name__)
@@ -306,12 +303,7 @@ def _warn_once(files: Files, found: dict[str, float], bound: float, step: int) -
 
 
 def _save(
-    run: Run,
-    files: Files,
-    state: TrainState,
-    progress: Progress,
-    measured: dict[str, Any],
-    samples: Sequence[Sampled] = (),
+    run: Run, files: Files, state: TrainState, progress: Progress, measured: dict[str, Any], samples: Sequence[Sampled] = ()
 ) -> None:
     """Begins to save; `measured` has what a best checkpoint is chosen by, where that was measured.
 

@@ -4,8 +4,6 @@
 whether or not the run was interrupted. `timing.jsonl` holds the clock.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import math

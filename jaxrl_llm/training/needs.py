@@ -1,7 +1,5 @@
 """What each phase of the loop can give a method, and the refusal of methods that need more."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from jaxrl_llm.data import PAIR

@@ -1,7 +1,5 @@
 """The phases of a run in their order: how each begins, steps and is measured."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -11,14 +9,12 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, rewards
 from jaxrl_llm.training import preference, reinforcement, supervised
-from jaxrl_llm.training.agreement import make_agree
 from jaxrl_llm.training.ahead import Ahead
-from jaxrl_llm.training.evaluation import evaluate, gap_bound
-from jaxrl_llm.training.progress import PREFERENCE, REINFORCEMENT, SUPERVISED
+from jaxrl_llm.training.evaluation import evaluate, gap_bound, make_agree
 from jaxrl_llm.training.report import counter
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
-from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.training.state import PREFERENCE, REINFORCEMENT, SUPERVISED, TrainState
 
 Params = Any
 Step = Callable[..., tuple[TrainState, Any, dict[str, float], list[dict[str, Any]]]]
@@ -124,15 +120,10 @@ def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
     name = settings.reward or run.config.rewards.names[0]
     batch, rl = min(settings.batch, count), run.config.rl
     agree = make_agree(
-        run.network.without_params(),
-        run.whole(params),
-        temperature=settings.temperature,
-        bound=gap_bound(rl.max_logp_gap, run.network),
-        width=rl.row_tokens,
-        parts=rl.micro_batches,
-        shards=run.shards,
+        run.network.without_params(), run.whole(params), temperature=settings.temperature,
+        bound=gap_bound(rl.max_logp_gap, run.network), width=rl.row_tokens, parts=rl.micro_batches, shards=run.shards,
         place=run.place,
-    )
+    )  # fmt: skip
     options = {"final_answer": rewards.answer_of(run.rewards[name]), "agree": agree, "greedy": settings.temperature == 0}
     told = counter(f"evaluating held-out prompts at step {number}", enabled=run.config.log.live)
     options |= {"success": settings.success, "told": told}

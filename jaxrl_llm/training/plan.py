@@ -1,7 +1,5 @@
 """What a run would need of a TPU slice and how long its steps would take at least, found out by compiling it, without a TPU."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import pathlib

@@ -4,8 +4,6 @@ They are those of the loop, made by its own functions; in place of parameters th
 all as long as the configuration allows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any, NamedTuple

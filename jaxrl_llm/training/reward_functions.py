@@ -1,7 +1,5 @@
 """The reward functions that a configuration names."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect

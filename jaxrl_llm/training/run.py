@@ -1,7 +1,5 @@
 """What stays the same during a run: everything that the configuration names, opened once."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -24,10 +22,9 @@ from jaxrl_llm.training.config import check_config, method_options, preference_m
 from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.layout import lay_out
 from jaxrl_llm.training.lock import locked
-from jaxrl_llm.training.policies import load_policy
+from jaxrl_llm.training.policies import build_teacher, load_policy
 from jaxrl_llm.training.report import say
 from jaxrl_llm.training.reward_functions import build_rewards
-from jaxrl_llm.training.teacher import build_teacher
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.types import Batch, Rollouts
 

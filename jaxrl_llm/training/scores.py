@@ -1,7 +1,5 @@
 """Scoring by rewards that may fail: what is logged, what is warned of, and what stops a run."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

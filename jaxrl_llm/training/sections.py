@@ -1,7 +1,5 @@
 """The keys of the larger sections of a configuration, with their defaults; lengths are in tokens."""
 
-from __future__ import annotations
-
 from ml_collections import config_dict
 
 

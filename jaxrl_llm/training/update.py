@@ -5,8 +5,6 @@ the whole batch (coupled ones). As weights are fixed before any split, loss and 
 micro-batches, on the packing or on the mesh, beyond rounding.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@
 those of the folder `base`, to those with which the phase begins.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

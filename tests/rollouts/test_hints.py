@@ -66,8 +66,8 @@ def test_no_hints_in_the_warm_up_and_none_without_a_text_to_make_them_of():
     assert len(never.asked) == 1
     with pytest.raises(ValueError, match="example 0 has no text in the column 'plan'"):
         step(escalated(levels=(("{part}", "plan", 1.0),)), Hinted(lambda *_: False))
-    with pytest.raises(ValueError, match="replaced is 'all'"):
-        step(escalated(replaced="all"), never)
+    with pytest.raises(ValueError, match=r"escalated: replaced is 'all'; it must be one of \('group', 'one'\)"):
+        escalated(replaced="all")
 
 
 def test_steered_groups_hold_plain_and_guided_rows():
