@@ -42,27 +42,29 @@ from jaxrl_llm.estimators.tables import (
     budget_length_reward, cumulative_advantage, format_diversity_reward, history_length_reward, role_advantage,
     tracked_advantage,
 )  # fmt: skip
+from jaxrl_llm.estimators.trees import exit_rewards, segment_advantage, tree_advantage
 from jaxrl_llm.estimators.votes import majority_reward, novelty_reward, pseudo_label_advantage
 from jaxrl_llm.estimators.weighting import (
     constant, named_weighting, pair_mean, sequence_mean, sequence_mean_token_sum, token_mean,
 )  # fmt: skip
 
 __all__ = [
-    "hidden_reward_weighting", "optimal_value", "adaptive_kl_in_reward", "among", "answer_likelihood_advantage", "Estimator",
-    "best_and_worst", "best_lead_advantage", "blend", "budget_length_reward", "chain", "component_advantage", "conflict_mean",
-    "conflict_weighting", "constant", "constant_scale", "constant_baseline", "cosine_length_reward", "cumulative_advantage",
-    "cvar_advantage", "down_sample", "drop_infeasible", "drop_surplus_negatives", "drop_uniform_groups", "early_call_bonus",
-    "efficient_length_reward", "entropy_guided_weight", "entropy_penalty", "entropy_shaped_advantage", "exponential_weight",
+    "Estimator", "adaptive_kl_in_reward", "among", "answer_likelihood_advantage", "best_and_worst", "best_lead_advantage",
+    "blend", "budget_length_reward", "chain", "component_advantage", "conflict_mean", "conflict_weighting", "constant",
+    "constant_baseline", "constant_scale", "cosine_length_reward", "cumulative_advantage", "cvar_advantage", "down_sample",
+    "drop_infeasible", "drop_surplus_negatives", "drop_uniform_groups", "early_call_bonus", "efficient_length_reward",
+    "entropy_guided_weight", "entropy_penalty", "entropy_shaped_advantage", "exit_rewards", "exponential_weight",
     "flaw_penalty", "format_diversity_reward", "gae", "given_baseline", "group_advantage", "group_gap_weight",
-    "history_length_reward", "kl_in_advantage", "kl_in_reward", "lagrangian_advantage", "leave_one_out_baseline",
-    "length_adaptive_decay", "length_penalty", "length_weighted_baseline", "log_barrier_advantage", "long_wrong_penalty",
-    "mad_scale", "majority_reward", "max_entropy_weight", "mean_baseline", "mean_scale", "median_baseline", "minus_value",
-    "moving_average_advantage", "novelty_reward", "named_weighting", "nonzero_share_scale", "optimal_token_baseline",
-    "overlong_penalty", "pair_mean", "pass_at_k_advantage", "policy_filtration", "prefix_tree_advantage",
-    "pseudo_label_advantage", "relative_length_reward", "repetition_penalty", "resample_by_score", "reward_to_go",
-    "rewards_per_token", "risk_advantage", "role_advantage", "row_scores", "row_statistics", "running_scale",
-    "self_certainty_reward", "semantic_entropy_weight", "sequence_entropy_reward", "sequence_mean", "sequence_mean_token_sum",
-    "shortest_correct_penalty", "state_advantage", "stateful", "stateless", "std_scale", "token_group_advantage",
-    "support_reward", "target_return", "teacher_advantage", "token_mean", "tool_call_reward", "tracked_advantage",
-    "turn_returns", "unlikeliness_reward", "whiten",
+    "hidden_reward_weighting", "history_length_reward", "kl_in_advantage", "kl_in_reward", "lagrangian_advantage",
+    "leave_one_out_baseline", "length_adaptive_decay", "length_penalty", "length_weighted_baseline",
+    "log_barrier_advantage", "long_wrong_penalty", "mad_scale", "majority_reward", "max_entropy_weight", "mean_baseline",
+    "mean_scale", "median_baseline", "minus_value", "moving_average_advantage", "named_weighting", "nonzero_share_scale",
+    "novelty_reward", "optimal_token_baseline", "optimal_value", "overlong_penalty", "pair_mean", "pass_at_k_advantage",
+    "policy_filtration", "prefix_tree_advantage", "pseudo_label_advantage", "relative_length_reward", "repetition_penalty",
+    "resample_by_score", "reward_to_go", "rewards_per_token", "risk_advantage", "role_advantage", "row_scores",
+    "row_statistics", "running_scale", "segment_advantage", "self_certainty_reward", "semantic_entropy_weight",
+    "sequence_entropy_reward", "sequence_mean", "sequence_mean_token_sum", "shortest_correct_penalty", "state_advantage",
+    "stateful", "stateless", "std_scale", "support_reward", "target_return", "teacher_advantage", "token_group_advantage",
+    "token_mean", "tool_call_reward", "tracked_advantage", "tree_advantage", "turn_returns", "unlikeliness_reward",
+    "whiten",
 ]  # fmt: skip

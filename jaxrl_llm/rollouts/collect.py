@@ -12,7 +12,7 @@ import numpy as np
 from jaxrl_llm.data.dialogues import encode_example
 from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.rollouts.records import check_range, concatenate, make_rollouts, numbered, select_rows
-from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Request, prompt_ids_of, prompt_text
+from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Prefix, Request, prompt_ids_of, prompt_text
 from jaxrl_llm.sampling import STOP, Samples, finish_name, generate
 from jaxrl_llm.types import Rollouts
 
@@ -61,6 +61,17 @@ def arranged(parts: Sequence[Collection], rows: Sequence[tuple[int, int]], group
     first = np.cumsum([0] + [len(part.records) for part in parts])
     chosen = joined(parts).take(np.array([first[part] + row for part, row in rows]))
     return dataclasses.replace(chosen, rollouts=chosen.rollouts.replace(group=numbered(np.asarray(group))))
+
+
+def fork(collection: Collection, row: int, column: int, **changes) -> Request:
+    """The request that goes on from a row's tokens in front of a column; `changes` are fields of the request.
+
+    The prefix keeps log-probabilities, versions, turns, and what of it is learned.
+    """
+    rollouts, start = collection.rollouts, int(collection.prompt_length[row])
+    names = ("tokens", "behavior_logp", "mask", "version", "turn")
+    prefix = Prefix(*(getattr(rollouts, name)[row, start:column] for name in names))
+    return dataclasses.replace(collection.requests[row], prefix=prefix if column > start else None, samples=1, **changes)
 
 
 def sample_requests(

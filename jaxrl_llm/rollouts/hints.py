@@ -117,7 +117,8 @@ def steered(
       rejects_wrong: whether guided rows that are not right take no part.
       threshold: total reward above which a row is right.
 
-    Source: ICPO, https://arxiv.org/abs/2510.26519; TAPO, https://arxiv.org/abs/2505.15692; TriMPI, https://arxiv.org/abs/2510.09474
+    Source: ICPO, https://arxiv.org/abs/2510.26519; TAPO, https://arxiv.org/abs/2505.15692; TriMPI,
+    https://arxiv.org/abs/2510.09474
     """
     plain = requests_for(*io.draw(prompts), samples=samples)
     hinted = [
@@ -183,7 +184,8 @@ def self_taught(
       teacher: "proximal", the policy itself before the step; "reference", which may be its moving average; or "teacher".
       threshold: total reward above which a completion is right.
 
-    Source: SDPO, https://arxiv.org/abs/2601.20802; SDFT, https://arxiv.org/abs/2601.19897; OPSD, https://arxiv.org/abs/2601.18734
+    Source: SDPO, https://arxiv.org/abs/2601.20802; SDFT, https://arxiv.org/abs/2601.19897; OPSD,
+    https://arxiv.org/abs/2601.18734
     """
     collection = io.sample(requests_for(*io.draw(prompts), samples=samples))
     rollouts, right = collection.rollouts, scores_of(collection) > threshold

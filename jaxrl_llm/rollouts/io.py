@@ -42,6 +42,7 @@ class Io:
       reward_weights: factor of each component in the rollouts; the records keep the rewards as they are.
       drawing: draws examples.
       cursor: place in the data, moved by `draw`.
+      examples: of the run, by their numbers.
       statistics: scores rollouts under a policy.
       keeps_entropy: whether `extras["behavior_entropy"]` has the entropies of the sampler.
       around: what surrounds sampling, such as the mesh that it runs on.
@@ -61,6 +62,7 @@ class Io:
     reward_weights: Sequence[float] = ()
     drawing: Draw | None = None
     cursor: Any = None
+    examples: Sequence[Example] | None = None
     statistics: Statistics | None = None
     keeps_entropy: bool = False
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
@@ -79,6 +81,10 @@ class Io:
         """
         examples, prompt_ids, self.cursor = self._part("drawing")(self.cursor, count, weights)
         return examples, prompt_ids
+
+    def example(self, number: int) -> Example:
+        """The example of that number, whether it was drawn in this step or not."""
+        return self._part("examples")[number]
 
     def sample(self, requests: Sequence[Request], *, rewarded: bool = True) -> Collection:
         """Rollouts of all requests, in their order, the samples of each together.
@@ -149,8 +155,13 @@ class Io:
         found = scored(seen_behind(collection.rollouts, behind), by, tuple(statistics))
         return {name: at_home(values, collection.rollouts, behind) for name, values in found.items()}
 
-    def _part(self, name: str) -> Callable:
-        """What the attribute of that name does; an evaluation, for instance, draws nothing and scores nothing."""
+    def uniform(self, count: int, salt: int) -> np.ndarray:
+        """Numbers of [0, 1), float64 [count], that depend on the seed, the step and what they are for, `salt`, alone."""
+        key = np.array([self.seed % 2**64, (self.step << 8) + salt], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+    def _part(self, name: str) -> Any:
+        """The attribute of that name; an evaluation, for instance, draws nothing and scores nothing."""
         if getattr(self, name) is None:
             raise ValueError(f"Io.{name} is None, and this asks for it; give Io({name}=...)")
         return getattr(self, name)

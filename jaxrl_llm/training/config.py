@@ -364,6 +364,8 @@ def _check_preference(config: ConfigDict) -> None:
 def method_options(config: ConfigDict) -> dict:
     """Options of the method of the RL phase; where it has a `max_length` that is not set, the longest completion of the run.
 
+    A `row_width` is that of the rollouts, `components` the number of rewards.
+
     Raises:
       ValueError: the method does not exist, or does not have an option.
     """
@@ -374,8 +376,12 @@ def method_options(config: ConfigDict) -> dict:
             f"config.method.name is {named.name!r}, which samples nothing; set config.{phase}.steps and config.rl.steps=0"
         )
     options = dict(config.method.options.items())
-    if "max_length" in methods.options_of(named.name):
-        options.setdefault("max_length", config.rl.max_new_tokens)
+    of_run = {
+        "max_length": config.rl.max_new_tokens,
+        "row_width": config.task.max_prompt_tokens + config.rl.max_new_tokens,
+        "components": len(config.rewards.names),
+    }
+    options = {name: value for name, value in of_run.items() if name in methods.options_of(named.name)} | options
     try:
         method = methods.get(config.method.name, **options)
     except ValueError as error:

@@ -173,7 +173,7 @@ class Run:
         """What a strategy may do in a step of training under `params`; `changes` are attributes of `rollouts.Io`."""
         scorer = self.scorer(self.config.rewards.names, step + 1, failures)
         usual = {"reward_weights": tuple(self.config.rewards.weights), "drawing": self.draw, "cursor": Cursor()}
-        usual["facts"] = self.facts(step + 1, failures)
+        usual |= {"facts": self.facts(step + 1, failures), "examples": self.source}
         sampling = build.training_sampling(self.config, self.tokenizer)
         return self._io(params, scorer, sampling, self.config.seed, step, **(usual | changes))
 
