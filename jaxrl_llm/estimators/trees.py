@@ -11,7 +11,6 @@ from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
-
 VALUES = ("value_before", "value_behind")
 
 

@@ -94,7 +94,6 @@ def partial_rollouts(
     samples: int = 8,
     window: int = 128,
     capacity: int = 1024,
-    components: int = 1,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ):
@@ -102,7 +101,7 @@ def partial_rollouts(
 
     Defaults: All are ours; the paper has another loss on such rows (`opmd`).
     """
-    strategy = resumed(samples=samples, window=window, capacity=capacity, row_width=row_width, components=components)
+    strategy = resumed(samples=samples, window=window, capacity=capacity, row_width=row_width)
     return strategy, chain(group_advantage(), token_mean()), clipped(clip_low, clip_high)
 
 

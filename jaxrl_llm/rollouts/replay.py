@@ -163,15 +163,7 @@ def _shortened(prefix: Prefix, count: int) -> Prefix:
 
 @stateful_strategy(empty_store)
 def resumed(
-    io: Io,
-    store: Store,
-    prompts: int,
-    *,
-    samples: int = 8,
-    capacity: int = 256,
-    row_width: int = 768,
-    components: int = 1,
-    window: int = 128,
+    io: Io, store: Store, prompts: int, *, samples: int = 8, capacity: int = 256, row_width: int = 768, window: int = 128
 ) -> tuple[Collection, Store, Metrics]:
     """Completions of up to `window` new tokens a step: a group with a row that is not over goes on in the next one.
 
@@ -186,7 +178,6 @@ def resumed(
       samples: of each prompt.
       capacity: rows of the store, at least `prompts` * `samples`.
       row_width: columns of the rollouts; in a run of the program what it has.
-      components: rewards of a row; in a run of the program what it has.
       window: most new tokens of a row in a step.
 
     Source: partial rollouts of Kimi k1.5, https://arxiv.org/abs/2501.12599; successive batching of T-PPO,
@@ -199,7 +190,7 @@ def resumed(
         ended = np.array([_is_over(record, io.sampling["max_new_tokens"]) for record in collection.records])
         over = ended.reshape(-1, samples).all(axis=1)
         waiting = np.flatnonzero(~np.repeat(over, samples))
-        store = put(empty_store(capacity=capacity, row_width=row_width, components=components), collection, waiting)
+        store = put(empty_store(capacity=capacity, row_width=row_width), collection, waiting)
     rows = np.flatnonzero(np.repeat(over, samples))
     return io.reward(collection.take(rows)), store, {"resumed/waiting": float((~over).sum())}
 

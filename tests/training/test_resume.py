@@ -82,19 +82,21 @@ def test_killed_five_times_equals_uninterrupted(tmp_path, cache, uninterrupted):
 
 
 @pytest.mark.slow
-def test_the_state_of_a_strategy_survives_kills(tmp_path, cache):
+@pytest.mark.parametrize(
+    ("method", "field"), [("repo", "count"), ("partial_rollouts", "tokens"), ("uncertain_prompts", "visits")]
+)
+def test_the_state_of_a_strategy_survives_kills(method, field, tmp_path, cache):
     runner = "strategy_crash_runner.py"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    code, output = finish(start(whole, cache, runner=runner))
+    code, output = finish(start(whole, cache, method, runner=runner))
     assert code == 0, output
     for kill in (("sample", 4, 0.01), ("update", 3, 0.002)):
-        code, output = finish(start(killed, cache, *kill, runner=runner))
+        code, output = finish(start(killed, cache, method, *kill, runner=runner))
         assert code == -signal.SIGKILL, f"{kill} was not reached: {output}"
-    code, output = finish(start(killed, cache, runner=runner))
+    code, output = finish(start(killed, cache, method, runner=runner))
     assert code == 0, output
     assert_same_run(killed, whole)
-    state = final_arrays(whole)[1]["method_state"]["strategy"]
-    assert state["visits"].sum() == 7 * 4 * 4 and (state["visits"] > 0).sum() > 4 and state["reward"].any()
+    assert final_arrays(whole)[1]["method_state"]["strategy"][field].any()
 
 
 @pytest.mark.slow
