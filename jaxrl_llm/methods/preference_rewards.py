@@ -7,7 +7,7 @@ from jaxrl_llm.objectives import alpha_transform, bco_link, length_bonus, prefer
 
 
 @method("Beyond Reverse KL: Generalizing DPO with Diverse Divergence Constraints (Wang et al., 2023)", "arXiv:2309.16240")
-def f_dpo(*, beta: float = 0.1, alpha: float = 0.5):
+def f_dpo(beta: float = 0.1, alpha: float = 0.5):
     """DPO under an alpha-divergence: `alpha` 0 is the reverse KL, and so DPO, 1 the forward KL.
 
     Defaults: `beta` is DPO's; the paper tries `alpha` 0.3, 0.5 and 0.7. TRL's alpha is 1 minus this one.
@@ -16,7 +16,7 @@ def f_dpo(*, beta: float = 0.1, alpha: float = 0.5):
 
 
 @method("Beyond Reverse KL: Generalizing DPO with Diverse Divergence Constraints (Wang et al., 2023)", "arXiv:2309.16240")
-def js_dpo(*, beta: float = 0.1):
+def js_dpo(beta: float = 0.1):
     """DPO under the Jensen-Shannon divergence, whose score saturates for answers that are likelier than before.
 
     Defaults: `beta` is DPO's.
@@ -25,7 +25,7 @@ def js_dpo(*, beta: float = 0.1):
 
 
 @method("Length Desensitization in Direct Preference Optimization (Liu et al., 2024)", "arXiv:2409.06411")
-def ld_dpo(*, beta: float = 0.1, alpha: float = 0.5):
+def ld_dpo(beta: float = 0.1, alpha: float = 0.5):
     """DPO in which the tokens that the longer answer has beyond the shorter one's length count less.
 
     Defaults: `beta` is DPO's; the paper tunes `alpha` for each model, 0.5 is ours.
@@ -34,7 +34,7 @@ def ld_dpo(*, beta: float = 0.1, alpha: float = 0.5):
 
 
 @method("Disentangling Length from Quality in Direct Preference Optimization (Park et al., 2024)", "arXiv:2403.19159")
-def length_regularised_dpo(*, beta: float = 0.1, alpha: float = 0.01):
+def length_regularised_dpo(beta: float = 0.1, alpha: float = 0.01):
     """DPO with a bonus for length in the implicit reward, so that the policy does not have to imitate the longer texts.
 
     Defaults: `beta` is DPO's; the paper tunes `alpha`, in nats a token, 0.01 is ours.
@@ -43,7 +43,7 @@ def length_regularised_dpo(*, beta: float = 0.1, alpha: float = 0.01):
 
 
 @method("WPO: Enhancing RLHF with Weighted Preference Optimization (Zhou et al., 2024)", "arXiv:2406.11827")
-def wpo(*, beta: float = 0.01):
+def wpo(beta: float = 0.01):
     """DPO in which a pair counts by how usual both answers are for the policy that learns, as if it had sampled them.
 
     Defaults: `beta` is that of the authors' configurations.
@@ -56,7 +56,7 @@ def wpo(*, beta: float = 0.01):
     "arXiv:2405.16436",
     conventions={"openrlhf": {"beta": 0.5, "eta": 0.2, "average": True}},
 )
-def rpo(*, beta: float = 0.01, eta: float = 0.005, average: bool = False):
+def rpo(beta: float = 0.01, eta: float = 0.005, average: bool = False):
     """DPO plus imitation of the preferred answers, which bounds how far the implicit reward can be fooled.
 
     Defaults: Those of the authors' Zephyr-7B run, with the sum over tokens and the factor eta beta; their code for
@@ -71,7 +71,7 @@ def rpo(*, beta: float = 0.01, eta: float = 0.005, average: bool = False):
     "TGDPO: Harnessing Token-Level Reward Guidance for Enhancing Direct Preference Optimization (Zhu et al., 2025)",
     "arXiv:2506.14574",
 )
-def tgdpo(*, beta: float = 0.1, alpha: float = 0.5):
+def tgdpo(beta: float = 0.1, alpha: float = 0.5):
     """DPO whose tokens count by a token-level reward, the log-ratio of a teacher that was trained by DPO before.
 
     Defaults: Those of the authors' configuration for Llama-3 8B.
@@ -83,7 +83,7 @@ def tgdpo(*, beta: float = 0.1, alpha: float = 0.5):
     "Enhancing the Reasoning Ability of Multimodal LLMs via Mixed Preference Optimization (Wang et al., 2024)",
     "arXiv:2411.10442",
 )
-def mpo(*, beta: float = 0.1, relative: float = 0.8, absolute: float = 0.2, imitation: float = 1.0):
+def mpo(beta: float = 0.1, relative: float = 0.8, absolute: float = 0.2, imitation: float = 1.0):
     """A mixture of three losses: which answer is better, whether each is good, and how the better one is written.
 
     Defaults: The paper's. Its quality loss is BCO with a running shift of rewards, which is 0 here as in TRL; the imitation is
@@ -97,7 +97,7 @@ def mpo(*, beta: float = 0.1, relative: float = 0.8, absolute: float = 0.2, imit
 
 
 @method("Reward-Augmented Data Enhances Direct Preference Alignment of LLMs (Zhang et al., 2024)", "arXiv:2410.08067")
-def reward_augmented_dpo(*, beta: float = 0.01, smoothing: float = 0.3):
+def reward_augmented_dpo(beta: float = 0.01, smoothing: float = 0.3):
     """DPO on pairs whose prompts name the score of one of the answers, which is then the preferred one.
 
     Defaults: Those of the authors' configuration for Qwen2. The pairs are made by `data.goals.goal_conditioned`.

@@ -10,7 +10,7 @@ LIKELIHOOD = objectives.likelihood()
 
 
 @method("SimPO: Simple Preference Optimization with a Reference-Free Reward (Meng et al., 2024)", "arXiv:2405.14734")
-def simpo(*, beta: float = 2.0, gamma: float = 0.5):
+def simpo(beta: float = 2.0, gamma: float = 0.5):
     """DPO with the mean log-probability of a token as reward, no reference, and a margin that has to be won by.
 
     Defaults: Those of the authors' code, where gamma is given as gamma / beta = 0.25.
@@ -19,7 +19,7 @@ def simpo(*, beta: float = 2.0, gamma: float = 0.5):
 
 
 @method("AlphaPO: Reward Shape Matters for LLM Alignment (Gupta et al., 2025)", "arXiv:2501.03884")
-def alphapo(*, beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25):
+def alphapo(beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25):
     """SimPO with a reward (1 - p^-alpha) / alpha of the mean token probability p in place of log p.
 
     Defaults: Those of the authors' configuration for Llama-3 8B; the paper tunes them for each model. `alpha` 0 is SimPO.
@@ -30,7 +30,7 @@ def alphapo(*, beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25):
 
 
 @method("Contrastive Preference Optimization (Xu et al., 2024)", "arXiv:2401.08417")
-def cpo(*, beta: float = 0.1, imitation: float = 1.0):
+def cpo(beta: float = 0.1, imitation: float = 1.0):
     """DPO against a uniform reference, which cancels, plus imitation of the preferred answer.
 
     Defaults: The paper's. Its formula has the sum over the tokens of the preferred answer; here, as in the authors' code and in
@@ -41,7 +41,7 @@ def cpo(*, beta: float = 0.1, imitation: float = 1.0):
 
 
 @method("ORPO: Monolithic Preference Optimization without Reference Model (Hong et al., 2024)", "arXiv:2403.07691")
-def orpo(*, coefficient: float = 0.1):
+def orpo(coefficient: float = 0.1):
     """Imitation of the preferred answer plus a logistic loss on the ratio of the two answers' odds.
 
     Defaults: The paper's, for Mistral. The imitation is the mean over the tokens of all preferred answers. TRL imitates the
@@ -52,7 +52,7 @@ def orpo(*, coefficient: float = 0.1):
 
 
 @method("SLiC-HF: Sequence Likelihood Calibration with Human Feedback (Zhao et al., 2023)", "arXiv:2305.10425")
-def slic(*, margin: float = 1.0, imitation: float = 0.1):
+def slic(margin: float = 1.0, imitation: float = 0.1):
     """Hinge loss on the difference of two log-probabilities, plus imitation of the preferred answer.
 
     Defaults: Both are ours; the paper imitates the answer of the fine-tuning data, for which the preferred one stands here.
@@ -65,7 +65,7 @@ def slic(*, margin: float = 1.0, imitation: float = 0.1):
 
 
 @method("Statistical Rejection Sampling Improves Preference Optimization (Liu et al., 2023)", "arXiv:2309.06657")
-def hinge_dpo(*, beta: float = 0.1):
+def hinge_dpo(beta: float = 0.1):
     """DPO with the hinge loss of SLiC, which stops at a margin of 1 / beta, in place of the logistic one.
 
     Defaults: `beta` is TRL's, whose name for it is "hinge"; the paper compares several.
@@ -74,7 +74,7 @@ def hinge_dpo(*, beta: float = 0.1):
 
 
 @method("Contrastive Preference Learning: Learning from Human Feedback without RL (Hejna et al., 2023)", "arXiv:2310.13639")
-def cpl(*, alpha: float = 0.1, bias: float = 0.5):
+def cpl(alpha: float = 0.1, bias: float = 0.5):
     """Logistic loss on sums of log-probabilities as advantages, with less weight on those of the other segment.
 
     Defaults: The paper's for control tasks; its discount is 1 here.
@@ -83,7 +83,7 @@ def cpl(*, alpha: float = 0.1, bias: float = 0.5):
 
 
 @method("Direct Preference-based Policy Optimization without Reward Modeling (An et al., 2023)", "arXiv:2301.12842")
-def dppo_pbrl(*, temperature: float = 0.1, bias: float = 1.0):
+def dppo_pbrl(temperature: float = 0.1, bias: float = 1.0):
     """Contrast of distances to two segments: the policy gets nearer to the preferred one than to the other.
 
     Defaults: Those of the authors' code for control tasks.
@@ -97,7 +97,7 @@ def dppo_pbrl(*, temperature: float = 0.1, bias: float = 1.0):
 
 
 @method("Triple Preference Optimization (Saeidi et al., 2024)", "arXiv:2405.16681")
-def tpo(*, beta: float = 0.01, imitation: float = 1.0):
+def tpo(beta: float = 0.01, imitation: float = 1.0):
     """Imitation of a gold answer beside a reference-free contrast of a preferred with another one: three answers a prompt.
 
     Defaults: `beta` is the authors'; `imitation` of 1 is ours. The gold answer is the row of source 1, without a preference, in

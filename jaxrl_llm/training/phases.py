@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jaxrl_llm import methods, rewards
 from jaxrl_llm.training import preference, reinforcement, supervised
 from jaxrl_llm.training.ahead import Ahead
-from jaxrl_llm.training.evaluation import evaluate, gap_bound, make_agree
+from jaxrl_llm.training.evaluation import evaluate_source
 from jaxrl_llm.training.report import counter
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
@@ -112,20 +112,10 @@ def _all_params(state: TrainState) -> Params:
 
 def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
     """Measures of what a policy answers to held-out prompts."""
-    settings = run.config.evaluation
-    count = min(settings.prompts, len(run.test_source))
-    examples = [run.test_source[index] for index in range(count)]
     failures: list[rewards.RewardFailure] = []
     io = run.evaluation_io(params, number, failures)
-    name = settings.reward or run.config.rewards.names[0]
-    batch, rl = min(settings.batch, count), run.config.rl
-    agree = make_agree(
-        run.network.without_params(), run.whole(params), temperature=settings.temperature,
-        bound=gap_bound(rl.max_logp_gap, run.network), width=rl.row_tokens, parts=rl.micro_batches, shards=run.shards,
-        place=run.place,
-    )  # fmt: skip
-    options = {"final_answer": rewards.answer_of(run.rewards[name]), "agree": agree, "greedy": settings.temperature == 0}
+    reward = run.rewards[run.config.evaluation.reward or run.config.rewards.names[0]]
     told = counter(f"evaluating held-out prompts at step {number}", enabled=run.config.log.live)
-    options |= {"success": settings.success, "told": told}
-    measured, _ = evaluate(io.sample, examples, samples=settings.samples, batch=batch, **options)
+    network = run.network.with_params(run.whole(params))
+    measured, _ = evaluate_source(run.config, io.sample, run.test_source, reward, network, run.mesh, told=told)
     return measured | {"evaluation/timeouts": timeouts(failures)}
