@@ -232,11 +232,10 @@ def spo(
 ):
     """One sample a prompt, compared with a running estimate of the prompt's success rate, and standardised over the step.
 
-    Defaults: Samples, clip, dual clip and forgetting are those of the authors' recipe. `drift_half_life=None` is its
-      constant forgetting, `forgetting_low`; the paper takes 0.06 nats, with forgetting up to 0.96
-      (`forgetting_high=None`), and then somebody must measure `drift`. `prompts`, the size of the table, is ours. The
-      table begins at one half a success in one; the paper begins with 8 samples a prompt, and draws prompts by their
-      uncertainty, which is left to the data.
+    Defaults: Samples, clip, dual clip and forgetting are those of the authors' recipe. `drift_half_life=None` is its constant
+      forgetting, `forgetting_low`; the paper takes 0.06 nats, with forgetting up to 0.96 (`forgetting_high=None`), and then
+      somebody must measure `drift`. `prompts`, the size of the table, is ours. The table begins at one half a success in one;
+      the paper begins with 8 samples a prompt, and draws prompts by their uncertainty, which is left to the data.
     """
     constant = drift_half_life is None
     reject_inert(constant and forgetting_high is not None, "forgetting_high", forgetting_high, "drift_half_life is None")

@@ -26,11 +26,10 @@ def kl(
 ):
     """`coefficient` times the estimate of KL(policy || reference) of each action, differentiated through the policy.
 
-    On policy, the gradient of "k1" is 0 on average (its value is the KL, its gradient is not); that of "k2" is the
-    gradient of the KL; that of "k3" is the gradient of the forward KL. Samples of another policy estimate the KL only with an
-    importance weight: with `ratio` the weight is differentiated too, and "k3" then has the gradient of the KL (DeepSeek-V3.2,
-    TRL's `use_bias_correction_kl`, slime's `use_unbiased_kl`); as one of the `factors`, `importance_weight(of="policy")`, it is
-    not.
+    On policy, the gradient of "k1" is 0 on average (its value is the KL, its gradient is not); that of "k2" is the gradient of
+    the KL; that of "k3" is the gradient of the forward KL. Samples of another policy estimate the KL only with an importance
+    weight: with `ratio` the weight is differentiated too, and "k3" then has the gradient of the KL (DeepSeek-V3.2, TRL's
+    `use_bias_correction_kl`, slime's `use_unbiased_kl`); as one of the `factors`, `importance_weight(of="policy")`, it is not.
 
     Args:
       coefficient: a number, or the name of a scalar in `batch.coefficients`.
@@ -124,8 +123,7 @@ def overconfidence(scores: Scores, batch: Batch, *, coefficient: float | str = 1
     Args:
       coefficient: a number, or the name of a scalar in `batch.coefficients`.
 
-    Source: the penalty of REINVENT, https://doi.org/10.1186/s13321-017-0235-x, as studied in
-      https://arxiv.org/abs/2310.02902
+    Source: the penalty of REINVENT, https://doi.org/10.1186/s13321-017-0235-x, as studied in https://arxiv.org/abs/2310.02902
     """
     actions = (batch.mask > 0).astype(jnp.float32)
     total = segment_total(without_infinities(masked(scores.logp, actions)), batch.segment)
