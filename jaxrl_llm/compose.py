@@ -8,6 +8,7 @@ compared, hashed (so that it may be a static argument of `jax.jit`), printed as 
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +78,7 @@ def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annota
 
     Raises:
       TypeError: an option that `function` does not have; the message lists those it has.
+      ValueError: a value that is none of those of the option's `Literal`.
     """
     defaults = keyword_defaults(function)
     unknown = sorted(set(options) - set(defaults))
@@ -86,6 +88,10 @@ def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annota
     missing = [name for name, value in bound if value is inspect.Parameter.empty]
     if missing:
         raise TypeError(f"{function.__name__}: option {missing[0]!r} has no default and must be given")
+    for name, value in bound:
+        choices = typing.get_args(function.__annotations__.get(name))
+        if typing.get_origin(function.__annotations__.get(name)) is typing.Literal and value not in choices:
+            raise ValueError(f"{function.__name__}: {name} is {value!r}; it must be one of {choices}")
     values = [value for _, value in bound]
 
     def named(names) -> frozenset[str]:

@@ -115,25 +115,6 @@ def open_rs(
     return grouped(samples=samples), estimator, clipped(clip_low, clip_high, kl_coefficient=kl_coefficient)
 
 
-@method("Train Long, Think Short: Curriculum Learning for Efficient Reasoning (Hammoud et al., 2025)", "arXiv:2508.08940")
-def train_long_think_short(
-    samples: int = 8,
-    budget: float = 256.0,
-    decay: float = 0.7,
-    interval: int = 200,
-    length_weight: float = 0.5,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
-    """GRPO with a reward for answers as long as a budget that shrinks in the course of the training.
-
-    Defaults: Samples, budget, decay and, from its budgets, the interval are the paper's. The weight is that of its
-      accuracy-heavy mix, 0.3 for the length to 0.6 for the answer; the clip is ours. The prompt has to state the budget.
-    """
-    length = estimators.budget_length_reward(budget=budget, decay=decay, interval=interval, weight=length_weight)
-    return grouped(samples=samples), chain(length, group_advantage(), sequence_mean()), clipped(clip_low, clip_high)
-
-
 @method("Stable Reinforcement Learning for Efficient Reasoning (Dai et al., 2025)", "arXiv:2505.18086")
 def grpo_lambda(samples: int = 8, share: float = 0.2, strength: float = 0.6, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO that rewards short right answers only for the prompts of the step that are solved most often.

@@ -17,6 +17,7 @@ from jaxrl_llm import methods, reading
 from jaxrl_llm.compose import require
 from jaxrl_llm.networks.config import CACHE_DTYPES
 from jaxrl_llm.rewards import LARGEST_REWARD
+from jaxrl_llm.rollouts.facts import TOKEN_REWARDS
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
 from jaxrl_llm.training.metrics import DEFINITIONS, defined
@@ -26,7 +27,7 @@ from jaxrl_llm.training.wrapping import check_wrap
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = (
     "method.options", "sft.options", "preference.options", "task.options", "task.test_options", "rewards.options",
-    "critic.options", "given", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
+    "rewards.facts", "critic.options", "given", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
 )  # fmt: skip
 
 # Numbers that may be None.
@@ -270,11 +271,28 @@ def _check_inert(config: ConfigDict) -> None:
         if config[section].options and not config[section].steps:
             raise ValueError(f"config.{section}.options would change nothing: config.{section}.steps is 0")
     options = config.rewards.options.to_dict()
-    used = [*config.rewards.names, config.evaluation.reward, *(chosen.get("reward") or "" for chosen in options.values())]
+    facts = config.rewards.facts.values()
+    used = [
+        *config.rewards.names,
+        *facts,
+        config.evaluation.reward,
+        *(chosen.get("reward") or "" for chosen in options.values()),
+    ]
     for name in sorted(options.keys() - set(map(sections.short_name, used))):
         raise ValueError(f"config.rewards.options.{name} would change nothing: config.rewards.names has no {name!r}; add it")
+    _check_facts(config)
     if not network.router.pooled and not network.router.load_balancing:
         raise ValueError("config.network.router.pooled would change nothing: config.network.router.load_balancing is 0")
+
+
+def _check_facts(config: ConfigDict) -> None:
+    """Facts are functions of a module that something of the RL phase reads."""
+    needed = methods.get(config.method.name, **method_options(config)).needs if config.rl.steps else frozenset()
+    for name, function in config.rewards.facts.items():
+        if not isinstance(function, str) or ":" not in function:
+            raise ValueError(f"config.rewards.facts.{name} is {function!r}; it must be 'package.module:function'")
+        if name not in needed | {TOKEN_REWARDS}:
+            raise ValueError(f"config.rewards.facts.{name} would change nothing: {config.method.name} needs {sorted(needed)}")
 
 
 def _check_optimizers(config: ConfigDict) -> None:
@@ -300,7 +318,7 @@ def _check_methods(config: ConfigDict) -> None:
     """The methods that are trained by exist, and their phases can give what they need."""
     options = method_options(config)
     if config.rl.steps:
-        refuse_missing(methods.get(config.method.name, **options))
+        refuse_missing(methods.get(config.method.name, **options), config.rewards.facts.keys())
     for phase, build in (("preference", preference_method), ("sft", supervised_method)):
         if config[phase].steps:
             refuse_missing(build(config))

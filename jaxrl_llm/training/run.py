@@ -137,10 +137,20 @@ class Run:
           step: of training.
           failures: a list that they are added to.
         """
-        return scores.make_score(
-            self.pool, {name: self.rewards[name] for name in names}, self.config.rewards.deadline_seconds, told=self.told,
-            failures=[] if failures is None else failures, log=self.workdir / "reward_failures.jsonl", step=step,
-        )  # fmt: skip
+        return scores.make_score(*self._asked({name: name for name in names}), **self._noted(step, failures))
+
+    def facts(self, step: int, failures: list | None = None) -> Callable | None:
+        """The attribute `facts` of `rollouts.Io`: what the configuration wants to know. Arguments as in `scorer`."""
+        named = self.config.rewards.facts.to_dict()
+        return scores.make_facts(*self._asked(named), **self._noted(step, failures)) if named else None
+
+    def _asked(self, names: dict[str, str]) -> tuple:
+        functions = {name: self.rewards[function] for name, function in names.items()}
+        return self.pool, functions, self.config.rewards.deadline_seconds
+
+    def _noted(self, step: int, failures: list | None) -> dict[str, Any]:
+        log, failures = self.workdir / "reward_failures.jsonl", [] if failures is None else failures
+        return {"told": self.told, "failures": failures, "log": log, "step": step}
 
     def _checked_weights(self, weights: np.ndarray) -> np.ndarray:
         if np.shape(weights) != (len(self.source),):
@@ -163,6 +173,7 @@ class Run:
         """What a strategy may do in a step of training under `params`; `changes` are attributes of `rollouts.Io`."""
         scorer = self.scorer(self.config.rewards.names, step + 1, failures)
         usual = {"reward_weights": tuple(self.config.rewards.weights), "drawing": self.draw, "cursor": Cursor()}
+        usual["facts"] = self.facts(step + 1, failures)
         sampling = build.training_sampling(self.config, self.tokenizer)
         return self._io(params, scorer, sampling, self.config.seed, step, **(usual | changes))
 
