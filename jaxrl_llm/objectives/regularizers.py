@@ -5,8 +5,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import MAX_LOG_RATIO, kl_estimate, masked, safe_divide, without_infinities
-from jaxrl_llm.objectives.base import coefficient_value, logp_name, logp_of, traits, weighted_sum
-from jaxrl_llm.objectives.policy import factor_value
+from jaxrl_llm.objectives.base import coefficient_value, logp_name, logp_of, traits, weighted_sum, with_factors
 from jaxrl_llm.objectives.ratios import segment_total
 from jaxrl_llm.types import Batch, Scores
 
@@ -48,8 +47,7 @@ def kl(
     if bound is not None:
         estimate = jnp.clip(estimate, -bound, bound)
     loss = estimate if ratio is None else estimate * jnp.exp(ratio(scores, batch))
-    for factor in factors:
-        loss *= factor_value(factor, scores, batch)
+    loss = with_factors(loss, factors, scores, batch)
     return coefficient_value(coefficient, batch) * loss, {f"{against}_kl": weighted_sum(estimate, batch)}
 
 

@@ -6,9 +6,8 @@ import jax.numpy as jnp
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import log_ratio as difference
 from jaxrl_llm.numerics import masked, over_segments
-from jaxrl_llm.objectives.base import weighted_sum
+from jaxrl_llm.objectives.base import weighted_sum, with_factors
 from jaxrl_llm.objectives.groups import find_groups, group_mean, rollout_mean, rollout_sum, rollout_to_tokens
-from jaxrl_llm.objectives.policy import factor_value
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO, segment_total, sequence_ratio
 from jaxrl_llm.types import Batch, Scores
 
@@ -143,9 +142,7 @@ def trajectory_balance(scores: Scores, batch: Batch, *, beta: float = 15.0, fact
     first = _first_actions(batch)
     log_z = segment_total(masked(scores.value, first), batch.segment)
     residual = log_z + sequence_ratio.function(scores, batch, against="reference") - beta * masked(batch.advantage, batch.mask)
-    loss = jnp.square(masked(residual, batch.mask))
-    for factor in factors:
-        loss *= factor_value(factor, scores, batch)
+    loss = with_factors(jnp.square(masked(residual, batch.mask)), factors, scores, batch)
     return loss, {"log_partition": weighted_sum(log_z, batch)}
 
 

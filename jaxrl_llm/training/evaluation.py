@@ -210,7 +210,7 @@ def evaluate(
       samples: k of each prompt.
       batch: prompts sampled at a time.
       final_answer: completion to answer, for the majority vote; a completion of which it is None votes as the text that it is.
-      agree: compares the learner with the sampler, see `agreement.make_agree`; None leaves it out.
+      agree: compares the learner with the sampler, see `make_agree`; None leaves it out.
       greedy: whether the samples are greedy, so that each token should be the learner's likeliest.
       success: reward from which on a completion is correct.
       told: called before each part with the prompts that are done, and with all of them.
