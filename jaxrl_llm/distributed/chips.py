@@ -54,19 +54,12 @@ CUBE_SIDE = 4  # chips of a side of the cubes of which tori of three dimensions 
 
 
 class Slice(NamedTuple):
-    """Chips of one kind, wired as a torus, and perhaps several such.
+    """Chips of one kind, wired as a torus, and perhaps several such."""
 
-    Attributes:
-      chip: its figures.
-      name: such as "v5e:4x4".
-      sides: chips along each dimension.
-      slices: how many.
-    """
-
-    chip: Chip
-    name: str
-    sides: tuple[int, ...]
-    slices: int = 1
+    chip: Chip  # its figures
+    name: str  # such as "v5e:4x4"
+    sides: tuple[int, ...]  # chips along each dimension
+    slices: int = 1  # how many
 
     @property
     def devices(self) -> int:

@@ -18,19 +18,12 @@ _LOWEST = jnp.finfo(jnp.float32).min
 
 @flax.struct.dataclass
 class Cells:
-    """Keys and values of one layer for N sequences of W tokens.
+    """Keys and values of one layer for N sequences of W tokens."""
 
-    Attributes:
-      keys: [N, K, H, W].
-      values: [N, K, W, H].
-      key_scale: float32 [N, K, W] that keys are multiplied by where they are int8; None elsewhere.
-      value_scale: the same of the values.
-    """
-
-    keys: Array
-    values: Array
-    key_scale: Array | None = None
-    value_scale: Array | None = None
+    keys: Array  # [N, K, H, W]
+    values: Array  # [N, K, W, H]
+    key_scale: Array | None = None  # float32 [N, K, W] that keys are multiplied by where they are int8; None elsewhere
+    value_scale: Array | None = None  # the same of the values
 
 
 # Logical axes of the fields.

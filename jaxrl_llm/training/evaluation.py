@@ -20,17 +20,12 @@ from jaxrl_llm.types import Batch, Rollouts
 
 
 class Agreement(NamedTuple):
-    """What a comparison of sampler and learner found.
+    """What a comparison of sampler and learner found."""
 
-    Attributes:
-      gap: largest |learner's - sampler's| log-probability of a sampled token, nats.
-      tokens: number of sampled tokens.
-      short: number of those whose log-probability falls short of the learner's largest by more than the bound: none in greedy
-        samples of one policy.
-    """
-
-    gap: float = 0.0
-    tokens: int = 0
+    gap: float = 0.0  # largest |learner's - sampler's| log-probability of a sampled token, nats
+    tokens: int = 0  # number of sampled tokens
+    # number of those whose log-probability falls short of the learner's largest by more than the bound: none in greedy samples
+    # of one policy
     short: int = 0
 
     def __add__(self, other: "Agreement") -> "Agreement":

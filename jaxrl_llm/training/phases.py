@@ -23,28 +23,19 @@ Evaluate = Callable[[Params, int], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One kind of training.
+    """One kind of training."""
 
-    Attributes:
-      name: as in `Progress.phase`.
-      steps: of the whole phase; 0 leaves it out.
-      method: what is trained by.
-      initial_state: parameters -> state before the first step.
-      params: state -> parameters that are measured, and that the next phase begins with.
-      make_step: parameters of the reference policy, or None, and what samples ahead -> `step(state, cursor, number)`, which
-        gives the next state, the next cursor, metrics and records of completions.
-      make_evaluation: parameters of the reference policy, or None, -> `evaluate(params, number)`, which gives measures.
-      measure: the one of them that says how good the parameters are.
-    """
-
-    name: str
-    steps: int
-    method: methods.Method
-    initial_state: Callable[[Params], TrainState]
-    params: Callable[[TrainState], Params]
+    name: str  # as in `Progress.phase`
+    steps: int  # of the whole phase; 0 leaves it out
+    method: methods.Method  # what is trained by
+    initial_state: Callable[[Params], TrainState]  # parameters -> state before the first step
+    params: Callable[[TrainState], Params]  # state -> parameters that are measured, and that the next phase begins with
+    # parameters of the reference policy, or None, and what samples ahead -> `step(state, cursor, number)`, which gives the next
+    # state, the next cursor, metrics and records of completions
     make_step: Callable[[Params, Ahead], Step]
+    # parameters of the reference policy, or None, -> `evaluate(params, number)`, which gives measures
     make_evaluation: Callable[[Params], Evaluate]
-    measure: str
+    measure: str  # the one of them that says how good the parameters are
 
 
 def all_phases(run: Run) -> dict[str, Phase]:
