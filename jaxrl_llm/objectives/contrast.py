@@ -232,10 +232,6 @@ def self_improving(
     crossed = group_mean(reward, win * of_lose, groups) - group_mean(reward, lose * of_win, groups)
     generator = jnp.square(1.0 - beta * (crossed + gap(alone)))
     reviser = jnp.square(0.5 - beta * gap(of_lose)) + jnp.square(0.5 - beta * gap(of_win))
-    complete = _each_once([side * condition for side in (win, lose) for condition in (alone, of_win, of_lose)], groups)
+    counts = [group_count(side * condition, groups) for side in (win, lose) for condition in (alone, of_win, of_lose)]
+    complete = (jnp.stack(counts) == 1).all(axis=0).astype(jnp.float32)
     return rollout_to_tokens(masked((1.0 - alpha) * generator + alpha * reviser, complete), groups), {}
-
-
-def _each_once(roles, groups: Groups):
-    """1 where a rollout's group has exactly one rollout of each role."""
-    return jnp.stack([group_count(role, groups) == 1 for role in roles]).all(axis=0).astype(jnp.float32)
