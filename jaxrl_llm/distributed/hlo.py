@@ -72,21 +72,13 @@ class Collectives(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What one device does in a run of a program.
+    """What one device does in a run of a program."""
 
-    Attributes:
-      flops: 2 for each multiplication of dots and convolutions that meets no padding; without kernels.
-      bytes: read from HBM and written to it.
-      collectives: by kind and mesh axes, such as ("all-gather", "fsdp").
-      kernels: custom calls of Pallas, whose work the text does not tell.
-      unknown_loops: loops that no text tells the length of.
-    """
-
-    flops: float
-    bytes: float
-    collectives: dict[tuple[str, str], Collectives]
-    kernels: list[Kernel]
-    unknown_loops: int
+    flops: float  # 2 for each multiplication of dots and convolutions that meets no padding; without kernels
+    bytes: float  # read from HBM and written to it
+    collectives: dict[tuple[str, str], Collectives]  # by kind and mesh axes, such as ("all-gather", "fsdp")
+    kernels: list[Kernel]  # custom calls of Pallas, whose work the text does not tell
+    unknown_loops: int  # loops that no text tells the length of
 
 
 def read_hlo(text: str, mesh: Mesh, unknown_length: int = 1, taken: float = 1.0) -> Figures:

@@ -9,7 +9,7 @@ from jaxrl_llm.estimators.combine import among, blend
 from jaxrl_llm.estimators.confidence import (
     answer_likelihood_advantage, optimal_value, self_certainty_reward, support_reward, teacher_advantage,
 )  # fmt: skip
-from jaxrl_llm.estimators.constraints import lagrangian_advantage, log_barrier_advantage, target_return
+from jaxrl_llm.estimators.risk import lagrangian_advantage, log_barrier_advantage, target_return
 from jaxrl_llm.estimators.entropies import (
     conflict_mean, conflict_weighting, entropy_penalty, entropy_shaped_advantage, sequence_entropy_reward,
 )  # fmt: skip
@@ -17,10 +17,10 @@ from jaxrl_llm.estimators.groups import (
     best_lead_advantage, component_advantage, group_advantage, optimal_token_baseline, pass_at_k_advantage,
     prefix_tree_advantage, token_group_advantage,
 )  # fmt: skip
-from jaxrl_llm.estimators.lengths import (
+from jaxrl_llm.estimators.shaping import (
     cosine_length_reward, efficient_length_reward, length_penalty, relative_length_reward, shortest_correct_penalty,
 )  # fmt: skip
-from jaxrl_llm.estimators.normalisers import running_scale, whiten
+from jaxrl_llm.estimators.weighting import running_scale, whiten
 from jaxrl_llm.estimators.returns import (
     adaptive_kl_in_reward, gae, kl_in_advantage, kl_in_reward, length_adaptive_decay, minus_value, reward_to_go,
     rewards_per_token, state_advantage, turn_returns,

@@ -187,10 +187,9 @@ def pass_at_k_advantage(
 ) -> Rollouts:
     """Mean advantage of a row over all sets of k rows of its group, whose reward is 1 where one of them is right.
 
-    With n rows of which w are wrong and C(a, b) the binomial coefficient, the mean reward of a set is m = 1 - C(w, k) /
-    C(n, k) and its deviation s = sqrt(m (1 - m)). Right rows get (1 - m) / s, wrong ones (1 - m - C(w - 1, k - 1) / C(n -
-    1, k - 1)) / s. For k = 1 it is GRPO with the population's deviation. Groups with less than k rows, and those where s
-    = 0, get 0.
+    With n rows of which w are wrong and C(a, b) the binomial coefficient, the mean reward of a set is m = 1 - C(w, k) / C(n, k)
+    and its deviation s = sqrt(m (1 - m)). Right rows get (1 - m) / s, wrong ones (1 - m - C(w - 1, k - 1) / C(n - 1, k - 1)) /
+    s. For k = 1 it is GRPO with the population's deviation. Groups with less than k rows, and those where s = 0, get 0.
 
     Args:
       rollouts: N rows; groups may differ in size.

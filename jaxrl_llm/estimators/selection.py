@@ -230,9 +230,8 @@ def moving_average_advantage(
 def row_statistics(rollouts: Rollouts, *, threshold: float = 0.5, reward_weights: tuple[float, ...] | None = None) -> Rollouts:
     """Adds the total reward of each row, whether it is correct, and the share of correct rows in its group.
 
-    `extras["score"]` [N]; `extras["correct"]` [N], 1 where the score is above `threshold`; `extras["accuracy"]` [N], the
-    mean of it over the present rows of the group. All are 0 for rows without any reward, except for the accuracy of their
-    group.
+    `extras["score"]` [N]; `extras["correct"]` [N], 1 where the score is above `threshold`; `extras["accuracy"]` [N], the mean
+    of it over the present rows of the group. All are 0 for rows without any reward, except for the accuracy of their group.
 
     Args:
       rollouts: N rows.

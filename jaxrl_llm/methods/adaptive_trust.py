@@ -13,7 +13,6 @@ from jaxrl_llm.rollouts import dynamic_sampling, grouped
     "arXiv:2510.18927",
 )
 def bapo(
-    *,
     samples: int = 8,
     lowest_bound: float = 0.6,
     lower_bound: float = 0.9,
@@ -34,7 +33,7 @@ def bapo(
 
 
 @method("Prosperity before Collapse (Zheng et al., 2025)", "arXiv:2510.01161")
-def m2po(*, samples: int = 8, budget: float = 0.04, harmful_only: bool = False):
+def m2po(samples: int = 8, budget: float = 0.04, harmful_only: bool = False):
     """GRPO without a clip that leaves out the tokens of the largest log-ratios until their mean square is small.
 
     Defaults: The budget is the paper's. `harmful_only=False` is its text; the authors' code counts and clips only tokens whose
@@ -56,7 +55,6 @@ def _sampled(samples: int, max_rounds: int | None):
     conventions={"verl-0.10": {"max_rounds": None, "clip_low": 0.2, "clip_high": 0.2} | VERL},
 )
 def clip_cov(
-    *,
     samples: int = 8,
     max_rounds: int | None = 8,
     clip_low: float = 1.0,
@@ -86,7 +84,6 @@ def clip_cov(
     conventions={"verl-0.10": {"max_rounds": None, "share": 2e-4, "coefficient": 0.1} | VERL},
 )
 def kl_cov(
-    *,
     samples: int = 8,
     max_rounds: int | None = 8,
     share: float = 2e-3,
@@ -112,7 +109,6 @@ def kl_cov(
     "arXiv:2509.16591",
 )
 def hapo_heterogeneous(
-    *,
     samples: int = 16,
     max_rounds: int = 8,
     clip_low: float = 0.2,
@@ -137,7 +133,6 @@ def hapo_heterogeneous(
 
 @method("Beyond the 80/20 Rule (Wang et al., 2025)", "arXiv:2506.01939", conventions={"trl-1.16": {"max_rounds": None} | TRL})
 def forking_tokens(
-    *,
     samples: int = 16,
     max_rounds: int | None = 8,
     share: float = 0.2,

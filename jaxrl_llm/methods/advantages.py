@@ -41,7 +41,6 @@ def clipped_or_score(clip_low: float | None, clip_high: float | None, clip_dual:
     conventions={"verl-0.10": {"alone": "none"} | VERL_CLIP},
 )
 def opo(
-    *,
     samples: int = 8,
     alone: str = "own",
     clip_low: float | None = None,
@@ -58,7 +57,7 @@ def opo(
 
 
 @method("NGRPO: Negative-enhanced Group Relative Policy Optimization (Nan et al., 2025)", "arXiv:2509.18851")
-def ngrpo(*, samples: int = 8, virtual_reward: float | None = 1.0, clip_low: float = 0.16, clip_high: float = 0.24):
+def ngrpo(samples: int = 8, virtual_reward: float | None = 1.0, clip_low: float = 0.16, clip_high: float = 0.24):
     """GRPO with one more sample of the highest reward, which nobody drew, in mean and deviation: all wrong is bad, too.
 
     Defaults: All are the authors' script's. `virtual_reward=None` leaves the sample out. It also leaves out groups of right
@@ -71,7 +70,7 @@ def ngrpo(*, samples: int = 8, virtual_reward: float | None = 1.0, clip_low: flo
 
 
 @method("Part I: Tricks or Traps? (Liu et al., 2025)", "arXiv:2508.08221", conventions={"trl-1.16": {"epsilon": 1e-4}})
-def lite_ppo(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, epsilon: float = 1e-6):
+def lite_ppo(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, epsilon: float = 1e-6):
     """GRPO with the deviation of all rewards of the step in the place of the group's, and a mean over tokens; no KL.
 
     Defaults: All but `epsilon`, which is ours, are the paper's.
@@ -81,7 +80,7 @@ def lite_ppo(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2,
 
 
 @method("Stratified GRPO: Handling Structural Heterogeneity in RL of LLM Search Agents (Zhu et al., 2025)", "arXiv:2510.06214")
-def stratified_grpo(*, samples: int = 8, stratum_share: float = 0.8, clip_low: float = 0.2, clip_high: float = 0.2):
+def stratified_grpo(samples: int = 8, stratum_share: float = 0.8, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO within strata of the group, such as answers with as many searches, blended with GRPO over the whole group.
 
     Defaults: All are ours, epsilon and the kind of the deviation (Bessel's) too; the form is that of public code. `stratum` is
@@ -107,7 +106,6 @@ WHITENING = {"bessel": whiten(), "population": whiten(degrees_of_freedom=0, epsi
     },
 )
 def reinforce_plus_plus_baseline(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -147,7 +145,6 @@ def reinforce_plus_plus_baseline(
     },
 )
 def gdpo(
-    *,
     samples: int = 8,
     reward_weights: tuple[float, ...] | None = None,
     epsilon: float = 1e-4,
@@ -191,7 +188,6 @@ def gdpo(
     conventions={"verl-0.10": {"aggregation": "token_mean"} | VERL_CLIP},
 )
 def remax(
-    *,
     samples: int = 1,
     clip_low: float | None = None,
     clip_high: float | None = None,
@@ -210,7 +206,7 @@ def remax(
 
 
 @method("PVPO: Pre-Estimated Value-Based Policy Optimization for Agentic Reasoning (Feng et al., 2025)", "arXiv:2508.21104")
-def pvpo(*, samples: int = 8, anchors: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
+def pvpo(samples: int = 8, anchors: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO with a fixed baseline: the mean reward of a reference policy's answers to the same prompt; no scale.
 
     Defaults: samples, anchors and clip are ours; the paper's were not found. It samples the reference once for each prompt,
@@ -225,7 +221,6 @@ def pvpo(*, samples: int = 8, anchors: int = 8, clip_low: float = 0.2, clip_high
 
 @method("Single-stream Policy Optimization (Xu and Ding, 2025)", "arXiv:2509.13232")
 def spo(
-    *,
     samples: int = 1,
     prompts: int = 100_000,
     drift_half_life: float | None = None,
@@ -237,11 +232,10 @@ def spo(
 ):
     """One sample a prompt, compared with a running estimate of the prompt's success rate, and standardised over the step.
 
-    Defaults: Samples, clip, dual clip and forgetting are those of the authors' recipe. `drift_half_life=None` is its
-      constant forgetting, `forgetting_low`; the paper takes 0.06 nats, with forgetting up to 0.96
-      (`forgetting_high=None`), and then somebody must measure `drift`. `prompts`, the size of the table, is ours. The
-      table begins at one half a success in one; the paper begins with 8 samples a prompt, and draws prompts by their
-      uncertainty, which is left to the data.
+    Defaults: Samples, clip, dual clip and forgetting are those of the authors' recipe. `drift_half_life=None` is its constant
+      forgetting, `forgetting_low`; the paper takes 0.06 nats, with forgetting up to 0.96 (`forgetting_high=None`), and then
+      somebody must measure `drift`. `prompts`, the size of the table, is ours. The table begins at one half a success in one;
+      the paper begins with 8 samples a prompt, and draws prompts by their uncertainty, which is left to the data.
     """
     constant = drift_half_life is None
     reject_inert(constant and forgetting_high is not None, "forgetting_high", forgetting_high, "drift_half_life is None")
@@ -252,7 +246,7 @@ def spo(
 
 
 @method("SPIRAL: Self-Play on Zero-Sum Games Incentivizes Reasoning (Liu et al., 2025)", "arXiv:2506.24119")
-def rae(*, samples: int = 1, roles: int = 2, decay: float = 0.95):
+def rae(samples: int = 1, roles: int = 2, decay: float = 0.95):
     """REINFORCE with a running mean of the scores of each role as baseline, for games that the policy plays with itself.
 
     Defaults: Roles and decay are the paper's; one sample a prompt is ours. `role` is the number of the row's player. As in the
@@ -268,7 +262,7 @@ def rae(*, samples: int = 1, roles: int = 2, decay: float = 0.95):
     "arXiv:2503.19595",
     conventions={"verl-0.10": {}},
 )
-def grpo_passk(*, samples: int = 8, clip_high: float = 0.2):
+def grpo_passk(samples: int = 8, clip_high: float = 0.2):
     """GRPO for the best of the group: only the best answer learns, by its lead over the second, divided by the deviation.
 
     Defaults: All are ours; the division is that of verl, from which the name is. There is no lower clip, which would bind for
@@ -278,7 +272,7 @@ def grpo_passk(*, samples: int = 8, clip_high: float = 0.2):
 
 
 @method("Pass@k Training for Adaptively Balancing Exploration and Exploitation (Chen et al., 2025)", "arXiv:2508.10751")
-def pass_at_k(*, samples: int = 8, k: int = 2, threshold: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.28):
+def pass_at_k(samples: int = 8, k: int = 2, threshold: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.28):
     """GRPO for right answers among k: the mean advantage over all sets of k samples that an answer belongs to.
 
     Defaults: All are ours.
@@ -291,7 +285,6 @@ def pass_at_k(*, samples: int = 8, k: int = 2, threshold: float = 0.5, clip_low:
     "RiskPO: Risk-based Policy Optimization via Verifiable Reward for LLM Post-Training (Ren et al., 2025)", "arXiv:2510.00911"
 )
 def riskpo(
-    *,
     samples: int = 10,
     bundle: int = 5,
     level_low: float = 0.2,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl_llm.compose import Composable, keyword_defaults, require
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.controllers import Controller
 from jaxrl_llm.estimators import Estimator
 from jaxrl_llm.objectives import Objective
@@ -208,7 +208,8 @@ def names() -> tuple[str, ...]:
 
 def options_of(name: str) -> dict[str, Any]:
     """Options of a method with their defaults."""
-    return keyword_defaults(_entry(name).build)
+    parameters = inspect.signature(_entry(name).build).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def conventions_of(name: str) -> dict[str, dict[str, Any]]:

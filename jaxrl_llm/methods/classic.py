@@ -10,7 +10,7 @@ from jaxrl_llm.rollouts import grouped
 
 
 @method("Simple statistical gradient-following algorithms (Williams, 1992)", "https://doi.org/10.1007/BF00992696")
-def reinforce(*, samples: int = 1, kl_coefficient: float = 0.0, kl_kind: str | None = None):
+def reinforce(samples: int = 1, kl_coefficient: float = 0.0, kl_kind: str | None = None):
     """Score-function gradient of the reward-to-go, without a baseline.
 
     Defaults: The paper is about networks in general: all defaults are ours. `kl_kind=None` means k1.
@@ -34,7 +34,6 @@ LIKE_PPO = {"clip": 0.2, "clip_level": "token", "aggregation": "token_mean"}
     },
 )
 def rloo(
-    *,
     samples: int = 4,
     kl_coefficient: float = 0.05,
     kl_kind: str | None = None,
@@ -90,7 +89,6 @@ def rloo(
     },
 )  # fmt: skip
 def ppo(
-    *,
     samples: int = 1,
     discount: float = 1.0,
     trace_decay: float = 0.95,
@@ -141,7 +139,6 @@ def ppo(
     },
 )
 def reinforce_plus_plus(
-    *,
     samples: int = 1,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -173,7 +170,7 @@ def sft():
 
 
 @method("Learning to summarize from human feedback (Stiennon et al., 2020)", "arXiv:2009.01325")
-def reward_model(*, center: float = 0.0):
+def reward_model(center: float = 0.0):
     """Bradley-Terry model of preferences: a value head that scores the preferred answer above the other one.
 
     Defaults: The paper has no centring: `center` is that of https://arxiv.org/abs/2312.09244; TRL recommends 0.01

@@ -17,7 +17,7 @@ def scored(*before) -> tuple:
 
 
 @method("Contrastive Policy Gradient: Aligning LLMs on sequence-level scores (Flet-Berliac et al., 2024)", "arXiv:2406.19185")
-def copg(*, samples: int = 2, beta: float = 0.1):
+def copg(samples: int = 2, beta: float = 0.1):
     """Policy gradient whose baseline is another answer's regularised reward: right for samples of any policy.
 
     Defaults: The paper has 2 samples and tunes `beta`, 0.1 is ours.
@@ -28,7 +28,7 @@ def copg(*, samples: int = 2, beta: float = 0.1):
 @method(
     "GVPO: Group Variance Policy Optimization for Large Language Model Post-Training (Zhang et al., 2025)", "arXiv:2504.19599"
 )
-def gvpo(*, samples: int = 4, beta: float = 0.1):
+def gvpo(samples: int = 4, beta: float = 0.1):
     """Within a group, distances of implicit rewards from their mean are fitted to those of the rewards.
 
     Defaults: Those of the authors' script, and its division of a group's squares by the number of samples less 1.
@@ -38,7 +38,7 @@ def gvpo(*, samples: int = 4, beta: float = 0.1):
 
 
 @method("REBEL: Reinforcement Learning via Regressing Relative Rewards (Gao et al., 2024)", "arXiv:2404.16767")
-def rebel(*, eta: float = 1.0):
+def rebel(eta: float = 1.0):
     """Differences of the log-ratios of two samples to the policy that drew them are regressed on differences of rewards.
 
     Defaults: `eta`, the step size of the paper, is ours.
@@ -49,7 +49,7 @@ def rebel(*, eta: float = 1.0):
 
 
 @method("Pairwise Proximal Policy Optimization (Wu et al., 2023)", "arXiv:2310.00212")
-def p3o_joint(*, clip: float = 0.2, kl_coefficient: float = 0.1):
+def p3o_joint(clip: float = 0.2, kl_coefficient: float = 0.1):
     """P3O's second variant: one clip for both answers, of the difference of their log-ratios.
 
     Defaults: All are ours.
@@ -63,7 +63,7 @@ def p3o_joint(*, clip: float = 0.2, kl_coefficient: float = 0.1):
     "DisCO: Reinforcing Large Reasoning Models with Discriminative Constrained Optimization (Li et al., 2025)",
     "arXiv:2505.12366",
 )
-def disco(*, samples: int = 8, temperature: float = 10.0, kl_coefficient: float = 1e3, kl_bound: float = 1e-4):
+def disco(samples: int = 8, temperature: float = 10.0, kl_coefficient: float = 1e3, kl_bound: float = 1e-4):
     """Correct answers are made likelier than the likeliest wrong ones of their group, under a bound of the KL.
 
     Defaults: Those of the authors' scripts, with log-probabilities as scores.
@@ -76,7 +76,7 @@ def disco(*, samples: int = 8, temperature: float = 10.0, kl_coefficient: float 
     "DisCO: Reinforcing Large Reasoning Models with Discriminative Constrained Optimization (Li et al., 2025)",
     "arXiv:2505.12366",
 )
-def disco_ratio(*, samples: int = 8, temperature: float = 1.0, kl_coefficient: float = 1e3, kl_bound: float = 1e-4):
+def disco_ratio(samples: int = 8, temperature: float = 1.0, kl_coefficient: float = 1e3, kl_bound: float = 1e-4):
     """DisCO with ratios to the policy that sampled as scores of tokens.
 
     Defaults: Those of the authors' scripts.
@@ -87,7 +87,6 @@ def disco_ratio(*, samples: int = 8, temperature: float = 1.0, kl_coefficient: f
 
 @method("DRPO: Efficient Reasoning via Decoupled Reward Policy Optimization (Li et al., 2025)", "arXiv:2510.04474")
 def drpo(
-    *,
     samples: int = 8,
     temperature: float = 10.0,
     brevity: float = 0.1,
@@ -107,7 +106,7 @@ def drpo(
 
 
 @method("Accelerating RL for LLM Reasoning with Optimal Advantage Regression (Brantley et al., 2025)", "arXiv:2505.20686")
-def a_star_po(*, samples: int = 1, anchors: int = 8, beta: float = 1e-3, value_beta: float = 0.5):
+def a_star_po(samples: int = 1, anchors: int = 8, beta: float = 1e-3, value_beta: float = 0.5):
     """One sample a prompt: its log-ratio is regressed on reward less the optimal value of the prompt.
 
     Defaults: The paper's: the value is beta_1 log mean exp(r / beta_1) over 8 samples of the reference, `value_beta` = beta_1 =
@@ -124,7 +123,6 @@ def a_star_po(*, samples: int = 1, anchors: int = 8, beta: float = 1e-3, value_b
 
 @method("On-Policy Optimization with Group Equivalent Preference (Wu et al., 2025)", "arXiv:2505.12723")
 def gepo(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -147,7 +145,7 @@ def gepo(
 
 
 @method("Direct Preference Optimization (Rafailov et al., 2023)", "arXiv:2305.18290")
-def listwise_dpo(*, samples: int = 4, beta: float = 0.1):
+def listwise_dpo(samples: int = 4, beta: float = 0.1):
     """DPO for rankings: the Plackett-Luce likelihood of the order of the samples' rewards.
 
     Defaults: `beta` is DPO's; the paper has given rankings of any length in place of samples.
@@ -156,7 +154,7 @@ def listwise_dpo(*, samples: int = 4, beta: float = 0.1):
 
 
 @method("LiPO: Listwise Preference Optimization through Learning-to-Rank (Liu et al., 2024)", "arXiv:2402.01878")
-def lipo(*, samples: int = 8, beta: float = 0.05):
+def lipo(samples: int = 8, beta: float = 0.05):
     """Logistic losses on all pairs of a list, each by what the swap of both would change in the ranking's gain.
 
     Defaults: The paper has lists of 8; `beta` is ours.
@@ -168,7 +166,7 @@ def lipo(*, samples: int = 8, beta: float = 0.05):
     "TPO: Aligning Large Language Models with Multi-branch & Multi-step Preference Trees (Liao et al., 2024)",
     "arXiv:2410.12854",
 )
-def tpo_tree(*, samples: int = 8, beta: float = 0.5):
+def tpo_tree(samples: int = 8, beta: float = 0.5):
     """A ranking loss over all answers of a preference tree rather than over pairs.
 
     Defaults: `beta` is that of the authors' code.

@@ -11,7 +11,6 @@ from jaxrl_llm.rollouts import grouped
 
 @method("VAPO: Efficient and Reliable RL for Advanced Reasoning Tasks (Yue et al., 2025)", "arXiv:2504.05118")
 def vapo(
-    *,
     samples: int = 16,
     decay_scale: float = 0.05,
     value_trace_decay: float = 1.0,
@@ -38,7 +37,7 @@ def vapo(
 
 
 @method("Exploiting Tree Structure for Credit Assignment in RL Training of LLMs (Tran et al., 2025)", "arXiv:2509.18314")
-def tempo(*, samples: int = 7, clip_low: float = 0.2, clip_high: float = 0.28, clip_dual: float = 3.0):
+def tempo(samples: int = 7, clip_low: float = 0.2, clip_high: float = 0.28, clip_dual: float = 3.0):
     """GRPO and, where answers of the group branch, the difference that a token makes to the mean reward of those that go on.
 
     Defaults: All are those of the authors' scripts.
@@ -49,7 +48,6 @@ def tempo(*, samples: int = 7, clip_low: float = 0.2, clip_high: float = 0.28, c
 
 @method("Group-in-Group Policy Optimization for LLM Agent Training (Feng et al., 2025)", "arXiv:2505.10978")
 def gigpo(
-    *,
     samples: int = 8,
     discount: float = 0.95,
     step_weight: float = 1.0,
@@ -68,9 +66,7 @@ def gigpo(
 
 
 @method("Information Gain-based Policy Optimization (Wang et al., 2025)", "arXiv:2510.14967")
-def igpo(
-    *, samples: int = 16, discount: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 1e-3
-):
+def igpo(samples: int = 16, discount: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 1e-3):
     """Each turn is rewarded for what it adds to the likelihood of the right answer, and learns from the sum of what follows.
 
     Defaults: Samples, discount and KL coefficient are the paper's; the clip is ours. The gains of turns stand in
@@ -86,7 +82,6 @@ def igpo(
     conventions={"verl-0.10": {"tail": "none", "by": "place", "clip_dual": 3.0}},
 )
 def otb(
-    *,
     samples: int = 4,
     tail: str = "own",
     by: str = "action",
@@ -112,9 +107,7 @@ GTPO_AGGREGATIONS = {"sequence_mean": sequence_mean(), "conflict_mean": estimato
     "arXiv:2508.03772",
     conventions={"authors-code": {"aggregation": "conflict_mean"}},
 )
-def gtpo(
-    *, samples: int = 8, entropy_coefficient: float = 0.1, entropy_ceiling: float = 0.7, aggregation: str = "sequence_mean"
-):
+def gtpo(samples: int = 8, entropy_coefficient: float = 0.1, entropy_ceiling: float = 0.7, aggregation: str = "sequence_mean"):
     """Spares tokens that bad answers share with good ones, counts those twice for the good, and drops uncertain answers.
 
     Defaults: Entropies and samples are those of the authors' program, which always applies the ceiling; the paper does so only
@@ -131,7 +124,7 @@ def gtpo(
 
 
 @method("GTPO and GRPO-S: Token and Sequence-Level Reward Shaping with Policy Entropy (Tan et al., 2025)", "arXiv:2508.04349")
-def gtpo_entropy(*, samples: int = 8, base: float = 1.0, bonus: float = 0.1, clip_low: float = 0.2, clip_high: float = 0.28):
+def gtpo_entropy(samples: int = 8, base: float = 1.0, bonus: float = 0.1, clip_low: float = 0.2, clip_high: float = 0.28):
     """Token rewards by outcome and entropy, standardised over the tokens of right and of wrong answers by themselves.
 
     Defaults: Base, bonus and clip are the paper's as quoted by others; `samples` is ours.
@@ -144,7 +137,7 @@ def gtpo_entropy(*, samples: int = 8, base: float = 1.0, bonus: float = 0.1, cli
 
 
 @method("GTPO and GRPO-S: Token and Sequence-Level Reward Shaping with Policy Entropy (Tan et al., 2025)", "arXiv:2508.04349")
-def grpo_s(*, samples: int = 8, base: float = 1.0, bonus: float = 0.1, clip_low: float = 0.2, clip_high: float = 0.28):
+def grpo_s(samples: int = 8, base: float = 1.0, bonus: float = 0.1, clip_low: float = 0.2, clip_high: float = 0.28):
     """GRPO on sequences whose rewards are shaped by their mean entropy, right ones up, certain wrong ones down.
 
     Defaults: Base, bonus and clip are the paper's as quoted by others; `samples` is ours.

@@ -24,7 +24,7 @@ PICKS = {"proximal": functools.partial(top, of="proximal", with_token=True), "te
     "arXiv:2306.13649",
     conventions={"trl-1.16": {"aggregation": "token_mean"}},
 )
-def gkd(*, samples: int = 1, beta: float = 0.5, count: int | None = None, aggregation: str = "sequence_mean"):
+def gkd(samples: int = 1, beta: float = 0.5, count: int | None = None, aggregation: str = "sequence_mean"):
     """Distils a teacher on the student's own samples, by a generalised Jensen-Shannon divergence of the next token.
 
     Defaults: `beta` 0.5 is a row of the paper's experiments. `count=None` takes the whole vocabulary, as the paper does; a
@@ -37,7 +37,7 @@ def gkd(*, samples: int = 1, beta: float = 0.5, count: int | None = None, aggreg
 
 
 @method("MiniLLM (Gu et al., 2024)", "arXiv:2306.08543")
-def on_policy_distillation(*, samples: int = 4, count: int = 64, kind: str = "reverse", of: str = "proximal"):
+def on_policy_distillation(samples: int = 4, count: int = 64, kind: str = "reverse", of: str = "proximal"):
     """Minimises the reverse divergence from a teacher, token by token, on the student's samples: mode-seeking distillation.
 
     Defaults: all ours; the tokens that the student finds likeliest are looked at, all others as one. MiniLLM's own estimator
@@ -53,7 +53,7 @@ def on_policy_distillation(*, samples: int = 4, count: int = 64, kind: str = "re
 
 @method("On the Position Bias of On-Policy Distillation (Xie et al., 2026)", "arXiv:2606.22600")
 def iw_opd(
-    *, samples: int = 1, emphasis: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = 3.0
+    samples: int = 1, emphasis: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = 3.0
 ):
     """On-policy distillation of the sampled tokens alone, in which those before a drift from the teacher weigh most.
 
@@ -68,7 +68,7 @@ def iw_opd(
 
 
 @method("KDRL (Xu et al., 2025)", "arXiv:2506.02208")
-def kdrl(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, coefficient: float = 2e-3, kind: str = "k2"):
+def kdrl(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, coefficient: float = 2e-3, kind: str = "k2"):
     """GRPO and distillation in one loss: a KL estimate towards a teacher takes the place of the reference.
 
     Defaults: the paper prefers the k2 estimate, whose gradient is that of the reverse KL; coefficient and samples are ours.
@@ -82,7 +82,7 @@ def kdrl(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, coe
 
 
 @method("One-Token Rollout (Ming et al., 2025)", "arXiv:2509.26313")
-def otr(*, count: int = 256, temperature: float = 1.3, wrong: float = -0.1):
+def otr(count: int = 256, temperature: float = 1.3, wrong: float = -0.1):
     """Turns imitation into policy gradients: samples tokens at each place of a given text and rewards the right one.
 
     Defaults: those of second-hand descriptions of the paper.
@@ -94,7 +94,7 @@ def otr(*, count: int = 256, temperature: float = 1.3, wrong: float = -0.1):
 
 
 @method("TROLL: Trust Regions for Large Language Models (Becker et al., 2025)", "arXiv:2510.03817")
-def troll(*, samples: int = 8, bound: float = 0.05, regression: float = 1.0, count: int = 64):
+def troll(samples: int = 8, bound: float = 0.05, regression: float = 1.0, count: int = 64):
     """GRPO whose clip is a differentiable projection of each token's distribution onto a KL ball around the old policy.
 
     Defaults: 64 tokens that cover 99.999% of the mass are those of the paper; the form is that of public code. The bound of
@@ -107,7 +107,6 @@ def troll(*, samples: int = 8, bound: float = 0.05, regression: float = 1.0, cou
 
 @method("On Entropy Control in LLM-RL Algorithms (Shen, 2025)", "arXiv:2509.03493")
 def aent(
-    *,
     samples: int = 8,
     clip_low: float = 0.4,
     clip_high: float = 0.4,
@@ -127,7 +126,7 @@ def aent(
 
 
 @method("EPO: Entropy-regularized Policy Optimization for LLM Agents (Xu et al., 2025)", "arXiv:2509.22576")
-def epo(*, samples: int = 8, coefficient: float = 1e-3, low: float = 0.8, high: float = 1.2, penalty: float = 0.1):
+def epo(samples: int = 8, coefficient: float = 1e-3, low: float = 0.8, high: float = 1.2, penalty: float = 0.1):
     """GRPO with an entropy bonus over all turns, and a penalty where the entropy leaves a band around its history.
 
     Defaults: coefficient, band and penalty are those of the authors' configuration. The factor beta_k of the penalty is 1
@@ -140,7 +139,6 @@ def epo(*, samples: int = 8, coefficient: float = 1e-3, low: float = 0.8, high: 
 
 @method("Skywork Open Reasoner 1 (He et al., 2025)", "arXiv:2505.22312", conventions={"trl-1.16": TRL})
 def skywork(
-    *,
     samples: int = 16,
     target: float = 0.2,
     change: float = 0.005,
@@ -162,7 +160,7 @@ def skywork(
     "Searching for High-Value Molecules Using Reinforcement Learning and Transformers (Ghugare et al., 2023)",
     "arXiv:2310.02902",
 )
-def chemrlformer(*, samples: int = 1, coefficient: float = 1.0):
+def chemrlformer(samples: int = 1, coefficient: float = 1.0):
     """REINFORCE on whole strings, with a penalty on being sure of them in place of a KL to the pre-trained model.
 
     Defaults: all ours.
@@ -174,7 +172,7 @@ def chemrlformer(*, samples: int = 1, coefficient: float = 1.0):
 
 
 @method("Token Hidden Reward (Deng et al., 2025)", "arXiv:2510.03669")
-def thr(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, strength: float = 0.1):
+def thr(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, strength: float = 0.1):
     """GRPO that looks at tokens by their influence on the likelihood of right answers: for more of it, or for less.
 
     Defaults: `strength` and samples are ours; a negative one explores.

@@ -9,7 +9,7 @@ from jaxrl_llm.rollouts import grouped
 
 
 @method("Direct Language Model Alignment from Online AI Feedback (Guo et al., 2024)", "arXiv:2402.04792")
-def online_dpo(*, samples: int = 2, beta: float = 0.1):
+def online_dpo(samples: int = 2, beta: float = 0.1):
     """DPO on samples of the policy itself: the best and the worst of each group are its pair.
 
     Defaults: The paper's. Where all rewards of a group are equal there is no pair; TRL takes the first then.
@@ -21,7 +21,7 @@ def online_dpo(*, samples: int = 2, beta: float = 0.1):
     "Human Alignment of Large Language Models through Online Preference Optimisation (Calandriello et al., 2024)",
     "arXiv:2403.08635",
 )
-def ipo_md(*, samples: int = 2, beta: float = 0.1):
+def ipo_md(samples: int = 2, beta: float = 0.1):
     """IPO on samples of the policy itself.
 
     Defaults: `beta`, the paper's tau, is ours.
@@ -33,7 +33,7 @@ def ipo_md(*, samples: int = 2, beta: float = 0.1):
 
 
 @method("Nash Learning from Human Feedback (Munos et al., 2023)", "arXiv:2312.00886")
-def nash_md(*, beta: float = 0.1):
+def nash_md(beta: float = 0.1):
     """REINFORCE on whether a sample wins against an opponent, with a KL penalty: towards a Nash equilibrium.
 
     Defaults: `beta` is ours. The gradient is that of public code. The paper's opponent is a geometric mixture of policy and
@@ -48,7 +48,7 @@ def nash_md(*, beta: float = 0.1):
 
 
 @method("Exploratory Preference Optimization (Xie et al., 2024)", "arXiv:2405.21046")
-def xpo(*, beta: float = 0.1, alpha: float = 1e-5):
+def xpo(beta: float = 0.1, alpha: float = 1e-5):
     """DPO on pairs of a sample of the policy and one of the reference, less likelihood of the latter: deliberate exploration.
 
     Defaults: Both are those of the former trainer of TRL. Rows that the reference has sampled are of source 1; whoever makes
@@ -60,7 +60,7 @@ def xpo(*, beta: float = 0.1, alpha: float = 1e-5):
 
 
 @method("Iterative Nash Policy Optimization (Zhang et al., 2024)", "arXiv:2407.00617")
-def inpo(*, eta: float = 0.0075, share: float = 1 / 3):
+def inpo(eta: float = 0.0075, share: float = 1 / 3):
     """IPO against a geometric mixture of the reference and the policy of the last iteration: no-regret play against itself.
 
     Defaults: `eta` and `share` = tau / eta, the reference's part in the mixture, are those that others report as the
@@ -71,7 +71,7 @@ def inpo(*, eta: float = 0.0075, share: float = 1 / 3):
 
 
 @method("Self-Improving Robust Preference Optimization (Choi et al., 2024)", "arXiv:2406.01660")
-def srpo(*, alpha: float = 0.5, beta: float = 0.1):
+def srpo(alpha: float = 0.5, beta: float = 0.1):
     """A generator and a reviser of its answers, one network, learn from the same pairs in two squared errors.
 
     Defaults: Both are ours.

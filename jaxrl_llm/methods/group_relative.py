@@ -27,7 +27,6 @@ from jaxrl_llm.rollouts import dynamic_sampling, grouped
     },
 )  # fmt: skip
 def grpo(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -74,7 +73,6 @@ def grpo(
     },
 )
 def dr_grpo(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -118,7 +116,6 @@ def dr_grpo(
     },
 )
 def dapo(
-    *,
     samples: int = 16,
     max_rounds: int | None = 8,
     clip_low: float = 0.2,
@@ -168,7 +165,6 @@ def dapo(
     },
 )
 def gspo(
-    *,
     samples: int = 8,
     clip_low: float = 3e-4,
     clip_high: float = 4e-4,
@@ -212,7 +208,6 @@ def gspo(
     },
 )
 def cispo(
-    *,
     samples: int = 8,
     clip_low: float | None = None,
     clip_high: float = 4.0,

@@ -21,7 +21,7 @@ def dft():
 
 
 @method("Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2015)", "arXiv:1512.00567")
-def smoothed_sft(*, smoothing: float = 0.1):
+def smoothed_sft(smoothing: float = 0.1):
     """SFT with soft targets: a share of each token's mass is spread over the whole vocabulary.
 
     Defaults: The paper's, for images.
@@ -56,7 +56,6 @@ def _chord(imitation, *, samples: int, demonstrations: int, clip_low: float, cli
 
 @method("On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", "arXiv:2508.11408")
 def chord(
-    *,
     samples: int = 8,
     demonstrations: int = 1,
     clip_low: float = 0.2,
@@ -78,7 +77,7 @@ def chord(
 
 
 @method("On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", "arXiv:2508.11408")
-def chord_phi(*, samples: int = 8, demonstrations: int = 1, clip_low: float = 0.2, clip_high: float = 0.2, share: float = 0.1):
+def chord_phi(samples: int = 8, demonstrations: int = 1, clip_low: float = 0.2, clip_high: float = 0.2, share: float = 0.1):
     """CHORD whose demonstrations count by p (1 - p) of each token: neither what is known nor what seems impossible.
 
     Defaults: The clip is the paper's, the constant share of imitation that of the authors' framework. The numbers of

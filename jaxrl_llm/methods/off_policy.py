@@ -20,7 +20,6 @@ def _corrected(samples, trust, weight, *terms, penalty=(), **advantage):
 
 @method("Batch size-invariance for policy optimization (Hilton et al., 2022)", "arXiv:2110.00641")
 def decoupled_ppo(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -45,7 +44,6 @@ def decoupled_ppo(
     },
 )
 def tis(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -86,7 +84,6 @@ def tis(
     },
 )
 def icepop(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -118,7 +115,7 @@ def icepop(
 
 @method("Squeeze the Soaked Sponge: Efficient Off-policy RFT (Liang et al., 2025)", "arXiv:2507.06892")
 def remix(
-    *, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.01, base_share: float = 1.0
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.01, base_share: float = 1.0
 ):
     """GRPO on samples of older policies, clipped around the present one, with KL penalties to the base and the present policy.
 
@@ -139,7 +136,6 @@ def remix(
     conventions={"trl-1.16": {"kl_coefficient": 1e-3, "mask_above": 0.5, "scale": "std", "aggregation": "token_mean"} | TRL},
 )
 def deepseek_v32(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -168,7 +164,7 @@ def deepseek_v32(
 
 @method("Learning to Reason under Off-Policy Guidance (Yan et al., 2025)", "arXiv:2504.14945")
 def luffy(
-    *, samples: int = 7, demonstrations: int = 1, gamma: float = 0.1, entropy_coefficient: float = 0.001, max_length: int = 8192
+    samples: int = 7, demonstrations: int = 1, gamma: float = 0.1, entropy_coefficient: float = 0.001, max_length: int = 8192
 ):
     """GRPO with a demonstration in each group, whose tokens gain most where the policy finds them unlikely: p / (p + gamma).
 
@@ -183,7 +179,6 @@ def luffy(
 
 @method("RL-PLUS: Countering Capability Boundary Collapse of LLMs (Dong et al., 2025)", "arXiv:2508.00222")
 def rl_plus(
-    *,
     samples: int = 7,
     demonstrations: int = 1,
     share: float = 0.25,
@@ -205,7 +200,6 @@ def rl_plus(
 
 @method("Tapered Off-Policy REINFORCE (Le Roux et al., 2025)", "arXiv:2503.14286")
 def topr(
-    *,
     samples: int = 16,
     baseline: float = 0.5,
     positive: tuple[float, float] = (1.0, 1.0),
@@ -222,7 +216,7 @@ def topr(
 
 
 @method("Score centering (2026)", "arXiv:2609.20807")
-def score_centering(*, samples: int = 8, count: int = 64, weight_low: float | None = None, weight_high: float | None = None):
+def score_centering(samples: int = 8, count: int = 64, weight_low: float | None = None, weight_high: float | None = None):
     """REINFORCE off policy, less the mean that each token's score has under the sampler, taken over its likeliest tokens.
 
     Defaults: All are ours; by default there is no importance weight. With `weight_low` or `weight_high` each token has that of

@@ -20,7 +20,7 @@ def inverse(name: str, value: float) -> float:
 
 
 @method("Direct Preference Optimization (Rafailov et al., 2023)", "arXiv:2305.18290")
-def dpo(*, beta: float = 0.1):
+def dpo(beta: float = 0.1):
     """Logistic loss on the difference of the log-ratios of two answers to the reference: a reward model without one.
 
     Defaults: The paper's.
@@ -33,7 +33,7 @@ def dpo(*, beta: float = 0.1):
     "arXiv:2411.15124",
     conventions={"trl-1.16": {"beta": 0.1}},
 )
-def dpo_norm(*, beta: float = 5.0):
+def dpo_norm(beta: float = 5.0):
     """DPO on mean log-ratios of a token, so that long answers do not count more.
 
     Defaults: The paper's. TRL calls this "sigmoid_norm".
@@ -42,7 +42,7 @@ def dpo_norm(*, beta: float = 5.0):
 
 
 @method("A note on DPO with noisy preferences (Mitchell, 2023)", "https://ericmitchell.ai/cdpo.pdf")
-def cdpo(*, beta: float = 0.1, smoothing: float = 0.1):
+def cdpo(beta: float = 0.1, smoothing: float = 0.1):
     """DPO with soft labels: a share of the preferences counts as flipped, so that the margin stays bounded.
 
     Defaults: `beta` is DPO's; the note leaves the smoothing open, 0.1 is ours.
@@ -51,7 +51,7 @@ def cdpo(*, beta: float = 0.1, smoothing: float = 0.1):
 
 
 @method("Provably Robust DPO (Chowdhury et al., 2024)", "arXiv:2403.00409", conventions={"trl-1.16": {"flip_rate": 0.0}})
-def rdpo(*, beta: float = 0.1, flip_rate: float = 0.1):
+def rdpo(beta: float = 0.1, flip_rate: float = 0.1):
     """DPO whose loss is unbiased where a known share of the preferences is flipped: the flipped loss is subtracted.
 
     Defaults: The paper's.
@@ -64,7 +64,7 @@ def rdpo(*, beta: float = 0.1, flip_rate: float = 0.1):
     "arXiv:2310.12036",
     conventions={"trl-1.16": {"average": True}},
 )
-def ipo(*, beta: float = 0.1, average: bool = False):
+def ipo(beta: float = 0.1, average: bool = False):
     """Squared error of the difference of log-ratios from 1 / (2 beta): preferences that are certain do not run away.
 
     Defaults: `beta`, the paper's tau, is ours, as is that of TRL. The paper's text has sums over tokens; the convention
@@ -75,7 +75,7 @@ def ipo(*, beta: float = 0.1, average: bool = False):
 
 
 @method("Towards Efficient Exact Optimization of Language Model Alignment (Ji et al., 2024)", "arXiv:2402.00856")
-def exo(*, beta: float = 0.1, smoothing: float = 1e-3):
+def exo(beta: float = 0.1, smoothing: float = 1e-3):
     """Reverse KL from the policy's to the smoothed label's distribution over a pair, where DPO has the forward one.
 
     Defaults: `beta` is TRL's, whose documentation gives this smoothing as the authors'.
@@ -84,7 +84,7 @@ def exo(*, beta: float = 0.1, smoothing: float = 1e-3):
 
 
 @method("Noise Contrastive Alignment of Language Models with Explicit Rewards (Chen et al., 2024)", "arXiv:2402.05369")
-def nca(*, beta: float = 0.01):
+def nca(beta: float = 0.01):
     """Absolute likelihoods: the preferred answer is told from the reference's answers, and both must not rise.
 
     Defaults: `beta` is that of the authors' script.
@@ -93,7 +93,7 @@ def nca(*, beta: float = 0.01):
 
 
 @method("Self-Play Preference Optimization (Wu et al., 2024)", "arXiv:2405.00675", conventions={"trl-1.16": {"beta": 0.1}})
-def sppo(*, beta: float = 0.001):
+def sppo(beta: float = 0.001):
     """Log-ratios of the two answers are regressed on +-1 / (2 beta), each by itself: hard labels for win rates.
 
     Defaults: `beta` is 1 / eta of the paper, which takes eta = 1000. Its reference is the policy of the last iteration.
@@ -102,7 +102,7 @@ def sppo(*, beta: float = 0.001):
 
 
 @method("Anchored Preference Optimization (D'Oosterlinck et al., 2024)", "arXiv:2408.06266")
-def apo_zero(*, beta: float = 0.1):
+def apo_zero(beta: float = 0.1):
     """The preferred answer is made likelier and the other one less likely, each in absolute terms.
 
     Defaults: `beta` is the paper's.
@@ -111,7 +111,7 @@ def apo_zero(*, beta: float = 0.1):
 
 
 @method("Anchored Preference Optimization (D'Oosterlinck et al., 2024)", "arXiv:2408.06266")
-def apo_down(*, beta: float = 0.1):
+def apo_down(beta: float = 0.1):
     """Both answers are made less likely, the other one more: for a policy that is better than its data.
 
     Defaults: `beta` is the paper's.
@@ -124,7 +124,7 @@ def apo_down(*, beta: float = 0.1):
     "arXiv:2406.08414",
     conventions={"trl-1.16": {"beta": 0.1}},
 )
-def discopop(*, beta: float = 0.05, temperature: float = 0.05):
+def discopop(beta: float = 0.05, temperature: float = 0.05):
     """Logistic and exponential loss, blended by how large the log-ratio is: a loss that a language model has found.
 
     Defaults: The paper's; TRL's `beta` is 0.1.
@@ -133,7 +133,7 @@ def discopop(*, beta: float = 0.05, temperature: float = 0.05):
 
 
 @method("Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive (Pal et al., 2024)", "arXiv:2402.13228")
-def dpo_positive(*, beta: float = 0.3, penalty: float = 50.0):
+def dpo_positive(beta: float = 0.3, penalty: float = 50.0):
     """DPO with a penalty where the preferred answer becomes less likely than it is for the reference.
 
     Defaults: The paper's.
@@ -142,7 +142,7 @@ def dpo_positive(*, beta: float = 0.3, penalty: float = 50.0):
 
 
 @method("Distributional Preference Alignment of LLMs via Optimal Transport (Melnyk et al., 2024)", "arXiv:2406.05882")
-def aot(*, beta: float = 0.01, smoothing: float = 0.0):
+def aot(beta: float = 0.01, smoothing: float = 0.0):
     """DPO between quantiles: sorted margins of the policy's log-probabilities against the reference's, over the batch.
 
     Defaults: `beta` is the authors'.
@@ -151,7 +151,7 @@ def aot(*, beta: float = 0.01, smoothing: float = 0.0):
 
 
 @method("Distributional Preference Alignment of LLMs via Optimal Transport (Melnyk et al., 2024)", "arXiv:2406.05882")
-def aot_unpaired(*, beta: float = 0.01, smoothing: float = 0.0):
+def aot_unpaired(beta: float = 0.01, smoothing: float = 0.0):
     """DPO between quantiles: sorted log-ratios of the preferred against those of the other answers, over the batch.
 
     Defaults: `beta` is the authors'.
@@ -164,7 +164,7 @@ def aot_unpaired(*, beta: float = 0.01, smoothing: float = 0.0):
     "arXiv:2402.01306",
     conventions={"trl-1.16": {}},
 )
-def kto(*, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, mismatched: bool = True):
+def kto(beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, mismatched: bool = True):
     """Gains and losses against a reference point, with diminishing sensitivity: no pairs are needed.
 
     Defaults: The paper's. The reference point, an estimate of the KL from the reference, is the mean log-ratio of answers to
@@ -177,7 +177,7 @@ def kto(*, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, 
 
 
 @method("Anchored Preference Optimization (D'Oosterlinck et al., 2024)", "arXiv:2408.06266")
-def apo_zero_unpaired(*, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0):
+def apo_zero_unpaired(beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0):
     """KTO with a reference point of 0: each answer by itself, likelier or less likely than for the reference.
 
     Defaults: Those of TRL's trainer of KTO, which has this loss.
@@ -187,7 +187,7 @@ def apo_zero_unpaired(*, beta: float = 0.1, desirable: float = 1.0, undesirable:
 
 
 @method("Binary Classifier Optimization for Large Language Model Alignment (Jung et al., 2024)", "arXiv:2404.04656")
-def bco(*, beta: float = 0.01, decay: float | None = 0.9):
+def bco(beta: float = 0.01, decay: float | None = 0.9):
     """A binary classifier of answers whose logit is the implicit reward, shifted by its average.
 
     Defaults: `beta` is the authors'; the decay of the moving average, of the mean of both classes in earlier steps, is ours.

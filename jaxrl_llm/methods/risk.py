@@ -15,7 +15,7 @@ REINFORCE = policy(ratio=None, trust=score_function())
     "and Ying, 2023)",
     "arXiv:2301.10932",
 )
-def ecrm(*, samples: int = 8, share: float = 0.5, level: float = 0.25):
+def ecrm(samples: int = 8, share: float = 0.5, level: float = 0.25):
     """REINFORCE on a mix of the mean reward of a group and of the mean of its worst answers (CVaR).
 
     Defaults: All are ours.
@@ -28,7 +28,7 @@ def ecrm(*, samples: int = 8, share: float = 0.5, level: float = 0.25):
 
 
 @method("Counterfactual Explanation Policies in RL (Deshmukh et al., 2023)", "arXiv:2307.13192")
-def counterpol(*, samples: int = 8, target: float = 0.5, kl_coefficient: float = 0.1):
+def counterpol(samples: int = 8, target: float = 0.5, kl_coefficient: float = 0.1):
     """The nearest policy with a given mean reward: descent on its squared distance from the target, with a KL to the reference.
 
     Defaults: All are ours.
@@ -43,7 +43,6 @@ def counterpol(*, samples: int = 8, target: float = 0.5, kl_coefficient: float =
 
 @method("Off-Policy Primal-Dual Safe Reinforcement Learning (Wu et al., 2024)", "arXiv:2401.14758")
 def cal(
-    *,
     samples: int = 8,
     cost: int = 1,
     limit: float = 0.1,
@@ -70,7 +69,6 @@ def cal(
 
 @method("Efficient Discovery of Pareto Front for Multi-Objective Reinforcement Learning (Liu et al., 2024)", "arXiv:2410.02236")
 def c_morl(
-    *,
     samples: int = 8,
     component: int = 0,
     returns: tuple[float, ...] = (0.5,),
@@ -96,7 +94,7 @@ def c_morl(
 
 
 @method("TabNAS: Rejection Sampling for Neural Architecture Search on Tabular Datasets (Yang et al., 2022)", "arXiv:2204.07615")
-def tabnas(*, samples: int = 8, decay: float = 0.9):
+def tabnas(samples: int = 8, decay: float = 0.9):
     """REINFORCE that throws infeasible answers away, and takes the gradient of the probability to be feasible off again.
 
     Defaults: All are ours. The answers of a group that are kept estimate the probability, where the paper draws others for it;
@@ -109,7 +107,6 @@ def tabnas(*, samples: int = 8, decay: float = 0.9):
 
 @method("Supported Policy Optimization for Offline Reinforcement Learning (Wu et al., 2022)", "arXiv:2202.06239")
 def spot(
-    *,
     samples: int = 8,
     coefficient: float = 0.05,
     kind: str = "likelihood",
@@ -143,7 +140,7 @@ def _with_cross_entropy(low: float, high: float, coefficient: float) -> Objectiv
 
 @method("APO: Enhancing Reasoning Ability of MLLMs via Asymmetric Policy Optimization (Hong et al., 2025)", "arXiv:2506.21655")
 def apo_view(
-    *, samples: int = 8, base: float = 1.00001, kl_coefficient: float = 1e-3, clip_low: float = 0.2, clip_high: float = 0.2
+    samples: int = 8, base: float = 1.00001, kl_coefficient: float = 1e-3, clip_low: float = 0.2, clip_high: float = 0.2
 ):
     """GRPO with less KL penalty on what goes well at hard prompts, and more blame for wrong answers longer than right ones.
 

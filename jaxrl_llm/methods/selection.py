@@ -10,7 +10,6 @@ from jaxrl_llm.rollouts import grouped
 
 @method("Learning More with Less: A Dynamic Dual-Level Down-Sampling Framework (Wang et al., 2025)", "arXiv:2509.22115")
 def d3s(
-    *,
     samples: int = 8,
     rows: float = 0.5,
     tokens: float = 0.5,
@@ -31,7 +30,6 @@ def d3s(
 
 @method("Policy Filtration for RLHF to Mitigate Noise in Reward Models (Zhang et al., 2024)", "arXiv:2409.06957")
 def pf_ppo(
-    *,
     samples: int = 5,
     keep: str = "best_and_random",
     trace_decay: float = 0.95,
@@ -59,7 +57,7 @@ def pf_ppo(
 
 
 @method("Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm (Yao et al., 2025)", "arXiv:2509.24203")
-def red_drop(*, samples: int = 8):
+def red_drop(samples: int = 8):
     """REINFORCE with group advantages, on no more bad answers than good ones of each group.
 
     Defaults: `samples` is ours.
@@ -71,7 +69,7 @@ def red_drop(*, samples: int = 8):
 
 
 @method("Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm (Yao et al., 2025)", "arXiv:2509.24203")
-def red_weight(*, samples: int = 8, temperature: float = 1.0):
+def red_weight(samples: int = 8, temperature: float = 1.0):
     """REINFORCE with group advantages multiplied by their exponential, so that good answers count more than bad ones.
 
     Defaults: The temperature is the paper's; `samples` is ours.
@@ -81,7 +79,7 @@ def red_weight(*, samples: int = 8, temperature: float = 1.0):
 
 
 @method("Tiny Model, Big Logic: VibeThinker-1.5B (Xu et al., 2025)", "arXiv:2511.06221")
-def mgpo(*, samples: int = 8, sharpness: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
+def mgpo(samples: int = 8, sharpness: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO whose prompts count most where half of the answers are right.
 
     Defaults: All are ours: the report gives no number.
@@ -95,7 +93,6 @@ def mgpo(*, samples: int = 8, sharpness: float = 1.0, clip_low: float = 0.2, cli
     "arXiv:2503.22456",
 )
 def egsw(
-    *,
     samples: int = 8,
     entropy_weight: float = 1.0,
     temperature: float = 1.0,
@@ -119,7 +116,7 @@ def egsw(
     "arXiv:2505.12346",
 )
 def seed_grpo(
-    *, samples: int = 8, strength: float = 0.0417, max_length: int = 3000, clip_low: float = 0.2, clip_high: float = 0.2
+    samples: int = 8, strength: float = 0.0417, max_length: int = 3000, clip_low: float = 0.2, clip_high: float = 0.2
 ):
     """Dr. GRPO that learns less from prompts whose answers disagree.
 
@@ -137,7 +134,7 @@ def seed_grpo(
     "Improving Generalization of Alignment with Human Preferences through Group Invariant Learning (Zheng et al., 2023)",
     "arXiv:2310.11971",
 )
-def group_invariant(*, samples: int = 8, strength: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
+def group_invariant(samples: int = 8, strength: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO with weights that close the gap between the rewards of an easy and a hard part of the data.
 
     Defaults: All are ours: the paper gives no number.

@@ -14,7 +14,6 @@ from jaxrl_llm.rollouts import grouped, grouped_with_anchors
     conventions={"tunix-0.1": {"clip_low": 0.2, "clip_high": 0.2, "ratio_cap": 10.0} | TUNIX | TUNIX_KL},
 )
 def gspo_token(
-    *,
     samples: int = 8,
     clip_low: float = 3e-4,
     clip_high: float = 4e-4,
@@ -41,7 +40,6 @@ def gspo_token(
     conventions={"trl-1.16": {"clip_low": 0.2, "clip_high": 0.2} | TRL},
 )
 def luspo(
-    *,
     samples: int = 8,
     clip_low: float = 2e-3,
     clip_high: float = 2.5e-3,
@@ -63,7 +61,6 @@ def luspo(
     conventions={"trl-1.16": TRL, "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2} | VERL},
 )
 def gmpo(
-    *,
     samples: int = 8,
     clip_low: float = 0.4,
     clip_high: float = 0.4,
@@ -85,7 +82,7 @@ def gmpo(
 
 
 @method("A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization (2026)", "arXiv:2601.22718")
-def minpro(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28):
+def minpro(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28):
     """CISPO whose weight also holds the smallest ratio of the earlier tokens, for the product of all of them.
 
     Defaults: All are ours; the definition of the ratio is that of public code.
@@ -100,7 +97,6 @@ def minpro(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28):
     conventions={"trl-1.16": TRL | TRL_KL},
 )
 def vespo(
-    *,
     samples: int = 8,
     positive_shape: float = 2.0,
     positive_rate: float = 3.0,
@@ -132,7 +128,7 @@ def vespo(
 
 
 @method("Pairwise Proximal Policy Optimization (Wu et al., 2023)", "arXiv:2310.00212")
-def p3o(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.05, kl_kind: str | None = None):
+def p3o(clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.05, kl_kind: str | None = None):
     """Clipped ratios of whole answers with half the difference of two rewards as advantage: a pairwise policy gradient.
 
     Defaults: Two samples are the method. Clip and coefficient are ours. `kl_kind=None` means k1.
@@ -146,7 +142,7 @@ def p3o(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float 
 
 
 @method("Improving Language Models with Advantage-based Offline Policy Gradients (Baheti et al., 2023)", "arXiv:2305.14718")
-def a_lol(*, samples: int = 4, anchors: int = 4, clip_low: float = 0.9, clip_high: float = 0.9):
+def a_lol(samples: int = 4, anchors: int = 4, clip_low: float = 0.9, clip_high: float = 0.9):
     """Likelihood of answers better than the reference's mean, times advantage and clipped ratio of the whole answer.
 
     Defaults: The clip is the paper's. `samples` and `anchors` are ours. The paper learns from a fixed data set, drawn in

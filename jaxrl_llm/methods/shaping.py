@@ -8,7 +8,7 @@ from jaxrl_llm.rollouts import dynamic_sampling, grouped
 
 
 @method("OTC: Optimal Tool Calls via Reinforcement Learning (Wang et al., 2025)", "arXiv:2504.14870")
-def otc(*, samples: int = 8, smoothing: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
+def otc(samples: int = 8, smoothing: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO whose reward is multiplied by how near an answer is to the least number of tool calls that a right one took.
 
     Defaults: `smoothing` is that of a reproduction; the rest is ours. `calls` is the number of tool calls of the row.
@@ -22,7 +22,6 @@ def otc(*, samples: int = 8, smoothing: float = 1.0, clip_low: float = 0.2, clip
 
 @method("Understanding Tool-Integrated Reasoning (Lin and Xu, 2025)", "arXiv:2508.19201")
 def aspo_tools(
-    *,
     samples: int = 8,
     max_rounds: int = 8,
     strength: float = -2.0,
@@ -43,7 +42,6 @@ def aspo_tools(
 
 @method("FAPO: Flawed-Aware Policy Optimization for Efficient and Reliable Reasoning (Ding et al., 2025)", "arXiv:2510.22543")
 def fapo(
-    *,
     samples: int = 8,
     flaw_size: float = 1.0,
     max_length: int = 20480,
@@ -70,7 +68,7 @@ def fapo(
 
 @method("Rewarding the Unlikely: Lifting GRPO Beyond Distribution Sharpening (He et al., 2025)", "arXiv:2506.02355")
 def unlikeliness(
-    *, samples: int = 8, strength: float = 0.25, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.1
+    samples: int = 8, strength: float = 0.25, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.1
 ):
     """GRPO that gives right answers the more the less likely they were, so that it does not only sharpen the policy.
 
@@ -81,7 +79,7 @@ def unlikeliness(
 
 
 @method("ARM: Adaptive Reasoning Model (Wu et al., 2025)", "arXiv:2505.20258")
-def ada_grpo(*, samples: int = 8, steps_total: int = 1000, clip_low: float = 0.2, clip_high: float = 0.2):
+def ada_grpo(samples: int = 8, steps_total: int = 1000, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO that multiplies the reward by how rare the format of the answer is in its group, less and less in the training.
 
     Defaults: All are ours. `steps_total` is the length of the training, and `format` the number of the row's format.
@@ -94,7 +92,6 @@ def ada_grpo(*, samples: int = 8, steps_total: int = 1000, clip_low: float = 0.2
     "Reinforcement Learning for Reasoning in Small LLMs: What Works and What Doesn't (Dang and Ngo, 2025)", "arXiv:2503.16219"
 )
 def open_rs(
-    *,
     samples: int = 6,
     max_length: int = 3584,
     reward_weights: tuple[float, ...] | None = None,
@@ -119,7 +116,7 @@ def open_rs(
 
 
 @method("Stable Reinforcement Learning for Efficient Reasoning (Dai et al., 2025)", "arXiv:2505.18086")
-def grpo_lambda(*, samples: int = 8, share: float = 0.2, strength: float = 0.6, clip_low: float = 0.2, clip_high: float = 0.2):
+def grpo_lambda(samples: int = 8, share: float = 0.2, strength: float = 0.6, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO that rewards short right answers only for the prompts of the step that are solved most often.
 
     Defaults: The share is the paper's example, the strength that of a reproduction; the rest is ours.
@@ -132,7 +129,6 @@ def grpo_lambda(*, samples: int = 8, share: float = 0.2, strength: float = 0.6, 
 
 @method("ShorterBetter: Guiding Reasoning Models to Find Optimal Inference Length (Yi et al., 2025)", "arXiv:2504.21370")
 def shorter_better(
-    *,
     samples: int = 8,
     length_coefficient: float = 5e-4,
     clip_low: float = 0.2,
@@ -153,7 +149,6 @@ def shorter_better(
     "arXiv:2505.11225",
 )
 def hapo_history(
-    *,
     samples: int = 8,
     prompts: int = 100_000,
     length_weight: float = 1.0,

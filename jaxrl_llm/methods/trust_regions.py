@@ -18,7 +18,6 @@ from jaxrl_llm.rollouts import dynamic_sampling, grouped
     conventions={"trl-1.16": TRL | TRL_KL, "verl-0.10": VERL | VERL_KL},
 )
 def sapo(
-    *,
     samples: int = 8,
     temperature_positive: float = 1.0,
     temperature_negative: float = 1.05,
@@ -48,7 +47,7 @@ def _preserving(samples, low, high, low_gradient, high_gradient, dual):
 
 
 @method("Klear-Reasoner (Su et al., 2025)", "arXiv:2508.07629")
-def gppo(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28, clip_dual: float | None = 3.0):
+def gppo(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28, clip_dual: float | None = 3.0):
     """GRPO whose clipped tokens keep the gradient that they would have at the bound.
 
     Defaults: The clip is DAPO's and the dual clip that of CE-GPPO's code. The paper adds a likelihood loss on right answers,
@@ -59,7 +58,6 @@ def gppo(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28, cl
 
 @method("CE-GPPO (Su et al., 2025)", "arXiv:2509.20712")
 def ce_gppo(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
@@ -76,7 +74,7 @@ def ce_gppo(
 
 
 @method("DCPO: Dynamic Clipping Policy Optimization (Yang et al., 2025)", "arXiv:2509.02333")
-def dcpo(*, samples: int = 16, prompts: int = 65536, clip_low: float = 0.16, clip_high: float = 0.2, clip_dual: float = 10.0):
+def dcpo(samples: int = 16, prompts: int = 65536, clip_low: float = 0.16, clip_high: float = 0.2, clip_dual: float = 10.0):
     """GRPO with clip bounds that follow the token's probability, and advantages from all visits of a prompt so far.
 
     Defaults: All are the paper's but `prompts`, the number of prompts whose rewards are remembered.
@@ -86,7 +84,7 @@ def dcpo(*, samples: int = 16, prompts: int = 65536, clip_low: float = 0.16, cli
 
 
 @method("ASPO: Asymmetric Importance Sampling Policy Optimization (Wang et al., 2025)", "arXiv:2510.06062")
-def aspo(*, samples: int = 16, clip_low: float = 0.2, clip_high: float = 0.2, weight_cap: float = 3.0):
+def aspo(samples: int = 16, clip_low: float = 0.2, clip_high: float = 0.2, weight_cap: float = 3.0):
     """GRPO that weighs tokens of positive advantage by the inverse of their ratio, so that the unlikely ones gain most.
 
     Defaults: All are those of the authors' scripts, but without their wider clip for tokens of high entropy and their KL term.
@@ -104,7 +102,6 @@ def aspo(*, samples: int = 16, clip_low: float = 0.2, clip_high: float = 0.2, we
     },
 )
 def dppo(
-    *,
     samples: int = 8,
     divergence: str = "tv",
     bound_low: float = 0.15,
@@ -133,7 +130,6 @@ def dppo(
 
 @method("On the Design of KL-Regularized Policy Gradient Algorithms for LLM Reasoning (Zhang et al., 2025)", "arXiv:2505.17508")
 def rpg(
-    *,
     samples: int = 16,
     max_rounds: int = 8,
     kl_coefficient: float = 1e-4,
@@ -163,7 +159,7 @@ def _whitened() -> tuple:
 
 
 @method("Discovered Policy Optimisation (Lu et al., 2022)", "arXiv:2210.05639")
-def discovered_po(*, samples: int = 8, alpha: float = 2.0, beta: float = 0.6):
+def discovered_po(samples: int = 8, alpha: float = 2.0, beta: float = 0.6):
     """PPO with a drift in the place of the clip, which meta-learning found: asymmetric in the sign of the advantage.
 
     Defaults: `alpha` and `beta` are the paper's, and so is the standardisation of advantages over the batch. Group means in the
@@ -180,7 +176,7 @@ def inverse_step_size(step, *, steps_total: int):
 
 
 @method("Mirror Descent Policy Optimization (Tomar et al., 2020)", "arXiv:2005.09814")
-def mdpo(*, samples: int = 8, steps_total: int = 1000):
+def mdpo(samples: int = 8, steps_total: int = 1000):
     """Unclipped ratios with a KL penalty to the policy that sampled, which grows as the step size of the descent is annealed.
 
     Defaults: The step size falls from 1 to 0 over the run, as in the authors' program; `steps_total` is to be the number of its
@@ -201,7 +197,7 @@ def mdpo(*, samples: int = 8, steps_total: int = 1000):
     "GRPO-Guard: Mitigating Implicit Over-Optimization in Flow Matching via Regulated Clipping (Wang et al., 2025)",
     "arXiv:2510.22319",
 )
-def grpo_guard(*, samples: int = 8, by: str = "position", buckets: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
+def grpo_guard(samples: int = 8, by: str = "position", buckets: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO whose log-ratios have one mean and one deviation over the length of an answer, so that the clip binds everywhere.
 
     Defaults: All are ours.
@@ -219,7 +215,7 @@ def grpo_guard(*, samples: int = 8, by: str = "position", buckets: int = 8, clip
 @method(
     "Delay-Adapted Policy Optimization and Improved Regret for Adversarial MDP (Lancewicki et al., 2023)", "arXiv:2305.07911"
 )
-def delay_adapted(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
+def delay_adapted(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO whose late samples count by min(p / q, 1), p of the policy when they arrive and q of the one that drew them.
 
     Defaults: All are ours. The name of the paper, DAPO, is that of another method.

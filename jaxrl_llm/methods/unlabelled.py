@@ -9,7 +9,7 @@ from jaxrl_llm.rollouts import grouped
 
 
 @method("TTRL: Test-Time Reinforcement Learning (Zuo et al., 2025)", "arXiv:2504.16084")
-def ttrl(*, samples: int = 32, clip_low: float = 0.2, clip_high: float = 0.2):
+def ttrl(samples: int = 32, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO without labels: right is what most answers of the group say.
 
     Defaults: The paper votes with 64 samples and trains on 32 of them; all of these do both here. The clip is ours.
@@ -20,7 +20,6 @@ def ttrl(*, samples: int = 32, clip_low: float = 0.2, clip_high: float = 0.2):
 
 @method("Evolving Language Models without Labels (Zhou et al., 2025)", "arXiv:2509.15194")
 def evol_rl(
-    *,
     samples: int = 32,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
@@ -38,7 +37,6 @@ def evol_rl(
 
 @method("RESTRAIN: From Spurious Votes to Signals (Yu et al., 2025)", "arXiv:2510.02172")
 def restrain(
-    *,
     samples: int = 16,
     center: float = 1.0,
     width: float = 0.5,
@@ -62,7 +60,7 @@ def restrain(
 
 
 @method("Learning to Reason without External Rewards (Zhao et al., 2025)", "arXiv:2505.19590")
-def intuitor(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.005):
+def intuitor(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.005):
     """GRPO without labels: the reward is how sure the policy is of its next tokens, by their distance from uniform.
 
     Defaults: Those of the authors' script, and where it says nothing of verl. The constant log V of self-certainty drops out of
@@ -73,7 +71,7 @@ def intuitor(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2,
 
 
 @method("Reinforcing General Reasoning without Verifiers (Zhou et al., 2025)", "arXiv:2505.21493")
-def verifree(*, samples: int = 8):
+def verifree(samples: int = 8):
     """REINFORCE without a verifier: the reward of a reasoning is the probability of the reference answer behind it.
 
     Defaults: That of the authors' script. The reference answer is written behind each reasoning beforehand, in place of the

@@ -14,7 +14,7 @@ from jaxrl_llm.rollouts import dynamic_sampling, grouped
     "arXiv:2504.02546",
     conventions={"verl-0.10": {"alpha": "nonzero", "alone": "none"}},
 )
-def gpg(*, samples: int = 8, alpha: str = "informative", f_norm: float = 1.0, alone: str | None = None):
+def gpg(samples: int = 8, alpha: str = "informative", f_norm: float = 1.0, alone: str | None = None):
     """REINFORCE with the group's mean as baseline, over informative groups alone, without ratio, clip and KL.
 
     Defaults: `samples` is ours. `alpha` is the paper's, all samples over those of informative groups, which is the
@@ -37,7 +37,7 @@ def gpg(*, samples: int = 8, alpha: str = "informative", f_norm: float = 1.0, al
 
 
 @method("Maximum Likelihood Reinforcement Learning (Tajwar et al., 2026)", "arXiv:2602.02710")
-def maxrl(*, samples: int = 8):
+def maxrl(samples: int = 8):
     """REINFORCE with the group's mean as baseline and as scale: the gradient of the log of the success rate, for rewards 0, 1.
 
     Defaults: `samples` is ours.
@@ -52,7 +52,6 @@ def maxrl(*, samples: int = 8):
     conventions={"verl-0.10": VERL},
 )
 def dro(
-    *,
     samples: int = 8,
     beta: float = 0.05,
     degrees_of_freedom: int | None = None,
@@ -71,12 +70,7 @@ def dro(
 
 @method("Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm (Yao et al., 2025)", "arXiv:2509.24203")
 def rec(
-    *,
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    far_low: float | None = None,
-    far_high: float | None = None,
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, far_low: float | None = None, far_high: float | None = None
 ):
     """REINFORCE with the group's mean as baseline and the mask of the clip, but no importance weight.
 
@@ -90,7 +84,7 @@ def rec(
 
 
 @method("Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm (Yao et al., 2025)", "arXiv:2509.24203")
-def opmd(*, samples: int = 8, temperature: float = 0.1):
+def opmd(samples: int = 8, temperature: float = 0.1):
     """REINFORCE with the group's mean as baseline and `temperature` times the squared log-ratio of each token.
 
     Defaults: Both are ours.
@@ -100,7 +94,7 @@ def opmd(*, samples: int = 8, temperature: float = 0.1):
 
 
 @method("Asymmetric REINFORCE for off-Policy RL (Arnal et al., 2025)", "arXiv:2506.20520")
-def asymre(*, samples: int = 8, shift: float = 0.1):
+def asymre(samples: int = 8, shift: float = 0.1):
     """REINFORCE with a baseline lower than the group's mean: off policy, wrong answers had better count less than right ones.
 
     Defaults: The shift is the authors', who find values a little above 0 safe; `samples` is ours. The shift of the baseline is
@@ -111,7 +105,7 @@ def asymre(*, samples: int = 8, shift: float = 0.1):
 
 
 @method("Bridging Supervised Learning and Reinforcement Learning in Math Reasoning (Chen et al., 2025)", "arXiv:2505.18116")
-def nft(*, samples: int = 16, max_rounds: int = 10, threshold: float = 0.5, negative: float = 1.0, weighting: str = "failure"):
+def nft(samples: int = 16, max_rounds: int = 10, threshold: float = 0.5, negative: float = 1.0, weighting: str = "failure"):
     """Likelihood of right answers, and of wrong ones under the implicit policy that the right ones leave.
 
     Defaults: Those of the authors' scripts; the loss is the mean over tokens here, theirs a sum over 1000. With
@@ -124,7 +118,7 @@ def nft(*, samples: int = 16, max_rounds: int = 10, threshold: float = 0.5, nega
 
 
 @method("Random Policy Valuation is Enough for LLM Reasoning (He et al., 2025)", "arXiv:2509.24981")
-def rover(*, samples: int = 8, rho: float = 1.0):
+def rover(samples: int = 8, rho: float = 1.0):
     """Regression of the log-ratio, as the value of a uniformly random policy, on the reward and the value of what follows.
 
     Defaults: Those of the authors' code: 8 samples for mathematics, where they also divide by the deviation; here, as for their
@@ -135,7 +129,7 @@ def rover(*, samples: int = 8, rho: float = 1.0):
 
 
 @method("DeepVideo-R1: Difficulty-aware Regressive GRPO (Park et al., 2025)", "arXiv:2506.07464")
-def reg_grpo(*, samples: int = 8, kl_coefficient: float = 0.04, epsilon: float = 1e-4):
+def reg_grpo(samples: int = 8, kl_coefficient: float = 0.04, epsilon: float = 1e-4):
     """Regression of GRPO's advantages on the log-ratios of the answers, standardised within the group.
 
     Defaults: All are ours. `epsilon`, which the paper leaves out, is added to the deviation of the log-ratios, which is 0 while
@@ -146,7 +140,7 @@ def reg_grpo(*, samples: int = 8, kl_coefficient: float = 0.04, epsilon: float =
 
 
 @method("FlowRL: Matching Reward Distributions for LLM Reasoning (Zhu et al., 2025)", "arXiv:2509.15207")
-def flowrl(*, samples: int = 8, beta: float = 15.0, clip_low: float = 0.2, clip_high: float = 0.28):
+def flowrl(samples: int = 8, beta: float = 15.0, clip_low: float = 0.2, clip_high: float = 0.28):
     """Squared gap between the policy and the reference tilted by the reward, with a learned partition function of the prompt.
 
     Defaults: `beta` is the paper's, the bounds of the weight are those of the authors' script; `samples` is ours. log Z is a

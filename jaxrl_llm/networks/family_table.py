@@ -8,18 +8,13 @@ Path = tuple[str, ...]
 
 
 class Stored(NamedTuple):
-    """How one of our parameters is stored in a checkpoint.
+    """How one of our parameters is stored in a checkpoint."""
 
-    Attributes:
-      name: of the tensor, with `{layer}` and `{expert}` for their numbers where each has a tensor of its own.
-      inputs: None where the tensor has the shape of the parameter; otherwise the tensor is a matrix [outputs, inputs],
-        or a vector of outputs, and the first `inputs` axes of our parameter are those that it contracts.
-      part: where several parameters share a tensor, their order along its first axis.
-    """
-
-    name: str
+    name: str  # of the tensor, with `{layer}` and `{expert}` for their numbers where each has a tensor of its own
+    # None where the tensor has the shape of the parameter; otherwise the tensor is a matrix [outputs, inputs], or a vector of
+    # outputs, and the first `inputs` axes of our parameter are those that it contracts
     inputs: int | None = None
-    part: int = 0
+    part: int = 0  # where several parameters share a tensor, their order along its first axis
 
 
 def _linear(ours: str, theirs: str, inputs: int = 1, part: int = 0) -> dict[Path, Stored]:
@@ -91,33 +86,21 @@ _NONE: Fields = MappingProxyType({})
 
 
 class Family(NamedTuple):
-    """What is fixed in a family.
+    """What is fixed in a family."""
 
-    Attributes:
-      model: prefix of the classes of `transformers` that hold it, such as "Llama" of LlamaForCausalLM.
-      names: how each parameter is stored.
-      traits: fields of `DecoderConfig` and the values that they must have.
-      fields: further fields of `DecoderConfig` and their names in config.json.
-      sliding: which layers have a window where config.json does not list them: "none", "all", "most" (all but every
-        n-th) or "upper" (those from a number on, and only if `use_sliding_window` says so).
-      experts: fields of `ExpertsConfig` and their names in config.json; none for dense families.
-      expert_traits: fields of `ExpertsConfig` and the values that they must have.
-      required: fields of config.json and the value that they must have where they are present.
-      defaults: what fields of config.json mean where they are missing; a family without `partial_rotary_factor` turns
-        whole heads.
-      classifier: `model` of the class for sequence classification, where it is another.
-    """
-
-    model: str
-    names: dict[Path, Stored]
-    traits: Fields = _NONE
-    fields: Fields = _NONE
+    model: str  # prefix of the classes of `transformers` that hold it, such as "Llama" of LlamaForCausalLM
+    names: dict[Path, Stored]  # how each parameter is stored
+    traits: Fields = _NONE  # fields of `DecoderConfig` and the values that they must have
+    fields: Fields = _NONE  # further fields of `DecoderConfig` and their names in config.json
+    # which layers have a window where config.json does not list them: "none", "all", "most" (all but every n-th) or "upper"
+    # (those from a number on, and only if `use_sliding_window` says so)
     sliding: str = "none"
-    experts: Fields = _NONE
-    expert_traits: Fields = _NONE
-    required: Fields = _NONE
+    experts: Fields = _NONE  # fields of `ExpertsConfig` and their names in config.json; none for dense families
+    expert_traits: Fields = _NONE  # fields of `ExpertsConfig` and the values that they must have
+    required: Fields = _NONE  # fields of config.json and the value that they must have where they are present
+    # what fields of config.json mean where they are missing; a family without `partial_rotary_factor` turns whole heads
     defaults: Fields = _NONE
-    classifier: str | None = None
+    classifier: str | None = None  # `model` of the class for sequence classification, where it is another
 
 
 _PLAIN = {"quantization_config": None, "mlp_bias": False, "attention_bias": False}

@@ -33,21 +33,13 @@ class Options(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Who sees whom in B rows of T tokens.
+    """Who sees whom in B rows of T tokens."""
 
-    Attributes:
-      window: int32 [2], and the column of the first query.
-      by_query: for each block of queries the blocks of keys that it sees.
-      by_key: for each block of keys those of queries that see it.
-      reach: int32 [B, T, 1].
-      positions: of queries int32 [B, 1, T], and of keys [B, T, 1].
-    """
-
-    window: Array
-    by_query: Visible
-    by_key: Visible
-    reach: Array
-    positions: tuple[Array, Array]
+    window: Array  # int32 [2], and the column of the first query
+    by_query: Visible  # for each block of queries the blocks of keys that it sees
+    by_key: Visible  # for each block of keys those of queries that see it
+    reach: Array  # int32 [B, T, 1]
+    positions: tuple[Array, Array]  # of queries int32 [B, 1, T], and of keys [B, T, 1]
 
 
 def block_of(*lengths: int) -> int:

@@ -14,19 +14,12 @@ from jaxrl_llm.networks.network import decoder
 
 
 class Published(NamedTuple):
-    """A published model.
+    """A published model."""
 
-    Attributes:
-      repository: where its files are, below https://huggingface.co/.
-      series: fields of config.json that it shares with its relatives.
-      sizes: values of the fields `_SIZES`.
-      own: further fields of config.json.
-    """
-
-    repository: str
-    series: dict[str, Any]
-    sizes: tuple[int, int, int, int, int]
-    own: dict[str, Any] = MappingProxyType({})
+    repository: str  # where its files are, below https://huggingface.co/
+    series: dict[str, Any]  # fields of config.json that it shares with its relatives
+    sizes: tuple[int, int, int, int, int]  # values of the fields `_SIZES`
+    own: dict[str, Any] = MappingProxyType({})  # further fields of config.json
 
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")

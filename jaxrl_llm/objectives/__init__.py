@@ -3,7 +3,7 @@
 from jaxrl_llm.objectives.adaptive_clips import (
     balanced_clip, bucket_normalised, entropy_clip, entropy_scale, probability_clip, proximal_clip,
 )  # fmt: skip
-from jaxrl_llm.objectives.balance import trajectory_balance
+from jaxrl_llm.objectives.valuation import trajectory_balance
 from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted, weighted_sum
 from jaxrl_llm.objectives.batch_statistics import token_uniform
 from jaxrl_llm.objectives.candidates import group_tokens, sampled, tokens_of_group, top, vocabulary
@@ -47,7 +47,7 @@ from jaxrl_llm.objectives.trust import (
     cispo, clip, discovered_drift, flipped, gradient_preserving_clip, rpg, sapo, score_function, shaped, tapered, unclipped,
     vespo,
 )  # fmt: skip
-from jaxrl_llm.objectives.unpaired import (
+from jaxrl_llm.objectives.preference import (
     controlled_reference_point, given_reference_point, logistic_link, mean_reference_point, running_reference_point,
     saturating_link, unpaired,
 )  # fmt: skip

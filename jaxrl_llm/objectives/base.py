@@ -199,6 +199,13 @@ def weighted_sum(per_token, batch: Batch):
     return jnp.sum(weight * masked(per_token, jnp.abs(weight)))
 
 
+def with_factors(per_token, factors: tuple[Composable, ...], scores: Scores, batch: Batch):
+    """`per_token` [B, T] times factors `(scores, batch) -> factor` [B, T], without gradient and 0 where no action is."""
+    for factor in factors:
+        per_token *= jax.lax.stop_gradient(masked(factor(scores, batch), batch.mask))
+    return per_token
+
+
 def coefficient_value(coefficient: float | str, batch: Batch):
     """A number as it is, or the scalar of that name in `batch.coefficients`."""
     if not isinstance(coefficient, str):

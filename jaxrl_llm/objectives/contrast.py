@@ -34,10 +34,9 @@ LIKELIHOOD = likelihood()
 def contrastive_policy_gradient(scores: Scores, batch: Batch, *, beta: float = 0.1, evidence: Composable = REFERENCE_RATIO):
     """Half the mean over the pairs i < j of a group of -(r_i - r_j) (l_i - l_j) + `beta` / 2 (l_i - l_j)^2.
 
-    r is `extras["score"]` and l the sum over actions of `evidence`. But for a constant, the term of a pair is the squared
-    error ((r_i - r_j) - `beta` (l_i - l_j))^2 / (2 `beta`), least at the optimum of the reward with a KL penalty `beta`,
-    whoever has sampled. Where l is 0 the gradient is that of REINFORCE with leave-one-out baselines. A group of one
-    contributes 0.
+    r is `extras["score"]` and l the sum over actions of `evidence`. But for a constant, the term of a pair is the squared error
+    ((r_i - r_j) - `beta` (l_i - l_j))^2 / (2 `beta`), least at the optimum of the reward with a KL penalty `beta`, whoever has
+    sampled. Where l is 0 the gradient is that of REINFORCE with leave-one-out baselines. A group of one contributes 0.
 
     Source: CoPG, https://arxiv.org/abs/2406.19185; over groups of k as in Command A, https://arxiv.org/abs/2504.00698. GVPO,
       https://arxiv.org/abs/2504.19599, and REBEL, https://arxiv.org/abs/2404.16767, have the same gradient up to a factor.
@@ -233,10 +232,6 @@ def self_improving(
     crossed = group_mean(reward, win * of_lose, groups) - group_mean(reward, lose * of_win, groups)
     generator = jnp.square(1.0 - beta * (crossed + gap(alone)))
     reviser = jnp.square(0.5 - beta * gap(of_lose)) + jnp.square(0.5 - beta * gap(of_win))
-    complete = _each_once([side * condition for side in (win, lose) for condition in (alone, of_win, of_lose)], groups)
+    counts = [group_count(side * condition, groups) for side in (win, lose) for condition in (alone, of_win, of_lose)]
+    complete = (jnp.stack(counts) == 1).all(axis=0).astype(jnp.float32)
     return rollout_to_tokens(masked((1.0 - alpha) * generator + alpha * reviser, complete), groups), {}
-
-
-def _each_once(roles, groups: Groups):
-    """1 where a rollout's group has exactly one rollout of each role."""
-    return jnp.stack([group_count(role, groups) == 1 for role in roles]).all(axis=0).astype(jnp.float32)

@@ -15,19 +15,12 @@ from jaxrl_llm.types import Array, Batch, IntBT
 
 
 class Groups(NamedTuple):
-    """Where the rollouts and the groups of a batch stand.
+    """Where the rollouts and the groups of a batch stand."""
 
-    Attributes:
-      rollout: int [B, T], slot of each token's rollout.
-      group: int [S], slot of each rollout's group; None where the batch does not say, for losses that compare none.
-      length: float [S], number of actions of each rollout.
-      counted: float [S], 1 where a rollout has an action with a weight; others have no part in any group.
-    """
-
-    rollout: IntBT
-    group: Array
-    length: Array
-    counted: Array
+    rollout: IntBT  # int [B, T], slot of each token's rollout
+    group: Array  # int [S], slot of each rollout's group; None where the batch does not say, for losses that compare none
+    length: Array  # float [S], number of actions of each rollout
+    counted: Array  # float [S], 1 where a rollout has an action with a weight; others have no part in any group
 
 
 def find_groups(batch: Batch) -> Groups:
@@ -109,21 +102,13 @@ def group_logmeanexp(per_rollout, members, groups: Groups):
 
 
 class Pairs(NamedTuple):
-    """Where the rollouts and the pairs of a batch stand.
+    """Where the rollouts and the pairs of a batch stand."""
 
-    Attributes:
-      rollout: int [B, T], slot of each token's rollout.
-      pair: int [S], slot of each rollout's pair.
-      chosen: float [S], 1 where a rollout is the preferred one of a complete pair.
-      rejected: float [S], 1 where it is the other one.
-      weight: float [S], share of each complete pair in the loss: the sum over the actions of both; 0 elsewhere.
-    """
-
-    rollout: IntBT
-    pair: Array
-    chosen: Array
-    rejected: Array
-    weight: Array
+    rollout: IntBT  # int [B, T], slot of each token's rollout
+    pair: Array  # int [S], slot of each rollout's pair
+    chosen: Array  # float [S], 1 where a rollout is the preferred one of a complete pair
+    rejected: Array  # float [S], 1 where it is the other one
+    weight: Array  # float [S], share of each complete pair in the loss: the sum over the actions of both; 0 elsewhere
 
 
 def find_pairs(batch: Batch) -> Pairs:

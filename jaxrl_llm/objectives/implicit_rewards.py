@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
+from jaxrl_llm.objectives.base import with_factors
 from jaxrl_llm.objectives.groups import find_pairs, rollout_mean, rollout_sum, two_sides
 from jaxrl_llm.objectives.ratios import token_ratio
 from jaxrl_llm.types import Batch, Scores
@@ -44,9 +45,7 @@ def rollout_reward(
     require(average in (False, True, "transformed"), "average", average, "False, True or 'transformed'")
     if average == "transformed" and transform is None:
         raise ValueError("average='transformed' without a transform is average=True; give a transform, or that")
-    per_token = evidence(scores, batch)
-    for factor in factors:
-        per_token *= jax.lax.stop_gradient(masked(factor(scores, batch), batch.mask))
+    per_token = with_factors(evidence(scores, batch), factors, scores, batch)
     reduced = (rollout_mean if average is True else rollout_sum)(per_token, batch.mask, rollout)
     value = reduced if transform is None else transform(reduced)
     return safe_divide(value, rollout_sum(batch.mask > 0, batch.mask, rollout)) if average == "transformed" else value

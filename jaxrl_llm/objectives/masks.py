@@ -123,15 +123,11 @@ def positive_advantage(scores: Scores, batch: Batch):
     return (batch.advantage > 0).astype(jnp.float32)
 
 
-def _policy_entropy(options: dict) -> tuple[str, ...]:
-    return ("entropy",) if options["of"] == "policy" else ()
-
-
-def _other_entropy(options: dict) -> tuple[str, ...]:
-    return () if options["of"] == "policy" else (f"{options['of']}_entropy",)
-
-
-@composable(needs=_policy_entropy, annotations=_other_entropy, coupled=True)
+@composable(
+    needs=lambda options: ("entropy",) if options["of"] == "policy" else (),
+    annotations=lambda options: () if options["of"] == "policy" else (f"{options['of']}_entropy",),
+    coupled=True,
+)
 def top_entropy_mask(scores: Scores, batch: Batch, *, share: float = 0.2, of: str = "policy"):
     """1 at the `share` of the actions whose distributions have the highest entropy, 0 elsewhere.
 

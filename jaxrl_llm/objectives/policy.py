@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import MAX_LOG_RATIO, kl_estimate, masked, safe_divide, without_infinities
-from jaxrl_llm.objectives.base import logp_name, logp_of, weighted_sum
+from jaxrl_llm.objectives.base import logp_name, logp_of, weighted_sum, with_factors
 from jaxrl_llm.objectives.batch_statistics import action_mean, counted
 from jaxrl_llm.objectives.groups import find_groups, rollout_mean, rollout_sum
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO, token_ratio
@@ -40,9 +40,7 @@ def policy(
     """
     log_ratio = jnp.zeros_like(scores.logp) if ratio is None else ratio(scores, batch)
     known = scores.replace(logp=without_infinities(masked(scores.logp, batch.mask)))
-    token_loss = trust(log_ratio, known, batch)
-    for factor in factors:
-        token_loss *= factor_value(factor, scores, batch)
+    token_loss = with_factors(trust(log_ratio, known, batch), factors, scores, batch)
     metrics = surrogate_parts(token_loss, batch)
     if ratio is not None:
         metrics |= ratio_statistics(log_ratio, batch)
@@ -50,11 +48,6 @@ def policy(
         bounds = dict(trust.options)
         metrics |= clip_fractions(log_ratio, batch, bounds["low"], bounds["high"])
     return token_loss, metrics
-
-
-def factor_value(factor: Composable, scores: Scores, batch: Batch):
-    """A factor without gradient, [B, T], and 0 where no action is."""
-    return jax.lax.stop_gradient(masked(factor(scores, batch), batch.mask))
 
 
 def surrogate_parts(token_loss, batch: Batch) -> dict[str, jnp.ndarray]:

@@ -195,11 +195,7 @@ def likelihood(scores: Scores, batch: Batch):
     return masked(jnp.maximum(masked(scores.logp, batch.mask), -MAX_LOG_RATIO), batch.mask)
 
 
-def _mixed_names(options: dict) -> tuple[str, ...]:
-    return tuple(f"{who}_logp" for who in (options["against"], options["other"]) if who)
-
-
-@composable(annotations=_mixed_names)
+@composable(annotations=lambda options: tuple(f"{who}_logp" for who in (options["against"], options["other"]) if who))
 def mixture_ratio(scores: Scores, batch: Batch, *, against: str = "proximal", other: str | None = None, share: float = 0.25):
     """log pi - log((1 - `share`) q + `share` m): the ratio to a mixture of two policies.
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import MAX_LOG_RATIO, kl_estimate, masked, safe_divide, without_infinities
-from jaxrl_llm.objectives.base import coefficient_value, logp_name, logp_of, traits, weighted_sum
-from jaxrl_llm.objectives.policy import factor_value
+from jaxrl_llm.objectives.base import coefficient_value, logp_name, logp_of, traits, weighted_sum, with_factors
 from jaxrl_llm.objectives.ratios import segment_total
 from jaxrl_llm.types import Batch, Scores
 
@@ -26,11 +25,10 @@ def kl(
 ):
     """`coefficient` times the estimate of KL(policy || reference) of each action, differentiated through the policy.
 
-    On policy, the gradient of "k1" is 0 on average (its value is the KL, its gradient is not); that of "k2" is the
-    gradient of the KL; that of "k3" is the gradient of the forward KL. Samples of another policy estimate the KL only with an
-    importance weight: with `ratio` the weight is differentiated too, and "k3" then has the gradient of the KL (DeepSeek-V3.2,
-    TRL's `use_bias_correction_kl`, slime's `use_unbiased_kl`); as one of the `factors`, `importance_weight(of="policy")`, it is
-    not.
+    On policy, the gradient of "k1" is 0 on average (its value is the KL, its gradient is not); that of "k2" is the gradient of
+    the KL; that of "k3" is the gradient of the forward KL. Samples of another policy estimate the KL only with an importance
+    weight: with `ratio` the weight is differentiated too, and "k3" then has the gradient of the KL (DeepSeek-V3.2, TRL's
+    `use_bias_correction_kl`, slime's `use_unbiased_kl`); as one of the `factors`, `importance_weight(of="policy")`, it is not.
 
     Args:
       coefficient: a number, or the name of a scalar in `batch.coefficients`.
@@ -49,8 +47,7 @@ def kl(
     if bound is not None:
         estimate = jnp.clip(estimate, -bound, bound)
     loss = estimate if ratio is None else estimate * jnp.exp(ratio(scores, batch))
-    for factor in factors:
-        loss *= factor_value(factor, scores, batch)
+    loss = with_factors(loss, factors, scores, batch)
     return coefficient_value(coefficient, batch) * loss, {f"{against}_kl": weighted_sum(estimate, batch)}
 
 
@@ -124,8 +121,7 @@ def overconfidence(scores: Scores, batch: Batch, *, coefficient: float | str = 1
     Args:
       coefficient: a number, or the name of a scalar in `batch.coefficients`.
 
-    Source: the penalty of REINVENT, https://doi.org/10.1186/s13321-017-0235-x, as studied in
-      https://arxiv.org/abs/2310.02902
+    Source: the penalty of REINVENT, https://doi.org/10.1186/s13321-017-0235-x, as studied in https://arxiv.org/abs/2310.02902
     """
     actions = (batch.mask > 0).astype(jnp.float32)
     total = segment_total(without_infinities(masked(scores.logp, actions)), batch.segment)

@@ -1,11 +1,10 @@
 """Imitation of given tokens."""
 
-import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import masked, safe_divide, without_infinities
-from jaxrl_llm.objectives.base import coefficient_value
+from jaxrl_llm.objectives.base import coefficient_value, with_factors
 from jaxrl_llm.objectives.groups import find_groups, rollout_sum, rollout_to_tokens
 from jaxrl_llm.types import Batch, Scores
 
@@ -19,9 +18,7 @@ def negative_log_likelihood(scores: Scores, batch: Batch, *, coefficient: float 
       factors: functions `(scores, batch) -> factor` [B, T], without gradient, such as `probability()`.
     """
     loss = -coefficient * without_infinities(masked(scores.logp, batch.mask))
-    for factor in factors:
-        loss *= jax.lax.stop_gradient(masked(factor(scores, batch), batch.mask))
-    return loss, {}
+    return with_factors(loss, factors, scores, batch), {}
 
 
 @composable

@@ -87,15 +87,10 @@ def bema(*, power: float = 0.5, bias_power: float = 0.2, lag: float = 1.0, scale
 
 
 class ExtrapolationState(NamedTuple):
-    """State of the extrapolation.
+    """State of the extrapolation."""
 
-    Attributes:
-      earlier: parameters at the end of the iteration before, before their extrapolation.
-      count: int32 [], steps done.
-    """
-
-    earlier: Any
-    count: jax.Array
+    earlier: Any  # parameters at the end of the iteration before, before their extrapolation
+    count: jax.Array  # int32 [], steps done
 
 
 def extrapolate_every(every: int, *, share: float = 0.3) -> optax.GradientTransformation:

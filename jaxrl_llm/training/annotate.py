@@ -28,17 +28,11 @@ Pass = Callable[[Any, Batch], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Annotator:
-    """A network that says something about the tokens of a step.
+    """A network that says something about the tokens of a step."""
 
-    Attributes:
-      network: without parameters.
-      params: state -> its parameters.
-      temperature: that its logits are divided by.
-    """
-
-    network: Network
-    params: Callable[[Any], Any]
-    temperature: float = 1.0
+    network: Network  # without parameters
+    params: Callable[[Any], Any]  # state -> its parameters
+    temperature: float = 1.0  # that its logits are divided by
 
 
 def statistics_of(who: str, needs) -> frozenset[str]:

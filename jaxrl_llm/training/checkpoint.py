@@ -156,8 +156,7 @@ def restore_arrays(manager: ocp.CheckpointManager, step: int, like):
     """Arrays of checkpoint `step`, in the structure, dtypes and placement of `like`.
 
     Raises:
-      ValueError: the checkpoint is broken, or holds other shapes or another structure; the message names the first
-        difference.
+      ValueError: the checkpoint is broken, or holds other shapes or another structure; the message names the first difference.
     """
     _refuse_broken(pathlib.Path(manager.directory) / str(step))
     template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(like))

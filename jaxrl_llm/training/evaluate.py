@@ -12,7 +12,7 @@ from jaxrl_llm import distributed, methods, rewards, rollouts
 from jaxrl_llm.training import build, meshes
 from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
-from jaxrl_llm.training.evaluation import evaluate, gap_bound, make_agree, warn_of_gap
+from jaxrl_llm.training.evaluation import evaluate_source, gap_bound, warn_of_gap
 from jaxrl_llm.training.phases import samples_are_scored
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.preference import make_pair_evaluation
@@ -48,9 +48,8 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     mesh = meshes.build_mesh(config)
     network, tokenizer = load_policy(directory, mesh=mesh)
     sampling_mesh = meshes.build_sampling_mesh(config, mesh)
-    settings, vocab_size = config.evaluation, network.config.vocab_size
-    source = build.build_source(config, tokenizer, test=True, vocab_size=vocab_size)
-    name = settings.reward or config.rewards.names[0]
+    source = build.build_source(config, tokenizer, test=True, vocab_size=network.config.vocab_size)
+    name = config.evaluation.reward or config.rewards.names[0]
     failures: list[rewards.RewardFailure] = []
     with build.build_pool(config) as pool, distributed.sharded(mesh):
         chosen = {name: build_reward(name, config, mesh)}
@@ -67,22 +66,8 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
             seed=config.seed,
             step=0,
         )
-        examples = [source[index] for index in range(min(settings.prompts, len(source)))]
-        batch = min(settings.batch, len(examples))
-        bound = gap_bound(config.rl.max_logp_gap, network)
-        agree = make_agree(
-            network.without_params(), network.params, temperature=settings.temperature, bound=bound, width=config.rl.row_tokens,
-            parts=config.rl.micro_batches, shards=distributed.row_shards(mesh),
-            place=functools.partial(distributed.shard_rows, mesh=mesh),
-        )  # fmt: skip
-        options = {
-            "success": settings.success,
-            "final_answer": rewards.answer_of(chosen[name]),
-            "agree": agree,
-            "greedy": settings.temperature == 0,
-        }
-        measured, records = evaluate(io.sample, examples, samples=settings.samples, batch=batch, **options)
-        warn_of_gap(measured, bound, 0)
+        measured, records = evaluate_source(config, io.sample, source, chosen[name], network, mesh)
+        warn_of_gap(measured, gap_bound(config.rl.max_logp_gap, network), 0)
         return measured | {"evaluation/timeouts": timeouts(failures)}, records
 
 

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed
+from jaxrl_llm.rewards import answer_of
 from jaxrl_llm.rollouts import Collection, Request, requests_for
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training.layout import lay_out, micro_batches_of
@@ -18,17 +20,12 @@ from jaxrl_llm.types import Batch, Rollouts
 
 
 class Agreement(NamedTuple):
-    """What a comparison of sampler and learner found.
+    """What a comparison of sampler and learner found."""
 
-    Attributes:
-      gap: largest |learner's - sampler's| log-probability of a sampled token, nats.
-      tokens: number of sampled tokens.
-      short: number of those whose log-probability falls short of the learner's largest by more than the bound: none in greedy
-        samples of one policy.
-    """
-
-    gap: float = 0.0
-    tokens: int = 0
+    gap: float = 0.0  # largest |learner's - sampler's| log-probability of a sampled token, nats
+    tokens: int = 0  # number of sampled tokens
+    # number of those whose log-probability falls short of the learner's largest by more than the bound: none in greedy samples
+    # of one policy
     short: int = 0
 
     def __add__(self, other: "Agreement") -> "Agreement":
@@ -207,9 +204,8 @@ def evaluate(
       examples: held-out prompts.
       samples: k of each prompt.
       batch: prompts sampled at a time.
-      final_answer: completion to answer, for the majority vote; a completion of which it is None votes as the text that it
-        is.
-      agree: compares the learner with the sampler, see `agreement.make_agree`; None leaves it out.
+      final_answer: completion to answer, for the majority vote; a completion of which it is None votes as the text that it is.
+      agree: compares the learner with the sampler, see `make_agree`; None leaves it out.
       greedy: whether the samples are greedy, so that each token should be the learner's likeliest.
       success: reward from which on a completion is correct.
       told: called before each part with the prompts that are done, and with all of them.
@@ -235,6 +231,27 @@ def evaluate(
         if greedy:
             measured["evaluation/greedy_mismatch"] = agreement.short / max(agreement.tokens, 1)
     return measured, records
+
+
+def evaluate_source(
+    config: ConfigDict, sample: Callable, source: Sequence[dict[str, Any]], reward: Callable, network, mesh, **options
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """What `evaluate` gives for the first `config.evaluation.prompts` of the held-out examples `source`.
+
+    `reward` decides what is correct, and may say what the answer of a completion is; `network` has the learner's parameters,
+    and `mesh` is that of training, None for one device. `options` are further ones of `evaluate`.
+    """
+    settings, rl = config.evaluation, config.rl
+    examples = [source[index] for index in range(min(settings.prompts, len(source)))]
+    agree = make_agree(
+        network.without_params(), network.params, temperature=settings.temperature, bound=gap_bound(rl.max_logp_gap, network),
+        width=rl.row_tokens, parts=rl.micro_batches, shards=distributed.row_shards(mesh),
+        place=functools.partial(distributed.shard_rows, mesh=mesh),
+    )  # fmt: skip
+    return evaluate(
+        sample, examples, samples=settings.samples, batch=min(settings.batch, len(examples)), agree=agree,
+        final_answer=answer_of(reward), greedy=settings.temperature == 0, success=settings.success, **options,
+    )  # fmt: skip
 
 
 def _vote(final_answer: Callable[[str], Any], text: str) -> Any:

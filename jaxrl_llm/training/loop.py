@@ -106,7 +106,8 @@ def _open_files(run: Run) -> Iterator[Files]:
             ending.callback(writer.close)
         ending.callback(manager.close)
         ending.callback(manager.wait_until_finished)
-        for number, handler in (_listen(stop) if _in_main_thread() else {}).items():
+        in_main = threading.current_thread() is threading.main_thread()
+        for number, handler in (_listen(stop) if in_main else {}).items():
             ending.callback(signal.signal, number, handler)
         yield Files(manager, writer, stop, time.monotonic() - _elapsed(run))
 
@@ -126,10 +127,6 @@ def _listen(stop: list[str]) -> dict[int, Any]:
 
     heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handle) for number in heard}
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def _tensorboard(run: Run, manager: ocp.CheckpointManager):

@@ -38,47 +38,27 @@ _CHANGEABLE = ("log.", "checkpoint.", "rewards.workers", "rewards.memory_gb", "m
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The fixed parts of a run.
+    """The fixed parts of a run."""
 
-    Attributes:
-      config: checked configuration.
-      workdir: folder of all files of the run.
-      tokenizer: of prompts and completions.
-      network: of the policy, with its first parameters; without the frozen ones.
-      frozen: parameters that do not train; None where all do.
-      source: examples to train on.
-      test_source: held-out examples.
-      method: of the RL phase.
-      preference_method: of the preference phase.
-      supervised_method: of the supervised phase.
-      pool: of reward workers.
-      teacher: the network of the teacher, with its parameters; None where no method needs it.
-      mesh: of devices; None for one device.
-      sampling_mesh: of the same devices, for sampling.
-      rewards: functions by name.
-      given: Python objects that `train` was given.
-      counts: examples, held-out ones, and those of both that were dropped.
-      told: what `scores` said already; it alone changes.
-    """
-
-    config: ConfigDict
-    workdir: pathlib.Path
-    tokenizer: Tokenizer
-    network: Network
-    source: Sequence[dict[str, Any]]
-    test_source: Sequence[dict[str, Any]]
-    method: methods.Method
-    preference_method: methods.Method
-    supervised_method: methods.Method
-    pool: rewards.RewardPool
-    rewards: dict[str, Callable]
-    frozen: Any = None
-    teacher: Network | None = None
-    mesh: jax.sharding.Mesh | None = None
-    sampling_mesh: jax.sharding.Mesh | None = None
-    given: Given = NOTHING
+    config: ConfigDict  # checked configuration
+    workdir: pathlib.Path  # folder of all files of the run
+    tokenizer: Tokenizer  # of prompts and completions
+    network: Network  # of the policy, with its first parameters; without the frozen ones
+    source: Sequence[dict[str, Any]]  # examples to train on
+    test_source: Sequence[dict[str, Any]]  # held-out examples
+    method: methods.Method  # of the RL phase
+    preference_method: methods.Method  # of the preference phase
+    supervised_method: methods.Method  # of the supervised phase
+    pool: rewards.RewardPool  # of reward workers
+    rewards: dict[str, Callable]  # functions by name
+    frozen: Any = None  # parameters that do not train; None where all do
+    teacher: Network | None = None  # the network of the teacher, with its parameters; None where no method needs it
+    mesh: jax.sharding.Mesh | None = None  # of devices; None for one device
+    sampling_mesh: jax.sharding.Mesh | None = None  # of the same devices, for sampling
+    given: Given = NOTHING  # Python objects that `train` was given
+    # examples, held-out ones, and those of both that were dropped
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    told: set = dataclasses.field(default_factory=set)
+    told: set = dataclasses.field(default_factory=set)  # what `scores` said already; it alone changes
 
     def whole(self, params):
         """All parameters of the network: those that train, and the frozen ones, which nobody copies."""

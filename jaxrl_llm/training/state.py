@@ -58,12 +58,9 @@ SUPERVISED, PREFERENCE, REINFORCEMENT = "sft", "preference", "rl"
 @dataclasses.dataclass(frozen=True)
 class Progress:
     """Attributes:
-    phase: "sft", "preference" or "rl".
-    step: steps done, of all phases.
-    phase_step: steps done of this phase.
-    cursor: next example of this phase.
-    accuracy_before: held-out accuracy before this phase, where it was measured.
-    accuracy: the last held-out accuracy; of pairs in a preference phase.
+    phase: "sft", "preference" or "rl". step: steps done, of all phases. phase_step: steps done of this phase. cursor: next
+    example of this phase. accuracy_before: held-out accuracy before this phase, where it was measured. accuracy: the last
+    held-out accuracy; of pairs in a preference phase.
     """
 
     phase: str
