@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,17 +91,17 @@ class Figures(NamedTuple):
     unknown_loops: int
 
 
-def read_hlo(text: str, mesh: Mesh, unknown_length: int = 1, taken: float = 1.0) -> Figures:
+def read_hlo(text: str, mesh: Mesh, unknown_lengths: Sequence[int] = (1,), taken: float = 1.0) -> Figures:
     """Reads the optimised HLO of a program for the devices of a mesh.
 
     Args:
       text: as of `compiled.as_text()`, or of the compiler's dump.
       mesh: whose devices HLO numbers in their order.
-      unknown_length: how often loops run whose length depends on data.
+      unknown_lengths: how often loops run whose length depends on data; then those inside of them, and so on, as the last.
       taken: share of the turns in which the outermost conditionals take their second branch, such as that of a micro-batch
         that holds something.
     """
-    program = _Program(text, unknown_length, taken)
+    program = _Program(text, unknown_lengths, taken)
     flops, moved, kernels, found = 0.0, 0.0, [], []
     for place, times in program.times.items():
         for one in program.computations[place]:
@@ -135,9 +135,9 @@ def _bytes(dtype: str) -> float:
 class _Program:
     """Computations of HLO text by name, and how often each runs."""
 
-    def __init__(self, text: str, unknown_length: int, taken: float = 1.0):
+    def __init__(self, text: str, unknown_lengths: Sequence[int], taken: float = 1.0):
         self.computations: dict[str, list[Instruction]] = {}
-        self.unknown, self.unknown_length = 0, unknown_length
+        self.unknown, self.unknown_lengths = 0, unknown_lengths
         entry = self._parse(text)
         self.shapes = {(place, one.name): one.shape for place, lines in self.computations.items() for one in lines}
         self.times: dict[str, float] = collections.Counter()
@@ -166,28 +166,31 @@ class _Program:
     def arrays(self, place: str, name: str) -> list[Array]:
         return arrays_of(self.shapes.get((place, name), ""))
 
-    def _run(self, place: str, times: float, taken: float) -> None:
+    def _run(self, place: str, times: float, taken: float, depth: int = 0) -> None:
         self.times[place] += times
         for one in self.computations.get(place, ()):
             if one.operation.removesuffix("-start") in _OF_TWO_NUMBERS:
                 continue
-            inner = times * self._trips(one) if one.operation == "while" else times
+            inner, below = times, depth
+            if one.operation == "while":
+                trips = self._trips(one)
+                self.unknown += trips is None
+                inner *= self.unknown_lengths[min(depth, len(self.unknown_lengths) - 1)] if trips is None else trips
+                below += trips is None
             for key, called in _CALLED.findall(one.text):
                 if key == "calls" or place in self.fused:
                     self.fused.add(called)
-                self._run(called, inner, taken)
+                self._run(called, inner, taken, below)
             for branches in _BRANCHES.findall(one.text):
                 names = _NAME.findall(branches[0]) or list(filter(None, (branches[1], *branches[0].split(", "))))
                 for number, called in enumerate(names):
                     chosen = number == 1 and one.operation == "conditional"
-                    self._run(called, times * (taken if chosen else 1.0), 1.0 if chosen else taken)
+                    self._run(called, times * (taken if chosen else 1.0), 1.0 if chosen else taken, depth)
 
-    def _trips(self, loop: Instruction) -> float:
+    def _trips(self, loop: Instruction) -> int | None:
         told = re.search(r"known_trip_count[^\d}]*(\d+)", loop.text)
         called = dict(_CALLED.findall(loop.text))
-        trips = int(told.group(1)) if told else self._counted(called["condition"], called["body"])
-        self.unknown += trips is None
-        return self.unknown_length if trips is None else trips
+        return int(told.group(1)) if told else self._counted(called["condition"], called["body"])
 
     def _counted(self, condition: str, body: str) -> int | None:
         """Times that `for (i = 0; i < constant; i += step)` runs; None where the condition is another one."""

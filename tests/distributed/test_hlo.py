@@ -74,13 +74,14 @@ def test_loops_inside_of_loops_multiply_and_loops_of_unknown_length_count_as_tol
 
     def until(x, w):
         step = lambda state: jax.lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y @ w), state)  # noqa: E731
-        return jax.lax.while_loop(lambda y: y.sum() < 100.0, step, x)
+        inner = lambda state: jax.lax.while_loop(lambda y: y.sum() < 10.0, step, state)  # noqa: E731
+        return jax.lax.while_loop(lambda y: y.sum() < 100.0, inner, x)
 
     with jax.set_mesh(mesh):
         text = jax.jit(until).lower(on(mesh, (4, 16)), on(mesh, (16, 16))).compile().as_text()
-    one, seven = (read_hlo(text, mesh, length) for length in (1, 7))
-    assert one.unknown_loops == 1
-    assert one.flops == 3 * 2 * 4 * 16 * 16 and seven.flops == 7 * one.flops
+    one, alike, unlike = (read_hlo(text, mesh, lengths) for lengths in ((1,), (7,), (7, 2)))
+    assert one.unknown_loops == 2
+    assert one.flops == 3 * 2 * 4 * 16 * 16 and alike.flops == 7 * 7 * one.flops and unlike.flops == 7 * 2 * one.flops
 
 
 @pytest.mark.parametrize(("spec", "axes", "count"), [
