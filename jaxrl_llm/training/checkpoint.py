@@ -96,8 +96,8 @@ def newest_whole(directory: str | Folder) -> tuple[int | None, list[int]]:
     """
     directory, broken, first = folder(directory), [], ""
     # In a bucket a checkpoint has its name before it is whole: without the mark of the end it is none.
-    there = filter(ocp.utils.is_checkpoint_finalized, directory.iterdir()) if directory.exists() else ()
-    names = [path.name for path in there]
+    whole = ocp.utils.is_checkpoint_finalized if isinstance(directory, epath.Path) else pathlib.Path.exists
+    names = [path.name for path in filter(whole, directory.iterdir())] if directory.exists() else []
     for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
         reason = fault(directory / str(step))
         if not reason:

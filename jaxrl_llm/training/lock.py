@@ -39,8 +39,10 @@ def locked(workdir: pathlib.Path, store: Any = None) -> Iterator[None]:
     with (workdir / NAME).open("a+", encoding="utf-8") as file:
         _take(file, store or workdir, store in (None, workdir))
         _write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}))
-        yield
-        _write(file, "")
+        try:
+            yield
+        finally:
+            _write(file, "")
 
 
 def _take(file, workdir: Any, has_locks: bool) -> None:
@@ -88,10 +90,8 @@ def _write(file, text: str) -> None:
 
 
 def _lives(owner: dict[str, Any]) -> bool:
-    """Whether that very process, neither this one nor another with its number, is running."""
+    """Whether that very process, rather than another with its number, is running."""
     pid = owner.get("pid")
-    if pid == os.getpid():  # which got here by an error
-        return False
     try:
         os.kill(pid, 0)
     except PermissionError:
