@@ -36,6 +36,8 @@ _FREE = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain",
 })  # fmt: skip
+# Of what is sliced after these, no more is read than the slice. Loops over windows of a dot pad its operand before they slice.
+_SEEN_THROUGH = frozenset({"bitcast", "pad", "convert", "copy", "reshape"})
 
 
 class Array(NamedTuple):
@@ -248,16 +250,9 @@ class _Program:
     def _moved_by_fusion(self, one: Instruction, called: str, operands: list[float], results: float) -> float:
         """Of operands that are only sliced, the slices; of results that are updated in place, the updates."""
         lines = self.computations[called]
-        users = collections.defaultdict(list)
-        for line in lines:
-            for position, name in enumerate(line.operands):
-                users[name].append((line, position))
-        for line in lines:
-            if line.operation == "parameter":
-                number = int(re.search(r"parameter\((\d+)\)", line.text).group(1))
-                taken = [self._taken(called, users, user, position) for user, position in users[line.name]]
-                if number < len(operands) and None not in taken:
-                    operands[number] = min(operands[number], sum(taken))
+        for number, whole in enumerate(operands):
+            taken = self._taken_of_parameter(called, number)
+            operands[number] = whole if taken is None else min(whole, taken)
         made, root = {line.name: line for line in lines}, next(line for line in lines if line.root)
         if root.operation == "tuple":
             # What is passed on, or filled by a collective that overlaps with the fusion, is not touched here.
@@ -265,24 +260,37 @@ class _Program:
             results -= _in_memory([array for array, idle in zip(arrays_of(one.shape), passed, strict=False) if idle])
         for line in lines:
             if line.operation == "dynamic-update-slice":
-                whole, part = (sum(array.bytes for array in arrays_of(shape)) for shape in self._update(called, line))
+                whole, part = (
+                    sum(array.bytes for array in self.arrays(called, name)) for name in (line.name, line.operands[1])
+                )
                 results = max(results - whole, 0.0) + part if results >= whole else results
         return results + sum(operands)
 
-    def _update(self, place: str, line: Instruction) -> tuple[str, str]:
-        return line.shape, self.shapes.get((place, line.operands[1]), "")
+    def _taken_of_parameter(self, place: str, number: int) -> float | None:
+        """Bytes that a fused computation takes of an operand: None for all of it."""
+        users, name = collections.defaultdict(list), ""
+        for line in self.computations[place]:
+            if line.operation == "parameter" and f"parameter({number})" in line.text:
+                name = line.name
+            for position, operand in enumerate(line.operands):
+                users[operand].append((line, position))
+        taken = [self._taken(place, users, user, position) for user, position in users[name]]
+        return None if None in taken else sum(taken)
 
     def _taken(self, place: str, users, user: Instruction, position: int) -> float | None:
         """Bytes that a user takes of an array: None for all of it."""
+        if user.operation == "fusion":  # within a fusion: loops over windows of a dot slice its operands so
+            return self._taken_of_parameter(dict(_CALLED.findall(user.text))["calls"], position)
         if user.root and user.operation == "tuple":
             return 0.0
         if user.operation in ("dynamic-slice", "slice", "gather") and position == 0:
             return sum(array.bytes for array in arrays_of(user.shape))
         if user.operation == "dynamic-update-slice" and position == 0:
             return 0.0
-        if user.operation == "bitcast":
+        if user.operation in _SEEN_THROUGH and position == 0:
             inner = [self._taken(place, users, further, at) for further, at in users[user.name]]
-            return None if None in inner or not inner else sum(inner)
+            before, after = (sum(array.bytes for array in self.arrays(place, name)) for name in (user.operands[0], user.name))
+            return None if None in inner or not inner else sum(inner) * before / after
         return None
 
 

@@ -153,3 +153,39 @@ def test_slices_that_are_taken_meanwhile_and_branches_that_are_not_always_taken(
     """A slice of 512 bytes goes into fast memory; the second branch reads and writes 4096 bytes, when it is taken."""
     for taken in (1.0, 0.25, 0.0):
         assert read_hlo(ASYNCHRONOUS, make_mesh(8), taken=taken).bytes == 512 + taken * 2 * 4096
+
+
+WINDOWED = """HloModule windows
+%window (x: bf16[64,1,1024], i: s32[]) -> bf16[64,2,128] {
+  %x = bf16[64,1,1024]{2,0,1} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %lowest = bf16[] constant(-inf)
+  %padded = bf16[64,2,1024]{2,0,1} pad(%x, %lowest), padding=0_0x0_1x0_0
+  %slice = bf16[64,2,128]{2,0,1} dynamic-slice(%padded, %zero, %zero, %i), dynamic_slice_sizes={64,2,128}
+  ROOT %wide = bf16[64,2,128]{2,0,1} maximum(%slice, %slice)
+}
+%accumulated (acc: bf16[64,32], x: bf16[64,1,1024], i: s32[], w: bf16[2,128,32]) -> bf16[64,32] {
+  %acc = bf16[64,32]{1,0} parameter(0)
+  %x.1 = bf16[64,1,1024]{2,0,1} parameter(1)
+  %i.1 = s32[] parameter(2)
+  %w = bf16[2,128,32]{2,1,0} parameter(3)
+  %inner = bf16[64,2,128]{2,0,1} fusion(%x.1, %i.1), kind=kLoop, calls=%window
+  %dot = bf16[64,32]{1,0} dot(%inner, %w), lhs_contracting_dims={1,2}, rhs_contracting_dims={0,1}
+  ROOT %sum = bf16[64,32]{1,0} add(%acc, %dot)
+}
+ENTRY %main (acc: bf16[64,32], x: bf16[64,1,1024], i: s32[], w: bf16[2,128,32]) -> bf16[64,32] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[64,1,1024]{2,0,1} parameter(1)
+  %c = s32[]{:S(6)} parameter(2)
+  %d = bf16[2,128,32]{2,1,0} parameter(3)
+  ROOT %r = bf16[64,32]{1,0} fusion(%a, %b, %c, %d), kind=kOutput, calls=%accumulated
+}
+"""
+
+
+def test_windows_of_an_operand_count_as_what_is_read_of_it():
+    """A dot in windows reads its sum, one window of 128 of the 1024 columns, and the weights of two, and writes the sum."""
+    found = read_hlo(WINDOWED, make_mesh(8))
+    assert found.bytes == 2 * (64 * 32 + 64 * 128 + 2 * 128 * 32 + 64 * 32)
+    assert found.flops == 2 * 64 * 32 * 2 * 128
