@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.networks.axes import manual_axes_of
 from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
 from jaxrl_llm.networks.matrices import Leaves
 from jaxrl_llm.networks.mixture import AXES, mixture
@@ -67,7 +68,9 @@ class ExpertMatrix(nn.Module):
     @nn.compact
     def __call__(self) -> Leaves:
         initializer = nn.initializers.variance_scaling(self.gain, "fan_in", "truncated_normal", batch_axis=(0,))
-        return make_leaves(self, initializer, (self.config.experts.count, *self.shape), AXES[self.name], leading=1)
+        count = self.config.experts.count
+        count //= jax.lax.axis_size(manual_axes_of("expert", count))
+        return make_leaves(self, initializer, (count, *self.shape), AXES[self.name], leading=1)
 
 
 class Experts(nn.Module):

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from jaxrl_llm import distributed, methods, reading, rewards, rollouts
 from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices, weighted_indices
 from jaxrl_llm.networks import Network, join_params
-from jaxrl_llm.training import build, meshes, metrics, scores
+from jaxrl_llm.training import bucket, build, meshes, metrics, scores
+from jaxrl_llm.training.bucket import Folder
 from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
 from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.layout import lay_out
@@ -59,6 +60,8 @@ class Run:
     # examples, held-out ones, and those of both that were dropped
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     told: set = dataclasses.field(default_factory=set)  # what `scores` said already; it alone changes
+    store: Folder = pathlib.Path()  # where its checkpoints lie: in the workdir, or in a bucket
+    copy: Callable[[], None] = lambda: None  # brings what is new in the workdir to the bucket, see `bucket.opened`
 
     def whole(self, params):
         """All parameters of the network: those that train, and the frozen ones, which nobody copies."""
@@ -181,11 +184,16 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
     """
     config = named(config, given)
     check_config(config)
-    workdir = reading.local(workdir)
+    with bucket.opened(workdir) as (place, store, copy), _opened_run(config, place, store, copy, given) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, given: Given) -> Iterator[Run]:
     distributed.check_same(_flat(json.loads(json.dumps(config.to_dict()))), "config.")
-    changed = _check_same_run(config, workdir)
+    changed = _check_same_run(config, workdir, store)
     tell = functools.partial(say, enabled=config.log.live)
-    tell(_what_runs(config, workdir))
+    tell(_what_runs(config, store))
     if any(name.startswith("mesh.") for name in changed):
         tell("another mesh than before: the run goes on with the same prompts, and with numbers that are equal up to rounding")
     warn_of_lost_steps(config)
@@ -196,7 +204,7 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
         )
     tokenizer, mesh = build.build_tokenizer(config), meshes.build_mesh(config)
     sampling_mesh = meshes.build_sampling_mesh(config, mesh)
-    with locked(workdir), build.build_pool(config) as pool, distributed.sharded(mesh):
+    with locked(workdir, store), build.build_pool(config) as pool, distributed.sharded(mesh):
         # Before anything is loaded or compiled, all that is named is there and all data can be read.
         functions, counts = build_rewards(config, mesh, given.functions), {}
         vocab_size, source_of = _vocab_size(config, tokenizer, given), functools.partial(build.build_source, config, tokenizer)
@@ -226,14 +234,17 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
             rewards=functions,
             given=given,
             counts=counts,
+            store=store,
+            copy=copy,
         )
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
-        _check_shared(workdir)
+        copy()
+        _check_shared(store)
         yield run
 
 
-def _check_shared(workdir: pathlib.Path) -> None:
+def _check_shared(workdir: Folder) -> None:
     """Raises ValueError where a process does not see what the first one has written."""
     path = workdir / "config.json"
     written = distributed.gathered(path.read_bytes() if distributed.is_first() else None)[0]
@@ -252,7 +263,7 @@ def _vocab_size(config: ConfigDict, tokenizer: Tokenizer, given: Given) -> int |
     return getattr(getattr(given.network, "config", None), "vocab_size", None)
 
 
-def _what_runs(config: ConfigDict, workdir: pathlib.Path) -> str:
+def _what_runs(config: ConfigDict, workdir: Folder) -> str:
     """The beginning of a run in one line: methods, network, devices, folder."""
     chosen = {"sft": config.sft.method, "preference": config.preference.method, "rl": config.method.name}
     phases = ", ".join(f"{config[phase].steps} steps of {method}" for phase, method in chosen.items() if config[phase].steps)
@@ -286,8 +297,8 @@ def _report_gap(workdir: pathlib.Path, source, tokenizer: Tokenizer, gap: Callab
     metrics.write_atomically(path, [json.dumps(found, indent=2) + "\n"])
 
 
-def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
-    """The keys of the run in `workdir` in which the configuration differs from it, all of which may change.
+def _check_same_run(config: ConfigDict, workdir: pathlib.Path, store: Folder) -> list[str]:
+    """The keys of the run in `workdir`, or a `store`, in which the configuration differs from it, all of which may change.
 
     Raises:
       ValueError: another one differs.
@@ -297,12 +308,12 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     changeable = _CHANGEABLE + (("rl.steps",) if config.rl.optimizer.decay == "constant" else ())
     ours = _flat(json.loads(json.dumps(config.to_dict())))
     theirs = _flat(reading.read_object(path)) if path.exists() else ours
-    _check_same_objects(ours, theirs, workdir)
+    _check_same_objects(ours, theirs, store)
     changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     for name in changed:
         if not name.startswith(changeable):
             raise ValueError(
-                f"config.{name} is {ours.get(name)!r}, but the run in {workdir} was made with {theirs.get(name)!r}; "
+                f"config.{name} is {ours.get(name)!r}, but the run in {store} was made with {theirs.get(name)!r}; "
                 "give the same configuration to resume it, or another --workdir"
             )
     return [name for name in changed if name in theirs]
@@ -323,7 +334,7 @@ def warn_of_lost_steps(config: ConfigDict) -> None:
     )
 
 
-def _check_same_objects(ours: dict[str, Any], theirs: dict[str, Any], workdir: pathlib.Path) -> None:
+def _check_same_objects(ours: dict[str, Any], theirs: dict[str, Any], workdir: Folder) -> None:
     """Raises ValueError where the run in `workdir` was given other Python objects, or some where now there are none."""
     for name in sorted(name for name in ours.keys() | theirs.keys() if name.startswith("given.")):
         if ours.get(name) != theirs.get(name):
