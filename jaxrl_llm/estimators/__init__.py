@@ -15,6 +15,16 @@ from jaxrl_llm.estimators.combine import among, blend
 from jaxrl_llm.estimators.confidence import answer_likelihood_advantage, self_certainty_reward
 from jaxrl_llm.estimators.conflicts import conflict_mean, conflict_weighting
 from jaxrl_llm.estimators.constraints import lagrangian_advantage, log_barrier_advantage, target_return
+from jaxrl_llm.estimators.critic_targets import (
+    blended_targets,
+    distribution_targets,
+    greedy_targets,
+    monte_carlo_targets,
+    soft_reward,
+    stock_advantage,
+    td_targets,
+    v_trace,
+)
 from jaxrl_llm.estimators.entropies import entropy_penalty, entropy_shaped_advantage, sequence_entropy_reward
 from jaxrl_llm.estimators.feasibility import drop_infeasible, moving_average_advantage
 from jaxrl_llm.estimators.filters import drop_uniform_groups
@@ -33,6 +43,7 @@ from jaxrl_llm.estimators.normalisers import running_scale, whiten
 from jaxrl_llm.estimators.pass_at_k import best_lead_advantage, pass_at_k_advantage
 from jaxrl_llm.estimators.returns import kl_in_advantage, kl_in_reward, reward_to_go, rewards_per_token
 from jaxrl_llm.estimators.reweighting import (
+    advantage_weight,
     entropy_guided_weight,
     exponential_weight,
     group_gap_weight,
@@ -40,6 +51,7 @@ from jaxrl_llm.estimators.reweighting import (
     semantic_entropy_weight,
 )
 from jaxrl_llm.estimators.risk import risk_advantage
+from jaxrl_llm.estimators.scalarisation import fair_rewards, objective_advantages
 from jaxrl_llm.estimators.scales import constant_scale, mad_scale, mean_scale, nonzero_share_scale, std_scale
 from jaxrl_llm.estimators.schedules import budget_length_reward, format_diversity_reward, history_length_reward
 from jaxrl_llm.estimators.scores import row_scores
@@ -71,6 +83,17 @@ from jaxrl_llm.estimators.weighting import (
 )
 
 __all__ = [
+    "fair_rewards",
+    "objective_advantages",
+    "advantage_weight",
+    "greedy_targets",
+    "stock_advantage",
+    "blended_targets",
+    "distribution_targets",
+    "monte_carlo_targets",
+    "soft_reward",
+    "td_targets",
+    "v_trace",
     "hidden_reward_weighting",
     "optimal_value",
     "adaptive_kl_in_reward",

@@ -15,6 +15,7 @@ from jaxrl_llm.estimators import (
 from jaxrl_llm.methods.advantages import WHITENING
 from jaxrl_llm.methods.base import When, method, reject_inert
 from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_parts, kl_reward
+from jaxrl_llm.methods.critics import Critic
 from jaxrl_llm.methods.libraries import OPENRLHF_KL, TUNIX_KL, VERL_CLIP
 from jaxrl_llm.objectives import (
     bradley_terry,
@@ -153,9 +154,9 @@ def ppo(
         ),
         objective(
             policy(trust=ratio_clip(low=clip_low, high=clip_high, dual=clip_dual)),
-            value_loss(coefficient=value_coefficient, clip=value_clip, huber=value_huber),
             *bonus,
         ),
+        Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip, huber=value_huber)),
     )
 
 

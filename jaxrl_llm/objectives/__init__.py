@@ -47,6 +47,7 @@ from jaxrl_llm.objectives.implicit_rewards import (
     log_odds,
     token_guidance,
 )
+from jaxrl_llm.objectives.implicit_values import dueling_value_loss, inverse_preference
 from jaxrl_llm.objectives.masks import divergence_mask, focal, positive_advantage, ring_mask
 from jaxrl_llm.objectives.off_policy import batch_normalised, importance_weight, rejection
 from jaxrl_llm.objectives.optimal_transport import quantile_preference
@@ -111,9 +112,21 @@ from jaxrl_llm.objectives.unpaired import (
     unpaired,
 )
 from jaxrl_llm.objectives.valuation import dro, nft, rover
+from jaxrl_llm.objectives.value_losses import (
+    dual_value_loss,
+    ensemble_value_loss,
+    expectile_value_loss,
+    gaussian_value_loss,
+)
 from jaxrl_llm.objectives.values import categorical_value_loss, quantile_value_loss, value_loss
 
 __all__ = [
+    "dueling_value_loss",
+    "inverse_preference",
+    "dual_value_loss",
+    "ensemble_value_loss",
+    "expectile_value_loss",
+    "gaussian_value_loss",
     "overconfidence",
     "Objective",
     "advantage_regression",

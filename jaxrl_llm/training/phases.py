@@ -14,6 +14,7 @@ from jaxrl_llm.training import preference, reinforcement, supervised
 from jaxrl_llm.training.agreement import make_agree
 from jaxrl_llm.training.ahead import Ahead
 from jaxrl_llm.training.evaluation import evaluate, gap_bound
+from jaxrl_llm.training.evolution import make_evolution_step
 from jaxrl_llm.training.progress import PREFERENCE, REINFORCEMENT, SUPERVISED
 from jaxrl_llm.training.report import counter
 from jaxrl_llm.training.run import Run
@@ -60,7 +61,9 @@ def all_phases(run: Run) -> dict[str, Phase]:
         method=run.method,
         initial_state=functools.partial(reinforcement.initial_state, run),
         params=functools.partial(reinforcement.policy_params, run),
-        make_step=functools.partial(reinforcement.make_reinforcement_step, run),
+        make_step=lambda reference, ahead: (
+            make_evolution_step(run) if run.method.evolution else reinforcement.make_reinforcement_step(run, reference, ahead)
+        ),
         make_evaluation=lambda reference: functools.partial(evaluate_samples, run),
         measure="evaluation/accuracy",
     )

@@ -25,7 +25,17 @@ BATCH_FIELDS = {
 OPTIONAL = {"token_rewards", "margin"}
 # Among rows of one score the likelier one comes first, where that is known.
 TIES = {"d3s": {"behavior_logp"}, "ipo_md": {"behavior_logp"}, "online_dpo": {"behavior_logp"}, "pf_ppo": {"behavior_logp"}}
-STATISTICS = {"logp", "entropy", "mean_logp", "top_entropy", "log_collision", "candidate_logp", "value", "value_outputs"}
+STATISTICS = {
+    "logp",
+    "entropy",
+    "mean_logp",
+    "top_entropy",
+    "log_collision",
+    "candidate_logp",
+    "value",
+    "value_outputs",
+    "max_logp",
+}
 # Needed by strategies, and by the scorer that says what policies think of the candidates.
 FOR_OTHERS = {"reference_samples", "candidates"}
 
@@ -56,6 +66,7 @@ def scores_like(batch, seed=1):
         "candidate_logp": np.log(0.9 * random.dirichlet(np.ones(6), shape)[..., :5] + 1e-3),
         "value": random.normal(size=shape),
         "value_outputs": random.normal(size=(*shape, 4)),
+        "max_logp": -random.exponential(0.3, shape),
     }
     return Scores(**{name: value.astype(np.float32) for name, value in plain.items()})
 
@@ -167,7 +178,7 @@ INSTEAD_OF_NONE = (
 )  # fmt: skip
 WORDS = (
     "k1", "k2", "k3", "abs", "kl", "tv", "none", "forward", "differentiable", "std", "failure", "best", "uniform", "entropy",
-    "inside", "exact", "shortfall", "place", "action",
+    "inside", "exact", "shortfall", "place", "action", "gumbel", "constant",
 )  # fmt: skip
 # Options that are refused as inert, or have no effect on these batches, unless another one is set.
 BESIDE = {
@@ -208,7 +219,8 @@ def alternatives(name, option, value):
 def test_every_option_changes_a_loss_a_gradient_or_what_is_sampled(name, rollouts):
     """On one of a few batches: an option that changes nothing anywhere would be silence."""
     plain = Outcomes(methods.get(name), rollouts)
-    for option, value in methods.options_of(name).items():
+    # The number of rewards is what it is: any other is refused.
+    for option, value in ((option, value) for option, value in methods.options_of(name).items() if option != "objectives"):
         others = [other for other in alternatives(name, option, value) if other != value or type(other) is not type(value)]
         if any(_differs(name, {option: other}, plain, rollouts) for other in others):
             continue
@@ -221,15 +233,18 @@ def test_every_option_changes_a_loss_a_gradient_or_what_is_sampled(name, rollout
 def _differs(name, options, plain, rollouts) -> bool:
     try:
         method = methods.get(name, **options)
-        # What is sampled, what the scorer is asked for, and which tokens it looks at, others compute.
-        if (method.strategy, method.needs, method.candidates) != (
-            plain.method.strategy, plain.method.needs, plain.method.candidates,
-        ):  # fmt: skip
+        if done_by_others(method) != done_by_others(plain.method):
             return True
         other = Outcomes(method, rollouts)
         return any(not _equal(plain.stage(number), other.stage(number)) for number in range(len(STAGES)))
     except (ValueError, TypeError, AttributeError, ZeroDivisionError):
         return False
+
+
+def done_by_others(method):
+    """What is sampled, what the scorer is asked for, which tokens it looks at, and how a critic is read and trained."""
+    critic = method.critic and (method.critic.head, method.critic.follow, method.critic.warmup_steps)
+    return method.strategy, method.needs, method.candidates, critic, method.wrap, method.evolution
 
 
 def _equal(one, other):
