@@ -224,17 +224,19 @@ def until_drift(state, step, *, value: float, window: int = 10, threshold: float
     return jnp.where(state["drifted"], 0.0, jnp.float32(value))
 
 
-def _average(state, metrics, *, decay, measure):
+def _average(state, metrics, *, decay, measure, factor):
+    del factor
     kept = {"mean": jnp.float32(metrics[measure]), "share": jnp.float32(1.0)}
     return {name: decay * state[name] + (1.0 - decay) * kept[name] for name in state}
 
 
 @controlled(init=lambda **options: {"mean": jnp.float32(0.0), "share": jnp.float32(0.0)}, update=_average)
-def moving_average(state, step, *, decay: float, measure: str):
-    """The exponential average of a metric over the steps before, without bias to its beginning; 0 at first.
+def moving_average(state, step, *, decay: float, measure: str, factor: float = 1.0):
+    """`factor` times the exponential average of a metric over the steps before, without bias to its beginning; 0 at first.
 
     Args:
       decay: share of what was known that each step keeps, from 0 up to 1.
       measure: name of the metric.
+      factor: of the average.
     """
-    return state["mean"] / jnp.maximum(state["share"], 1e-6)
+    return factor * state["mean"] / jnp.maximum(state["share"], 1e-6)

@@ -10,6 +10,10 @@ from jaxrl_llm.estimators.confidence import (
     answer_likelihood_advantage, optimal_value, self_certainty_reward, support_reward, teacher_advantage,
 )  # fmt: skip
 from jaxrl_llm.estimators.risk import lagrangian_advantage, log_barrier_advantage, target_return
+from jaxrl_llm.estimators.critic_targets import (
+    blended_targets, distribution_targets, greedy_targets, monte_carlo_targets, soft_reward, stock_advantage, td_targets,
+    v_trace,
+)  # fmt: skip
 from jaxrl_llm.estimators.entropies import (
     conflict_mean, conflict_weighting, entropy_penalty, entropy_shaped_advantage, sequence_entropy_reward,
 )  # fmt: skip
@@ -26,10 +30,11 @@ from jaxrl_llm.estimators.returns import (
     rewards_per_token, state_advantage, turn_returns,
 )  # fmt: skip
 from jaxrl_llm.estimators.reweighting import (
-    entropy_guided_weight, exponential_weight, group_gap_weight, hidden_reward_weighting, long_wrong_penalty,
+    advantage_weight, entropy_guided_weight, exponential_weight, group_gap_weight, hidden_reward_weighting, long_wrong_penalty,
     max_entropy_weight, semantic_entropy_weight,
 )  # fmt: skip
 from jaxrl_llm.estimators.risk import cvar_advantage, risk_advantage
+from jaxrl_llm.estimators.scalarisation import fair_rewards, objective_advantages
 from jaxrl_llm.estimators.scores import row_scores
 from jaxrl_llm.estimators.selection import (
     best_and_worst, down_sample, drop_infeasible, drop_surplus_negatives, drop_uniform_groups, moving_average_advantage,
@@ -49,22 +54,24 @@ from jaxrl_llm.estimators.weighting import (
 )  # fmt: skip
 
 __all__ = [
-    "Estimator", "adaptive_kl_in_reward", "among", "answer_likelihood_advantage", "best_and_worst", "best_lead_advantage",
-    "blend", "budget_length_reward", "chain", "component_advantage", "conflict_mean", "conflict_weighting", "constant",
-    "constant_baseline", "constant_scale", "cosine_length_reward", "cumulative_advantage", "cvar_advantage", "down_sample",
-    "drop_infeasible", "drop_surplus_negatives", "drop_uniform_groups", "early_call_bonus", "efficient_length_reward",
-    "entropy_guided_weight", "entropy_penalty", "entropy_shaped_advantage", "exit_rewards", "exponential_weight",
-    "flaw_penalty", "format_diversity_reward", "gae", "given_baseline", "group_advantage", "group_gap_weight",
+    "Estimator", "adaptive_kl_in_reward", "advantage_weight", "among", "answer_likelihood_advantage", "best_and_worst",
+    "best_lead_advantage", "blend", "blended_targets", "budget_length_reward", "chain", "component_advantage",
+    "conflict_mean", "conflict_weighting", "constant", "constant_baseline", "constant_scale", "cosine_length_reward",
+    "cumulative_advantage", "cvar_advantage", "distribution_targets", "down_sample", "drop_infeasible",
+    "drop_surplus_negatives", "drop_uniform_groups", "early_call_bonus", "efficient_length_reward", "entropy_guided_weight",
+    "entropy_penalty", "entropy_shaped_advantage", "exit_rewards", "exponential_weight", "fair_rewards", "flaw_penalty",
+    "format_diversity_reward", "gae", "given_baseline", "greedy_targets", "group_advantage", "group_gap_weight",
     "hidden_reward_weighting", "history_length_reward", "kl_in_advantage", "kl_in_reward", "lagrangian_advantage",
     "leave_one_out_baseline", "length_adaptive_decay", "length_penalty", "length_weighted_baseline",
     "log_barrier_advantage", "long_wrong_penalty", "mad_scale", "majority_reward", "max_entropy_weight", "mean_baseline",
-    "mean_scale", "median_baseline", "minus_value", "moving_average_advantage", "named_weighting", "nonzero_share_scale",
-    "novelty_reward", "optimal_token_baseline", "optimal_value", "overlong_penalty", "pair_mean", "pass_at_k_advantage",
-    "policy_filtration", "prefix_tree_advantage", "pseudo_label_advantage", "relative_length_reward", "repetition_penalty",
-    "resample_by_score", "reward_to_go", "rewards_per_token", "risk_advantage", "role_advantage", "row_scores",
-    "row_statistics", "running_scale", "segment_advantage", "self_certainty_reward", "semantic_entropy_weight",
-    "sequence_entropy_reward", "sequence_mean", "sequence_mean_token_sum", "shortest_correct_penalty", "state_advantage",
-    "stateful", "stateless", "std_scale", "support_reward", "target_return", "teacher_advantage", "token_group_advantage",
-    "token_mean", "tool_call_reward", "tracked_advantage", "tree_advantage", "turn_returns", "unlikeliness_reward",
-    "whiten",
+    "mean_scale", "median_baseline", "minus_value", "monte_carlo_targets", "moving_average_advantage", "named_weighting",
+    "nonzero_share_scale", "novelty_reward", "objective_advantages", "optimal_token_baseline", "optimal_value",
+    "overlong_penalty", "pair_mean", "pass_at_k_advantage", "policy_filtration", "prefix_tree_advantage",
+    "pseudo_label_advantage", "relative_length_reward", "repetition_penalty", "resample_by_score", "reward_to_go",
+    "rewards_per_token", "risk_advantage", "role_advantage", "row_scores", "row_statistics", "running_scale",
+    "segment_advantage", "self_certainty_reward", "semantic_entropy_weight", "sequence_entropy_reward", "sequence_mean",
+    "sequence_mean_token_sum", "shortest_correct_penalty", "soft_reward", "state_advantage", "stateful", "stateless",
+    "std_scale", "stock_advantage", "support_reward", "target_return", "td_targets", "teacher_advantage",
+    "token_group_advantage", "token_mean", "tool_call_reward", "tracked_advantage", "tree_advantage", "turn_returns",
+    "unlikeliness_reward", "v_trace", "whiten",
 ]  # fmt: skip

@@ -99,6 +99,27 @@ def exponential_weight(rollouts: Rollouts, *, temperature: float = 1.0) -> Rollo
     return rollouts.replace(advantage=advantage * jnp.exp(jnp.minimum(advantage / temperature, 20.0)))
 
 
+@stateless
+def advantage_weight(rollouts: Rollouts, *, temperature: float = 1.0, largest: float = 20.0) -> Rollouts:
+    """exp(A / temperature), at most `largest`, in place of each advantage: imitation, of better actions the more.
+
+    Args:
+      rollouts: with advantages.
+      temperature: above 0.
+      largest: bound of a weight, above 0.
+
+    Raises:
+      ValueError: one of them is not above 0.
+
+    Source: AWR, https://arxiv.org/abs/1910.00177, which has the bound 20
+    """
+    if temperature <= 0 or largest <= 0:
+        raise ValueError(f"temperature={temperature}, largest={largest}: both must be above 0")
+    taken = rollouts.mask * rollouts.valid[:, None]
+    power = jnp.minimum(masked(rollouts.advantage, taken) / temperature, math.log(largest))
+    return rollouts.replace(advantage=masked(jnp.exp(power), taken))
+
+
 @stateless(annotations=("easy",))
 def group_gap_weight(rollouts: Rollouts, *, strength: float = 1.0, reward_weights: tuple[float, ...] | None = None) -> Rollouts:
     """Multiplies advantages so that the step also closes the gap between the scores of an easy and a hard part of the data.

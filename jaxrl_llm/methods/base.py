@@ -9,8 +9,11 @@ from typing import Any
 
 from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.controllers import Controller
-from jaxrl_llm.estimators import Estimator
+from jaxrl_llm.estimators import Estimator, chain
+from jaxrl_llm.methods.critics import Critic
+from jaxrl_llm.methods.updates import Evolution, Wrap
 from jaxrl_llm.objectives import Objective
+from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.objectives.candidates import picks_of
 from jaxrl_llm.rollouts import Strategy
 
@@ -32,6 +35,9 @@ class Method:
       objective: scores and batch -> loss.
       options: those the method was made with, as pairs.
       controllers: pairs of a name in `batch.coefficients` and the controller that sets it at each step.
+      critic: its targets are part of the estimator and its loss is a term of the objective; None for none.
+      wrap: what it lays over the optimizer.
+      evolution: the update that it has in the place of gradients; None for gradients.
     """
 
     name: str
@@ -42,6 +48,9 @@ class Method:
     objective: Objective
     options: tuple[tuple[str, Any], ...] = ()
     controllers: tuple[tuple[str, Controller], ...] = ()
+    critic: Critic | None = None
+    wrap: Wrap = Wrap({})
+    evolution: Evolution | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -68,7 +77,7 @@ class Method:
 
     @property
     def needs_critic(self) -> bool:
-        return "behavior_value" in self.needs
+        return self.critic is not None
 
     @property
     def needs_value_head(self) -> bool:
@@ -77,6 +86,16 @@ class Method:
         They are the rewards of a reward model, or the log-partition function of a flow.
         """
         return "value" in self.needs and not self.needs_critic
+
+    def with_critic(self, critic: Critic) -> "Method":
+        """The method with the head and the loss of another critic, whose targets are those of its own."""
+        terms = tuple(critic.loss if term == self.critic.loss else term for term in self.objective.terms)
+        return dataclasses.replace(self, critic=critic, objective=make_objective(*terms))
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether what it trains gives values alone: its losses look at no log-probability."""
+        return self.needs_value_head and not self.objective.reads_logp
 
     @property
     def learns_from(self) -> str:
@@ -95,6 +114,10 @@ class Method:
         lines = [f"strategy    = {self.strategy!r}", f"estimator   = {self.estimator!r}", f"objective   = {self.objective!r}"]
         if self.controllers:
             lines.append(f"controllers = {dict(self.controllers)!r}")
+        if self.critic is not None:
+            lines.append(f"critic      = {self.critic!r}")
+        lines += [f"wrap        = {self.wrap.layers!r}"] if self.wrap.layers else []
+        lines += [f"evolution   = {self.evolution!r}"] if self.evolution else []
         return "\n".join(lines)
 
 
@@ -120,7 +143,8 @@ class Entry:
     defaults come from, and "Unconfirmed: ..." what of its formula could not be confirmed.
 
     Attributes:
-      build: keyword options -> (strategy, estimator, objective) or (strategy, estimator, objective, controllers).
+      build: keyword options -> (strategy, estimator, objective), and behind them a dict of controllers, a `Critic`, a `Wrap`
+        or an `Evolution`.
       paper: title, authors and year.
       url: of the paper.
       certainty: "exact" where the formula is that of the paper or of its authors' code; "sketch" where part of it is ours.
@@ -139,7 +163,7 @@ _ENTRIES: dict[str, Entry] = {}
 
 
 def method(paper: str, url: str, *, certainty: str | None = None, conventions: dict[str, dict[str, Any]] | None = None):
-    """Decorator: a function of keyword options that returns (strategy, estimator, objective[, controllers]) is a method.
+    """Decorator: a function of keyword options that returns what `Entry.build` does is a method.
 
     The arguments are those of `Entry`; "arXiv:2402.03300" is a url too. Without a certainty a method is a "sketch"
     where its docstring says what is unconfirmed, and "exact" elsewhere.
@@ -183,9 +207,29 @@ def get(name: str, *, convention: str = "paper", **options) -> Method:
     if unknown:
         raise ValueError(f"method {name!r} has no option {unknown[0]!r}; it takes {', '.join(known) or 'no options'}")
     chosen = _chosen(known, entry.conventions[convention] | options)
-    strategy, estimator, objective, *controllers = entry.build(**chosen)
-    pairs = tuple(controllers[0].items()) if controllers else ()
-    return Method(name, entry.paper, entry.url, strategy, estimator, objective, tuple((known | chosen).items()), pairs)
+    strategy, estimator, objective, *beside = entry.build(**chosen)
+    pairs = tuple(pair for part in beside if isinstance(part, dict) for pair in part.items())
+    slots = {"critic": Critic, "wrap": Wrap, "evolution": Evolution}
+    found = {slot: part for slot, kind in slots.items() for part in beside if isinstance(part, kind)}
+    critic = found.get("critic")
+    if critic is not None:
+        objective = make_objective(*objective.terms, critic.loss)
+        estimator = estimator if critic.targets is None else chain(estimator, critic.targets)
+    options = tuple((known | chosen).items())
+    method = Method(name, entry.paper, entry.url, strategy, estimator, objective, options, pairs, **found)
+    _refuse_half_a_critic(method)
+    return method
+
+
+def _refuse_half_a_critic(method: Method) -> None:
+    """Refuses values that nobody learns, and averages that nobody keeps."""
+    critic = method.critic
+    if critic is None and "behavior_value" in method.needs:
+        raise ValueError(f"{method.name!r} reads values of a critic; return Critic(loss=value_loss()) behind its objective")
+    averaged = any(name.startswith("target_value") for name in method.needs)
+    if critic is not None and averaged != (critic.follow is not None):
+        mend = "set Critic(follow=0.005)" if averaged else "leave out Critic(follow=...), which nobody reads"
+        raise ValueError(f"{method.name!r}: the average of the critic is {'needed' if averaged else 'not needed'}; {mend}")
 
 
 def _chosen(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from jaxrl_llm.estimators import blend, chain, gae, group_advantage, reward_to_g
 from jaxrl_llm.methods.advantages import BESSEL, clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import choice
+from jaxrl_llm.methods.critics import Critic
 from jaxrl_llm.objectives import arithmetic_sequence_ratio, clip, objective, policy, value_loss
 from jaxrl_llm.rollouts import grouped
 
@@ -18,13 +19,14 @@ def vapo(
     clip_high: float = 0.28,
     value_coefficient: float = 0.5,
     value_clip: float | None = 0.2,
+    warmup_steps: int = 50,
 ):
     """PPO for long answers: a trace decay that grows with the length, another for the critic, clip-higher, a mean over tokens.
 
-    Defaults: Samples, decays and the clip are the paper's; the coefficient and the clip of the value are ours.
+    Defaults: Samples, decays and the clip are the paper's; the coefficient and the clip of the value are ours, and so is the
+      number of first steps in which the critic alone learns.
 
-    Unconfirmed: that this is enough of it. The likelihood of right answers in the paper's loss (weight 0.1) and the critic's
-      training before that of the policy are left out.
+    Unconfirmed: that this is enough of it. The likelihood of right answers in the paper's loss (weight 0.1) is left out.
     """
     return (
         grouped(samples=samples),
@@ -32,7 +34,8 @@ def vapo(
             gae(trace_decay=estimators.length_adaptive_decay(scale=decay_scale), value_trace_decay=value_trace_decay),
             token_mean(),
         ),
-        objective(policy(trust=clip(low=clip_low, high=clip_high)), value_loss(coefficient=value_coefficient, clip=value_clip)),
+        clipped(clip_low, clip_high),
+        Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip), warmup_steps=warmup_steps),
     )
 
 

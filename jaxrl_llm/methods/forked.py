@@ -2,7 +2,6 @@
 
 import math
 
-from jaxrl_llm.compose import require
 from jaxrl_llm.estimators import (
     chain,
     exit_rewards,
@@ -52,50 +51,38 @@ def spo_chain(
 
 
 @method("Segment Policy Optimization (Guo et al., 2025), its trees", "arXiv:2505.23564")
-def spo_tree(
-    *,
-    samples: int = 216,
-    widths: tuple[int, ...] = (6, 6, 6),
-    segment: int = 600,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
+def spo_tree(*, widths: tuple[int, ...] = (6, 6, 6), segment: int = 600, clip_low: float = 0.2, clip_high: float = 0.2):
     """A tree of segments; a segment is worth what the mean reward of the leaves below it has over that of its parent's.
 
-    Defaults: Widths and length of segments are the paper's. `samples` is the number of leaves, the product of the widths.
+    Defaults: Widths and length of segments are the paper's.
     """
-    return _tree(samples, widths, segment), chain(tree_advantage(kind="parent"), token_mean()), clipped(clip_low, clip_high)
+    return _tree(widths, segment), chain(tree_advantage(kind="parent"), token_mean()), clipped(clip_low, clip_high)
 
 
-def _tree(samples: int, widths: tuple[int, ...], segment: int):
-    require(samples == math.prod(widths), "samples", samples, f"{math.prod(widths)}, the product of widths = {widths}")
-    return branching(samples=samples, widths=widths, segment=segment)
+def _tree(widths: tuple[int, ...], segment: int):
+    return branching(samples=math.prod(widths), widths=widths, segment=segment)
 
 
 @method("TreePO: Heuristic Tree-based Modeling (Li et al., 2025)", "arXiv:2508.17445")
-def tree_po(
-    *, samples: int = 16, widths: tuple[int, ...] = (8, 2), segment: int = 512, clip_low: float = 0.2, clip_high: float = 0.28
-):
+def tree_po(*, widths: tuple[int, ...] = (8, 2), segment: int = 512, clip_low: float = 0.2, clip_high: float = 0.28):
     """A tree of segments; a leaf is compared with the leaves of each of its ancestors, by their numbers, and whitened.
 
     Defaults: 16 leaves, segments of 512 tokens, the clip and the weights by size are the authors'. Their trees have 2
       children a node and 2 to 8 at the root, and fall back to other nodes where rows end early, which is left out.
     """
     estimator = chain(tree_advantage(kind="ancestors"), whiten(), token_mean())
-    return _tree(samples, widths, segment), estimator, clipped(clip_low, clip_high)
+    return _tree(widths, segment), estimator, clipped(clip_low, clip_high)
 
 
 @method("BranchGRPO: Stable and Efficient GRPO with Structured Branching (Li et al., 2025)", "arXiv:2509.06040")
-def branch_grpo(
-    *, samples: int = 16, widths: tuple[int, ...] = (4, 2, 2), segment: int = 128, clip_low: float = 0.2, clip_high: float = 0.2
-):
+def branch_grpo(*, widths: tuple[int, ...] = (4, 2, 2), segment: int = 128, clip_low: float = 0.2, clip_high: float = 0.2):
     """A tree of segments, whose values are standardised over the nodes of the same depth.
 
     Defaults: All are ours; the paper branches steps of denoising. Pruning is left out.
 
     Unconfirmed: weights of leaves in a node's value; here all are alike.
     """
-    return _tree(samples, widths, segment), chain(tree_advantage(kind="depth"), token_mean()), clipped(clip_low, clip_high)
+    return _tree(widths, segment), chain(tree_advantage(kind="depth"), token_mean()), clipped(clip_low, clip_high)
 
 
 @method("TreeRL: LLM Reinforcement Learning with On-Policy Tree Search (Hou et al., 2025)", "arXiv:2506.11902")

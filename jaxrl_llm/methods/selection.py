@@ -4,7 +4,8 @@ from jaxrl_llm import estimators
 from jaxrl_llm.estimators import chain, constant, down_sample, gae, group_advantage, sequence_mean, token_mean, whiten
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
-from jaxrl_llm.objectives import clip, objective, policy, score_function, value_loss
+from jaxrl_llm.methods.critics import Critic
+from jaxrl_llm.objectives import objective, policy, score_function, value_loss
 from jaxrl_llm.rollouts import grouped
 
 
@@ -52,7 +53,8 @@ def pf_ppo(
             whiten(),
             token_mean(),
         ),
-        objective(policy(trust=clip(low=clip_low, high=clip_high)), value_loss(coefficient=value_coefficient, clip=value_clip)),
+        clipped(clip_low, clip_high),
+        Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip)),
     )
 
 

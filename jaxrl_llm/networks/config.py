@@ -12,7 +12,6 @@ ATTENTION = ("auto", "reference", "xla", "pallas")
 ACTIVATIONS = ("silu", "gelu_tanh")
 QK_NORMS = ("none", "head", "width")
 ROUTER_SCORES = ("softmax", "sigmoid")
-VALUE_KINDS = ("plain", "bins", "quantiles")
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = ("", *DTYPES, "int8")
 ADAPTERS = ("lora", "rslora", "dora")
@@ -177,10 +176,7 @@ class DecoderConfig:
       eos_ids: tokens that end a text.
       pad_id: token that fills rows.
       language_head: whether the network gives logits; False for reward models and critics that have a value head alone.
-      value_head: outputs of the value head; 0 for none.
-      value_kind: what they are: "plain" values; "bins", logits of as many values, equally spaced over `value_range`
-        (https://arxiv.org/abs/2403.03950); or "quantiles" of the return (https://arxiv.org/abs/1710.10044).
-      value_range: least and largest value of the bins.
+      value_head: outputs of the value head, see `objectives.heads` for what they may mean; 0 for none.
       dtype: of the computation: float32, bfloat16 or float16. Attention weights, norms, rotary embeddings and logits
         are computed in float32 whatever it is.
       param_dtype: of the parameters.
@@ -224,8 +220,6 @@ class DecoderConfig:
     pad_id: int | None = None
     language_head: bool = True
     value_head: int = 0
-    value_kind: str = "plain"
-    value_range: tuple[float, float] | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
     cache_dtype: str = ""
@@ -241,8 +235,6 @@ class DecoderConfig:
             present = {name: value for name, value in dict(self.rope_scaling).items() if value is not None}
             object.__setattr__(self, "rope_scaling", tuple(sorted(present.items())))
         object.__setattr__(self, "layer_types", tuple(self.layer_types))
-        if self.value_range is not None:
-            object.__setattr__(self, "value_range", tuple(self.value_range))
         object.__setattr__(self, "value_head", int(self.value_head))
         for name in ("dtype", "param_dtype"):
             object.__setattr__(self, name, _dtype_name(name, getattr(self, name)))
@@ -251,7 +243,6 @@ class DecoderConfig:
         config_checks.check_sizes(self)
         config_checks.check_numbers(self)
         config_checks.check_layers(self)
-        config_checks.check_value_head(self)
         config_checks.check_rope_scaling(self.rope_scaling)
 
     @property
@@ -281,7 +272,6 @@ class DecoderConfig:
 _CHOICES = {
     "activation": ACTIVATIONS,
     "qk_norm": QK_NORMS,
-    "value_kind": VALUE_KINDS,
     "remat": tuple(REMAT),
     "attention": ATTENTION,
     "cache_dtype": CACHE_DTYPES,

@@ -113,14 +113,6 @@ def check_layers(config: "DecoderConfig") -> None:
         raise ValueError(f"experts.dense_layers={config.experts.dense_layers} must be less than num_layers={config.num_layers}")
 
 
-def check_value_head(config: "DecoderConfig") -> None:
-    """Refuses a range that the kind of the value head does not have, or needs."""
-    if (config.value_kind == "bins") != (config.value_range is not None):
-        raise ValueError(f"value_range={config.value_range} does not fit value_kind={config.value_kind!r}; bins need one")
-    if config.value_kind == "bins" and (config.value_head < 2 or config.value_range[0] >= config.value_range[1]):
-        raise ValueError(f"value_head={config.value_head}, value_range={config.value_range}: give 2 or more bins that rise")
-
-
 def check_rope_scaling(scaling) -> None:
     """Refuses an unknown rule of the rotary embedding, and options that are not its own or out of bounds."""
     if scaling is None:

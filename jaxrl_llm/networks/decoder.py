@@ -260,13 +260,9 @@ class Decoder(nn.Module):
         return jnp.einsum("...d,nd->...n", hidden.astype(jnp.float32), self.value_head)
 
     def value(self, hidden: Array) -> Array:
-        """Values [...]: the one output, or the mean that bins or quantiles stand for; plain outputs [..., n] as they are."""
-        c, outputs = self.config, self.value_outputs(hidden)
-        if c.value_kind == "bins":
-            return jax.nn.softmax(outputs) @ jnp.linspace(*c.value_range, c.value_head)
-        if c.value_kind == "quantiles":
-            return outputs.mean(axis=-1)
-        return outputs[..., 0] if c.value_head == 1 else outputs
+        """Values [...]: the one output, or, of several, these [..., n]."""
+        outputs = self.value_outputs(hidden)
+        return outputs[..., 0] if self.config.value_head == 1 else outputs
 
     def everything(self, tokens: Array) -> None:
         """Touches every parameter, for `init`."""

@@ -19,6 +19,7 @@ from jaxrl_llm.objectives.implicit_rewards import (
     alpha_transform, anchored_ratio, beyond_shared_length, collision_ratio, jensen_shannon_transform, length_bonus, log_odds,
     token_guidance,
 )  # fmt: skip
+from jaxrl_llm.objectives.implicit_values import dueling_value_loss, inverse_preference
 from jaxrl_llm.objectives.masks import (
     covariance_clip_mask, difficulty_weight, divergence_mask, focal, positive_advantage, ring_mask, second_moment_mask,
     top_covariance_mask, top_entropy_mask,
@@ -52,27 +53,32 @@ from jaxrl_llm.objectives.preference import (
     saturating_link, unpaired,
 )  # fmt: skip
 from jaxrl_llm.objectives.valuation import advantage_regression, dro, nft, rover
+from jaxrl_llm.objectives.value_losses import (
+    dual_value_loss, ensemble_value_loss, expectile_value_loss, gaussian_value_loss,
+)  # fmt: skip
 from jaxrl_llm.objectives.values import categorical_value_loss, quantile_value_loss, value_loss
 
 __all__ = [
-    "overconfidence", "Objective", "advantage_regression", "alpha_divergence", "alpha_transform", "anchored_ratio",
-    "apo_down_link", "apo_zero_link", "arithmetic_sequence_ratio", "balanced_clip", "batch_normalised", "bco_link",
-    "beyond_shared_length", "biased_link", "blended", "bradley_terry", "brevity_weight", "bucket_normalised", "by_source",
-    "categorical_value_loss", "chosen_likelihood", "chosen_token_likelihood", "cispo", "clip", "collision_ratio",
-    "contrastive_policy_gradient", "controlled_reference_point", "covariance_clip_mask", "cross_entropy", "difficulty_weight",
-    "corrected_total_ratio", "discopop_link", "discovered_drift", "discriminative", "divergence", "divergence_mask", "dro",
-    "entropy_bonus", "entropy_clip", "entropy_scale", "exo_link", "flipped", "focal", "forward_divergence", "geometric_ratio",
-    "given_reference_point", "gradient_preserving_clip", "group_preference", "group_tokens", "hinge_link", "importance_weight",
-    "ipo_link", "jensen_shannon", "jensen_shannon_transform", "kl", "label_smoothing", "length_bonus", "likelihood",
-    "load_balancing", "log_odds", "log_ratio_regression", "logistic_link", "mean_reference_point", "mixture_ratio", "nca_link",
-    "negative_log_likelihood", "nft", "objective", "one_token_rollouts", "own_mean", "own_ratio", "pairwise_clip",
-    "pairwise_ranking", "plackett_luce", "policy", "policy_gap", "positive_advantage", "positive_link", "preference",
-    "prefix_ratio", "probability", "probability_clip", "probability_ratio", "projected", "proximal_clip", "quantile_preference",
-    "quantile_value_loss", "rejection", "renormalised", "reverse_divergence", "ring_mask", "robust_link", "router_z", "rover",
-    "rpg", "running_reference_point", "sampled", "sapo", "saturating_link", "scaled", "score_function", "second_moment_mask",
-    "self_improving", "sequence_likelihood", "sequence_ratio", "sequence_token_ratio", "sequence_total_ratio", "shaped",
-    "sigmoid_link", "smoothed_entropy", "sppo_link", "squared_hinge_kl", "generalised_divergence", "score_centering", "tapered",
-    "token_guidance", "token_ratio", "tokens_of_group", "token_uniform", "top", "top_covariance_mask", "top_entropy_bonus",
+    "Objective", "advantage_regression", "alpha_divergence", "alpha_transform", "anchored_ratio", "apo_down_link",
+    "apo_zero_link", "arithmetic_sequence_ratio", "balanced_clip", "batch_normalised", "bco_link", "beyond_shared_length",
+    "biased_link", "blended", "bradley_terry", "brevity_weight", "bucket_normalised", "by_source", "categorical_value_loss",
+    "chosen_likelihood", "chosen_token_likelihood", "cispo", "clip", "collision_ratio", "contrastive_policy_gradient",
+    "controlled_reference_point", "corrected_total_ratio", "covariance_clip_mask", "cross_entropy", "difficulty_weight",
+    "discopop_link", "discovered_drift", "discriminative", "divergence", "divergence_mask", "dro", "dual_value_loss",
+    "dueling_value_loss", "ensemble_value_loss", "entropy_bonus", "entropy_clip", "entropy_scale", "exo_link",
+    "expectile_value_loss", "flipped", "focal", "forward_divergence", "gaussian_value_loss", "generalised_divergence",
+    "geometric_ratio", "given_reference_point", "gradient_preserving_clip", "group_preference", "group_tokens",
+    "hinge_link", "importance_weight", "inverse_preference", "ipo_link", "jensen_shannon", "jensen_shannon_transform", "kl",
+    "label_smoothing", "length_bonus", "likelihood", "load_balancing", "log_odds", "log_ratio_regression", "logistic_link",
+    "mean_reference_point", "mixture_ratio", "nca_link", "negative_log_likelihood", "nft", "objective",
+    "one_token_rollouts", "overconfidence", "own_mean", "own_ratio", "pairwise_clip", "pairwise_ranking", "plackett_luce",
+    "policy", "policy_gap", "positive_advantage", "positive_link", "preference", "prefix_ratio", "probability",
+    "probability_clip", "probability_ratio", "projected", "proximal_clip", "quantile_preference", "quantile_value_loss",
+    "rejection", "renormalised", "reverse_divergence", "ring_mask", "robust_link", "router_z", "rover", "rpg",
+    "running_reference_point", "sampled", "sapo", "saturating_link", "scaled", "score_centering", "score_function",
+    "second_moment_mask", "self_improving", "sequence_likelihood", "sequence_ratio", "sequence_token_ratio",
+    "sequence_total_ratio", "shaped", "sigmoid_link", "smoothed_entropy", "sppo_link", "squared_hinge_kl", "tapered",
+    "token_guidance", "token_ratio", "token_uniform", "tokens_of_group", "top", "top_covariance_mask", "top_entropy_bonus",
     "top_entropy_mask", "traits", "trajectory_balance", "truncated_policy", "turn_ratio", "uncertainty", "unclipped",
     "unpaired", "value_loss", "vespo", "vocabulary", "weighted", "weighted_sum",
 ]  # fmt: skip

@@ -17,10 +17,10 @@ from jaxrl_llm import data, distributed, methods, networks, reading, rewards
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.chat import encode_rendered
 from jaxrl_llm.networks import families
-from jaxrl_llm.training import losses
-from jaxrl_llm.training.config import DECAYS, REWARD_MODEL, preference_method
+from jaxrl_llm.training.config import DECAYS, REWARD_MODEL, preference_method, reinforcement_method
 from jaxrl_llm.training.given import NOTHING, Given, as_source, own_copy
 from jaxrl_llm.training.needs import texts_of
+from jaxrl_llm.training.wrapping import Wrap, rule_of
 
 SOURCES = ("arithmetic", "jsonl", "tfds", "reasoning_gym", "preferences")
 
@@ -290,9 +290,9 @@ def _named_config(name: str, tokenizer: Tokenizer, computed: dict[str, Any]) -> 
 
 
 def _value_head(config: ConfigDict) -> dict[str, int]:
-    """A value head of one output, where the network that the run trains is to give values itself."""
+    """The value head of the network that the run trains, where it is to give values itself."""
     if config.critic.shared:
-        return losses.critic_head(config)
+        return {"value_head": reinforcement_method(config).critic.outputs}
     phases = ((config.preference.steps, config.preference.method), (config.rl.steps, config.method.name))
     needed = any(steps and methods.get(name).needs_value_head for steps, name in phases)
     return {"value_head": 1} if needed else {}
@@ -338,10 +338,13 @@ def stopping(tokenizer: Tokenizer, further: Sequence[str] = ()) -> dict[str, Any
     return {"stop_ids": tuple(dict.fromkeys(ids))} | texts
 
 
-def build_optimizer(settings: ConfigDict, total_steps: int, factor: float = 1.0) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW with a schedule over `total_steps` updates."""
+def build_optimizer(
+    settings: ConfigDict, total_steps: int, factor: float = 1.0, wrap: Wrap | None = None
+) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW with a schedule over `total_steps` updates, or the rule of `wrap`."""
     schedule = build_schedule(settings, total_steps, factor)
-    return optax.chain(
+    rule = rule_of(wrap or {}, schedule)
+    return rule or optax.chain(
         optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
         optax.adamw(schedule, b1=settings.beta1, b2=settings.beta2, weight_decay=settings.weight_decay),
     )

@@ -20,6 +20,7 @@ from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.rollouts.facts import TOKEN_REWARDS
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
+from jaxrl_llm.training.critics import with_settings
 from jaxrl_llm.training.metrics import DEFINITIONS, defined
 from jaxrl_llm.training.needs import refuse_missing
 from jaxrl_llm.training.wrapping import check_wrap
@@ -27,11 +28,12 @@ from jaxrl_llm.training.wrapping import check_wrap
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = (
     "method.options", "sft.options", "preference.options", "task.options", "task.test_options", "rewards.options",
-    "rewards.facts", "critic.options", "given", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
+    "rewards.facts", "critic.options", "critic.head_options", "given", "sft.optimizer.wrap", "preference.optimizer.wrap",
+    "rl.optimizer.wrap",
 )  # fmt: skip
 
 # Numbers that may be None.
-NULLABLE = ("rewards.timeout_value", "rl.top_k", "rl.top_p", "rl.min_p")
+NULLABLE = ("critic.warmup_steps", "rewards.timeout_value", "rl.top_k", "rl.top_p", "rl.min_p")
 
 # The reward whose network lies in `rewards.model`.
 REWARD_MODEL = "reward_model"
@@ -245,12 +247,10 @@ def _check_reference(name: str, reference: ConfigDict) -> None:
 def _check_inert(config: ConfigDict) -> None:
     """Options that would change nothing are errors."""
     has_critic = config.method.name not in methods.names() or methods.get(config.method.name).needs_critic
-    critic = config.critic
-    changed = (critic.learning_rate_factor, critic.shared, critic.head, critic.options.to_dict()) != (1.0, False, "plain", {})
-    if not has_critic and changed:
+    if not has_critic and config.critic.to_dict() != _defaults().critic.to_dict():
         raise ValueError(f"config.critic would change nothing: {config.method.name} has no critic; leave it as it is")
-    if (critic.head == "plain") != (critic.outputs == 1):
-        raise ValueError(f"config.critic.outputs is {critic.outputs} for head={critic.head!r}; plain heads have 1, others more")
+    if config.critic.shared and has_critic and getattr(methods.get(config.method.name).critic, "frozen", False):
+        raise ValueError(f"config.critic.shared is True, but {config.method.name!r} keeps its critic as it is; set it to False")
     if config.critic.shared and config.critic.learning_rate_factor != 1.0:
         raise ValueError("config.critic.learning_rate_factor would change nothing: config.critic.shared is True")
     _check_other_policies(config)
@@ -297,7 +297,8 @@ def _check_facts(config: ConfigDict) -> None:
 
 def _check_optimizers(config: ConfigDict) -> None:
     for phase in ("sft", "preference", "rl"):
-        check_wrap(config, phase)
+        name = config.method.name if phase == "rl" else config[phase].method
+        check_wrap(config, phase, methods.get(name) if name in methods.names() and config[phase].steps else None)
         decay = config[phase].optimizer.decay
         if decay not in DECAYS:
             raise ValueError(f"config.{phase}.optimizer.decay is {decay!r}; it must be one of {DECAYS}")
@@ -316,12 +317,28 @@ def _check_sampling(config: ConfigDict) -> None:
 
 def _check_methods(config: ConfigDict) -> None:
     """The methods that are trained by exist, and their phases can give what they need."""
-    options = method_options(config)
+    method_options(config)
     if config.rl.steps:
-        refuse_missing(methods.get(config.method.name, **options), config.rewards.facts.keys())
+        method = reinforcement_method(config)
+        refuse_missing(method, config.rewards.facts.keys())
+        inert = {"epochs": 1, "minibatches": 1, "micro_batches": 0, "staleness": 0, "measure_gap": False}
+        changed = [key for key, usual in inert.items() if method.evolution and config.rl[key] != usual]
+        if changed:
+            raise ValueError(
+                f"config.rl.{changed[0]} would change nothing: {method.name!r} takes no gradient; leave it as it is"
+            )
     for phase, build in (("preference", preference_method), ("sft", supervised_method)):
         if config[phase].steps:
             refuse_missing(build(config))
+
+
+def reinforcement_method(config: ConfigDict) -> methods.Method:
+    """The method of the RL phase, with the critic that the configuration gives it.
+
+    Raises:
+      ValueError: what `method_options` and `critics.with_settings` refuse.
+    """
+    return with_settings(methods.get(config.method.name, **method_options(config)), config.critic)
 
 
 def preference_method(config: ConfigDict) -> methods.Method:
@@ -354,7 +371,7 @@ def _method_from(section: str, config: ConfigDict, material: str) -> methods.Met
 
 def _check_preference(config: ConfigDict) -> None:
     method, _ = preference_method(config), supervised_method(config)
-    if config.preference.steps and config.rl.steps and method.needs_value_head:
+    if config.preference.steps and config.rl.steps and method.is_reward_model:
         raise ValueError(
             f"config.rl.steps is {config.rl.steps} behind {method.name!r}, which makes no policy; set config.rl.steps=0, and "
             "train a policy in another run with config.rewards.names=('reward_model',) and config.rewards.model=WORKDIR"

@@ -13,7 +13,8 @@ POLICIES = ("proximal", "reference", "teacher")
 GOLD_TEXTS, MISMATCHED = "rows_of_gold_texts", "mismatched_ratio"
 # What the loop itself adds to rollouts, by what a method learns from: from samples, answers, a critic, and pairs.
 GIVEN = {
-    "samples": frozenset({"behavior_logp", "behavior_value", "answer", "candidates", "behavior_entropy"}),
+    "samples": frozenset({"behavior_logp", "answer", "candidates", "behavior_entropy"})
+    | {f"{who}_{statistic}" for who in ("behavior", "target") for statistic in ("value", "value_outputs")},
     "pairs": frozenset({"preference", "margin", "candidates", GOLD_TEXTS, MISMATCHED}),
     "completions": frozenset({"candidates"}),
 }

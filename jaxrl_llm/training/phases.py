@@ -11,6 +11,7 @@ from jaxrl_llm import methods, rewards
 from jaxrl_llm.training import preference, reinforcement, supervised
 from jaxrl_llm.training.ahead import Ahead
 from jaxrl_llm.training.evaluation import evaluate_source
+from jaxrl_llm.training.evolution import make_evolution_step
 from jaxrl_llm.training.report import counter
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
@@ -47,7 +48,9 @@ def all_phases(run: Run) -> dict[str, Phase]:
         method=run.method,
         initial_state=functools.partial(reinforcement.initial_state, run),
         params=functools.partial(reinforcement.policy_params, run),
-        make_step=functools.partial(reinforcement.make_reinforcement_step, run),
+        make_step=lambda reference, ahead: (
+            make_evolution_step(run) if run.method.evolution else reinforcement.make_reinforcement_step(run, reference, ahead)
+        ),
         make_evaluation=lambda reference: functools.partial(evaluate_samples, run),
         measure="evaluation/accuracy",
     )

@@ -169,7 +169,7 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
 
 def _is_reward_model(config: ConfigDict) -> bool:
     """Whether what a run ends with gives values alone."""
-    return bool(config.preference.steps and not config.rl.steps and preference_method(config).needs_value_head)
+    return bool(config.preference.steps and not config.rl.steps and preference_method(config).is_reward_model)
 
 
 def _without_language_head(network: networks.Network, tokenizer: Tokenizer) -> networks.Network:

@@ -29,7 +29,7 @@ from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.training.update import make_update
-from jaxrl_llm.training.wrapping import wrapped_optimizer, wrapped_update
+from jaxrl_llm.training.wrapping import with_front, wrap_of, wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Batch, Rollouts, Scores
 
 # Of the metrics of an objective, those that are also measured on held-out pairs, or on held-out marked answers; an accuracy
@@ -55,8 +55,9 @@ def initial_state(run: Run, params) -> TrainState:
 
 def _optimizer(run: Run, params=None):
     settings = run.config.preference.optimizer
-    plain = build_optimizer(settings, run.config.preference.steps)
-    return wrapped_optimizer(plain, settings, params, run.base_params)
+    wrap = wrap_of(settings, run.preference_method)
+    plain = build_optimizer(settings, run.config.preference.steps, wrap=wrap)
+    return with_front(wrapped_optimizer(plain, wrap, params, run.base_params), wrap)
 
 
 def make_preference_step(run: Run, reference=None) -> Callable:
@@ -71,7 +72,11 @@ def make_preference_step(run: Run, reference=None) -> Callable:
     average = moving_reference(method, settings.reference)
     follow = None if average is None else jax.jit(average.update)
     pure = make_update(None, method.objective, _optimizer(run), scorer=make_pair_scorer(run))
-    update = make_fitted(run, jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0), settings.micro_batches)
+    update = make_fitted(
+        run,
+        jax.jit(wrapped_update(pure, wrap_of(settings.optimizer, run.preference_method)), donate_argnums=0),
+        settings.micro_batches,
+    )
 
     def step(state: TrainState, cursor: Cursor, number: int):
         pairs, numbers, cursor = run.draw(cursor, settings.batch)

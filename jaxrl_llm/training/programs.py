@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxrl_llm import distributed, methods, networks
+from jaxrl_llm import distributed, networks
 from jaxrl_llm.data import byte_tokenizer
 from jaxrl_llm.networks.blocks import visible_pairs
 from jaxrl_llm.networks.kernels import block_of
@@ -23,7 +23,7 @@ from jaxrl_llm.sampling.decode import decode
 from jaxrl_llm.sampling.engine import STRIDE
 from jaxrl_llm.sampling.memory import most_slots
 from jaxrl_llm.training import build, meshes, reinforcement
-from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
+from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
 from jaxrl_llm.training.layout import micro_batches_of
 from jaxrl_llm.training.method_state import coefficients, initial_method_state
 from jaxrl_llm.training.run import Run
@@ -81,11 +81,13 @@ def planned_run(config: ConfigDict, devices) -> PlannedRun:
       ValueError: an impossible configuration, one without an RL phase, or one that needs a teacher.
     """
     check_config(config)
-    method = methods.get(config.method.name, **method_options(config))
+    method = reinforcement_method(config)
     if not config.rl.steps:
         raise ValueError("config.rl.steps is 0; a plan is of the RL phase: set it to at least 1")
     if method.needs_teacher:
         raise ValueError(f"{method.name!r} has a teacher, whose programs no plan has yet; choose another method")
+    if method.evolution:
+        raise ValueError(f"{method.name!r} has no update by gradients, and no plan has its programs yet; choose another method")
     tokenizer = build.build_tokenizer(config) if build.tokenizer_name(config) else byte_tokenizer()
     mesh = meshes.build_mesh(config, devices)
     network = build.with_cache(build.network_structure(config, tokenizer), config.network.cache_dtype)
@@ -189,7 +191,7 @@ def _update(run: PlannedRun, state, reference, rollouts: Rollouts) -> Program:
     estimated = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
     kept = {name: getattr(rollouts, name) for name in ("tokens", "length", "mask", "group")}
     rows = reinforcement.minibatch_rows(run, len(rollouts.length), 0, 0)[0]
-    scalars = coefficients(run.method, method_state, 0)
+    scalars = coefficients(run.method, method_state, 0) | {"reward": np.float32(0.0)}
     batch = reinforcement.update_batch(run, estimated.replace(**kept), rows, 0, scalars)
     arguments = state, _placed_batch(run, batch), reinforcement.frozen_params(run)
     inputs = {"parameters": (state.params, run.frozen), "optimizer": state.opt_state}

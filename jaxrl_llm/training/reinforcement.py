@@ -17,10 +17,11 @@ from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
 from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.objectives import policy_gap
+from jaxrl_llm.optimizers import Average, polyak
 from jaxrl_llm.rewards import answer_of, final_answer
 from jaxrl_llm.rollouts import Collection, Io, informative_groups, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
-from jaxrl_llm.training import annotate, losses
+from jaxrl_llm.training import annotate, critics, losses
 from jaxrl_llm.training.ahead import Ahead, Sampled, snapshot
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
@@ -39,7 +40,7 @@ from jaxrl_llm.training.scores import timeouts
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.training.update import make_update
-from jaxrl_llm.training.wrapping import wrapped_optimizer, wrapped_update
+from jaxrl_llm.training.wrapping import with_front, wrap_of, wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Rollouts
 
 
@@ -55,6 +56,8 @@ def initial_state(run: Run, params) -> TrainState:
     average = moving_reference(run.method, run.config.rl.reference)
     if average is not None:
         method_state |= {"reference": average.init(params["policy"] if separate_critic(run) else params)}
+    if (follows := moving_critic(run)) is not None:
+        method_state |= {"target": follows.init(params["critic"] if separate_critic(run) else params)}
     return TrainState.create(params, optimizer(run, params), method_state=method_state, key=jax.random.key(run.config.seed))
 
 
@@ -76,9 +79,21 @@ def policy_params(run: Run, state: TrainState):
     return state.params["policy"] if separate_critic(run) else state.params
 
 
+def critic_part(run: Run, state: TrainState):
+    """The parameters that values are read with, the policy's where it is its own critic."""
+    return state.params["critic"] if separate_critic(run) else state.params
+
+
 def critic_network(run: Run) -> Network:
-    """The policy's architecture with a value head."""
-    return decoder(dataclasses.replace(run.network.config, **losses.critic_head(run.config)))
+    """The policy's architecture with the value head of the method's critic."""
+    found = decoder(dataclasses.replace(run.network.config, value_head=run.method.critic.outputs))
+    return critics.reading(found, run.method)
+
+
+def moving_critic(run: Run) -> Average | None:
+    """How the average of the critic follows it; None where the method looks at none."""
+    follow = None if run.method.critic is None else run.method.critic.follow
+    return None if follow is None else polyak(share=follow)
 
 
 def critic_params(run: Run, params):
@@ -98,18 +113,27 @@ def optimizer(run: Run, params=None) -> optax.GradientTransformation:
     """
     rl = run.config.rl
     updates = rl.steps * rl.epochs * rl.minibatches
-    plain = build_optimizer(rl.optimizer, updates)
-    if not separate_critic(run):
-        return wrapped_optimizer(plain, rl.optimizer, params, run.base_params)
+    wrap, separate = wrap_of(rl.optimizer, run.method), separate_critic(run)
+    plain = build_optimizer(rl.optimizer, updates, wrap=wrap)
+    alone = run.method.critic.warmup_steps * rl.epochs * rl.minibatches if run.method.critic else 0
+    if not separate and not alone:
+        return with_front(wrapped_optimizer(plain, wrap, params, run.base_params), wrap)
 
     def of_policy(params):
         """The tree that `optax.partition` shows the policy's transform."""
-        return params and {"policy": params, "critic": optax.MaskedNode()}
+        own = params and ({"policy": params, "critic": None} if separate else params)
+        named = own and critics.labels(own, separate)
+        return own and {name: part if named[name] == "policy" else optax.MaskedNode() for name, part in own.items()}
 
-    start = of_policy(params and params["policy"])
-    policy = wrapped_optimizer(plain, rl.optimizer, start, lambda directory: of_policy(run.base_params(directory)))
+    start = of_policy(params["policy"] if separate and params else params)
+    policy = wrapped_optimizer(plain, wrap, start, lambda directory: of_policy(run.base_params(directory)))
     critic = build_optimizer(rl.optimizer, updates, factor=run.config.critic.learning_rate_factor)
-    return optax.partition({"policy": policy, "critic": critic}, {"policy": "policy", "critic": "critic"})
+    if alone:
+        policy = critics.within(policy, alone)
+    if alone and run.method.critic.frozen:
+        critic = critics.within(critic, 0, alone)
+    both = optax.partition({"policy": policy, "critic": critic}, lambda params: critics.labels(params, separate))
+    return with_front(both, wrap)
 
 
 def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> Callable:
@@ -125,8 +149,9 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
     annotated = make_annotate(run, reference)
     annotators, parts = policy_annotators(run, reference), rl.micro_batches
     statistics = annotate.make_statistics(run, method.name, annotators, width=rl.row_tokens, parts=parts)
-    average = moving_reference(method, rl.reference)
-    follow = None if average is None else jax.jit(average.update)
+    follow = {"reference": (moving_reference(method, rl.reference), policy_params)}
+    follow |= {"target": (moving_critic(run), critic_part)}
+    follow = {name: (jax.jit(average.update), part) for name, (average, part) in follow.items() if average is not None}
     answer = answer_of(run.rewards[run.config.rewards.names[0]])
     estimate = make_estimate(method)
     update = make_fitted(run, compiled_update(run), rl.micro_batches)
@@ -163,8 +188,7 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
         state, update_metrics = _updates(run, update, state.replace(method_state=method_state), rollouts, number)
         metrics = update_metrics | metrics
         method_state = after_step(method, before, state.method_state, metrics)
-        if follow is not None:
-            method_state |= {"reference": follow(policy_params(run, state), method_state["reference"])[1]}
+        method_state |= {name: move(part(run, state), method_state[name])[1] for name, (move, part) in follow.items()}
         return state.replace(method_state=method_state), cursor, metrics, collection.records
 
     return step
@@ -172,12 +196,11 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
 
 def compiled_update(run: Run):
     """The update of the phase, `(state, batch, frozen) -> (state, metrics)`, compiled; it takes the state over."""
-    objective = losses.with_critic_loss(run.config, run.method.objective)
-    objective = losses.with_router_losses(run.config, run.network, objective)
+    objective = losses.with_router_losses(run.config, run.network, run.method.objective)
     if run.config.rl.measure_gap:
         objective = make_objective(*objective.terms, policy_gap())
     pure = make_update(None, objective, optimizer(run), scorer=_scorer(run, objective.needs))
-    return jax.jit(wrapped_update(pure, run.config.rl.optimizer), donate_argnums=0)
+    return jax.jit(wrapped_update(pure, wrap_of(run.config.rl.optimizer, run.method)), donate_argnums=0)
 
 
 def strategy_io(run: Run, state: TrainState, reference, number: int, failures: list | None = None, **changes) -> Io:
@@ -195,7 +218,8 @@ def _scorer(run: Run, needs: frozenset[str]):
     separate = separate_critic(run)
     options = {"temperature": run.config.rl.temperature, "replay_routes": run.config.network.router.replay}
     of_critic = needs & {"value", "value_outputs"}
-    actor = make_scorer(run.network.without_params(), needs - of_critic if separate else needs, **options)
+    network = run.network.without_params() if separate else critics.reading(run.network, run.method)
+    actor = make_scorer(network, needs - of_critic if separate else needs, **options)
     return actor_critic_scorer(actor, critic_network(run), of_critic) if separate else actor
 
 
@@ -213,7 +237,8 @@ def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts, int], 
 def all_passes(run: Run, reference) -> list[annotate.Pass]:
     """The scoring passes of a step, in their order."""
     passes = scoring_passes(run.method, policy_annotators(run, reference))
-    return passes + ([_values_pass(run)] if run.method.needs_critic else [])
+    critic = [(who, critics.statistics_of_critic(who, run.method)) for who in ("behavior", "target")]
+    return passes + [_values_pass(run, who, statistics) for who, statistics in critic if statistics]
 
 
 def policy_annotators(run: Run, reference) -> dict[str, Annotator]:
@@ -228,12 +253,14 @@ def policy_annotators(run: Run, reference) -> dict[str, Annotator]:
     return annotators
 
 
-def _values_pass(run: Run):
-    critic = jax.jit(make_scorer(critic_network(run), {"value"}))
-    own = separate_critic(run)
+def _values_pass(run: Run, who: str, statistics: dict[str, str]):
+    """What the critic, or its average, says of the states; `statistics` by the name that each has among the annotations."""
+    critic = jax.jit(make_scorer(critic_network(run), set(statistics.values())))
 
     def scored(state, batch):
-        return {"behavior_value": critic(run.whole(state.params["critic"] if own else state.params), batch).value}
+        params = critic_part(run, state) if who == "behavior" else state.method_state["target"]["average"]
+        scores = critic(run.whole(params), batch)
+        return {name: getattr(scores, statistic) for name, statistic in statistics.items()}
 
     return scored
 
@@ -242,6 +269,7 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
     """All updates of a step: `epochs` passes over the rollouts in `minibatches` parts each."""
     rl, seen = run.config.rl, []
     scalars = coefficients(run.method, state.method_state, number)
+    scalars |= {"reward": np.float32(np.nansum(rollouts.rewards, axis=1).mean())}
     for epoch in range(rl.epochs):
         for rows in minibatch_rows(run, len(rollouts.length), number, epoch):
             pack = functools.partial(update_batch, run, rollouts, rows, number, scalars)

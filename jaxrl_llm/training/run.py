@@ -19,7 +19,7 @@ from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices, weigh
 from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import bucket, build, meshes, metrics, scores
 from jaxrl_llm.training.bucket import Folder
-from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
+from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
 from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.layout import lay_out
 from jaxrl_llm.training.lock import locked
@@ -227,7 +227,7 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
             teacher=build_teacher(config, network, mesh),
             source=source,
             test_source=test_source,
-            method=methods.get(config.method.name, **method_options(config)),
+            method=reinforcement_method(config),
             preference_method=preference_method(config),
             supervised_method=supervised_method(config),
             pool=pool,

@@ -148,12 +148,13 @@ def critic() -> dict:
     return {
         "learning_rate_factor": 1.0,
         "shared": False,
-        # One output, or several that are "bins" over a range or "quantiles", see `networks.DecoderConfig`.
-        "head": "plain",
-        "outputs": 1,
-        "range": (0.0, 1.0),
-        # Of the loss that belongs to the head, on top of the method's: `objectives.value_loss`, `categorical_value_loss` or
-        # `quantile_value_loss`.
+        # First steps of the phase in which the critic alone learns; by default those of the method.
+        "warmup_steps": config_dict.placeholder(int),
+        # "bins", "quantiles", "gaussian" or "ensemble" in place of a plain head, "" for the method's own, and options of it,
+        # see `objectives.heads`.
+        "head": "",
+        "head_options": {},
+        # Of the loss that belongs to the head, on top of the method's, see `training.critics.LOSSES`.
         "options": {},
     }
 

@@ -20,7 +20,7 @@ from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.training.update import make_update
-from jaxrl_llm.training.wrapping import wrapped_optimizer, wrapped_update
+from jaxrl_llm.training.wrapping import with_front, wrap_of, wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Rollouts
 
 
@@ -34,7 +34,9 @@ def initial_state(run: Run) -> TrainState:
 
 def _optimizer(run: Run, params=None):
     settings = run.config.sft.optimizer
-    return wrapped_optimizer(build_optimizer(settings, run.config.sft.steps), settings, params, run.base_params)
+    wrap = wrap_of(settings, run.supervised_method)
+    plain = build_optimizer(settings, run.config.sft.steps, wrap=wrap)
+    return with_front(wrapped_optimizer(plain, wrap, params, run.base_params), wrap)
 
 
 def make_supervised_step(run: Run) -> Callable:
@@ -43,7 +45,11 @@ def make_supervised_step(run: Run) -> Callable:
     network = run.network.without_params()
     objective = losses.with_router_losses(run.config, network, method.objective)
     pure = make_update(network, objective, _optimizer(run))
-    update = make_fitted(run, jax.jit(wrapped_update(pure, settings.optimizer), donate_argnums=0), settings.micro_batches)
+    update = make_fitted(
+        run,
+        jax.jit(wrapped_update(pure, wrap_of(settings.optimizer, run.supervised_method)), donate_argnums=0),
+        settings.micro_batches,
+    )
     estimate, annotate = make_estimate(method), _make_annotate(run)
     size = settings.examples or len(run.source)
     if size > len(run.source):

@@ -45,7 +45,8 @@ def make_update(
     Args:
       apply_fn: a `Network`, or any `apply(params, tokens, positions, segments) -> logits [B, T, V]`.
       objective: `objective(scores, batch) -> (loss, metrics)` with attributes `needs` and `coupled`.
-      optimizer: any optax transform, gradient clipping included.
+      optimizer: any optax transform, gradient clipping included; one with extra arguments is given `batch` and
+        `gradient(params, batch)`, which asks for further gradients.
       micro_batches: number of parts that the rows are scored in; rows are padded to a multiple. 0 for those that the batch was
         cut into when it was packed, or one.
       temperature: of the policy that is trained; the one that it was sampled at.
@@ -62,14 +63,16 @@ def make_update(
         raise ValueError(f"micro_batches is {micro_batches}; it must be at least 1, or 0 for those of the batch")
     score = scorer or make_scorer(apply_fn, getattr(objective, "needs", ()), temperature=temperature)
     gradient = make_gradient(score, objective, micro_batches)
+    transform = optax.with_extra_args_support(optimizer)
 
     def update(state: TrainState, batch: Batch, frozen: Any = None):
         scores, gradients = gradient(state.params, batch, frozen)
-        batch = batch.replace(parts=None)
+        parts, batch = batch.parts, batch.replace(parts=None)
         loss, metrics = _in_auto_axes(objective, P())(scores, batch)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        asked = {"batch": batch.replace(parts=parts), "gradient": lambda params, batch: gradient(params, batch, frozen)[1]}
+        changes, opt_state = transform.update(gradients, state.opt_state, state.params, **asked)
         params = optax.apply_updates(state.params, changes)
         new_state = state.replace(
             step=state.step + 1,

@@ -25,7 +25,17 @@ BATCH_FIELDS = {
 OPTIONAL = {"token_rewards", "margin"}
 # Among rows of one score the likelier one comes first, where that is known.
 TIES = {"d3s": {"behavior_logp"}, "ipo_md": {"behavior_logp"}, "online_dpo": {"behavior_logp"}, "pf_ppo": {"behavior_logp"}}
-STATISTICS = {"logp", "entropy", "mean_logp", "top_entropy", "log_collision", "candidate_logp", "value", "value_outputs"}
+STATISTICS = {
+    "logp",
+    "entropy",
+    "mean_logp",
+    "top_entropy",
+    "log_collision",
+    "candidate_logp",
+    "value",
+    "value_outputs",
+    "max_logp",
+}
 # Needed by strategies, and by the scorer that says what policies think of the candidates.
 FOR_OTHERS = {"reference_samples", "candidates"}
 
@@ -56,6 +66,7 @@ def scores_like(batch, seed=1):
         "candidate_logp": np.log(0.9 * random.dirichlet(np.ones(6), shape)[..., :5] + 1e-3),
         "value": random.normal(size=shape),
         "value_outputs": random.normal(size=(*shape, 4)),
+        "max_logp": -random.exponential(0.3, shape),
     }
     return Scores(**{name: value.astype(np.float32) for name, value in plain.items()})
 
@@ -167,7 +178,7 @@ INSTEAD_OF_NONE = (
 )  # fmt: skip
 WORDS = (
     "k1", "k2", "k3", "abs", "kl", "tv", "none", "forward", "differentiable", "std", "failure", "best", "uniform", "entropy",
-    "inside", "exact", "shortfall", "place", "action",
+    "inside", "exact", "shortfall", "place", "action", "gumbel", "constant",
 )  # fmt: skip
 # Options that are refused as inert, or have no effect on these batches, unless another one is set.
 BESIDE = {
@@ -195,6 +206,8 @@ def alternatives(name, option, value):
         return [value + 1, value + 2, 0, 1, 2, 3]
     if isinstance(value, float):
         return [0.5 * value, 2 * value, value + 0.05, 0.5, 1.5, 1.0, 0.0, -value, 1e-6, 10.0]
+    if isinstance(value, tuple) and isinstance(value[0], tuple):
+        return [value[:-1], value * 2]
     if isinstance(value, tuple):
         return [tuple(0.9 * each for each in value), tuple(0.5 * each for each in value)]
     try:
@@ -208,7 +221,8 @@ def alternatives(name, option, value):
 def test_every_option_changes_a_loss_a_gradient_or_what_is_sampled(name, rollouts):
     """On one of a few batches: an option that changes nothing anywhere would be silence."""
     plain = Outcomes(methods.get(name), rollouts)
-    for option, value in methods.options_of(name).items():
+    # The number of rewards is what it is: any other is refused.
+    for option, value in ((option, value) for option, value in methods.options_of(name).items() if option != "objectives"):
         others = [other for other in alternatives(name, option, value) if other != value or type(other) is not type(value)]
         if any(_differs(name, {option: other}, plain, rollouts) for other in others):
             continue
@@ -221,15 +235,18 @@ def test_every_option_changes_a_loss_a_gradient_or_what_is_sampled(name, rollout
 def _differs(name, options, plain, rollouts) -> bool:
     try:
         method = methods.get(name, **options)
-        # What is sampled, what the scorer is asked for, and which tokens it looks at, others compute.
-        if (method.strategy, method.needs, method.candidates) != (
-            plain.method.strategy, plain.method.needs, plain.method.candidates,
-        ):  # fmt: skip
+        if done_by_others(method) != done_by_others(plain.method):
             return True
         other = Outcomes(method, rollouts)
         return any(not _equal(plain.stage(number), other.stage(number)) for number in range(len(STAGES)))
     except (ValueError, TypeError, AttributeError, ZeroDivisionError):
         return False
+
+
+def done_by_others(method):
+    """What is sampled, what the scorer is asked for, which tokens it looks at, and how a critic is read and trained."""
+    critic = method.critic and (method.critic.head, method.critic.follow, method.critic.warmup_steps)
+    return method.strategy, method.needs, method.candidates, critic, method.wrap, method.evolution
 
 
 def _equal(one, other):
@@ -265,7 +282,9 @@ def _verified(rollouts):
     tokens, extras = rollouts.tokens % 2, rollouts.extras | extras
     # Every fourth token is a tool's.
     mask = rollouts.mask * ((np.arange(rollouts.mask.shape[1]) + row[:, None]) % 4 > 0)
-    return rollouts.replace(rewards=rewards, group=group, token_rewards=None, tokens=tokens, extras=extras, mask=mask)
+    source = np.where(row % 5 == 4, 2, rollouts.source)  # some are replayed
+    changed = {"token_rewards": None, "tokens": tokens, "extras": extras, "mask": mask, "source": source}
+    return rollouts.replace(rewards=rewards, group=group, **changed)
 
 
 def _outcome(method, step, moved, steps):

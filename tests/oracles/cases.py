@@ -126,9 +126,13 @@ class BatchCase:
     proximal_candidate_logp: np.ndarray
     reference_candidate_logp: np.ndarray
     teacher_candidate_logp: np.ndarray
+    value_outputs: np.ndarray
+    max_logp: np.ndarray
+    return_samples: np.ndarray
 
 
 CANDIDATES = 3
+OUTPUTS = 4
 BATCH = 4
 BATCH_TRAITS = ("empty_row", "no_actions", "no_weight", "infinite", "far", "on_policy", "no_advantage")
 
@@ -210,6 +214,9 @@ def _scattered(random, shape, segment, logp, traits):
         "top_entropy": random.exponential(1.0, shape),
         "log_collision": -random.exponential(1.0, shape),
         "candidates": candidates,
+        "value_outputs": random.normal(size=(*shape, OUTPUTS)),
+        "max_logp": -random.exponential(0.3, shape),
+        "return_samples": random.normal(size=(*shape, 3)),
         **near,
         **{name: np.where(absent, -np.inf, values) for name, values in shares.items()},
     }

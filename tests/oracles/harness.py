@@ -16,14 +16,24 @@ import numpy as np
 from jaxrl_llm import objectives
 from jaxrl_llm.types import Batch, Scores
 
-SCORES = ("logp", "entropy", "value", "mean_logp", "top_entropy", "log_collision", "candidate_logp")
+SCORES = (
+    "logp",
+    "entropy",
+    "value",
+    "mean_logp",
+    "top_entropy",
+    "log_collision",
+    "candidate_logp",
+    "value_outputs",
+    "max_logp",
+)
 FIELDS = (
     "tokens", "mask", "segment", "advantage", "weight", "behavior_logp", "reference_logp", "returns", "rollout", "group",
 )  # fmt: skip
 EXTRAS = (
     "behavior_value", "source", "turn", "score", "correct", "accuracy", "preference", "proximal_logp", "teacher_logp",
     "proximal_entropy", "proximal_mean_logp", "candidates", "proximal_candidate_logp", "reference_candidate_logp",
-    "teacher_candidate_logp",
+    "teacher_candidate_logp", "return_samples",
 )  # fmt: skip
 STEP = np.longdouble(1e-5)
 COEFFICIENTS = {"beta": np.float32(0.3)}

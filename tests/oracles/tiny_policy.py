@@ -14,11 +14,13 @@ from jaxrl_llm.types import Rollouts
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 VOCABULARY, WIDTH = 32, 8
 CANDIDATES = 5
+OUTPUTS = 4
 
 
 def init(seed: int = 0):
     random = np.random.default_rng(seed)
     shapes = {"embedding": (VOCABULARY, WIDTH), "mix": (WIDTH, WIDTH), "head": (VOCABULARY, WIDTH), "value": (WIDTH,)}
+    shapes |= {"value_outputs": (WIDTH, OUTPUTS)}
     return {name: jnp.asarray(0.7 * random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
 
 
@@ -45,6 +47,7 @@ policy = types.SimpleNamespace(
     hidden=hidden,
     unembedding=lambda params: params["head"],
     value=lambda params, states: states @ params["value"],
+    value_outputs=lambda params, states: states @ params["value_outputs"],
     reads_forests=True,
 )
 
@@ -85,6 +88,7 @@ def random_rollouts(params, *, rows: int = 10, width: int = 10, groups: int = 3,
             "revises": np.array([0.0, 1.0, -1.0], np.float32)[pairs % 6 // 2],
             **_about_rows(random, rows, width),
             **_about_distributions(random, tokens),
+            **_about_critics(random, tokens.shape),
         },
     )
 
@@ -137,6 +141,17 @@ def _about_distributions(random, tokens) -> dict:
     return {"candidates": candidates[..., :CANDIDATES].astype(np.int32)} | {
         name: values.astype(np.float32) for name, values in per_token.items()
     }
+
+
+def _about_critics(random, shape) -> dict:
+    """What a critic and its average say of the states."""
+    per_token = {
+        "target_value": random.normal(size=shape),
+        "behavior_value_outputs": random.normal(size=(*shape, OUTPUTS)),
+        "target_value_outputs": random.normal(size=(*shape, OUTPUTS)),
+        "proximal_max_logp": -random.exponential(0.3, shape),
+    }
+    return {name: values.astype(np.float32) for name, values in per_token.items()}
 
 
 def estimated(method, rollouts: Rollouts) -> Rollouts:

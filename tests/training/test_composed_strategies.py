@@ -7,7 +7,7 @@ from training.tiny_runs import finish, tiny_config
 LEVELS = (("{prompt}{part}", "answer", 0.5), ("{prompt}{part}", "answer", 1.0))
 # Method -> its options; the alphabet of the tiny task has digits and signs alone.
 OPTIONS = {
-    "branch_grpo": {"samples": 8, "widths": (2, 2, 2), "segment": 3},
+    "branch_grpo": {"widths": (2, 2, 2), "segment": 3},
     "deepvideo_r1": {"levels": LEVELS},
     "dr_po": {"samples": 2},
     "dump": {"column": "answer", "examples": 50},
@@ -29,13 +29,13 @@ OPTIONS = {
     "sdpo": {"template": "{solution}{prompt}", "count": 4, "share": 0.5},
     "spec_rl": {"capacity": 64},
     "spo_chain": {"continuations": 2, "interval": 3},
-    "spo_tree": {"samples": 4, "widths": (2, 2), "segment": 3},
+    "spo_tree": {"widths": (2, 2), "segment": 3},
     "staged_difficulty": {"column": "answer", "stages": ((0, 9.0),)},
     "svea": {"template": "+{prompt}"},
     "tfpi": {"stages": ((0, "{prompt}", "##"),)},
     "thought_augmented": {"samples": 2, "guided": 2, "template": "{answer};{prompt}"},
     "train_long_think_short": {"template": "[budget]#{prompt}"},
-    "tree_po": {"samples": 4, "widths": (2, 2), "segment": 3},
+    "tree_po": {"widths": (2, 2), "segment": 3},
     "tree_rl": {"samples": 2},
     "uncertain_prompts": {},
     "variance_aware": {},
@@ -50,6 +50,8 @@ TWO_STEPS = ("mixed_replay", "partial_rollouts", "repo", "spec_rl", "knapsack_gr
 @pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in OPTIONS])
 def test_steps_in_the_program(method, tmp_path):
     config = tiny_config(method)
+    if "widths" in OPTIONS[method]:
+        del config.method.options.samples
     config.method.options.update(**OPTIONS[method])
     config.rl.max_new_tokens = 20  # room for the completions of the data
     config.rl.update(steps=1 + (method in TWO_STEPS), row_tokens=0, prompts=2)

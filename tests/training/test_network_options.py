@@ -84,7 +84,7 @@ def test_a_shared_critic_is_one_network(tmp_path):
 )
 def test_critics_of_several_outputs(shared, head, loss, tmp_path):
     config = tiny_config("ppo", kl_coefficient=0.0)
-    config.critic.update(shared=shared, head=head, outputs=5)
+    config.critic.update(shared=shared, head=head, head_options={"count": 5})
     with pytest.raises(ValueError, match="value_clip=0.2 would change nothing with config.critic.head"):
         finish(config, tmp_path)
     config.method.options.value_clip = None
@@ -95,7 +95,9 @@ def test_critics_of_several_outputs(shared, head, loss, tmp_path):
 @pytest.mark.parametrize(
     ("method", "change", "message"),
     [
-        ("ppo", {"head": "bins"}, "config.critic.outputs is 1 for head='bins'"),
+        ("ppo", {"head": "bin"}, "config.critic.head is 'bin'; it must be one of"),
+        ("ppo", {"head": "bins", "head_options": {"outputs": 3}}, "config.critic.head_options: bins: unknown option 'outputs'"),
+        ("reinforce", {"warmup_steps": 2}, "config.critic would change nothing: reinforce has no critic"),
         ("grpo", {"shared": True}, "config.critic would change nothing: grpo has no critic"),
         (
             "ppo",
@@ -105,7 +107,7 @@ def test_critics_of_several_outputs(shared, head, loss, tmp_path):
     ],
 )
 def test_inert_options_of_the_critic_are_refused(method, change, message):
-    config = tiny_config(method)
+    config = tiny_config(method, value_clip=None) if method == "ppo" else tiny_config(method)
     config.critic.update(change)
     with pytest.raises(ValueError, match=message):
         check_config(config)

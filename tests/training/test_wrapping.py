@@ -10,8 +10,8 @@ from training.tiny_preferences import preference_config
 from training.tiny_runs import finish, opened, quick_compilation, tiny_config  # noqa: F401
 
 from jaxrl_llm import methods, objectives, optimizers
-from jaxrl_llm.training import build, losses, reinforcement, reward_functions, wrapping
-from jaxrl_llm.training.config import check_config
+from jaxrl_llm.training import build, reinforcement, reward_functions, wrapping
+from jaxrl_llm.training.config import check_config, reinforcement_method
 
 
 def params_like(config, tmp_path):
@@ -24,7 +24,7 @@ def test_transforms_stand_behind_adam(tmp_path):
     settings.wrap = {"extrapolate_every": {"every": 2, "share": 0.5}}
     plain = optax.sgd(1.0)
     found, expected = (
-        wrapping.wrapped_optimizer(plain, settings),
+        wrapping.wrapped_optimizer(plain, wrapping.wrap_of(settings)),
         optax.chain(plain, optimizers.extrapolate_every(2, share=0.5)),
     )
     params, states = np.ones(3), [each.init(np.ones(3)) for each in (found, expected)]
@@ -33,7 +33,7 @@ def test_transforms_stand_behind_adam(tmp_path):
         states = [state for _, state in results]
         np.testing.assert_array_equal(results[0][0], results[1][0])
     settings.wrap = {}
-    assert wrapping.wrapped_optimizer(plain, settings) is plain
+    assert wrapping.wrapped_optimizer(plain, wrapping.wrap_of(settings)) is plain
 
 
 @pytest.mark.slow
@@ -141,13 +141,14 @@ def test_impossible_options_of_rewards(names, options, message):
 ])  # fmt: skip
 def test_options_of_the_loss_of_a_critic(head, options, expected):
     config = tiny_config("ppo", value_clip=None)
-    config.critic.update(head=head, outputs=1 if head == "plain" else 5, options=options)
+    config.critic.update(head=head, head_options={} if head == "plain" else {"count": 5}, options=options)
     check_config(config)
-    found = losses.with_critic_loss(config, methods.get("ppo", value_clip=None).objective)
-    assert expected in found.terms
+    found = reinforcement_method(config)
+    assert expected == found.critic.loss and expected in found.objective.terms
+    assert found.critic.outputs == (1 if head == "plain" else 5)
     config.critic.options = {"huberr": 1.0}
     with pytest.raises(ValueError, match="config.critic.options: .*huberr"):
-        losses.with_critic_loss(config, methods.get("ppo", value_clip=None).objective)
+        reinforcement_method(config)
 
 
 def test_routers_pooled_or_by_layer():

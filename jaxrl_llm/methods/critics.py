@@ -1,0 +1,46 @@
+"""What a method's critic is: the head that it reads values from, the targets that it learns, and the loss between the two."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxrl_llm.compose import Composable
+from jaxrl_llm.estimators import Estimator
+from jaxrl_llm.objectives.heads import plain, width
+
+
+@dataclasses.dataclass(frozen=True)
+class Critic:
+    """A critic as three slots, and how it is trained beside the policy.
+
+    Attributes:
+      loss: term of the objective, such as `value_loss()`.
+      head: outputs of the value head -> value, see `objectives.heads`.
+      targets: estimator that provides `returns` behind those of the method; None where these provide them, as `gae` does.
+      follow: share of the critic that its average (`target_value`...) takes over after each step; None for no average.
+      warmup_steps: first steps of the phase, in which the critic alone learns.
+      frozen: whether it stays as the warm-up has left it.
+    """
+
+    loss: Composable
+    head: Composable = plain()
+    targets: Estimator | None = None
+    follow: float | None = None
+    warmup_steps: int = 0
+    frozen: bool = False
+
+    def __post_init__(self):
+        if self.follow is not None and not 0 < self.follow <= 1:
+            raise ValueError(f"follow is {self.follow}; it must be above 0 and at most 1, or None for no average")
+        if self.warmup_steps < 0 or (self.frozen and not self.warmup_steps):
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; a critic that is frozen needs at least 1, others 0 or more")
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the value head."""
+        return width(self.head)
+
+    def __repr__(self) -> str:
+        values = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
+        shown = [f"{name}={value!r}" for name, value, default in values if value != default]
+        return f"Critic({', '.join(shown)})"
