@@ -212,15 +212,17 @@ def _split_override(argument: str) -> tuple[str, Any]:
 def _train(options, overrides: list[str]) -> int:
     from jaxrl_llm import distributed
     from jaxrl_llm.training.loop import Stopped, train
+    from jaxrl_llm.training.rounds import train_in_rounds
 
     config = load_config(options.config, overrides)
     workdir = options.workdir or str(pathlib.Path("runs") / pathlib.Path(options.config).stem)
     try:
-        summary = train(config, workdir)
+        summaries = train_in_rounds(config, workdir) if config.rounds else {"": train(config, workdir)}
     except Stopped as stopped:
         print(stopped)
         return 0
-    if distributed.is_first():
+    for name, summary in summaries.items() if distributed.is_first() else ():
+        print(name, end=": " if name else "")
         _print_summary(summary)
     return 0
 

@@ -67,6 +67,8 @@ def default_config() -> ConfigDict:
             # Devices along each axis; one of the first five may be -1 for all that are left. In sampling `sampling_tensor`
             # devices share out a copy of the parameters, 0 for as many as `tensor`; the last `actors` of all only sample.
             "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1, "sampling_tensor": 0, "actors": 0},
+            # Runs that feed each other, see `training.rounds`; none for one run of all phases.
+            "rounds": (),
             # Names of what `train` was given in Python; it fills them itself.
             "given": {},
         }

@@ -81,6 +81,8 @@ def train(
       ValueError: the configuration is impossible or is not that of the run in `workdir`.
       Stopped: SIGTERM or SIGINT came; the state is saved. A second SIGINT is a KeyboardInterrupt.
     """
+    if config.rounds:
+        raise ValueError("config.rounds is set; `jaxrl-llm train` and `training.rounds.train_in_rounds` run rounds")
     use_compilation_cache(config.log.compilation_cache)
     given = Given(tuple(rewards), data, held_out, network, tuple(callbacks))
     with open_run(config, workdir, given) as run, _open_files(run) as files:

@@ -43,7 +43,7 @@ TERMS = [
 ]
 
 
-@pytest.mark.parametrize(("term", "theirs", "by"), TERMS, ids=lambda value: repr(value)[:60])
+@pytest.mark.parametrize(("term", "theirs", "by"), TERMS, ids=[repr(term) for term, *_ in TERMS])
 @brief
 @given(case=batch_cases())
 def test_losses_of_critics(term, theirs, by, case):
