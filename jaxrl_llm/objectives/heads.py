@@ -15,8 +15,6 @@ from jax.scipy.special import ndtr, ndtri
 
 from jaxrl_llm.compose import Composable, composable
 
-MEMBERS = ("min", "mean")
-
 
 def _outputs(count: Callable[[dict], int]):
     def mark(function):
@@ -100,23 +98,20 @@ def gaussian(outputs, *, members: int = 1):
 
 @composable
 @_outputs(lambda options: options["count"])
-def ensemble(outputs, *, count: int = 2, reduce: str = "min"):
-    """Several plain outputs, of which the least or the mean is the value.
+def ensemble(outputs, *, count: int = 2):
+    """Several plain outputs, of which the least is the value.
 
     Args:
       count: of members, at least 2.
-      reduce: "min", which is pessimistic, or "mean".
 
     Raises:
-      ValueError: fewer than two members, or an unknown `reduce`.
+      ValueError: fewer than two members.
 
     Source: clipped double Q-learning, https://arxiv.org/abs/1802.09477
     """
     if count < 2:
         raise ValueError(f"count is {count} members; give 2 or more")
-    if reduce not in MEMBERS:
-        raise ValueError(f"reduce is {reduce!r}; it must be one of {MEMBERS}")
-    return outputs.min(axis=-1) if reduce == "min" else outputs.mean(axis=-1)
+    return outputs.min(axis=-1)
 
 
 @composable

@@ -61,19 +61,6 @@ def centred_ranks(fitness):
 
 
 @composable
-def standardised_fitness(fitness, *, epsilon: float = 1e-8):
-    """Distances from the mean in standard deviations; NaN counts as the mean.
-
-    Source: https://arxiv.org/abs/1703.03864
-    """
-    known = np.isfinite(fitness)
-    if not known.any():
-        return np.zeros(fitness.shape)
-    distance = np.where(known, fitness - fitness[known].mean(), 0.0)
-    return distance / (np.sqrt(np.square(distance[known]).mean()) + epsilon)
-
-
-@composable
 def best_comparisons(fitness, *, best: int = 1):
     """Wins less losses over all comparisons that an order of the `best` members alone tells; they sum to 0.
 
