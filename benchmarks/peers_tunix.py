@@ -115,11 +115,7 @@ def learner(size: dict, steps: int, reward) -> grpo_learner.GRPOLearner:
         reference=None,
         tokenizer=Numbers(),
         cluster_config=rl_cluster.ClusterConfig(
-            role_to_mesh=roles,
-            rollout_engine="vanilla",
-            offload_to_cpu=False,
-            training_config=training,
-            rollout_config=rollout,
+            role_to_mesh=roles, rollout_engine="vanilla", offload_to_cpu=False, training_config=training, rollout_config=rollout
         ),
     )
     settings = grpo_learner.GRPOConfig(num_generations=size["samples"], num_iterations=1, beta=0.0, epsilon=0.2)

@@ -47,7 +47,7 @@ defaults of its parts. An unknown option, or one that would change nothing, is a
 by a name have [conventions](conventions.md). Methods with a critic name its head, its targets and its loss, see
 [networks](networks.md#heads). What belongs to the optimizer (online merging, slow-fast steps, averages of parameters,
 extrapolation, resets, step rules, further gradients, evolution) is in `jaxrl_llm.optimizers`; a method brings it along
-(`wrap`), or `config.rl.optimizer.wrap = {name: options}` does. What changes from step to step is in `jaxrl_llm.controllers`.
+(`wrap`), or `config.rl.optimizer.wrap = {{name: options}}` does. What changes from step to step is in `jaxrl_llm.controllers`.
 What another policy would have earned on logged rollouts is told by `jaxrl_llm.estimators.off_policy_evaluation`.
 
 ```python

@@ -1,7 +1,5 @@
 """The verbs: train, evaluate, sample, convert, plan, methods."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import json
@@ -69,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verbs.add_parser("train", help="train, or resume, the run in a folder", description=overrides)
     train.add_argument("--config", default=str(CONFIGS / "quickstart.py"), help="configuration file (default: quickstart)")
-    train.add_argument("--workdir", help="folder of the run (default: runs/NAME of the configuration)")
+    train.add_argument("--workdir", help="folder of the run, or gs://BUCKET/FOLDER (default: runs/NAME of the configuration)")
     train.set_defaults(run=_train)
     _add_hosts(train)
 

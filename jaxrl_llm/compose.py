@@ -5,11 +5,10 @@ options. `composable` turns such a function into a factory: calling it with opti
 compared, hashed (so that it may be a static argument of `jax.jit`), printed as the code that makes it, and called.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +78,7 @@ def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annota
 
     Raises:
       TypeError: an option that `function` does not have; the message lists those it has.
+      ValueError: a value that is none of those of the option's `Literal`.
     """
     defaults = keyword_defaults(function)
     unknown = sorted(set(options) - set(defaults))
@@ -88,6 +88,10 @@ def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annota
     missing = [name for name, value in bound if value is inspect.Parameter.empty]
     if missing:
         raise TypeError(f"{function.__name__}: option {missing[0]!r} has no default and must be given")
+    for name, value in bound:
+        choices = typing.get_args(function.__annotations__.get(name))
+        if typing.get_origin(function.__annotations__.get(name)) is typing.Literal and value not in choices:
+            raise ValueError(f"{function.__name__}: {name} is {value!r}; it must be one of {choices}")
     values = [value for _, value in bound]
 
     def named(names) -> frozenset[str]:
@@ -103,11 +107,12 @@ def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annota
     )
 
 
-def composable(function=None, *, needs=(), annotations=(), provides=()):
+def composable(function=None, *, needs=(), annotations=(), provides=(), coupled: bool = False):
     """Decorator: `f(*arrays, **options)` becomes a factory `f(**options) -> Composable`.
 
     The undecorated function stays at hand as `f.function`. Where `needs`, `annotations` or `provides` depend on the options,
-    they are functions: `annotations=lambda options: (options["against"] + "_logp",)`.
+    they are functions: `annotations=lambda options: (options["against"] + "_logp",)`. With `coupled`, what it says of a row
+    depends on other rows.
 
     Example:
       >>> @composable
@@ -119,7 +124,9 @@ def composable(function=None, *, needs=(), annotations=(), provides=()):
       6.0
     """
     if function is None:
-        return functools.partial(composable, needs=needs, annotations=annotations, provides=provides)
+        return functools.partial(composable, needs=needs, annotations=annotations, provides=provides, coupled=coupled)
+    if coupled:
+        function.coupled = True
     return factory_of(function, lambda bound: bound, needs=needs, annotations=annotations, provides=provides)
 
 
@@ -132,3 +139,9 @@ def factory_of(function, build: Callable[[Composable], Any], *, needs=(), annota
 
     factory.function = function
     return factory
+
+
+def require(condition: bool, name: str, value, wanted: str) -> None:
+    """Refuses an option of this name and value unless `condition` holds; `wanted` says what it must be."""
+    if not condition:
+        raise ValueError(f"{name} is {repr(value) if isinstance(value, str) else value}; it must be {wanted}")

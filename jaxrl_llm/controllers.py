@@ -5,15 +5,13 @@ A controller is a pair of functions around a small state, which is part of the m
 the step measured. All of it is pure; a changed scalar never recompiles the update.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, bind
+from jaxrl_llm.compose import Composable, factory_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +40,11 @@ def controlled(*, init=None, update=None):
       update: `update(state, metrics, **options) -> state`; the state stays as it is by default.
     """
 
-    def decorate(value):
-        def factory(**options) -> Controller:
-            bound = bind(value, options)
-            return Controller(
-                init=Composable(init or _no_state, bound.options),
-                value=bound,
-                update=Composable(update or _unchanged, bound.options),
-            )
+    def build(bound: Composable) -> Controller:
+        first, following = Composable(init or _no_state, bound.options), Composable(update or _unchanged, bound.options)
+        return Controller(init=first, value=bound, update=following)
 
-        factory.__name__, factory.__doc__, factory.function = value.__name__, value.__doc__, value
-        return factory
-
-    return decorate
+    return lambda value: factory_of(value, build)
 
 
 def _no_state(**options) -> tuple:
@@ -75,17 +65,12 @@ def scheduled(state, step, *, schedule: Callable[[Any], Any]):
     return jnp.asarray(schedule(step), jnp.float32)
 
 
-def _started(*, initial: float, **options):
-    return jnp.float32(initial)
-
-
 def _follow_kl(state, metrics, *, initial, target, horizon, measure):
-    del initial
     error = jnp.clip(metrics[measure] / target - 1.0, -0.2, 0.2)
     return jnp.float32(state * (1.0 + error / horizon))
 
 
-@controlled(init=_started, update=_follow_kl)
+@controlled(init=lambda *, initial, **options: jnp.float32(initial), update=_follow_kl)
 def adaptive_kl(state, step, *, initial: float, target: float, horizon: float, measure: str = "reference_kl"):
     """A KL coefficient that rises where the KL is above its target and falls where it is below.
 
@@ -107,7 +92,6 @@ def _entropy_state(*, initial: float, **options):
 
 
 def _follow_entropy(state, metrics, *, initial, target, change, low, high, measure):
-    del initial
     entropy = jnp.float32(metrics[measure])
     moved = state["coefficient"] + jnp.where(entropy <= target, change, -change)
     return {"coefficient": jnp.clip(moved, low, high), "entropy": entropy}
@@ -143,7 +127,6 @@ def adaptive_entropy(
 
 
 def _follow_band(state, metrics, *, initial, low, high, rate, least, most, warmup, measure):
-    del initial
     entropy = jnp.float32(metrics[measure])
     error = jnp.minimum(0.0, entropy - low) + jnp.maximum(0.0, entropy - high)
     moved = jnp.clip(state["coefficient"] - rate * error, least, most)
@@ -186,15 +169,11 @@ def entropy_band(
     return state["coefficient"]
 
 
-def _no_history(**options):
-    return {"total": jnp.float32(0.0), "count": jnp.float32(0.0)}
-
-
 def _add_to_history(state, metrics, *, measure):
     return {"total": state["total"] + jnp.float32(metrics[measure]), "count": state["count"] + 1.0}
 
 
-@controlled(init=_no_history, update=_add_to_history)
+@controlled(init=lambda **options: {"total": jnp.float32(0.0), "count": jnp.float32(0.0)}, update=_add_to_history)
 def running_mean(state, step, *, measure: str):
     """Mean of a metric over the steps so far; 0 before the first.
 
@@ -206,15 +185,9 @@ def running_mean(state, step, *, measure: str):
     return state["total"] / jnp.maximum(state["count"], 1.0)
 
 
-def _nothing(**options):
-    return jnp.float32(0.0)
-
-
-def _add(state, metrics, *, measure):
-    return state + jnp.float32(metrics[measure])
-
-
-@controlled(init=_nothing, update=_add)
+@controlled(
+    init=lambda **options: jnp.float32(0.0), update=lambda state, metrics, *, measure: state + jnp.float32(metrics[measure])
+)
 def running_total(state, step, *, measure: str):
     """Sum of a metric over the steps so far; 0 before the first.
 
@@ -229,7 +202,6 @@ def _empty_window(*, window: int, **options):
 
 
 def _watch(state, metrics, *, value, window, threshold, measure):
-    del value
     new, seen = jnp.float32(metrics[measure]), state["seen"]
     full = state["count"] >= window
     deviation = jnp.maximum(jnp.nanstd(seen), 1e-8)
@@ -252,17 +224,12 @@ def until_drift(state, step, *, value: float, window: int = 10, threshold: float
     return jnp.where(state["drifted"], 0.0, jnp.float32(value))
 
 
-def _no_average(**options):
-    return {"mean": jnp.float32(0.0), "share": jnp.float32(0.0)}
-
-
 def _average(state, metrics, *, decay, measure, factor):
-    del factor
     kept = {"mean": jnp.float32(metrics[measure]), "share": jnp.float32(1.0)}
     return {name: decay * state[name] + (1.0 - decay) * kept[name] for name in state}
 
 
-@controlled(init=_no_average, update=_average)
+@controlled(init=lambda **options: {"mean": jnp.float32(0.0), "share": jnp.float32(0.0)}, update=_average)
 def moving_average(state, step, *, decay: float, measure: str, factor: float = 1.0):
     """`factor` times the exponential average of a metric over the steps before, without bias to its beginning; 0 at first.
 

@@ -3,8 +3,6 @@
 They cost a second pass through the unembedding, and are computed only where an objective asks for them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """Errors of the system and of libraries in the words of a user: what happened, to which file, and the mend."""
 
-from __future__ import annotations
-
 import errno
 import re
 import sys

@@ -4,8 +4,6 @@ The hidden states meet the unembedding matrix one block of the vocabulary and of
 running sums (an online log-sum-exp); the backward pass builds each block's logits again.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -57,19 +55,12 @@ def token_statistics(
 
 
 class Split(NamedTuple):
-    """Mesh axes that split the head's inputs; none without a mesh.
+    """Mesh axes that split the head's inputs; none without a mesh."""
 
-    Attributes:
-      rows: of tokens [B, T].
-      columns: of tokens.
-      vocabulary: of the matrix [V, D].
-      width: of the matrix; of hidden states nothing does.
-    """
-
-    rows: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    vocabulary: tuple[str, ...] = ()
-    width: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()  # of tokens [B, T]
+    columns: tuple[str, ...] = ()  # of tokens
+    vocabulary: tuple[str, ...] = ()  # of the matrix [V, D]
+    width: tuple[str, ...] = ()  # of the matrix; of hidden states nothing does
 
     @property
     def specs(self) -> tuple[PartitionSpec, PartitionSpec]:

@@ -1,7 +1,5 @@
 """Numerical primitives that estimators and objectives share: total functions with finite gradients everywhere."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -22,6 +20,21 @@ def safe_divide(numerator, denominator):
     """`numerator / denominator`, and 0 where the denominator is 0; gradients are finite in both cases."""
     nonzero = denominator != 0
     return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1.0), 0.0)
+
+
+def over_segments(reduction, values, segment):
+    """`jax.ops.segment_sum`, `_min` or `_max` of `values` [B, T] over each token's own segment of its row, at each, [B, T].
+
+    Args:
+      reduction: of `jax.ops`.
+      values: of any type.
+      segment: int [B, T], numbers from 0 to T.
+    """
+
+    def row(values, numbers):
+        return reduction(values, numbers, num_segments=values.shape[0] + 1)[numbers]
+
+    return jax.vmap(row)(values, jnp.asarray(segment))
 
 
 def keep_finite(new, old):

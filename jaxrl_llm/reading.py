@@ -4,8 +4,6 @@ A *check* is a function `(value, place) -> value`. It gives the value as it is u
 one line with the place (file and field), what was found and what is wanted. Null is no value, wherever it stands.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -25,7 +23,7 @@ def local(path: str | pathlib.Path) -> pathlib.Path:
     """The absolute path of a file or folder of this machine.
 
     Raises:
-      ValueError: it is an address such as gs://bucket/run, which would become a local folder of that name.
+      ValueError: it is an address such as gs://bucket/model, which would become a local folder of that name.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
         raise ValueError(f"{path} is no folder of this machine; mount the bucket or copy what is there, and give that")

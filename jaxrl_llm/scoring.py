@@ -1,7 +1,5 @@
 """Per-token statistics of a policy on a batch; those of a network with `hidden` never build the logits, see `head`."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +29,7 @@ def make_scorer(
       needs: statistics beyond `logp`: "entropy", "mean_logp", "max_logp", "value", "value_outputs", "hidden", "router_logits",
         and those of `dense.dense_statistics`: "candidate_logp", "log_collision" and "top_entropy:0.3", 0.3 being the share
         that is cut.
-      temperature: the logits are divided by it; the policy that is scored is the one that is sampled at this
-        temperature.
+      temperature: the logits are divided by it; the policy that is scored is the one that is sampled at this temperature.
       replay_routes: whether tokens go to the experts of `batch.extras["routes"]` [B, T, layers, k], those that the sampler
         sent them to (https://arxiv.org/abs/2510.11370); -1 leaves the choice to the router.
       value: `value(params, tokens, positions, segments) -> [B, T]`, what a policy that is a bare `apply` expects after

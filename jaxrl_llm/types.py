@@ -5,8 +5,6 @@ sequence has log-probability 0. The records are frozen pytrees of arrays. Buildi
 of JAX, which rebuild records from leaves of other ranks, are not checked.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

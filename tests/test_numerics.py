@@ -135,10 +135,7 @@ def test_the_bound_of_a_log_ratio_is_an_option():
     assert np.isfinite(kl_estimate(jnp.float32(-500.0), far, "k3", None))
 
 
-@pytest.mark.parametrize(
-    ("new", "kept"),
-    [((2.0, 5), True), ((np.nan, 5), False), ((-np.inf, 5), False), ((3e38, 5), True)],
-)
+@pytest.mark.parametrize(("new", "kept"), [((2.0, 5), True), ((np.nan, 5), False), ((-np.inf, 5), False), ((3e38, 5), True)])
 def test_a_state_stays_finite_as_a_whole(new, kept):
     old = {"mean": jnp.float32(1.0), "count": 3, "shortest": jnp.array([np.inf, 2.0])}
     found = keep_finite({"mean": jnp.float32(new[0]), "count": new[1], "shortest": jnp.array([np.inf, 1.0])}, old)

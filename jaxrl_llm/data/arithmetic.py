@@ -1,7 +1,5 @@
 """Built-in task: worked arithmetic, small enough for a tiny model that starts from nothing."""
 
-from __future__ import annotations
-
 import functools
 import threading
 import zlib

@@ -1,7 +1,5 @@
 """Chat messages as text under the template of a tokenizer, and the token ids of prompts."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

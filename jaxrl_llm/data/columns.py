@@ -3,8 +3,6 @@
 A null is no value: a column that a row leaves empty is as good as absent, and a reward sees None in it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

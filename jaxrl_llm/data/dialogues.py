@@ -1,7 +1,5 @@
 """Dialogues with the assistant's tokens marked, and how a dialogue goes on from the ids that were sampled."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Mapping, Sequence

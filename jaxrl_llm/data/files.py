@@ -1,7 +1,5 @@
 """Rows of files as people have them: JSON lines, plain or compressed, Parquet, and data sets that `datasets` saved."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import pathlib

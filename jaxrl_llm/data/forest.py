@@ -7,8 +7,6 @@ the first token in which they differ. A row of the forest holds some of them in 
 path of the one before it.
 """
 
-from __future__ import annotations
-
 import bisect
 from typing import NamedTuple
 
@@ -22,19 +20,12 @@ WIDTHS = (1024, 2048)  # columns of rows that hold many short rollouts, the narr
 
 
 class Leaves(NamedTuple):
-    """The rollouts that are to be read, in the order of their tokens.
+    """The rollouts that are to be read, in the order of their tokens."""
 
-    Attributes:
-      member: int [M], number of the rollout.
-      length: int [M], its tokens.
-      common: int [M], tokens that it begins with in common with the one before it; 0 for the first.
-      entries: int [M], its actions and its last place.
-    """
-
-    member: np.ndarray
-    length: np.ndarray
-    common: np.ndarray
-    entries: np.ndarray
+    member: np.ndarray  # int [M], number of the rollout
+    length: np.ndarray  # int [M], its tokens
+    common: np.ndarray  # int [M], tokens that it begins with in common with the one before it; 0 for the first
+    entries: np.ndarray  # int [M], its actions and its last place
 
 
 def leaves_of(rollouts: Rollouts, keep: np.ndarray | None = None) -> Leaves:

@@ -1,7 +1,5 @@
 """Pairs whose prompts name the quality that is wanted: what is preferred depends on what was asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from jaxrl_llm.data.sources import Example, Source

@@ -1,7 +1,5 @@
 """Examples from a file."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """The order of a data set: a pure function of (seed, epoch), walked by a cursor of two integers."""
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 

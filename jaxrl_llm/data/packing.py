@@ -1,7 +1,5 @@
 """Rollouts into packed rows: after this, everything is per token."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 
@@ -65,17 +63,11 @@ def take_room(room: list[int], row: int, length: int) -> None:
 
 
 class Rows(NamedTuple):
-    """Where packed rows stand in a batch.
+    """Where packed rows stand in a batch."""
 
-    Attributes:
-      slots: int [R], row of the batch of each packed row.
-      count: rows of the batch.
-      parts: int [P], packed rows in each of its micro-batches, or None where it is not cut here.
-    """
-
-    slots: np.ndarray
-    count: int
-    parts: np.ndarray | None = None
+    slots: np.ndarray  # int [R], row of the batch of each packed row
+    count: int  # rows of the batch
+    parts: np.ndarray | None = None  # int [P], packed rows in each of its micro-batches, or None where it is not cut here
 
     @property
     def computed(self) -> int:

@@ -1,7 +1,5 @@
 """Preferences as rollouts: the rows of pairs, of their gold texts, of marked answers, and of answers to other prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -158,10 +156,7 @@ def _rollouts(rows: Sequence[tuple], width: int) -> Rollouts:
         group=np.array(groups, np.int32),
         prompt_id=np.array(numbers, np.int32),
         source=np.array([side == "gold" for side in sides], np.int32),
-        extras={
-            "preference": np.array([SIDES[side] for side in sides], np.float32),
-            "margin": np.array(margins, np.float32),
-        },
+        extras={"preference": np.array([SIDES[side] for side in sides], np.float32), "margin": np.array(margins, np.float32)},
     )
 
 

@@ -1,7 +1,5 @@
 """Examples from the generators of reasoning-gym."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import subprocess

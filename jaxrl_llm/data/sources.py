@@ -6,8 +6,6 @@ completion, an example to learn from may be a dialogue: "messages", with the "to
 where no column gives one, is what comes before its last assistant turn.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 from collections.abc import Callable, Sequence

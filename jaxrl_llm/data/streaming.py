@@ -1,7 +1,5 @@
 """Text of a token stream, piece by piece, never splitting a character."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

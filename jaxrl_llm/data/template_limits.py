@@ -7,8 +7,6 @@ formats with a width...) is foreseen and refused before it is made. Nothing is m
 the same messages is refused everywhere or nowhere.
 """
 
-from __future__ import annotations
-
 import contextvars
 import functools
 import inspect
@@ -38,23 +36,8 @@ _CHARACTERS_A_STEP = 256
 _REMOVED_FILTERS = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
 _REMOVED_METHODS = ("encode", "translate", "maketrans", "to_bytes", "from_bytes")
 _COMPARING_TESTS = (
-    "eq",
-    "equalto",
-    "==",
-    "ne",
-    "!=",
-    "gt",
-    "greaterthan",
-    ">",
-    "ge",
-    ">=",
-    "lt",
-    "lessthan",
-    "<",
-    "le",
-    "<=",
-    "in",
-)
+    "eq", "equalto", "==", "ne", "!=", "gt", "greaterthan", ">", "ge", ">=", "lt", "lessthan", "<", "le", "<=", "in",
+)  # fmt: skip
 _TOO_WIDE, _NESTED_FIELD = re.compile(r"\d{4}|\*"), re.compile(r"\{[^{}]+\{")
 _CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView)
 

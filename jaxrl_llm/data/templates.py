@@ -1,7 +1,5 @@
 """Jinja templates in a sandbox, and the text that a template marks as the assistant's own."""
 
-from __future__ import annotations
-
 import datetime
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """The TFDS builder behind `prepare_jsonl`; importing this module imports TFDS, which asks that builders live in a package."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """Examples from TensorFlow Datasets, read as a random-access data source without TensorFlow."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """Reads SentencePiece models and Hugging Face tokenizer directories into the fields of a `Tokenizer`."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """Tokenizers as frozen, picklable values: bytes, small alphabets, SentencePiece models and Hugging Face directories."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

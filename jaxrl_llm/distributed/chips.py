@@ -4,8 +4,6 @@ The time of a program is the largest of three, as if all overlapped: multiplicat
 the memory's speed, and bytes on links at the links' speed. It is a lower bound of a step: no program reaches all its peaks.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import math
@@ -20,25 +18,15 @@ from jax.sharding import Mesh
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, in units a second where it is a speed.
+    """One chip, in units a second where it is a speed."""
 
-    Attributes:
-      flops: of multiplications in bfloat16.
-      memory: bytes of HBM.
-      memory_speed: bytes of HBM.
-      link: bytes one way of one link to a neighbour.
-      dimensions: of the torus.
-      network: bytes of the chip's share of the network between slices.
-      devices: of JAX on a chip, as the topologies of libtpu have them.
-    """
-
-    flops: float
-    memory: float
-    memory_speed: float
-    link: float
-    dimensions: int
-    network: float
-    devices: int = 1
+    flops: float  # of multiplications in bfloat16
+    memory: float  # bytes of HBM
+    memory_speed: float  # likewise
+    link: float  # bytes one way of one link to a neighbour
+    dimensions: int  # of the torus
+    network: float  # bytes of the chip's share of the network between slices
+    devices: int = 1  # of JAX on a chip, as the topologies of libtpu have them
 
 
 # FLOPs, memory, its speed and links, which are the bandwidth of a chip divided by its ports, one way:
@@ -57,19 +45,12 @@ CUBE_SIDE = 4  # chips of a side of the cubes of which tori of three dimensions 
 
 
 class Slice(NamedTuple):
-    """Chips of one kind, wired as a torus, and perhaps several such.
+    """Chips of one kind, wired as a torus, and perhaps several such."""
 
-    Attributes:
-      chip: its figures.
-      name: such as "v5e:4x4".
-      sides: chips along each dimension.
-      slices: how many.
-    """
-
-    chip: Chip
-    name: str
-    sides: tuple[int, ...]
-    slices: int = 1
+    chip: Chip  # its figures
+    name: str  # such as "v5e:4x4"
+    sides: tuple[int, ...]  # chips along each dimension
+    slices: int = 1  # how many
 
     @property
     def devices(self) -> int:

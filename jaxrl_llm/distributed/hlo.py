@@ -6,12 +6,10 @@ as if it were taken, but for the share of turns that the caller knows. https://o
 each operation computes.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +34,8 @@ _FREE = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain",
 })  # fmt: skip
+# Of what is sliced after these, no more is read than the slice. Loops over windows of a dot pad its operand before they slice.
+_SEEN_THROUGH = frozenset({"bitcast", "pad", "convert", "copy", "reshape"})
 
 
 class Array(NamedTuple):
@@ -74,34 +74,26 @@ class Collectives(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What one device does in a run of a program.
+    """What one device does in a run of a program."""
 
-    Attributes:
-      flops: 2 for each multiplication of dots and convolutions that meets no padding; without kernels.
-      bytes: read from HBM and written to it.
-      collectives: by kind and mesh axes, such as ("all-gather", "fsdp").
-      kernels: custom calls of Pallas, whose work the text does not tell.
-      unknown_loops: loops that no text tells the length of.
-    """
-
-    flops: float
-    bytes: float
-    collectives: dict[tuple[str, str], Collectives]
-    kernels: list[Kernel]
-    unknown_loops: int
+    flops: float  # 2 for each multiplication of dots and convolutions that meets no padding; without kernels
+    bytes: float  # read from HBM and written to it
+    collectives: dict[tuple[str, str], Collectives]  # by kind and mesh axes, such as ("all-gather", "fsdp")
+    kernels: list[Kernel]  # custom calls of Pallas, whose work the text does not tell
+    unknown_loops: int  # loops that no text tells the length of
 
 
-def read_hlo(text: str, mesh: Mesh, unknown_length: int = 1, taken: float = 1.0) -> Figures:
+def read_hlo(text: str, mesh: Mesh, unknown_lengths: Sequence[int] = (1,), taken: float = 1.0) -> Figures:
     """Reads the optimised HLO of a program for the devices of a mesh.
 
     Args:
       text: as of `compiled.as_text()`, or of the compiler's dump.
       mesh: whose devices HLO numbers in their order.
-      unknown_length: how often loops run whose length depends on data.
+      unknown_lengths: how often loops run whose length depends on data; then those inside of them, and so on, as the last.
       taken: share of the turns in which the outermost conditionals take their second branch, such as that of a micro-batch
         that holds something.
     """
-    program = _Program(text, unknown_length, taken)
+    program = _Program(text, unknown_lengths, taken)
     flops, moved, kernels, found = 0.0, 0.0, [], []
     for place, times in program.times.items():
         for one in program.computations[place]:
@@ -135,9 +127,9 @@ def _bytes(dtype: str) -> float:
 class _Program:
     """Computations of HLO text by name, and how often each runs."""
 
-    def __init__(self, text: str, unknown_length: int, taken: float = 1.0):
+    def __init__(self, text: str, unknown_lengths: Sequence[int], taken: float = 1.0):
         self.computations: dict[str, list[Instruction]] = {}
-        self.unknown, self.unknown_length = 0, unknown_length
+        self.unknown, self.unknown_lengths = 0, unknown_lengths
         entry = self._parse(text)
         self.shapes = {(place, one.name): one.shape for place, lines in self.computations.items() for one in lines}
         self.times: dict[str, float] = collections.Counter()
@@ -166,28 +158,31 @@ class _Program:
     def arrays(self, place: str, name: str) -> list[Array]:
         return arrays_of(self.shapes.get((place, name), ""))
 
-    def _run(self, place: str, times: float, taken: float) -> None:
+    def _run(self, place: str, times: float, taken: float, depth: int = 0) -> None:
         self.times[place] += times
         for one in self.computations.get(place, ()):
             if one.operation.removesuffix("-start") in _OF_TWO_NUMBERS:
                 continue
-            inner = times * self._trips(one) if one.operation == "while" else times
+            inner, below = times, depth
+            if one.operation == "while":
+                trips = self._trips(one)
+                self.unknown += trips is None
+                inner *= self.unknown_lengths[min(depth, len(self.unknown_lengths) - 1)] if trips is None else trips
+                below += trips is None
             for key, called in _CALLED.findall(one.text):
                 if key == "calls" or place in self.fused:
                     self.fused.add(called)
-                self._run(called, inner, taken)
+                self._run(called, inner, taken, below)
             for branches in _BRANCHES.findall(one.text):
                 names = _NAME.findall(branches[0]) or list(filter(None, (branches[1], *branches[0].split(", "))))
                 for number, called in enumerate(names):
                     chosen = number == 1 and one.operation == "conditional"
-                    self._run(called, times * (taken if chosen else 1.0), 1.0 if chosen else taken)
+                    self._run(called, times * (taken if chosen else 1.0), 1.0 if chosen else taken, depth)
 
-    def _trips(self, loop: Instruction) -> float:
+    def _trips(self, loop: Instruction) -> int | None:
         told = re.search(r"known_trip_count[^\d}]*(\d+)", loop.text)
         called = dict(_CALLED.findall(loop.text))
-        trips = int(told.group(1)) if told else self._counted(called["condition"], called["body"])
-        self.unknown += trips is None
-        return self.unknown_length if trips is None else trips
+        return int(told.group(1)) if told else self._counted(called["condition"], called["body"])
 
     def _counted(self, condition: str, body: str) -> int | None:
         """Times that `for (i = 0; i < constant; i += step)` runs; None where the condition is another one."""
@@ -245,16 +240,9 @@ class _Program:
     def _moved_by_fusion(self, one: Instruction, called: str, operands: list[float], results: float) -> float:
         """Of operands that are only sliced, the slices; of results that are updated in place, the updates."""
         lines = self.computations[called]
-        users = collections.defaultdict(list)
-        for line in lines:
-            for position, name in enumerate(line.operands):
-                users[name].append((line, position))
-        for line in lines:
-            if line.operation == "parameter":
-                number = int(re.search(r"parameter\((\d+)\)", line.text).group(1))
-                taken = [self._taken(called, users, user, position) for user, position in users[line.name]]
-                if number < len(operands) and None not in taken:
-                    operands[number] = min(operands[number], sum(taken))
+        for number, whole in enumerate(operands):
+            taken = self._taken_of_parameter(called, number)
+            operands[number] = whole if taken is None else min(whole, taken)
         made, root = {line.name: line for line in lines}, next(line for line in lines if line.root)
         if root.operation == "tuple":
             # What is passed on, or filled by a collective that overlaps with the fusion, is not touched here.
@@ -262,24 +250,37 @@ class _Program:
             results -= _in_memory([array for array, idle in zip(arrays_of(one.shape), passed, strict=False) if idle])
         for line in lines:
             if line.operation == "dynamic-update-slice":
-                whole, part = (sum(array.bytes for array in arrays_of(shape)) for shape in self._update(called, line))
+                whole, part = (
+                    sum(array.bytes for array in self.arrays(called, name)) for name in (line.name, line.operands[1])
+                )
                 results = max(results - whole, 0.0) + part if results >= whole else results
         return results + sum(operands)
 
-    def _update(self, place: str, line: Instruction) -> tuple[str, str]:
-        return line.shape, self.shapes.get((place, line.operands[1]), "")
+    def _taken_of_parameter(self, place: str, number: int) -> float | None:
+        """Bytes that a fused computation takes of an operand: None for all of it."""
+        users, name = collections.defaultdict(list), ""
+        for line in self.computations[place]:
+            if line.operation == "parameter" and f"parameter({number})" in line.text:
+                name = line.name
+            for position, operand in enumerate(line.operands):
+                users[operand].append((line, position))
+        taken = [self._taken(place, users, user, position) for user, position in users[name]]
+        return None if None in taken else sum(taken)
 
     def _taken(self, place: str, users, user: Instruction, position: int) -> float | None:
         """Bytes that a user takes of an array: None for all of it."""
+        if user.operation == "fusion":  # within a fusion: loops over windows of a dot slice its operands so
+            return self._taken_of_parameter(dict(_CALLED.findall(user.text))["calls"], position)
         if user.root and user.operation == "tuple":
             return 0.0
         if user.operation in ("dynamic-slice", "slice", "gather") and position == 0:
             return sum(array.bytes for array in arrays_of(user.shape))
         if user.operation == "dynamic-update-slice" and position == 0:
             return 0.0
-        if user.operation == "bitcast":
+        if user.operation in _SEEN_THROUGH and position == 0:
             inner = [self._taken(place, users, further, at) for further, at in users[user.name]]
-            return None if None in inner or not inner else sum(inner)
+            before, after = (sum(array.bytes for array in self.arrays(place, name)) for name in (user.operands[0], user.name))
+            return None if None in inner or not inner else sum(inner) * before / after
         return None
 
 

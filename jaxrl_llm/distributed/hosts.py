@@ -5,8 +5,6 @@ them can know (how long a reward took, whether it was told to stop) is gathered,
 the files of a run and speaks for all.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

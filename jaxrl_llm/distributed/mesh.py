@@ -1,7 +1,5 @@
 """The mesh of devices."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

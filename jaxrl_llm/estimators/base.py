@@ -1,7 +1,5 @@
 """The estimator: a pair `(init, update)` in the manner of optax, and its combinator `chain`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -65,8 +63,7 @@ def stateful(init: Callable[..., Any] = no_state, *, annotations=(), provides=()
     Args:
       init: `init(**options) -> state` before the first step, a pytree of arrays; no state by default, for functions that
         only draw from the key.
-      annotations: as in `composable`.
-      provides: as in `composable`.
+      annotations, provides: as in `composable`.
     """
 
     def build(bound: Composable) -> Estimator:
@@ -82,7 +79,6 @@ class _Stateless:
     function: Composable
 
     def __call__(self, rollouts, state, key):
-        del key
         return _with_inputs(self.function, rollouts), state
 
 
@@ -115,7 +111,7 @@ def _refuse_missing(rollouts: Rollouts, function: Composable) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _ChainInit:
+class ChainInit:
     estimators: tuple[Estimator, ...]
 
     def __call__(self):
@@ -142,4 +138,4 @@ def chain(*estimators: Estimator) -> Estimator:
       chain(group_advantage(), token_mean())
     """
     parts = tuple(part for estimator in estimators for part in estimator.parts)
-    return Estimator(_ChainInit(estimators), _ChainUpdate(estimators), parts)
+    return Estimator(ChainInit(estimators), _ChainUpdate(estimators), parts)

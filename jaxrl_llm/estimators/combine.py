@@ -1,28 +1,19 @@
 """Estimators made of others: sums of advantages, and estimators that see the rows of one source alone."""
 
-from __future__ import annotations
-
 import dataclasses
-import functools
-import operator
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.estimators.base import Estimator
+from jaxrl_llm.compose import declared
+from jaxrl_llm.estimators.base import ChainInit, Estimator
 from jaxrl_llm.types import Rollouts
 
 
 @dataclasses.dataclass(frozen=True)
-class _BlendInit:
-    terms: tuple[tuple[float, Estimator], ...]
+class _Blend:
+    """Hashable `update` of a blend, which prints it and says what it needs."""
 
-    def __call__(self):
-        return tuple(estimator.init() for _, estimator in self.terms)
-
-
-@dataclasses.dataclass(frozen=True)
-class _BlendUpdate:
     terms: tuple[tuple[float, Estimator], ...]
 
     def __call__(self, rollouts: Rollouts, state, key):
@@ -33,20 +24,13 @@ class _BlendUpdate:
             states.append(inner)
         return rollouts.replace(advantage=advantage, valid=valid, extras=extras), tuple(states)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Blended:
-    """What a blend is made of, for printing and for what it needs."""
-
-    terms: tuple[tuple[float, Estimator], ...]
-
     @property
     def annotations(self) -> frozenset[str]:
-        return functools.reduce(operator.or_, (estimator.annotations for _, estimator in self.terms), frozenset())
+        return declared(self.terms, "annotations")
 
     @property
     def provides(self) -> frozenset[str]:
-        return functools.reduce(operator.or_, (estimator.provides for _, estimator in self.terms), frozenset())
+        return declared(self.terms, "provides")
 
     def __repr__(self) -> str:
         return f"blend({', '.join(map(repr, self.terms))})"
@@ -61,11 +45,14 @@ def blend(*terms: tuple[float, Estimator]) -> Estimator:
       >>> blend((0.5, group_advantage()), (0.5, group_advantage(scale=None)))
       blend((0.5, group_advantage()), (0.5, group_advantage(scale=None)))
     """
-    return Estimator(_BlendInit(terms), _BlendUpdate(terms), (_Blended(terms),))
+    update = _Blend(terms)
+    return Estimator(ChainInit(tuple(estimator for _, estimator in terms)), update, (update,))
 
 
 @dataclasses.dataclass(frozen=True)
-class _AmongUpdate:
+class _Among:
+    """Hashable `update` of `among`, which prints it and says what it needs."""
+
     source: int
     inner: Estimator
 
@@ -80,14 +67,6 @@ class _AmongUpdate:
             extras=rollouts.extras | found.extras,
         )
         return merged, state
-
-
-@dataclasses.dataclass(frozen=True)
-class _Among:
-    """What `among` is made of, for printing and for what it needs."""
-
-    source: int
-    inner: Estimator
 
     @property
     def annotations(self) -> frozenset[str]:
@@ -115,4 +94,5 @@ def among(source: int, inner: Estimator) -> Estimator:
       >>> chain(among(0, chain(group_advantage(), sequence_mean())), among(1, token_mean()))
       chain(among(0, chain(group_advantage(), sequence_mean())), among(1, token_mean()))
     """
-    return Estimator(inner.init, _AmongUpdate(source, inner), (_Among(source, inner),))
+    update = _Among(source, inner)
+    return Estimator(inner.init, update, (update,))

@@ -4,12 +4,10 @@ Time counts actions only, and the state behind the last one has value 0. `of` na
 "behavior", the critic at the beginning of the step, or "target", its exponential average, which a method's `Critic` keeps.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.estimators.base import stateful, stateless
 from jaxrl_llm.estimators.returns import discounted_sums, rewards_per_token
 from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
@@ -64,8 +62,7 @@ def td_targets(rollouts: Rollouts, *, steps: int = 1, discount: float = 1.0, of:
 
     Source: n-step returns, https://arxiv.org/abs/1602.01783
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; it must be at least 1")
+    require(steps >= 1, "steps", steps, "at least 1")
     rewards, _ = rewards_per_token(rollouts)
     found = masked(rollouts.extras[f"{of}_value"], rollouts.mask)
     for _ in range(steps):
@@ -205,8 +202,7 @@ def stock_advantage(rollouts: Rollouts, *, share: float = 0.25, trace_decay: flo
 
     Source: https://arxiv.org/abs/2501.13028, section on the conditional value at risk
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share is {share}; it must be above 0 and below 1")
+    require(0 < share < 1, "share", share, "above 0 and below 1")
     rewards, present = rewards_per_token(rollouts)
     mask = rollouts.mask
     outputs = masked(rollouts.extras["behavior_value_outputs"], mask[..., None])

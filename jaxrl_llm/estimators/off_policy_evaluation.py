@@ -8,11 +8,10 @@ of no rows, every result is 0.
 Source: SCOPE-RL, https://arxiv.org/abs/2311.18206
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
 
 
@@ -46,9 +45,7 @@ def per_decision_value(logp, behavior_logp, mask, rewards, *, discount: float = 
     """mean over rows of sum_t discount^t w_{1:t} r_t: a reward has the weight of the actions up to it alone.
 
     Args:
-      logp: as in `trajectory_log_weight`.
-      behavior_logp: likewise.
-      mask: likewise.
+      logp, behavior_logp, mask: as in `trajectory_log_weight`.
       rewards: [N, T], at the actions that they follow.
       discount: of each action.
     """
@@ -60,10 +57,7 @@ def doubly_robust_value(logp, behavior_logp, mask, rewards, values, action_value
     """mean over rows of sum_t discount^t [w_{1:t} (r_t - Q_t) + w_{1:t-1} V_t]: exact where either the weights or Q and V are.
 
     Args:
-      logp: as in `per_decision_value`, and so are `behavior_logp`, `mask` and `rewards`.
-      behavior_logp: likewise.
-      mask: likewise.
-      rewards: likewise.
+      logp, behavior_logp, mask, rewards: as in `per_decision_value`.
       values: V [N, T], estimates of the policy's return from the state before each action.
       action_values: Q [N, T], of its return after the action that was taken.
       discount: of each action.
@@ -92,8 +86,7 @@ def return_quantile(log_weight, returns, *, level: float):
     Raises:
       ValueError: a level that is not from 0 to 1.
     """
-    if not 0 <= level <= 1:
-        raise ValueError(f"level is {level}; it must be from 0 to 1")
+    require(0 <= level <= 1, "level", level, "from 0 to 1")
     ordered, probability = return_distribution(log_weight, returns)
     enough = probability >= min(level, 1.0 - 1e-6) - 1e-6
     smallest = jnp.where(enough, ordered, jnp.inf).min(initial=jnp.inf)
@@ -106,8 +99,7 @@ def conditional_value_at_risk(log_weight, returns, *, level: float):
     Raises:
       ValueError: a level out of (0, 1].
     """
-    if not 0 < level <= 1:
-        raise ValueError(f"level is {level}; it must be above 0 and at most 1")
+    require(0 < level <= 1, "level", level, "above 0 and at most 1")
     ordered, probability = return_distribution(log_weight, returns)
     before = jnp.pad(probability, (1, 0))[:-1]
     mass = jnp.clip(jnp.minimum(probability, level) - before, 0.0)
@@ -132,8 +124,7 @@ def sharpe_ratio_at_k(estimates, values, *, baseline: float, k: int):
     Source: https://arxiv.org/abs/2311.18207
     """
     count = len(estimates)
-    if not 2 <= k <= count:
-        raise ValueError(f"k is {k}; it must be from 2 to the number of policies, {count}")
+    require(2 <= k <= count, "k", k, f"from 2 to the number of policies, {count}")
     chosen = jnp.asarray(values, jnp.float32)[jnp.argsort(jnp.asarray(estimates), descending=True)[:k]]
     spread = jnp.where(chosen.max() > chosen.min(), jnp.std(chosen, ddof=1), 0.0)
     return safe_divide(jnp.maximum(chosen.max() - baseline, 0.0), spread)

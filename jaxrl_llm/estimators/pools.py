@@ -1,10 +1,9 @@
 """Statistics of the rows that a row is compared with: its group, the whole step, or a part of its group."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
@@ -74,8 +73,7 @@ def alone_in(present, group, alone: str):
     Raises:
       ValueError: another word.
     """
-    if alone not in ALONE:
-        raise ValueError(f"alone is {alone!r}; it must be one of {ALONE}")
+    require(alone in ALONE, "alone", alone, f"one of {ALONE}")
     return None if alone == "own" else group_sum(present, group) - present <= 0
 
 
@@ -145,8 +143,7 @@ def divisor(variance, epsilon: float, placement: str):
     Raises:
       ValueError: an unknown placement.
     """
-    if placement not in PLACEMENTS:
-        raise ValueError(f"placement is {placement!r}; it must be one of {PLACEMENTS}")
+    require(placement in PLACEMENTS, "placement", placement, f"one of {PLACEMENTS}")
     if placement == "inside":
         return jnp.sqrt(variance + epsilon)
     deviation = jnp.sqrt(variance)

@@ -1,13 +1,13 @@
-"""Rewards in time: penalties on the way, and discounted returns."""
-
-from __future__ import annotations
+"""Returns and advantages along a row, by actions or by turns, and KL penalties in the reward."""
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.estimators.base import stateless
+from jaxrl_llm.compose import Composable, composable, require
+from jaxrl_llm.estimators.base import stateful, stateless
+from jaxrl_llm.estimators.pools import classes, divisor, group_mean, group_variance
 from jaxrl_llm.estimators.scores import last_action, row_scores
-from jaxrl_llm.numerics import kl_estimate, masked
+from jaxrl_llm.numerics import kl_estimate, masked, over_segments, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
@@ -58,8 +58,7 @@ def kl_in_advantage(rollouts: Rollouts, *, coefficient: float = 0.01, kind: str 
     Args:
       rollouts: with advantages, `behavior_logp` and `extras["reference_logp"]` [N, T].
       coefficient: of the penalty.
-      kind: as in `kl_in_reward`.
-      bound: as in `kl_in_reward`.
+      kind, bound: as in `kl_in_reward`.
 
     Raises:
       ValueError: as in `kl_in_reward`.
@@ -93,3 +92,209 @@ def discounted_sums(rewards, steps, discount: float):
         return total, total
 
     return jax.lax.scan(backward, jnp.zeros(rewards.shape[0]), (rewards.T, steps.T > 0), reverse=True)[1].T
+
+
+@stateful(lambda *, initial, **options: jnp.float32(initial), annotations=("behavior_logp", "reference_logp"))
+def adaptive_kl_in_reward(
+    rollouts: Rollouts,
+    state,
+    key,
+    *,
+    initial: float = 0.2,
+    target: float = 6.0,
+    horizon: float = 10_000.0,
+    kind: str = "k1",
+    bound: float | None = None,
+):
+    """`kl_in_reward` with a coefficient c that rises where answers have more KL than the target and falls where they have less.
+
+    After each step c <- c (1 + clip(KL / target - 1, -0.2, 0.2) N / horizon), with KL the mean over the N valid rows of the
+    sum of their actions' estimates. The state is c; without a valid row it stays.
+
+    Args:
+      initial: c at the first step.
+      target: KL of a whole answer that is aimed at, nats.
+      horizon: in answers; so many with an error of 0.2 change c by about the factor e^0.2.
+      kind: see `numerics.kl_estimate`.
+      bound: as in `kl_in_reward`; the KL that is measured has it too.
+
+    Source: Ziegler et al., https://arxiv.org/abs/1909.08593, section 2.2
+    """
+    valid = (rollouts.valid > 0).astype(jnp.float32)
+    estimate = kl_estimate(rollouts.behavior_logp, rollouts.extras["reference_logp"], kind)
+    estimate = estimate if bound is None else jnp.clip(estimate, -bound, bound)
+    mean = safe_divide(jnp.sum(masked(estimate, rollouts.mask).sum(axis=1) * valid), valid.sum())
+    error = jnp.where(valid.sum() > 0, jnp.clip(mean / target - 1.0, -0.2, 0.2), 0.0)
+    penalised = kl_in_reward.function(rollouts, coefficient=state, kind=kind, bound=bound)
+    return penalised, state * (1.0 + error * valid.sum() / horizon)
+
+
+def first_actions(rollouts: Rollouts):
+    """One [N, T] where an action begins its turn, 0 elsewhere."""
+    place = jnp.where(rollouts.mask > 0, jnp.arange(rollouts.mask.shape[1]), -1)
+    earlier = jax.lax.cummax(jnp.pad(place, ((0, 0), (1, 0)), constant_values=-1)[:, :-1], axis=1)
+    same = (earlier >= 0) & (jnp.take_along_axis(rollouts.turn, jnp.maximum(earlier, 0), axis=1) == rollouts.turn)
+    return ((rollouts.mask > 0) & ~same).astype(jnp.float32)
+
+
+def over_turns(values, rollouts: Rollouts):
+    """Sum of `values` [N, T] over the actions of a turn, at its first action; 0 elsewhere."""
+    first = first_actions(rollouts)
+    number = jnp.cumsum(first, axis=1).astype(jnp.int32)
+    return first * over_segments(jax.ops.segment_sum, masked(values, rollouts.mask), number)
+
+
+def along_turns(values, rollouts: Rollouts):
+    """The entry of `values` [N, T] at the first action of a turn, at each of its actions; 0 elsewhere."""
+    place = jnp.where(first_actions(rollouts) > 0, jnp.arange(rollouts.mask.shape[1]), 0)
+    return masked(jnp.take_along_axis(values, jax.lax.cummax(place, axis=1), axis=1), rollouts.mask)
+
+
+@stateless(annotations=("state",))
+def state_advantage(
+    rollouts: Rollouts, *, discount: float = 0.95, epsilon: float | None = 1e-6, reward_weights: tuple[float, ...] | None = None
+) -> Rollouts:
+    """Compares turns that begin in the same state: A = (R - mean) / (std + epsilon) over the turns of the group in that state.
+
+    R is the discounted sum of rewards from the turn onwards, in which time counts turns. A state that was seen once gives
+    0. The deviation is Bessel's.
+
+    Args:
+      rollouts: with `extras["state"]` int [N, T], a hash of what the turn of the token has seen of its environment.
+      discount: gamma.
+      epsilon: added to the deviation; None for no division.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Source: GiGPO, step-level advantages, https://arxiv.org/abs/2505.10978
+    """
+    rewards, present = rewards_per_token(rollouts, reward_weights)
+    first = first_actions(rollouts)
+    returns = discounted_sums(over_turns(rewards, rollouts), first, discount).ravel()
+    counted = (first * present[:, None]).ravel()
+    groups = jnp.broadcast_to(rollouts.group[:, None], first.shape).ravel()
+    alike = classes(groups, rollouts.extras["state"].ravel())
+    advantage = _standardised(returns, counted, alike, epsilon).reshape(first.shape)
+    return rollouts.replace(advantage=along_turns(first * advantage, rollouts), valid=rollouts.valid * present)
+
+
+@stateless(annotations=("token_rewards",))
+def turn_returns(
+    rollouts: Rollouts, *, discount: float = 1.0, epsilon: float | None = 1e-6, reward_weights: tuple[float, ...] | None = None
+) -> Rollouts:
+    """Rewards of turns and of outcomes, each standardised within the group, summed from each turn onwards.
+
+    The reward of a turn is the sum of its `token_rewards`; the outcome is the weighted sum of the reward components and
+    takes the place of the last turn's. With r~ = (r - mean) / (std + epsilon), over all turns of the group but the last
+    ones, or over its outcomes, A of turn i is the sum over k >= i of discount^(k - i) r~_k. The deviation is Bessel's.
+
+    Args:
+      rollouts: with `token_rewards`, such as what a turn adds to the log-probability of the right answer.
+      discount: gamma, by turn.
+      epsilon: added to the deviation; None for no division.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Source: IGPO, https://arxiv.org/abs/2510.14967
+    """
+    outcome, present = row_scores(rollouts.replace(token_rewards=None), reward_weights)
+    first = first_actions(rollouts)
+    last = last_action(first)
+    gains = over_turns(rollouts.token_rewards, rollouts)
+    groups = jnp.broadcast_to(rollouts.group[:, None], first.shape).ravel()
+    inner = (first - last) * present[:, None]
+    gains = inner * _standardised(gains.ravel(), inner.ravel(), groups, epsilon).reshape(first.shape)
+    outcome = present * _standardised(outcome, present, rollouts.group, epsilon)
+    returns = discounted_sums(gains + last * outcome[:, None], first, discount)
+    return rollouts.replace(advantage=along_turns(first * returns, rollouts), valid=rollouts.valid * present)
+
+
+def _standardised(values, present, group, epsilon: float | None):
+    centred = masked(values - group_mean(values, present, group), present)
+    if epsilon is None:
+        return centred
+    return safe_divide(centred, divisor(group_variance(values, present, group, 1), epsilon, "outside"))
+
+
+STEPS = ("token", "turn")
+
+
+@composable
+def length_adaptive_decay(rollouts: Rollouts, *, scale: float = 0.05):
+    """Trace decay [N] that falls off over the same share of every answer: 1 - 1 / (scale * l), l actions; never below 0.
+
+    Source: VAPO, https://arxiv.org/abs/2504.05118
+    """
+    length = jnp.maximum(rollouts.mask.sum(axis=1), 1.0)
+    return jnp.maximum(1.0 - 1.0 / (scale * length), 0.0)
+
+
+@stateless(annotations=("behavior_value",), provides=("returns",))
+def gae(
+    rollouts: Rollouts,
+    *,
+    discount: float = 1.0,
+    trace_decay: float | Composable = 0.95,
+    value_trace_decay: float | Composable | None = None,
+    step: str = "token",
+    reward_weights: tuple[float, ...] | None = None,
+) -> Rollouts:
+    """Generalised advantage estimation over the actions of each row; the state after the last action has value 0.
+
+    delta_t = r_t + discount * V_{t+1} - V_t, A_t = delta_t + discount * trace_decay * A_{t+1}, where t + 1 is the next
+    action: tokens between two actions (a prompt, a tool's answer) take no time. The critic's targets A_t + V_t go to
+    `extras["returns"]` [N, T].
+
+    Args:
+      rollouts: with `extras["behavior_value"]` [N, T], value of the state before each token.
+      discount: gamma.
+      trace_decay: lambda, or a function of the rollouts that gives one for each row, such as `length_adaptive_decay()`.
+      value_trace_decay: another lambda for the critic's targets; None for the same.
+      step: "token", or "turn": the actions of one turn are one step with the sum of their rewards and the value before the
+        first of them; all share its advantage and target.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: an unknown step.
+
+    Source: https://arxiv.org/abs/1506.02438; decoupled and length-adaptive decays: VAPO, https://arxiv.org/abs/2504.05118
+    """
+    require(step in STEPS, "step", step, f"one of {STEPS}")
+    rewards, present = rewards_per_token(rollouts, reward_weights)
+    values, steps = masked(rollouts.extras["behavior_value"], rollouts.mask), rollouts.mask
+    if step == "turn":
+        rewards, steps = over_turns(rewards, rollouts), first_actions(rollouts)
+
+    def estimate(decay):
+        decay = decay(rollouts) if callable(decay) else decay
+        found = _estimate(rewards, values, steps, discount, discount * decay)
+        return found if step == "token" else along_turns(found, rollouts)
+
+    advantage = estimate(trace_decay)
+    targets = advantage if value_trace_decay is None else estimate(value_trace_decay)
+    before = values if step == "token" else along_turns(values, rollouts)
+    extras = {**rollouts.extras, "returns": targets + before}
+    return rollouts.replace(advantage=advantage, extras=extras, valid=rollouts.valid * present)
+
+
+def _estimate(rewards, values, steps, discount: float, fading):
+    """A [N, T] at the steps, 0 elsewhere; `fading` is discount * trace decay, of all or [N]."""
+
+    def backward(carry, inputs):
+        next_value, next_advantage = carry
+        reward, value, is_step = inputs
+        advantage = reward + discount * next_value - value + fading * next_advantage
+        return (jnp.where(is_step, value, next_value), jnp.where(is_step, advantage, next_advantage)), advantage
+
+    zeros = jnp.zeros(rewards.shape[0])
+    inputs = (rewards.T, values.T, steps.T > 0)
+    return masked(jax.lax.scan(backward, (zeros, zeros), inputs, reverse=True)[1].T, steps)
+
+
+@stateless(annotations=("behavior_value",), provides=("returns",))
+def minus_value(rollouts: Rollouts) -> Rollouts:
+    """Takes the critic's value off advantages that are returns, A - V; the returns go to `extras["returns"]` as its targets.
+
+    Behind `reward_to_go` it is the Monte-Carlo advantage, which is `gae(trace_decay=1)`.
+    """
+    values = masked(rollouts.extras["behavior_value"], rollouts.mask)
+    returns = masked(rollouts.advantage, rollouts.mask)
+    return rollouts.replace(advantage=returns - values, extras={**rollouts.extras, "returns": returns})

@@ -1,12 +1,12 @@
-"""Advantages from the tails of the distribution of scores."""
-
-from __future__ import annotations
+"""Advantages that look at tails of the scores, at bounds of rewards on average, or at a target."""
 
 import jax.numpy as jnp
 
-from jaxrl_llm.estimators.base import stateful
-from jaxrl_llm.estimators.pools import classes, group_mean, group_quantile, group_sum, group_variance, one_each
-from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
+from jaxrl_llm.compose import require
+from jaxrl_llm.estimators import pools
+from jaxrl_llm.estimators.base import stateful, stateless
+from jaxrl_llm.estimators.pools import classes, group_bounds, group_mean, group_rank, group_sum, group_variance, one_each
+from jaxrl_llm.estimators.scores import component_of, row_scores, set_row_advantage
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
@@ -14,11 +14,7 @@ CREDITS = ("share", "std", "uniform")
 EPSILON = 1e-6
 
 
-def _no_quantiles(**options):
-    return {"quantiles": jnp.zeros(2), "started": jnp.zeros((), bool)}
-
-
-@stateful(_no_quantiles)
+@stateful(lambda **options: {"quantiles": jnp.zeros(2), "started": jnp.zeros((), bool)})
 def risk_advantage(
     rollouts: Rollouts,
     state,
@@ -45,9 +41,8 @@ def risk_advantage(
       levels: a and b.
       tail_weight: w.
       rate: step size of the quantiles.
-      credit: how a paper's advantage goes to its rows: "share", in proportion to their difference from the mean score of
-        their group (evenly where these add up to 0), "std", divided by the deviation of their group, or "uniform", to
-        each.
+      credit: how a paper's advantage goes to its rows: "share", in proportion to their difference from the mean score of their
+        group (evenly where these add up to 0), "std", divided by the deviation of their group, or "uniform", to each.
       reward_weights: factor of each reward component; 1 by default.
 
     Raises:
@@ -68,12 +63,9 @@ def risk_advantage(
 
 
 def _check(bundle: int, levels, credit: str) -> None:
-    if bundle < 1:
-        raise ValueError(f"bundle is {bundle}; it must be at least 1 prompt")
-    if not 0 < levels[0] < levels[1] < 1:
-        raise ValueError(f"levels is {levels}; it must be two numbers between 0 and 1, the smaller one first")
-    if credit not in CREDITS:
-        raise ValueError(f"credit is {credit!r}; it must be one of {CREDITS}")
+    require(bundle >= 1, "bundle", bundle, "at least 1 prompt")
+    require(0 < levels[0] < levels[1] < 1, "levels", levels, "two numbers between 0 and 1, the smaller one first")
+    require(credit in CREDITS, "credit", credit, f"one of {CREDITS}")
 
 
 def _number_in_group(group, present):
@@ -92,7 +84,7 @@ def _mixed_value(total, quantiles, levels, tail_weight: float):
 
 def _quantiles(state, total, counted, levels):
     everything = jnp.zeros(total.shape, jnp.int32)
-    empirical = jnp.stack([group_quantile(total, counted, everything, level)[0] for level in levels])
+    empirical = jnp.stack([pools.group_quantile(total, counted, everything, level)[0] for level in levels])
     return jnp.where(state["started"], state["quantiles"], empirical)
 
 
@@ -114,3 +106,141 @@ def _credit(kind: str, score, present, group, paper):
     lead = masked(score - group_mean(score, present, group), present)
     total, members = group_sum(lead, paper), group_sum(present, paper)
     return jnp.where(jnp.abs(total) > EPSILON, safe_divide(lead, total), safe_divide(jnp.ones_like(score), members))
+
+
+@stateless
+def cvar_advantage(
+    rollouts: Rollouts, *, share: float = 0.5, level: float = 0.25, reward_weights: tuple[float, ...] | None = None
+) -> Rollouts:
+    """A = u - mean u of the group, u = (1 - `share`) r + `share` (q - max(q - r, 0) / `level`).
+
+    The mean of u over the group is the mix (1 - `share`) mean + `share` CVaR of its scores: the conditional value at risk
+    (expected shortfall) at the `level` is the mean of so large a share of the worst of them. q is their `level`-quantile, the
+    smallest score that at least this share of the rows do not exceed, which is where the CVaR, a maximum over q, lies. Groups
+    of one and groups whose scores are equal have advantage 0.
+
+    Args:
+      rollouts: N rows.
+      share: lambda, from 0 (the mean alone) to 1 (the worst rows alone).
+      level: alpha, above 0 and up to 1.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: a share that is not from 0 to 1, or a level out of (0, 1].
+
+    Source: expected conditional risk measures, https://arxiv.org/abs/2301.10932
+    """
+    if not 0 <= share <= 1 or not 0 < level <= 1:
+        raise ValueError(f"share={share}, level={level}: the share must be from 0 to 1, the level above 0 and at most 1")
+    score, present = row_scores(rollouts, reward_weights)
+    group = rollouts.group
+    members = group_sum(present, group)
+    not_above = members - group_rank(-score, present, group)
+    # Rounding shall not make 0.3 * 10 a little more than 3.
+    quantile, _ = group_bounds(score, present * (not_above >= level * members - 1e-4), group)
+    quantile = jnp.where(jnp.isfinite(quantile), quantile, 0.0)
+    utility = (1.0 - share) * score + share * (quantile - jnp.maximum(quantile - score, 0.0) / level)
+    return set_row_advantage(rollouts, utility - group_mean(utility, present, group), present)
+
+
+@stateful(lambda *, initial, **options: jnp.float32(initial))
+def lagrangian_advantage(
+    rollouts: Rollouts,
+    multiplier,
+    key,
+    *,
+    limit: float,
+    cost: int = 1,
+    initial: float = 0.0,
+    rate: float = 0.01,
+    penalty: float = 10.0,
+    confidence: float = 0.5,
+):
+    """A = A_reward - l A_cost under a limit of the cost, with the multiplier l of an augmented Lagrangian.
+
+    A_reward is the sum of all components but the cost, A_cost the cost, each less its mean over the group. With the cautious
+    estimate J = mean + `confidence` std / sqrt(n) of the step's n costs and the excess J - `limit`, l = max(0, lambda +
+    `penalty` excess); after the step lambda <- max(0, lambda + `rate` excess). The state is lambda; a step without any cost has
+    no excess.
+
+    Args:
+      limit: d, largest mean cost that is allowed.
+      cost: the reward component that is a cost: the less, the better.
+      initial: lambda at the first step.
+      rate: step size of lambda.
+      penalty: c, factor of the quadratic term.
+      confidence: k, standard errors that the estimate lies above the mean.
+
+    Raises:
+      ValueError: there is no such component.
+
+    Source: CAL, https://arxiv.org/abs/2401.14758
+    """
+    value, known = component_of(rollouts, cost)
+    group, number = rollouts.group, known.sum()
+    mean = safe_divide(value @ known, number)
+    deviation = jnp.sqrt(safe_divide(jnp.square(value - mean) @ known, number))
+    excess = jnp.where(number > 0, mean + confidence * safe_divide(deviation, jnp.sqrt(number)) - limit, 0.0)
+    others = jnp.asarray(rollouts.rewards, jnp.float32).at[:, cost].set(jnp.nan)
+    score, present = row_scores(rollouts.replace(rewards=others))
+    strength = jnp.maximum(multiplier + penalty * excess, 0.0)
+    costly = known * (value - group_mean(value, known, group))
+    advantage = score - group_mean(score, present, group) - strength * costly
+    return set_row_advantage(rollouts, advantage, present), jnp.maximum(multiplier + rate * excess, 0.0)
+
+
+@stateless
+def log_barrier_advantage(
+    rollouts: Rollouts, *, bounds: tuple[float, ...], objective: int = 0, sharpness: float = 20.0, margin: float = 1e-3
+) -> Rollouts:
+    """A = A_objective + sum_i A_i / (t s_i): gradient of J_objective + (1 / t) sum_i log(J_i - bound_i), t = `sharpness`.
+
+    J_i is the mean of component i over the step's rows, A_i the component less its mean over the group, and the slack s_i is
+    max(J_i - bound_i, `margin`): below the margin, where the logarithm would end, its tangent goes on. So a component that is
+    below its bound pulls with the full weight 1 / (t margin). A component that no row has pulls at nothing.
+
+    Args:
+      rollouts: N rows with K reward components.
+      bounds: least mean of each of the other components, in their order.
+      objective: the component that is maximised.
+      sharpness: t; the larger, the nearer to its bound a component may go.
+      margin: smallest slack.
+
+    Raises:
+      ValueError: `bounds` is not for K - 1 components, there is no component `objective`, or sharpness or margin are not
+        above 0.
+
+    Source: C-MORL, https://arxiv.org/abs/2410.02236; the barrier is that of IPO, https://arxiv.org/abs/1910.09615
+    """
+    if sharpness <= 0 or margin <= 0:
+        raise ValueError(f"sharpness={sharpness}, margin={margin}: both must be above 0")
+    others = [component for component in range(rollouts.rewards.shape[1]) if component != objective]
+    if len(bounds) != len(others):
+        raise ValueError(f"bounds has {len(bounds)} entries; beside component {objective} the rollouts have {len(others)}")
+    value, known = component_of(rollouts, objective)
+    _, present = row_scores(rollouts)
+    total = known * (value - group_mean(value, known, rollouts.group))
+    for component, bound in zip(others, bounds, strict=True):
+        value, known = component_of(rollouts, component)
+        slack = jnp.maximum(safe_divide(value @ known, known.sum()) - bound, margin)
+        total += known * (value - group_mean(value, known, rollouts.group)) / (sharpness * slack)
+    return set_row_advantage(rollouts, total, present)
+
+
+@stateless
+def target_return(rollouts: Rollouts, *, target: float, reward_weights: tuple[float, ...] | None = None) -> Rollouts:
+    """Multiplies the advantages by 2 (`target` - J), J the mean score of the step: descent on (J - `target`)^2.
+
+    Below the target the policy learns what is good, above it what is bad, and at the target nothing. J and the advantages are
+    of the same rows, so that their product is biased by a share of 1 / N.
+
+    Args:
+      rollouts: with advantages.
+      target: mean score that is aimed at.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Source: CounterPol, https://arxiv.org/abs/2307.13192
+    """
+    score, present = row_scores(rollouts, reward_weights)
+    mean = safe_divide(masked(score, present).sum(), present.sum())
+    return rollouts.replace(advantage=2.0 * (target - mean) * masked(rollouts.advantage, rollouts.mask))

@@ -1,6 +1,4 @@
-"""From reward components to one score a row, and from one advantage a row to its actions."""
-
-from __future__ import annotations
+"""From reward components to one score a row, from one advantage a row to its actions, and one component by itself."""
 
 import jax.numpy as jnp
 
@@ -108,3 +106,24 @@ def by_place(mask, *arrays):
         return masked(jnp.take_along_axis(values, (jnp.arange(width) - first) % width, axis=1), mask)
 
     return moved, back
+
+
+def component_of(rollouts: Rollouts, component: int):
+    """Values [N] of a reward component, 0 where it is missing, and where it is there and the row valid, [N].
+
+    Raises:
+      ValueError: there is no such component.
+    """
+    count = rollouts.rewards.shape[1]
+    if not 0 <= component < count:
+        raise ValueError(f"component is {component}; the rollouts have {count} reward components, numbered from 0")
+    values = rollouts.rewards[:, component].astype(jnp.float32)
+    known = ~jnp.isnan(values)
+    return jnp.where(known, values, 0.0), (known & (rollouts.valid > 0)).astype(jnp.float32)
+
+
+def with_component(rollouts: Rollouts, component: int, values) -> Rollouts:
+    """The rollouts with `values` [N] in the place of a reward component; missing ones stay missing."""
+    rewards = jnp.asarray(rollouts.rewards, jnp.float32)
+    values = jnp.where(jnp.isnan(rewards[:, component]), jnp.nan, values)
+    return rollouts.replace(rewards=rewards.at[:, component].set(values))

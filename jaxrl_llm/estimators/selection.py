@@ -1,15 +1,14 @@
-"""Which rows and tokens of a step are learnt from."""
-
-from __future__ import annotations
+"""Which rows and tokens of a step are learnt from, and what objectives want to know of whole rows."""
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.estimators.base import stateful
-from jaxrl_llm.estimators.pools import group_bounds, group_rank, group_sum
+from jaxrl_llm.compose import require
+from jaxrl_llm.estimators.base import stateful, stateless
+from jaxrl_llm.estimators.pools import group_bounds, group_mean, group_range, group_rank, group_sum
 from jaxrl_llm.estimators.reweighting import row_advantage
-from jaxrl_llm.estimators.schedules import no_steps
-from jaxrl_llm.estimators.scores import row_logp, row_scores
+from jaxrl_llm.estimators.scores import row_logp, row_scores, set_row_advantage
+from jaxrl_llm.estimators.tables import no_steps
 from jaxrl_llm.numerics import masked, materialised, safe_divide
 from jaxrl_llm.types import Rollouts
 
@@ -42,8 +41,7 @@ def policy_filtration(rollouts, state, key, *, keep: str = "best_and_random", re
 
     Source: PF-PPO, https://arxiv.org/abs/2409.06957
     """
-    if keep not in KEPT:
-        raise ValueError(f"keep is {keep!r}; it must be one of {KEPT}")
+    require(keep in KEPT, "keep", keep, f"one of {KEPT}")
     score, present = row_scores(rollouts, reward_weights)
     best, worst = extremes(rollouts, score, present)
     if keep == "best_and_random":
@@ -80,8 +78,7 @@ def resample_by_score(
 
     Source: PF-PPO in verl, compute_pf_ppo_reweight_data, https://github.com/verl-project/verl
     """
-    if emphasis not in EMPHASES:
-        raise ValueError(f"emphasis is {emphasis!r}; it must be one of {EMPHASES}")
+    require(emphasis in EMPHASES, "emphasis", emphasis, f"one of {EMPHASES}")
     if power is not None and emphasis != "power":
         raise ValueError(f"power is {power}, which the emphasis {emphasis!r} does not read; leave it out")
     score, present = row_scores(rollouts, reward_weights)
@@ -115,13 +112,7 @@ def drop_surplus_negatives(rollouts, state, key):
 
 @stateful(no_steps, annotations=("proximal_entropy",))
 def down_sample(
-    rollouts,
-    steps,
-    key,
-    *,
-    rows: tuple[float, float] = (0.5, 1.0),
-    tokens: tuple[float, float] = (0.5, 1.0),
-    steps_total: int,
+    rollouts, steps, key, *, rows: tuple[float, float] = (0.5, 1.0), tokens: tuple[float, float] = (0.5, 1.0), steps_total: int
 ):
     """Keeps the rows of the step whose advantages vary most, and of these the tokens with the largest |A| * entropy.
 
@@ -154,8 +145,7 @@ def _check_shares(rows, tokens, steps_total: int) -> None:
     for name, shares in (("rows", rows), ("tokens", tokens)):
         if not all(0 < share <= 1 for share in shares):
             raise ValueError(f"{name} is {shares}; its shares must be above 0 and at most 1")
-    if steps_total < 1:
-        raise ValueError(f"steps_total is {steps_total}; it must be at least 1")
+    require(steps_total >= 1, "steps_total", steps_total, "at least 1")
 
 
 def _count(share, whole):
@@ -184,3 +174,89 @@ def _largest(values, taken, share):
     values, wanted = materialised(values), _count(share, taken.sum()).astype(jnp.int32)
     ranked = jnp.sort(jnp.where(taken > 0, values, -jnp.inf).ravel(), descending=True)
     return taken * (values >= ranked[jnp.maximum(wanted - 1, 0)])
+
+
+@stateless
+def drop_uniform_groups(rollouts: Rollouts, *, reward_weights: tuple[float, ...] | None = None) -> Rollouts:
+    """Takes groups whose present rows all have one score out of the training: they carry no signal.
+
+    Groups of one are uniform. If nothing is left, all weights become 0 and the step changes nothing.
+
+    Source: DAPO dynamic sampling, https://arxiv.org/abs/2503.14476
+    """
+    score, present = row_scores(rollouts, reward_weights)
+    informative = group_range(score, present, rollouts.group) > 0
+    return rollouts.replace(valid=rollouts.valid * present * informative)
+
+
+@stateless(annotations=("feasible",))
+def drop_infeasible(rollouts: Rollouts) -> Rollouts:
+    """Takes rows out of the training that are not feasible, `extras["feasible"]` [N] being 0, such as those out of format.
+
+    What is left samples the policy cut to feasible answers, whose gradient is that of `objectives.truncated_policy`.
+
+    Source: rejection in TabNAS, https://arxiv.org/abs/2204.07615
+    """
+    return rollouts.replace(valid=rollouts.valid * (rollouts.extras["feasible"] > 0))
+
+
+@stateful(lambda **options: {"mean": jnp.zeros(()), "share": jnp.zeros(())})
+def moving_average_advantage(
+    rollouts: Rollouts, state, key, *, decay: float = 0.9, reward_weights: tuple[float, ...] | None = None
+):
+    """A = score - b, b the exponential average of the mean scores of the steps before, without bias to its beginning.
+
+    b is 0 in the first step. Steps without any score leave the average as it is.
+
+    Args:
+      decay: share of the average that each step keeps, from 0 up to 1.
+      reward_weights: factor of each reward component; 1 by default.
+
+    Raises:
+      ValueError: a decay that is not from 0 up to 1.
+
+    Source: REINFORCE with a moving baseline, https://doi.org/10.1007/BF00992696
+    """
+    require(0 <= decay < 1, "decay", decay, "from 0 up to 1")
+    score, present = row_scores(rollouts, reward_weights)
+    baseline = safe_divide(state["mean"], state["share"])
+    new = {"mean": safe_divide(masked(score, present).sum(), present.sum()), "share": jnp.ones(())}
+    moved = {name: decay * state[name] + (1.0 - decay) * new[name] for name in state}
+    kept = {name: jnp.where(present.sum() > 0, moved[name], state[name]) for name in state}
+    return set_row_advantage(rollouts, score - baseline, present), kept
+
+
+@stateless(provides=("score", "correct", "accuracy"))
+def row_statistics(rollouts: Rollouts, *, threshold: float = 0.5, reward_weights: tuple[float, ...] | None = None) -> Rollouts:
+    """Adds the total reward of each row, whether it is correct, and the share of correct rows in its group.
+
+    `extras["score"]` [N]; `extras["correct"]` [N], 1 where the score is above `threshold`; `extras["accuracy"]` [N], the mean
+    of it over the present rows of the group. All are 0 for rows without any reward, except for the accuracy of their group.
+
+    Args:
+      rollouts: N rows.
+      threshold: scores above it are correct.
+      reward_weights: factor of each reward component; 1 by default.
+    """
+    score, present = row_scores(rollouts, reward_weights)
+    score = masked(score, present)
+    correct = present * (score > threshold)
+    accuracy = group_mean(correct, present, rollouts.group)
+    return rollouts.replace(extras={**rollouts.extras, "score": score, "correct": correct, "accuracy": accuracy})
+
+
+@stateless(provides=("preference",))
+def best_and_worst(rollouts: Rollouts, *, reward_weights: tuple[float, ...] | None = None) -> Rollouts:
+    """Makes a pair of each group: `extras["preference"]` [N] is 1 for its best row, -1 for its worst one, 0 elsewhere.
+
+    Groups whose present rows all have one score give no pair. Of several best or worst rows, the best is the likeliest one and
+    the worst the least likely under the policy that sampled, by sums of `behavior_logp`; rows that are alike in this too are
+    told apart by their number, which only matters where they are the same text.
+
+    Source: online DPO, https://arxiv.org/abs/2402.04792; best against worst: https://arxiv.org/abs/2404.03715
+    """
+    score, present = row_scores(rollouts, reward_weights)
+    best, worst = extremes(rollouts, score, present)
+    differ = group_range(score, present, rollouts.group) > 0
+    preference = jnp.where(differ, 1.0 * best - worst, 0.0)
+    return rollouts.replace(extras={**rollouts.extras, "preference": preference})

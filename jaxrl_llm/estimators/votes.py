@@ -3,14 +3,11 @@
 `extras["answer"]` int [N] is the class of the final answer, equal for equal answers, and -1 where there is none.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.components import component_of, with_component
 from jaxrl_llm.estimators.pools import classes, group_bounds, group_sum
-from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
+from jaxrl_llm.estimators.scores import component_of, row_scores, set_row_advantage, with_component
 from jaxrl_llm.numerics import safe_divide
 from jaxrl_llm.types import Rollouts
 

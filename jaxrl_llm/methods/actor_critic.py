@@ -1,7 +1,5 @@
 """Actors with critics beyond that of PPO: off-policy corrections, soft rewards, ensembles and distributions of the return."""
 
-from __future__ import annotations
-
 from jaxrl_llm.controllers import moving_average
 from jaxrl_llm.estimators import (
     blended_targets,
@@ -15,7 +13,7 @@ from jaxrl_llm.estimators import (
     token_mean,
     v_trace,
     whiten,
-)
+)  # fmt: skip
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import choice, kl_reward
@@ -30,7 +28,7 @@ from jaxrl_llm.objectives import (
     quantile_value_loss,
     score_function,
     value_loss,
-)
+)  # fmt: skip
 from jaxrl_llm.objectives.heads import ensemble, gaussian, quantiles, tail_mean, wang
 from jaxrl_llm.rollouts import grouped
 
@@ -58,10 +56,10 @@ def _twins(td_steps: int, follow: float) -> Critic:
 
 
 @method(
-    paper="IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures (Espeholt et al., 2018)",
-    url="https://arxiv.org/abs/1802.01561",
+    "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures (Espeholt et al., 2018)",
+    "arXiv:1802.01561",
 )
-def impala(*, samples: int = 4, clip_rho: float = 1.0, clip_c: float = 1.0, entropy_coefficient: float = 0.01):
+def impala(samples: int = 4, clip_rho: float = 1.0, clip_c: float = 1.0, entropy_coefficient: float = 0.01):
     """Actor-critic whose targets and advantages are corrected, by truncated ratios of tokens, for the age of the sampler.
 
     Defaults: Both truncations are the paper's, and so is the factor of the value. The entropy's is within the range of its
@@ -75,12 +73,8 @@ def impala(*, samples: int = 4, clip_rho: float = 1.0, clip_c: float = 1.0, entr
     )
 
 
-@method(
-    paper="Soft Actor-Critic Algorithms and Applications (Haarnoja et al., 2018)",
-    url="https://arxiv.org/abs/1812.05905",
-    certainty="sketch",
-)
-def sac(*, samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0.5, td_steps: int = 8, follow: float = 0.005):
+@method("Soft Actor-Critic Algorithms and Applications (Haarnoja et al., 2018)", "arXiv:1812.05905")
+def sac(samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0.5, td_steps: int = 8, follow: float = 0.005):
     """The entropy of tokens is part of their reward, at a price that follows a target; of two critics the lower one counts.
 
     Defaults: `follow` is the paper's. All else is ours: samples, the target entropy (nats a token), and `td_steps`, after which
@@ -92,12 +86,8 @@ def sac(*, samples: int = 4, alpha: float = 0.01, target_entropy: float | None =
     return *_soft(samples, alpha, target_entropy), _twins(td_steps, follow)
 
 
-@method(
-    paper="ACE: Off-Policy Actor-Critic with Causality-Aware Entropy Regularization (Ji et al., 2024)",
-    url="https://arxiv.org/abs/2402.14528",
-    certainty="sketch",
-)
-def ace(*, samples: int = 4, alpha: float = 0.01, every: int = 200, largest: float = 0.5, threshold: float = 0.025):
+@method("ACE: Off-Policy Actor-Critic with Causality-Aware Entropy Regularization (Ji et al., 2024)", "arXiv:2402.14528")
+def ace(samples: int = 4, alpha: float = 0.01, every: int = 200, largest: float = 0.5, threshold: float = 0.025):
     """Soft actor-critic whose policy goes part of the way back to its beginning, the further, the more of it is dormant.
 
     Defaults: As in `sac`; all are ours. `every` are steps between resets, `largest` is a part of the way.
@@ -110,13 +100,9 @@ def ace(*, samples: int = 4, alpha: float = 0.01, every: int = 200, largest: flo
 
 
 @method(
-    paper="Distributional Soft Actor-Critic (Duan et al., 2020)",
-    url="https://arxiv.org/abs/2001.02811",
-    certainty="sketch",
+    paper="Distributional Soft Actor-Critic (Duan et al., 2020)", url="https://arxiv.org/abs/2001.02811", certainty="sketch"
 )
-def dsac(
-    *, samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0.5, bound: float = 1.0, follow: float = 0.001
-):
+def dsac(samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0.5, bound: float = 1.0, follow: float = 0.001):
     """Soft actor-critic with a normal distribution of the return, which learns from draws of the next state's.
 
     Defaults: `follow` is the paper's; all else is ours. `bound` is of the error that the deviation sees.
@@ -130,13 +116,9 @@ def dsac(
     return *_soft(samples, alpha, target_entropy), Critic(loss=loss, head=gaussian(), targets=targets, follow=follow)
 
 
-@method(
-    paper="Distributional Soft Actor-Critic with Three Refinements (Duan et al., 2023)",
-    url="https://arxiv.org/abs/2310.05858",
-    certainty="sketch",
-)
+@method("Distributional Soft Actor-Critic with Three Refinements (Duan et al., 2023)", "arXiv:2310.05858")
 def dsac_t(
-    *, samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0.5, bound: float = 3.0, follow: float = 0.005
+    samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0.5, bound: float = 3.0, follow: float = 0.005
 ):
     """DSAC with expected targets for the mean, two critics of which the lower one counts, and gradients that know the variance.
 
@@ -161,13 +143,9 @@ def dsac_t(
     )
 
 
-@method(
-    paper="Robust Quadrupedal Locomotion via Risk-Averse Policy Learning (Shi et al., 2023)",
-    url="https://arxiv.org/abs/2308.09405",
-    certainty="sketch",
-)
+@method("Robust Quadrupedal Locomotion via Risk-Averse Policy Learning (Shi et al., 2023)", "arXiv:2308.09405")
 def risk_averse_ppo(
-    *, samples: int = 4, risk: str = "tail_mean", level: float = 0.5, quantile_count: int = 32, follow: float = 0.05
+    samples: int = 4, risk: str = "tail_mean", level: float = 0.5, quantile_count: int = 32, follow: float = 0.05
 ):
     """PPO whose critic has quantiles of the return, and whose advantages are against their mean under distorted levels.
 
@@ -185,12 +163,8 @@ def risk_averse_ppo(
     )
 
 
-@method(
-    paper="Optimizing Return Distributions with Distributional Dynamic Programming (Pires et al., 2025)",
-    url="https://arxiv.org/abs/2501.13028",
-    certainty="sketch",
-)
-def stock_cvar(*, samples: int = 4, share: float = 0.25, quantile_count: int = 32):
+@method("Optimizing Return Distributions with Distributional Dynamic Programming (Pires et al., 2025)", "arXiv:2501.13028")
+def stock_cvar(samples: int = 4, share: float = 0.25, quantile_count: int = 32):
     """PPO for the mean of the lowest returns: what an answer has earned so far shifts the distribution of what is to come.
 
     Defaults: All are ours. `share` is that of the returns that count.
@@ -206,12 +180,8 @@ def stock_cvar(*, samples: int = 4, share: float = 0.25, quantile_count: int = 3
     )
 
 
-@method(
-    paper="Efficient Online RL Fine Tuning with Offline Pre-trained Policy Only (Xiao et al., 2025)",
-    url="https://arxiv.org/abs/2505.16856",
-    certainty="sketch",
-)
-def porl(*, samples: int = 4, warmup_steps: int = 20, kl_coefficient: float = 0.0):
+@method("Efficient Online RL Fine Tuning with Offline Pre-trained Policy Only (Xiao et al., 2025)", "arXiv:2505.16856")
+def porl(samples: int = 4, warmup_steps: int = 20, kl_coefficient: float = 0.0):
     """PPO whose critic learns the returns of the policy as it is given, before that policy moves.
 
     Defaults: Decay and clip are those of PPO; all else is ours.
@@ -223,12 +193,8 @@ def porl(*, samples: int = 4, warmup_steps: int = 20, kl_coefficient: float = 0.
     return *_ppo(samples, *kl_reward(kl_coefficient, None)), critic
 
 
-@method(
-    paper="Improving Offline RL by Blending Heuristics (Geng et al., 2023)",
-    url="https://arxiv.org/abs/2306.00321",
-    certainty="sketch",
-)
-def hubl(*, samples: int = 4, share: float = 0.5, by: str = "rank", follow: float = 0.005):
+@method("Improving Offline RL by Blending Heuristics (Geng et al., 2023)", "arXiv:2306.00321")
+def hubl(samples: int = 4, share: float = 0.5, by: str = "rank", follow: float = 0.005):
     """PPO whose critic trusts the returns of samples the more, the better these are, and its own average for the rest.
 
     Defaults: All are ours; the paper tries "constant", "sigmoid" and "rank".

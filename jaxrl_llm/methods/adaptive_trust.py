@@ -1,22 +1,18 @@
 """Methods whose bounds or masks follow the whole batch: its balance, its moments, its covariances, its entropies."""
 
-from __future__ import annotations
-
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import chain, group_advantage, token_group_advantage, token_mean
 from jaxrl_llm.methods.base import method
-from jaxrl_llm.methods.choices import standardised
-from jaxrl_llm.methods.libraries import TRL, VERL
+from jaxrl_llm.methods.choices import TRL, VERL, standardised
 from jaxrl_llm.objectives import clip, kl, objective, policy, unclipped
 from jaxrl_llm.rollouts import dynamic_sampling, grouped
 
 
 @method(
-    paper="BAPO: Stabilizing Off-Policy RL via Balanced Policy Optimization with Adaptive Clipping (Xi et al., 2025)",
-    url="https://arxiv.org/abs/2510.18927",
+    "BAPO: Stabilizing Off-Policy RL via Balanced Policy Optimization with Adaptive Clipping (Xi et al., 2025)",
+    "arXiv:2510.18927",
 )
 def bapo(
-    *,
     samples: int = 8,
     lowest_bound: float = 0.6,
     lower_bound: float = 0.9,
@@ -36,19 +32,16 @@ def bapo(
     return grouped(samples=samples), chain(group_advantage(), token_mean()), objective(policy(trust=trust))
 
 
-@method(paper="Prosperity before Collapse (Zheng et al., 2025)", url="https://arxiv.org/abs/2510.01161")
-def m2po(*, samples: int = 8, budget: float = 0.04, harmful_only: bool = False):
+@method("Prosperity before Collapse (Zheng et al., 2025)", "arXiv:2510.01161")
+def m2po(samples: int = 8, budget: float = 0.04, harmful_only: bool = False):
     """GRPO without a clip that leaves out the tokens of the largest log-ratios until their mean square is small.
 
     Defaults: The budget is the paper's. `harmful_only=False` is its text; the authors' code counts and clips only tokens whose
       clip could bind, and stops one step before the budget is used up. `samples` is ours.
     """
     mask = objectives.second_moment_mask(budget=budget, harmful_only=harmful_only)
-    return (
-        grouped(samples=samples),
-        chain(group_advantage(), token_mean()),
-        objective(policy(trust=unclipped(), factors=(mask,))),
-    )
+    loss = objective(policy(trust=unclipped(), factors=(mask,)))
+    return grouped(samples=samples), chain(group_advantage(), token_mean()), loss
 
 
 def _sampled(samples: int, max_rounds: int | None):
@@ -56,16 +49,12 @@ def _sampled(samples: int, max_rounds: int | None):
     return grouped(samples=samples) if max_rounds is None else dynamic_sampling(samples=samples, max_rounds=max_rounds)
 
 
-ENTROPY_MECHANISM = {"paper": "The Entropy Mechanism of Reinforcement Learning (Cui et al., 2025)"}
-
-
 @method(
-    **ENTROPY_MECHANISM,
-    url="https://arxiv.org/abs/2505.22617",
+    "The Entropy Mechanism of Reinforcement Learning (Cui et al., 2025)",
+    "arXiv:2505.22617",
     conventions={"verl-0.10": {"max_rounds": None, "clip_low": 0.2, "clip_high": 0.2} | VERL},
 )
 def clip_cov(
-    *,
     samples: int = 8,
     max_rounds: int | None = 8,
     clip_low: float = 1.0,
@@ -84,20 +73,17 @@ def clip_cov(
       for `grpo`.
     """
     mask = objectives.covariance_clip_mask(share=share, lowest=lowest, highest=highest, low=clip_low, high=clip_high)
-    return (
-        _sampled(samples, max_rounds),
-        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean()),
-        objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(mask,))),
-    )
+    strategy = _sampled(samples, max_rounds)
+    estimator = chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean())
+    return strategy, estimator, objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(mask,)))
 
 
 @method(
-    **ENTROPY_MECHANISM,
-    url="https://arxiv.org/abs/2505.22617",
+    "The Entropy Mechanism of Reinforcement Learning (Cui et al., 2025)",
+    "arXiv:2505.22617",
     conventions={"verl-0.10": {"max_rounds": None, "share": 2e-4, "coefficient": 0.1} | VERL},
 )
 def kl_cov(
-    *,
     samples: int = 8,
     max_rounds: int | None = 8,
     share: float = 2e-3,
@@ -113,20 +99,16 @@ def kl_cov(
       and what it does for `grpo`.
     """
     few = objectives.top_covariance_mask(share=share)
-    return (
-        _sampled(samples, max_rounds),
-        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean()),
-        objective(policy(trust=unclipped()), kl(coefficient=coefficient, kind="abs", against="behavior", factors=(few,))),
-    )
+    estimator = chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean())
+    loss = objective(policy(trust=unclipped()), kl(coefficient=coefficient, kind="abs", against="behavior", factors=(few,)))
+    return _sampled(samples, max_rounds), estimator, loss
 
 
 @method(
-    paper="From Uniform to Heterogeneous: Tailoring Policy Optimization to Every Token's Nature (Liu et al., 2025)",
-    url="https://arxiv.org/abs/2509.16591",
-    certainty="sketch",
+    "From Uniform to Heterogeneous: Tailoring Policy Optimization to Every Token's Nature (Liu et al., 2025)",
+    "arXiv:2509.16591",
 )
 def hapo_heterogeneous(
-    *,
     samples: int = 16,
     max_rounds: int = 8,
     clip_low: float = 0.2,
@@ -145,20 +127,12 @@ def hapo_heterogeneous(
     """
     bounds = {"low": clip_low, "high": clip_high, "level": level, "widening": widening}
     trust = objectives.entropy_clip(**bounds, dual=clip_dual)
-    return (
-        dynamic_sampling(samples=samples, max_rounds=max_rounds),
-        chain(token_group_advantage(), token_mean()),
-        objective(policy(trust=trust, factors=(objectives.entropy_scale(**bounds, strength=strength),))),
-    )
+    loss = objective(policy(trust=trust, factors=(objectives.entropy_scale(**bounds, strength=strength),)))
+    return dynamic_sampling(samples=samples, max_rounds=max_rounds), chain(token_group_advantage(), token_mean()), loss
 
 
-@method(
-    paper="Beyond the 80/20 Rule (Wang et al., 2025)",
-    url="https://arxiv.org/abs/2506.01939",
-    conventions={"trl-1.16": {"max_rounds": None} | TRL},
-)
+@method("Beyond the 80/20 Rule (Wang et al., 2025)", "arXiv:2506.01939", conventions={"trl-1.16": {"max_rounds": None} | TRL})
 def forking_tokens(
-    *,
     samples: int = 16,
     max_rounds: int | None = 8,
     share: float = 0.2,
@@ -173,8 +147,6 @@ def forking_tokens(
       that of a micro-batch, and its result depends on the split; its convention is its recipe for the paper. DAPO's penalty
       for long answers is left out. `None` means that each prompt is sampled once, 0 degrees of freedom and an epsilon of 1e-6.
     """
-    return (
-        _sampled(samples, max_rounds),
-        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()),
-        objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(objectives.top_entropy_mask(share=share),))),
-    )
+    strategy = _sampled(samples, max_rounds)
+    loss = objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(objectives.top_entropy_mask(share=share),)))
+    return strategy, chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()), loss

@@ -1,7 +1,5 @@
 """What a named method is, and the table of all of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect
@@ -9,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl_llm.compose import Composable, keyword_defaults
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.controllers import Controller
 from jaxrl_llm.estimators import Estimator, chain
 from jaxrl_llm.methods.critics import Critic
@@ -89,15 +87,15 @@ class Method:
         """
         return "value" in self.needs and not self.needs_critic
 
-    def with_critic(self, critic: Critic) -> Method:
-        """The method with the head and the loss of another critic, whose targets are those of its own."""
-        terms = tuple(critic.loss if term == self.critic.loss else term for term in self.objective.terms)
-        return dataclasses.replace(self, critic=critic, objective=make_objective(*terms))
-
     @property
     def is_reward_model(self) -> bool:
         """Whether what it trains gives values alone: its losses look at no log-probability."""
         return self.needs_value_head and not self.objective.reads_logp
+
+    def with_critic(self, critic: Critic) -> "Method":
+        """The method with the head and the loss of another critic, whose targets are those of its own."""
+        terms = tuple(critic.loss if term == self.critic.loss else term for term in self.objective.terms)
+        return dataclasses.replace(self, critic=critic, objective=make_objective(*terms))
 
     @property
     def learns_from(self) -> str:
@@ -114,12 +112,9 @@ class Method:
     def composition(self) -> str:
         """The method printed as the code that composes it."""
         lines = [f"strategy    = {self.strategy!r}", f"estimator   = {self.estimator!r}", f"objective   = {self.objective!r}"]
-        if self.controllers:
-            lines.append(f"controllers = {dict(self.controllers)!r}")
-        if self.critic is not None:
-            lines.append(f"critic      = {self.critic!r}")
-        lines += [f"wrap        = {self.wrap.layers!r}"] if self.wrap.layers else []
-        lines += [f"evolution   = {self.evolution!r}"] if self.evolution else []
+        beside = {"controllers": dict(self.controllers), "critic": self.critic, "wrap": self.wrap.layers}
+        beside |= {"evolution": self.evolution}
+        lines += [f"{name:11} = {part!r}" for name, part in beside.items() if part]
         return "\n".join(lines)
 
 
@@ -145,8 +140,8 @@ class Entry:
     defaults come from, and "Unconfirmed: ..." what of its formula could not be confirmed.
 
     Attributes:
-      build: keyword options -> (strategy, estimator, objective), and behind them a dict of controllers, a `Critic`, a `Wrap`
-        or an `Evolution`.
+      build: options -> (strategy, estimator, objective), and behind them a dict of controllers, a `Critic`, a `Wrap` or an
+        `Evolution`.
       paper: title, authors and year.
       url: of the paper.
       certainty: "exact" where the formula is that of the paper or of its authors' code; "sketch" where part of it is ours.
@@ -164,16 +159,21 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def method(*, paper: str, url: str, certainty: str = "exact", conventions: dict[str, dict[str, Any]] | None = None):
-    """Decorator: a function of keyword options that returns what `Entry.build` does is a method."""
-    if certainty not in CERTAINTIES:
-        raise ValueError(f"certainty is {certainty!r}; it must be one of {CERTAINTIES}")
+def method(paper: str, url: str, *, certainty: str | None = None, conventions: dict[str, dict[str, Any]] | None = None):
+    """Decorator: a function of keyword options that returns what `Entry.build` does is a method.
+
+    The arguments are those of `Entry`; "arXiv:2402.03300" is a url too. Without a certainty a method is a "sketch"
+    where its docstring says what is unconfirmed, and "exact" elsewhere.
+    """
+    url = url.replace("arXiv:", "https://arxiv.org/abs/")
+    require(certainty in (None, *CERTAINTIES), "certainty", certainty, f"one of {CERTAINTIES}")
 
     def register(build):
         name = build.__name__
         if name in _ENTRIES:
             raise ValueError(f"there is a method {name!r} already, {_ENTRIES[name].paper}; choose another name")
-        _ENTRIES[name] = Entry(build, paper, url, certainty, {"paper": {}} | (conventions or {}))
+        usual = "sketch" if _paragraph(inspect.getdoc(build) or "", "Unconfirmed") else "exact"
+        _ENTRIES[name] = Entry(build, paper, url, certainty or usual, {"paper": {}} | (conventions or {}))
         return functools.wraps(build)(functools.partial(get, name))
 
     return register
@@ -249,7 +249,8 @@ def names() -> tuple[str, ...]:
 
 def options_of(name: str) -> dict[str, Any]:
     """Options of a method with their defaults."""
-    return keyword_defaults(_entry(name).build)
+    parameters = inspect.signature(_entry(name).build).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def conventions_of(name: str) -> dict[str, dict[str, Any]]:

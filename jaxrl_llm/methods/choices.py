@@ -1,35 +1,26 @@
-"""Choices that the classic methods share, by the words that their options take."""
+"""Choices that the classic methods share, by the words that their options take, and what libraries do under every name.
 
-from __future__ import annotations
+Options of conventions were read from the sources of TRL 1.16.0, verl 0.9.1 (and notes on 0.10), NeMo-RL 0.6, OpenRLHF 0.11 and
+Tunix 0.1.7. Where a library only has defaults, they are meant, not those of its recipes.
+"""
 
-from jaxrl_llm.compose import Composable
-from jaxrl_llm.estimators import (
-    Estimator,
-    adaptive_kl_in_reward,
-    group_advantage,
-    kl_in_advantage,
-    kl_in_reward,
-    leave_one_out_baseline,
-    mean_baseline,
-    sequence_mean,
-    sequence_mean_token_sum,
-    std_scale,
-    token_mean,
-)
-from jaxrl_llm.methods.base import reject_inert
+from jaxrl_llm import estimators
+from jaxrl_llm.compose import Composable, require
+from jaxrl_llm.estimators import Estimator, group_advantage, kl_in_reward, mean_baseline, sequence_mean, std_scale, token_mean
+from jaxrl_llm.methods.base import When, reject_inert
 from jaxrl_llm.objectives import kl, own_ratio, token_ratio
 
 # Which rows the deviation of each kind of scale is that of.
 SCALES = {"std": {}, "batch_std": {"over": "batch"}, "others_std": {"others": True}, "none": None}
 BASELINES = {
     "mean": (mean_baseline, {}),
-    "leave_one_out": (leave_one_out_baseline, {}),
+    "leave_one_out": (estimators.leave_one_out_baseline, {}),
     "batch_mean": (mean_baseline, {"over": "batch"}),
 }
 AGGREGATIONS = {
     "sequence_mean": sequence_mean(),
     "token_mean": token_mean(),
-    "sequence_mean_token_sum": sequence_mean_token_sum(),
+    "sequence_mean_token_sum": estimators.sequence_mean_token_sum(),
 }
 # Ratios that an estimate of the KL may be multiplied by, to have the gradient of the KL.
 KL_RATIOS = {False: None, True: token_ratio(), "own": own_ratio()}
@@ -39,8 +30,7 @@ KL_PLACES = {"advantage": True}
 
 def choice(name: str, value, known: dict):
     """`known[value]`, or a ValueError that lists what the option takes."""
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it must be one of {tuple(known)}")
+    require(value in known, name, value, f"one of {tuple(known)}")
     return known[value]
 
 
@@ -67,7 +57,7 @@ def kl_reward(coefficient: float, kind: str | None, target: float | None = None,
     for name, value in {"kl_kind": kind, "kl_target": target, "kl_bound": bound}.items():
         reject_inert(coefficient == 0 and value is not None, name, value, "kl_coefficient is 0")
     if target is not None:
-        return (adaptive_kl_in_reward(initial=coefficient, target=target, kind=kind or "k1", bound=bound),)
+        return (estimators.adaptive_kl_in_reward(initial=coefficient, target=target, kind=kind or "k1", bound=bound),)
     return (kl_in_reward(coefficient=coefficient, kind=kind or "k1", bound=bound),) if coefficient else ()
 
 
@@ -75,7 +65,7 @@ def kl_advantage(coefficient: float, kind: str | None, bound: float | None = Non
     """The KL penalty behind the baseline; nothing where the coefficient is 0."""
     for name, value in {"kl_kind": kind, "kl_bound": bound}.items():
         reject_inert(coefficient == 0 and value is not None, name, value, "kl_coefficient is 0")
-    return (kl_in_advantage(coefficient=coefficient, kind=kind or "k1", bound=bound),) if coefficient else ()
+    return (estimators.kl_in_advantage(coefficient=coefficient, kind=kind or "k1", bound=bound),) if coefficient else ()
 
 
 def kl_parts(
@@ -123,3 +113,32 @@ def standardised(
     options = {"degrees_of_freedom": degrees_of_freedom, "epsilon": epsilon, "placement": placement}
     options |= {} if scale == "none" else {"alone": alone}
     return group_advantage(baseline=make(**over, **kept), scale=scale_of(scale, **options))
+
+
+BY_TOKEN = {"aggregation": "token_mean"}
+
+
+def _with_kl(**options) -> dict:
+    return {name: When("kl_coefficient", value) for name, value in options.items()}
+
+
+# Bessel's deviation and 1e-4 outside of the root; no KL, and if any, k3 times the differentiated ratio.
+TRL = {"degrees_of_freedom": 1, "epsilon": 1e-4}
+TRL_KL = {"kl_coefficient": 0.0} | _with_kl(kl_unbiased=True)
+
+# Bessel's deviation; a row alone keeps its score; the dual clip wherever there is a clip of token ratios.
+VERL = {"degrees_of_freedom": 1, "alone": "none"}
+VERL_CLIP = {"clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0}
+VERL_KL = {"kl_coefficient": 0.0} | _with_kl(kl_kind="k3", kl_bound=10.0)
+
+# Mean and Bessel's deviation of the other rows, and no division where it is 0; k3 with the score-function part of its gradient.
+NEMO = {"baseline": "leave_one_out", "scale": "others_std", "degrees_of_freedom": 1, "placement": "where_positive"}
+NEMO_KL = {"kl_coefficient": 0.01} | _with_kl(kl_kind="k3", kl_unbiased="own", kl_bound=10.0)
+
+# Bessel's deviation and 1e-9; k1 behind the baseline, each estimate within 10 nats.
+OPENRLHF = {"degrees_of_freedom": 1, "epsilon": 1e-9}
+OPENRLHF_KL = {"kl_coefficient": 0.01} | _with_kl(kl_kind="k1", kl_place="advantage", kl_bound=10.0)
+
+# Bessel's deviation; plain k1 in the loss.
+TUNIX = {"degrees_of_freedom": 1}
+TUNIX_KL = {"kl_coefficient": 0.04} | _with_kl(kl_kind="k1")

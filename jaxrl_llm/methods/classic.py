@@ -1,48 +1,23 @@
 """The classic methods: policy gradients with a reward-to-go or a critic, imitation, and models of rewards."""
 
-from __future__ import annotations
-
-from jaxrl_llm.estimators import (
-    chain,
-    gae,
-    group_advantage,
-    leave_one_out_baseline,
-    pair_mean,
-    reward_to_go,
-    sequence_mean_token_sum,
-    token_mean,
-)
+from jaxrl_llm import estimators, objectives
+from jaxrl_llm.estimators import chain, gae, group_advantage, leave_one_out_baseline, pair_mean, reward_to_go, token_mean
 from jaxrl_llm.methods.advantages import WHITENING
 from jaxrl_llm.methods.base import When, method, reject_inert
-from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_parts, kl_reward
+from jaxrl_llm.methods.choices import AGGREGATIONS, OPENRLHF_KL, TUNIX_KL, VERL_CLIP, choice, kl_parts, kl_reward
 from jaxrl_llm.methods.critics import Critic
-from jaxrl_llm.methods.libraries import OPENRLHF_KL, TUNIX_KL, VERL_CLIP
-from jaxrl_llm.objectives import (
-    bradley_terry,
-    entropy_bonus,
-    negative_log_likelihood,
-    objective,
-    policy,
-    score_function,
-    sequence_total_ratio,
-    token_ratio,
-    value_loss,
-)
-from jaxrl_llm.objectives import clip as ratio_clip
+from jaxrl_llm.objectives import bradley_terry, entropy_bonus, objective, policy, score_function, token_ratio, value_loss
 from jaxrl_llm.rollouts import grouped
 
 
-@method(paper="Simple statistical gradient-following algorithms (Williams, 1992)", url="https://doi.org/10.1007/BF00992696")
-def reinforce(*, samples: int = 1, kl_coefficient: float = 0.0, kl_kind: str | None = None):
+@method("Simple statistical gradient-following algorithms (Williams, 1992)", "https://doi.org/10.1007/BF00992696")
+def reinforce(samples: int = 1, kl_coefficient: float = 0.0, kl_kind: str | None = None):
     """Score-function gradient of the reward-to-go, without a baseline.
 
     Defaults: The paper is about networks in general: all defaults are ours. `kl_kind=None` means k1.
     """
-    return (
-        grouped(samples=samples),
-        chain(*kl_reward(kl_coefficient, kl_kind), reward_to_go(), sequence_mean_token_sum()),
-        objective(policy(ratio=None, trust=score_function())),
-    )
+    estimator = chain(*kl_reward(kl_coefficient, kl_kind), reward_to_go(), estimators.sequence_mean_token_sum())
+    return grouped(samples=samples), estimator, objective(policy(ratio=None, trust=score_function()))
 
 
 # A clip of token ratios and a mean over tokens, as in the libraries whose loss is that of PPO for every advantage.
@@ -50,8 +25,8 @@ LIKE_PPO = {"clip": 0.2, "clip_level": "token", "aggregation": "token_mean"}
 
 
 @method(
-    paper="Back to Basics: Revisiting REINFORCE Style Optimization (Ahmadian et al., 2024)",
-    url="https://arxiv.org/abs/2402.14740",
+    "Back to Basics: Revisiting REINFORCE Style Optimization (Ahmadian et al., 2024)",
+    "arXiv:2402.14740",
     conventions={
         "trl-1.16": {"samples": 2, "clip": 0.2},
         "verl-0.10": LIKE_PPO | {"clip_dual": 3.0, "alone": "none", "kl_coefficient": 0.0},
@@ -60,7 +35,6 @@ LIKE_PPO = {"clip": 0.2, "clip_level": "token", "aggregation": "token_mean"}
     },
 )
 def rloo(
-    *,
     samples: int = 4,
     kl_coefficient: float = 0.05,
     kl_kind: str | None = None,
@@ -81,9 +55,12 @@ def rloo(
     """
     reject_inert(clip is None and clip_level is not None, "clip_level", clip_level, "clip is None")
     reject_inert(clip is None and clip_dual is not None, "clip_dual", clip_dual, "clip is None")
-    ratios = {"sequence": (sequence_total_ratio(), "sequence_mean"), "token": (token_ratio(), "sequence_mean_token_sum")}
+    ratios = {
+        "sequence": (objectives.sequence_total_ratio(), "sequence_mean"),
+        "token": (token_ratio(), "sequence_mean_token_sum"),
+    }
     ratio, usual = (None, "sequence_mean_token_sum") if clip is None else choice("clip_level", clip_level or "sequence", ratios)
-    trust = score_function() if clip is None else ratio_clip(low=clip, high=clip, dual=clip_dual)
+    trust = score_function() if clip is None else objectives.clip(low=clip, high=clip, dual=clip_dual)
     reject_inert(aggregation == usual, "aggregation", aggregation, "it is what the other options have by themselves")
     if kl_place is None:
         before, behind, terms = kl_reward(kl_coefficient, kl_kind, bound=kl_bound), (), ()
@@ -91,21 +68,18 @@ def rloo(
         reject_inert(kl_coefficient == 0, "kl_place", kl_place, "kl_coefficient is 0")
         place = choice("kl_place", kl_place, {"advantage": "advantage", "loss": None})
         before, (behind, terms) = (), kl_parts(place, kl_coefficient, kl_kind, None, kl_bound)
-    return (
-        grouped(samples=samples),
-        chain(
-            *before,
-            group_advantage(baseline=leave_one_out_baseline(alone=alone), scale=None),
-            *behind,
-            choice("aggregation", aggregation or usual, AGGREGATIONS),
-        ),
-        objective(policy(ratio=ratio, trust=trust), *terms),
+    estimator = chain(
+        *before,
+        group_advantage(baseline=leave_one_out_baseline(alone=alone), scale=None),
+        *behind,
+        choice("aggregation", aggregation or usual, AGGREGATIONS),
     )
+    return grouped(samples=samples), estimator, objective(policy(ratio=ratio, trust=trust), *terms)
 
 
 @method(
-    paper="Proximal Policy Optimization Algorithms (Schulman et al., 2017)",
-    url="https://arxiv.org/abs/1707.06347",
+    "Proximal Policy Optimization Algorithms (Schulman et al., 2017)",
+    "arXiv:1707.06347",
     conventions={
         "verl-0.10": {"clip_dual": 3.0, "trace_decay": 1.0, "kl_coefficient": 0.0, "value_clip": 0.5},
         "openrlhf": {
@@ -116,7 +90,6 @@ def rloo(
     },
 )  # fmt: skip
 def ppo(
-    *,
     samples: int = 1,
     discount: float = 1.0,
     trace_decay: float = 0.95,
@@ -144,32 +117,26 @@ def ppo(
     if value_coefficient <= 0:
         raise ValueError(f"value_coefficient is {value_coefficient}; a critic that never learns gives no baseline: take 'grpo'")
     bonus = (entropy_bonus(coefficient=entropy_coefficient),) if entropy_coefficient else ()
-    return (
-        grouped(samples=samples),
-        chain(
-            *kl_reward(kl_coefficient, kl_kind, kl_target, kl_bound),
-            gae(discount=discount, trace_decay=trace_decay),
-            choice("whitening", whitening, WHITENING),
-            token_mean(),
-        ),
-        objective(
-            policy(trust=ratio_clip(low=clip_low, high=clip_high, dual=clip_dual)),
-            *bonus,
-        ),
-        Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip, huber=value_huber)),
+    estimator = chain(
+        *kl_reward(kl_coefficient, kl_kind, kl_target, kl_bound),
+        gae(discount=discount, trace_decay=trace_decay),
+        choice("whitening", whitening, WHITENING),
+        token_mean(),
     )
+    loss = objective(policy(trust=objectives.clip(low=clip_low, high=clip_high, dual=clip_dual)), *bonus)
+    critic = Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip, huber=value_huber))
+    return grouped(samples=samples), estimator, loss, critic
 
 
 @method(
-    paper="REINFORCE++ (Hu et al., 2025)",
-    url="https://arxiv.org/abs/2501.03262",
+    "REINFORCE++ (Hu et al., 2025)",
+    "arXiv:2501.03262",
     conventions={
         "verl-0.10": VERL_CLIP | {"kl_coefficient": 0.0},
         "openrlhf": {"kl_bound": When("kl_coefficient", 10.0), "whitening": "population"},
     },
 )
 def reinforce_plus_plus(
-    *,
     samples: int = 1,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -184,26 +151,24 @@ def reinforce_plus_plus(
     Defaults: One sample and a KL penalty of kind k1 in the reward (`kl_kind=None`) are the paper's. Its text
       (version 9) states neither clip nor coefficient: both are ours. `whitening` is that of `reinforce_plus_plus_baseline`.
     """
-    return (
-        grouped(samples=samples),
-        chain(
-            *kl_reward(kl_coefficient, kl_kind, bound=kl_bound),
-            reward_to_go(),
-            choice("whitening", whitening, WHITENING),
-            token_mean(),
-        ),
-        objective(policy(trust=ratio_clip(low=clip_low, high=clip_high, dual=clip_dual))),
+    estimator = chain(
+        *kl_reward(kl_coefficient, kl_kind, bound=kl_bound),
+        reward_to_go(),
+        choice("whitening", whitening, WHITENING),
+        token_mean(),
     )
+    loss = objective(policy(trust=objectives.clip(low=clip_low, high=clip_high, dual=clip_dual)))
+    return grouped(samples=samples), estimator, loss
 
 
-@method(paper="Training language models to follow instructions (Ouyang et al., 2022)", url="https://arxiv.org/abs/2203.02155")
+@method("Training language models to follow instructions (Ouyang et al., 2022)", "arXiv:2203.02155")
 def sft():
     """Negative log-likelihood of given completions, each token alike."""
-    return None, chain(token_mean()), objective(negative_log_likelihood())
+    return None, chain(token_mean()), objective(objectives.negative_log_likelihood())
 
 
-@method(paper="Learning to summarize from human feedback (Stiennon et al., 2020)", url="https://arxiv.org/abs/2009.01325")
-def reward_model(*, center: float = 0.0):
+@method("Learning to summarize from human feedback (Stiennon et al., 2020)", "arXiv:2009.01325")
+def reward_model(center: float = 0.0):
     """Bradley-Terry model of preferences: a value head that scores the preferred answer above the other one.
 
     Defaults: The paper has no centring: `center` is that of https://arxiv.org/abs/2312.09244; TRL recommends 0.01

@@ -1,31 +1,15 @@
 """Preference methods that play: the policy against its samples, its past, a reference, or a reviser of its answers."""
 
-from __future__ import annotations
-
+from jaxrl_llm import objectives
 from jaxrl_llm.estimators import best_and_worst, chain, group_advantage, pair_mean, sequence_mean, sequence_mean_token_sum
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.preferences import on_pairs
-from jaxrl_llm.objectives import (
-    anchored_ratio,
-    by_source,
-    ipo_link,
-    kl,
-    objective,
-    policy,
-    preference,
-    scaled,
-    score_function,
-    self_improving,
-    sequence_likelihood,
-    sigmoid_link,
-)
+from jaxrl_llm.objectives import anchored_ratio, by_source, ipo_link, kl, objective, policy, preference, scaled, sigmoid_link
 from jaxrl_llm.rollouts import grouped
 
 
-@method(
-    paper="Direct Language Model Alignment from Online AI Feedback (Guo et al., 2024)", url="https://arxiv.org/abs/2402.04792"
-)
-def online_dpo(*, samples: int = 2, beta: float = 0.1):
+@method("Direct Language Model Alignment from Online AI Feedback (Guo et al., 2024)", "arXiv:2402.04792")
+def online_dpo(samples: int = 2, beta: float = 0.1):
     """DPO on samples of the policy itself: the best and the worst of each group are its pair.
 
     Defaults: The paper's. Where all rewards of a group are equal there is no pair; TRL takes the first then.
@@ -34,11 +18,10 @@ def online_dpo(*, samples: int = 2, beta: float = 0.1):
 
 
 @method(
-    paper="Human Alignment of Large Language Models through Online Preference Optimisation (Calandriello et al., 2024)",
-    url="https://arxiv.org/abs/2403.08635",
-    certainty="sketch",
+    "Human Alignment of Large Language Models through Online Preference Optimisation (Calandriello et al., 2024)",
+    "arXiv:2403.08635",
 )
-def ipo_md(*, samples: int = 2, beta: float = 0.1):
+def ipo_md(samples: int = 2, beta: float = 0.1):
     """IPO on samples of the policy itself.
 
     Defaults: `beta`, the paper's tau, is ours.
@@ -49,8 +32,8 @@ def ipo_md(*, samples: int = 2, beta: float = 0.1):
     return grouped(samples=samples), chain(best_and_worst(), pair_mean()), objective(preference(link=ipo_link(beta=beta)))
 
 
-@method(paper="Nash Learning from Human Feedback (Munos et al., 2023)", url="https://arxiv.org/abs/2312.00886")
-def nash_md(*, beta: float = 0.1):
+@method("Nash Learning from Human Feedback (Munos et al., 2023)", "arXiv:2312.00886")
+def nash_md(beta: float = 0.1):
     """REINFORCE on whether a sample wins against an opponent, with a KL penalty: towards a Nash equilibrium.
 
     Defaults: `beta` is ours. The gradient is that of public code. The paper's opponent is a geometric mixture of policy and
@@ -58,27 +41,26 @@ def nash_md(*, beta: float = 0.1):
       Standardised scores of two are 2 P - 1, P being 1 for the winner and 0 for the loser, which makes the factor of
       P - 1/2 here 1/2.
     """
-    return (
-        grouped(samples=2),
-        chain(group_advantage(), sequence_mean_token_sum()),
-        objective(scaled(term=policy(ratio=None, trust=score_function()), coefficient=0.5), kl(coefficient=beta, kind="k2")),
+    loss = objective(
+        scaled(term=policy(ratio=None, trust=objectives.score_function()), coefficient=0.5), kl(coefficient=beta, kind="k2")
     )
+    return grouped(samples=2), chain(group_advantage(), sequence_mean_token_sum()), loss
 
 
-@method(paper="Exploratory Preference Optimization (Xie et al., 2024)", url="https://arxiv.org/abs/2405.21046")
-def xpo(*, beta: float = 0.1, alpha: float = 1e-5):
+@method("Exploratory Preference Optimization (Xie et al., 2024)", "arXiv:2405.21046")
+def xpo(beta: float = 0.1, alpha: float = 1e-5):
     """DPO on pairs of a sample of the policy and one of the reference, less likelihood of the latter: deliberate exploration.
 
     Defaults: Both are those of the former trainer of TRL. Rows that the reference has sampled are of source 1; whoever makes
       pairs of both policies' samples marks them so. Pairs of a file are not, and without such rows this would be DPO.
     """
     # Half of a pair's weight stands on each of its rows.
-    optimism = by_source(terms=((1, sequence_likelihood(coefficient=-2.0 * alpha)),), others="reference")
+    optimism = by_source(terms=((1, objectives.sequence_likelihood(coefficient=-2.0 * alpha)),), others="reference")
     return on_pairs(preference(link=sigmoid_link(beta=beta)), optimism)
 
 
-@method(paper="Iterative Nash Policy Optimization (Zhang et al., 2024)", url="https://arxiv.org/abs/2407.00617")
-def inpo(*, eta: float = 0.0075, share: float = 1 / 3):
+@method("Iterative Nash Policy Optimization (Zhang et al., 2024)", "arXiv:2407.00617")
+def inpo(eta: float = 0.0075, share: float = 1 / 3):
     """IPO against a geometric mixture of the reference and the policy of the last iteration: no-regret play against itself.
 
     Defaults: `eta` and `share` = tau / eta, the reference's part in the mixture, are those that others report as the
@@ -88,12 +70,8 @@ def inpo(*, eta: float = 0.0075, share: float = 1 / 3):
     return on_pairs(preference(link=ipo_link(beta=eta), evidence=anchored_ratio(share=share)))
 
 
-@method(
-    paper="Self-Improving Robust Preference Optimization (Choi et al., 2024)",
-    url="https://arxiv.org/abs/2406.01660",
-    certainty="sketch",
-)
-def srpo(*, alpha: float = 0.5, beta: float = 0.1):
+@method("Self-Improving Robust Preference Optimization (Choi et al., 2024)", "arXiv:2406.01660")
+def srpo(alpha: float = 0.5, beta: float = 0.1):
     """A generator and a reviser of its answers, one network, learn from the same pairs in two squared errors.
 
     Defaults: Both are ours.
@@ -101,4 +79,4 @@ def srpo(*, alpha: float = 0.5, beta: float = 0.1):
     Unconfirmed: The two errors are derived from the optimum of the paper's game; its own constants, and which of the two
       `alpha` weighs, could not be read.
     """
-    return None, chain(sequence_mean()), objective(self_improving(alpha=alpha, beta=beta))
+    return None, chain(sequence_mean()), objective(objectives.self_improving(alpha=alpha, beta=beta))

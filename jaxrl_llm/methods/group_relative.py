@@ -1,48 +1,32 @@
 """Critic-free methods that compare the answers to one prompt: GRPO and its kin."""
 
-from __future__ import annotations
-
 from jaxrl_llm.estimators import chain, constant, drop_uniform_groups, overlong_penalty, token_mean
+from jaxrl_llm.methods import choices
 from jaxrl_llm.methods.base import When, method, reject_inert
-from jaxrl_llm.methods.choices import AGGREGATIONS, choice, kl_loss, kl_parts, standardised
-from jaxrl_llm.methods.libraries import (
-    BY_TOKEN,
-    NEMO,
-    NEMO_KL,
-    OPENRLHF,
-    OPENRLHF_KL,
-    TRL,
-    TRL_KL,
-    TUNIX,
-    TUNIX_KL,
-    VERL,
-    VERL_CLIP,
-    VERL_KL,
-)
+from jaxrl_llm.methods.choices import choice, kl_loss, kl_parts, standardised
 from jaxrl_llm.objectives import cispo as cispo_bound
 from jaxrl_llm.objectives import clip, objective, policy, sequence_ratio
 from jaxrl_llm.rollouts import dynamic_sampling, grouped
 
 
 @method(
-    paper="DeepSeekMath (Shao et al., 2024)",
-    url="https://arxiv.org/abs/2402.03300",
+    "DeepSeekMath (Shao et al., 2024)",
+    "arXiv:2402.03300",
     conventions={
-        "trl-1.16": TRL | TRL_KL | BY_TOKEN,
-        "verl-0.10": VERL | VERL_CLIP | VERL_KL | BY_TOKEN,
-        "nemo-rl": NEMO | NEMO_KL | BY_TOKEN,
-        "openrlhf": OPENRLHF | OPENRLHF_KL | BY_TOKEN,
-        "tunix-0.1": TUNIX | TUNIX_KL,
+        "trl-1.16": choices.TRL | choices.TRL_KL | choices.BY_TOKEN,
+        "verl-0.10": choices.VERL | choices.VERL_CLIP | choices.VERL_KL | choices.BY_TOKEN,
+        "nemo-rl": choices.NEMO | choices.NEMO_KL | choices.BY_TOKEN,
+        "openrlhf": choices.OPENRLHF | choices.OPENRLHF_KL | choices.BY_TOKEN,
+        "tunix-0.1": choices.TUNIX | choices.TUNIX_KL,
         "oat": {"degrees_of_freedom": 1, "epsilon": 1e-8, "kl_coefficient": 0.0},
         "pipeline-rl": {
             "baseline": "leave_one_out", "degrees_of_freedom": 1, "epsilon": 1e-4, "kl_coefficient": 0.1,
             "kl_ratio_bound": When("kl_coefficient", 10.0), "aggregation": "sequence_mean_token_sum",
         },
-        "areal": {"baseline": "batch_mean", "scale": "batch_std", "kl_coefficient": 0.0} | BY_TOKEN,
+        "areal": {"baseline": "batch_mean", "scale": "batch_std", "kl_coefficient": 0.0} | choices.BY_TOKEN,
     },
 )  # fmt: skip
 def grpo(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -74,25 +58,21 @@ def grpo(
     advantage = standardised(
         baseline, scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, placement=placement, alone=alone
     )
-    return (
-        grouped(samples=samples),
-        chain(advantage, *penalty, choice("aggregation", aggregation, AGGREGATIONS)),
-        objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)), *terms),
-    )
+    loss = objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)), *terms)
+    return grouped(samples=samples), chain(advantage, *penalty, choice("aggregation", aggregation, choices.AGGREGATIONS)), loss
 
 
 @method(
-    paper="Understanding R1-Zero-Like Training (Liu et al., 2025)",
-    url="https://arxiv.org/abs/2503.20783",
+    "Understanding R1-Zero-Like Training (Liu et al., 2025)",
+    "arXiv:2503.20783",
     conventions={
-        "trl-1.16": {"scale": "std"} | TRL | TRL_KL,
-        "verl-0.10": {"alone": "none"} | VERL_CLIP | VERL_KL,
-        "openrlhf": OPENRLHF_KL | BY_TOKEN,
-        "tunix-0.1": TUNIX_KL,
+        "trl-1.16": {"scale": "std"} | choices.TRL | choices.TRL_KL,
+        "verl-0.10": {"alone": "none"} | choices.VERL_CLIP | choices.VERL_KL,
+        "openrlhf": choices.OPENRLHF_KL | choices.BY_TOKEN,
+        "tunix-0.1": choices.TUNIX_KL,
     },
 )
 def dr_grpo(
-    *,
     samples: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -118,26 +98,24 @@ def dr_grpo(
     """
     penalty, terms = kl_parts(kl_place, kl_coefficient, kl_kind, kl_unbiased, kl_bound)
     advantage = standardised("mean", scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
-    length = constant(length=max_length) if aggregation == "constant" else choice("aggregation", aggregation, AGGREGATIONS)
-    return (
-        grouped(samples=samples),
-        chain(advantage, *penalty, length),
-        objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)), *terms),
+    length = (
+        constant(length=max_length) if aggregation == "constant" else choice("aggregation", aggregation, choices.AGGREGATIONS)
     )
+    loss = objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)), *terms)
+    return grouped(samples=samples), chain(advantage, *penalty, length), loss
 
 
 @method(
-    paper="DAPO: An Open-Source LLM Reinforcement Learning System at Scale (Yu et al., 2025)",
-    url="https://arxiv.org/abs/2503.14476",
+    "DAPO: An Open-Source LLM Reinforcement Learning System at Scale (Yu et al., 2025)",
+    "arXiv:2503.14476",
     conventions={
         # TRL's `loss_type="dapo"` is the loss alone.
-        "trl-1.16": {"max_rounds": None, "overlong_size": 0.0} | TRL | TRL_KL,
-        "verl-0.10": {"max_rounds": 10, "clip_dual": 10.0, "degrees_of_freedom": 1} | VERL_KL,
-        "tunix-0.1": {"max_rounds": None} | TUNIX,
+        "trl-1.16": {"max_rounds": None, "overlong_size": 0.0} | choices.TRL | choices.TRL_KL,
+        "verl-0.10": {"max_rounds": 10, "clip_dual": 10.0, "degrees_of_freedom": 1} | choices.VERL_KL,
+        "tunix-0.1": {"max_rounds": None} | choices.TUNIX,
     },
 )
 def dapo(
-    *,
     samples: int = 16,
     max_rounds: int | None = 8,
     clip_low: float = 0.2,
@@ -168,12 +146,7 @@ def dapo(
     filters = () if max_rounds is None else (drop_uniform_groups(),)
     return (
         grouped(samples=samples) if max_rounds is None else dynamic_sampling(samples=samples, max_rounds=max_rounds),
-        chain(
-            *filters,
-            *penalty,
-            standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon),
-            token_mean(),
-        ),
+        chain(*filters, *penalty, standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()),
         objective(
             policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)),
             *kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound),
@@ -182,17 +155,16 @@ def dapo(
 
 
 @method(
-    paper="Group Sequence Policy Optimization (Zheng et al., 2025)",
-    url="https://arxiv.org/abs/2507.18071",
+    "Group Sequence Policy Optimization (Zheng et al., 2025)",
+    "arXiv:2507.18071",
     conventions={
-        "trl-1.16": {"clip_low": 0.2, "clip_high": 0.2} | TRL | BY_TOKEN,
-        "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2, "ratio_cap": 10.0} | VERL,
-        "nemo-rl": {"clip_low": 0.2, "clip_high": 0.2} | NEMO,
-        "openrlhf": {"clip_low": 0.2, "clip_high": 0.2} | OPENRLHF | OPENRLHF_KL,
+        "trl-1.16": {"clip_low": 0.2, "clip_high": 0.2} | choices.TRL | choices.BY_TOKEN,
+        "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2, "ratio_cap": 10.0} | choices.VERL,
+        "nemo-rl": {"clip_low": 0.2, "clip_high": 0.2} | choices.NEMO,
+        "openrlhf": {"clip_low": 0.2, "clip_high": 0.2} | choices.OPENRLHF | choices.OPENRLHF_KL,
     },
 )
 def gspo(
-    *,
     samples: int = 8,
     clip_low: float = 3e-4,
     clip_high: float = 4e-4,
@@ -219,27 +191,23 @@ def gspo(
     advantage = standardised(
         baseline, scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, placement=placement, alone=alone
     )
-    return (
-        grouped(samples=samples),
-        chain(advantage, *penalty, choice("aggregation", aggregation, AGGREGATIONS)),
-        objective(policy(ratio=sequence_ratio(highest=ratio_cap), trust=clip(low=clip_low, high=clip_high)), *terms),
-    )
+    loss = objective(policy(ratio=sequence_ratio(highest=ratio_cap), trust=clip(low=clip_low, high=clip_high)), *terms)
+    return grouped(samples=samples), chain(advantage, *penalty, choice("aggregation", aggregation, choices.AGGREGATIONS)), loss
 
 
 @method(
-    paper="MiniMax-M1 (Chen et al., 2025)",
-    url="https://arxiv.org/abs/2506.13585",
+    "MiniMax-M1 (Chen et al., 2025)",
+    "arXiv:2506.13585",
     conventions={
-        # TRL takes its `epsilon_high` for the bound itself: by default every weight, 1 on policy, is cut to 0.2.
-        "trl-1.16": {"clip_high": -0.8} | TRL | TRL_KL,
-        "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2} | VERL | VERL_KL,
-        "nemo-rl": {"clip_low": 1.0, "clip_high": 5.0} | NEMO,
+        # choices.TRL takes its `epsilon_high` for the bound itself: by default every weight, 1 on policy, is cut to 0.2.
+        "trl-1.16": {"clip_high": -0.8} | choices.TRL | choices.TRL_KL,
+        "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2} | choices.VERL | choices.VERL_KL,
+        "nemo-rl": {"clip_low": 1.0, "clip_high": 5.0} | choices.NEMO,
         "skyrl": {"clip_low": 1.0, "clip_high": 4.0, "degrees_of_freedom": 1},
         "open-instruct": {"clip_high": 0.2},
     },
 )
 def cispo(
-    *,
     samples: int = 8,
     clip_low: float | None = None,
     clip_high: float = 4.0,
@@ -264,11 +232,7 @@ def cispo(
     advantage = standardised(
         baseline, scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, placement=placement, alone=alone
     )
-    return (
-        grouped(samples=samples),
-        chain(advantage, token_mean()),
-        objective(
-            policy(trust=cispo_bound(low=clip_low, high=clip_high)),
-            *kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound),
-        ),
+    loss = objective(
+        policy(trust=cispo_bound(low=clip_low, high=clip_high)), *kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound)
     )
+    return grouped(samples=samples), chain(advantage, token_mean()), loss

@@ -1,46 +1,32 @@
 """Supervised methods beyond the plain likelihood, and mixtures of imitation with a policy gradient."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
+from jaxrl_llm import objectives
 from jaxrl_llm.compose import composable
 from jaxrl_llm.controllers import scheduled
 from jaxrl_llm.estimators import among, chain, group_advantage, sequence_mean, token_mean
 from jaxrl_llm.methods.base import method
-from jaxrl_llm.objectives import (
-    blended,
-    by_source,
-    clip,
-    label_smoothing,
-    negative_log_likelihood,
-    objective,
-    policy,
-    probability,
-    uncertainty,
-)
+from jaxrl_llm.objectives import blended, by_source, clip, negative_log_likelihood, objective, policy, probability, uncertainty
 from jaxrl_llm.rollouts import guided
 
 
 @method(
-    paper="On the Generalization of SFT: A Reinforcement Learning Perspective with Reward Rectification (Wu et al., 2025)",
-    url="https://arxiv.org/abs/2508.05629",
+    "On the Generalization of SFT: A Reinforcement Learning Perspective with Reward Rectification (Wu et al., 2025)",
+    "arXiv:2508.05629",
 )
 def dft():
     """SFT whose tokens count by their probability, which takes the implicit reward 1 / probability away."""
     return None, chain(token_mean()), objective(negative_log_likelihood(factors=(probability(),)))
 
 
-@method(
-    paper="Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2015)",
-    url="https://arxiv.org/abs/1512.00567",
-)
-def smoothed_sft(*, smoothing: float = 0.1):
+@method("Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2015)", "arXiv:1512.00567")
+def smoothed_sft(smoothing: float = 0.1):
     """SFT with soft targets: a share of each token's mass is spread over the whole vocabulary.
 
     Defaults: The paper's, for images.
     """
-    return None, chain(token_mean()), objective(label_smoothing(smoothing=smoothing))
+    return None, chain(token_mean()), objective(objectives.label_smoothing(smoothing=smoothing))
 
 
 @composable
@@ -68,9 +54,8 @@ def _chord(imitation, *, samples: int, demonstrations: int, clip_low: float, cli
     )
 
 
-@method(paper="On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", url="https://arxiv.org/abs/2508.11408")
+@method("On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", "arXiv:2508.11408")
 def chord(
-    *,
     samples: int = 8,
     demonstrations: int = 1,
     clip_low: float = 0.2,
@@ -91,15 +76,8 @@ def chord(
     )  # fmt: skip
 
 
-@method(paper="On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", url="https://arxiv.org/abs/2508.11408")
-def chord_phi(
-    *,
-    samples: int = 8,
-    demonstrations: int = 1,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    share: float = 0.1,
-):
+@method("On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", "arXiv:2508.11408")
+def chord_phi(samples: int = 8, demonstrations: int = 1, clip_low: float = 0.2, clip_high: float = 0.2, share: float = 0.1):
     """CHORD whose demonstrations count by p (1 - p) of each token: neither what is known nor what seems impossible.
 
     Defaults: The clip is the paper's, the constant share of imitation that of the authors' framework. The numbers of

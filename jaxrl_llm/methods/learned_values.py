@@ -1,7 +1,5 @@
 """Methods that learn values first and a policy from them: upper values of samples, frozen critics, and values in the logits."""
 
-from __future__ import annotations
-
 from jaxrl_llm.compose import Composable
 from jaxrl_llm.estimators import (
     advantage_weight,
@@ -13,7 +11,7 @@ from jaxrl_llm.estimators import (
     td_targets,
     token_mean,
     whiten,
-)
+)  # fmt: skip
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import kl_reward
@@ -31,7 +29,7 @@ from jaxrl_llm.objectives import (
     token_ratio,
     top,
     value_loss,
-)
+)  # fmt: skip
 from jaxrl_llm.objectives.heads import bins, soft_maximum
 from jaxrl_llm.rollouts import Collection, Io, Strategy, grouped, requests_for, stateless_strategy
 
@@ -53,12 +51,9 @@ def _upper(loss: Composable, td_steps: int, follow: float) -> Critic:
 
 
 @method(
-    paper="Dual RL: Unification and New Methods for Reinforcement and Imitation Learning (Sikchi et al., 2023)",
-    url="https://arxiv.org/abs/2302.08560",
-    certainty="sketch",
+    "Dual RL: Unification and New Methods for Reinforcement and Imitation Learning (Sikchi et al., 2023)", "arXiv:2302.08560"
 )
 def f_dvl(
-    *,
     samples: int = 4,
     share: float = 0.7,
     divergence: str = "chi2",
@@ -77,12 +72,8 @@ def f_dvl(
     return *_weighted_imitation(grouped(samples=samples), temperature), _upper(loss, td_steps, follow)
 
 
-@method(
-    paper="Offline Reinforcement Learning with Implicit Q-Learning (Kostrikov et al., 2021)",
-    url="https://arxiv.org/abs/2110.06169",
-    certainty="sketch",
-)
-def iql(*, samples: int = 4, level: float = 0.7, temperature: float = 0.3, td_steps: int = 8, follow: float = 0.005):
+@method("Offline Reinforcement Learning with Implicit Q-Learning (Kostrikov et al., 2021)", "arXiv:2110.06169")
+def iql(samples: int = 4, level: float = 0.7, temperature: float = 0.3, td_steps: int = 8, follow: float = 0.005):
     """Expectiles of the values behind the samples, and likelihood of tokens by the exponential of what they add to them.
 
     Defaults: Level, temperature (1 / 3 there) and the average's share are the paper's, for locomotion; all else is ours.
@@ -93,12 +84,8 @@ def iql(*, samples: int = 4, level: float = 0.7, temperature: float = 0.3, td_st
     return *_weighted_imitation(grouped(samples=samples), temperature), _upper(loss, td_steps, follow)
 
 
-@method(
-    paper="Q#: Provably Optimal Distributional RL for LLM Post-Training (Zhou et al., 2025)",
-    url="https://arxiv.org/abs/2502.20548",
-    certainty="sketch",
-)
-def q_sharp(*, samples: int = 4, temperature: float = 0.1, bin_count: int = 2, low: float = 0.0, high: float = 1.0):
+@method("Q#: Provably Optimal Distributional RL for LLM Post-Training (Zhou et al., 2025)", "arXiv:2502.20548")
+def q_sharp(samples: int = 4, temperature: float = 0.1, bin_count: int = 2, low: float = 0.0, high: float = 1.0):
     """The distribution of the reference policy's returns gives the best values under a KL penalty, which the policy imitates.
 
     Defaults: Two bins are the paper's for rewards of 0 and 1; all else is ours. `temperature` is that of the KL penalty.
@@ -113,11 +100,9 @@ def q_sharp(*, samples: int = 4, temperature: float = 0.1, bin_count: int = 2, l
 
 
 @method(
-    paper="Improving Multi-Step Reasoning Abilities with Direct Advantage Policy Optimization (Liu et al., 2024)",
-    url="https://arxiv.org/abs/2412.18279",
-    certainty="sketch",
+    "Improving Multi-Step Reasoning Abilities with Direct Advantage Policy Optimization (Liu et al., 2024)", "arXiv:2412.18279"
 )
-def direct_advantage(*, samples: int = 4, beta: float = 0.1, warmup_steps: int = 20, bin_count: int = 2):
+def direct_advantage(samples: int = 4, beta: float = 0.1, warmup_steps: int = 20, bin_count: int = 2):
     """A critic learns how likely the reference is to succeed and stays; the policy's log-ratios regress what tokens add to it.
 
     Defaults: All are ours but the cross-entropy of two outcomes, `bin_count` 2 of rewards from 0 to 1. In the first
@@ -136,11 +121,9 @@ def direct_advantage(*, samples: int = 4, beta: float = 0.1, warmup_steps: int =
 
 
 @method(
-    paper="Lean and Mean: Decoupled Value Policy Optimization with Global Value Guidance (Huang et al., 2025)",
-    url="https://arxiv.org/abs/2502.16944",
-    certainty="sketch",
+    "Lean and Mean: Decoupled Value Policy Optimization with Global Value Guidance (Huang et al., 2025)", "arXiv:2502.16944"
 )
-def dvpo(*, samples: int = 4, warmup_steps: int = 50, kl_coefficient: float = 0.2, kl_target: float | None = 6.0):
+def dvpo(samples: int = 4, warmup_steps: int = 50, kl_coefficient: float = 0.2, kl_target: float | None = 6.0):
     """PPO whose critic has learned before and never does again.
 
     Defaults: Clip, decay and KL coefficient are those of the authors' program; the KL target (nats an answer) and the steps
@@ -158,12 +141,8 @@ def dvpo(*, samples: int = 4, warmup_steps: int = 50, kl_coefficient: float = 0.
     )
 
 
-@method(
-    paper="B-Coder: Value-Based Deep Reinforcement Learning for Program Synthesis (Yu et al., 2023)",
-    url="https://arxiv.org/abs/2310.03173",
-    certainty="sketch",
-)
-def b_coder(*, samples: int = 4, alpha: float = 0.1):
+@method("B-Coder: Value-Based Deep Reinforcement Learning for Program Synthesis (Yu et al., 2023)", "arXiv:2310.03173")
+def b_coder(samples: int = 4, alpha: float = 0.1):
     """The logits are advantages: values of tokens learn from that of the token which the reference would say next.
 
     Defaults: All are ours.
@@ -175,12 +154,8 @@ def b_coder(*, samples: int = 4, alpha: float = 0.1):
     return grouped(samples=samples), chain(targets, token_mean()), objective(), Critic(loss=dueling_value_loss(alpha=alpha))
 
 
-@method(
-    paper="Inverse Preference Learning: Preference-based RL without a Reward Function (Hejna et al., 2023)",
-    url="https://arxiv.org/abs/2305.15363",
-    certainty="sketch",
-)
-def ipl(*, beta: float = 0.1, discount: float = 0.99, regularisation: float = 0.5):
+@method("Inverse Preference Learning: Preference-based RL without a Reward Function (Hejna et al., 2023)", "arXiv:2305.15363")
+def ipl(beta: float = 0.1, discount: float = 0.99, regularisation: float = 0.5):
     """Preferences between the sums of rewards that logits and a value head imply by the inverse Bellman operator, kept small.
 
     Defaults: `discount` is the paper's, the others are ours.

@@ -1,24 +1,21 @@
-"""Methods that want something else than the largest mean reward: less risk, a given return, rewards within bounds."""
+"""Methods that want something else than the largest mean reward: less risk, a given return, rewards or answers in bounds."""
 
-from __future__ import annotations
-
-from jaxrl_llm import estimators
-from jaxrl_llm.estimators import chain, group_advantage, leave_one_out_baseline, sequence_mean, sequence_mean_token_sum
+from jaxrl_llm import estimators, objectives
+from jaxrl_llm.estimators import chain, group_advantage, sequence_mean, sequence_mean_token_sum, std_scale, token_mean, whiten
 from jaxrl_llm.methods.advantages import clipped
-from jaxrl_llm.methods.base import method
-from jaxrl_llm.objectives import kl, objective, policy, score_function
+from jaxrl_llm.methods.base import method, reject_inert
+from jaxrl_llm.objectives import Objective, clip, cross_entropy, divergence, kl, objective, policy, score_function, vocabulary
 from jaxrl_llm.rollouts import grouped
 
 REINFORCE = policy(ratio=None, trust=score_function())
 
 
 @method(
-    paper="On the Global Convergence of Risk-Averse Policy Gradient Methods with Expected Conditional Risk Measures (Yu and "
-    "Ying, 2023)",
-    url="https://arxiv.org/abs/2301.10932",
-    certainty="sketch",
+    "On the Global Convergence of Risk-Averse Policy Gradient Methods with Expected Conditional Risk Measures (Yu "
+    "and Ying, 2023)",
+    "arXiv:2301.10932",
 )
-def ecrm(*, samples: int = 8, share: float = 0.5, level: float = 0.25):
+def ecrm(samples: int = 8, share: float = 0.5, level: float = 0.25):
     """REINFORCE on a mix of the mean reward of a group and of the mean of its worst answers (CVaR).
 
     Defaults: All are ours.
@@ -30,12 +27,8 @@ def ecrm(*, samples: int = 8, share: float = 0.5, level: float = 0.25):
     return grouped(samples=samples), estimator, objective(REINFORCE)
 
 
-@method(
-    paper="Counterfactual Explanation Policies in RL (Deshmukh et al., 2023)",
-    url="https://arxiv.org/abs/2307.13192",
-    certainty="sketch",
-)
-def counterpol(*, samples: int = 8, target: float = 0.5, kl_coefficient: float = 0.1):
+@method("Counterfactual Explanation Policies in RL (Deshmukh et al., 2023)", "arXiv:2307.13192")
+def counterpol(samples: int = 8, target: float = 0.5, kl_coefficient: float = 0.1):
     """The nearest policy with a given mean reward: descent on its squared distance from the target, with a KL to the reference.
 
     Defaults: All are ours.
@@ -43,21 +36,13 @@ def counterpol(*, samples: int = 8, target: float = 0.5, kl_coefficient: float =
     Unconfirmed: The paper's coefficient, and its estimate of the KL divergence (here k2, whose gradient is that of the KL). It
       takes the present policy for the reference from time to time ("pivoting"): `rl.reference.every` with `share=1`.
     """
-    advantage = group_advantage(baseline=leave_one_out_baseline(), scale=None)
-    return (
-        grouped(samples=samples),
-        chain(advantage, estimators.target_return(target=target), sequence_mean_token_sum()),
-        objective(REINFORCE, kl(coefficient=kl_coefficient, kind="k2")),
-    )
+    advantage = group_advantage(baseline=estimators.leave_one_out_baseline(), scale=None)
+    estimator = chain(advantage, estimators.target_return(target=target), sequence_mean_token_sum())
+    return grouped(samples=samples), estimator, objective(REINFORCE, kl(coefficient=kl_coefficient, kind="k2"))
 
 
-@method(
-    paper="Off-Policy Primal-Dual Safe Reinforcement Learning (Wu et al., 2024)",
-    url="https://arxiv.org/abs/2401.14758",
-    certainty="sketch",
-)
+@method("Off-Policy Primal-Dual Safe Reinforcement Learning (Wu et al., 2024)", "arXiv:2401.14758")
 def cal(
-    *,
     samples: int = 8,
     cost: int = 1,
     limit: float = 0.1,
@@ -82,13 +67,8 @@ def cal(
     return grouped(samples=samples), chain(estimator, sequence_mean()), clipped(clip_low, clip_high)
 
 
-@method(
-    paper="Efficient Discovery of Pareto Front for Multi-Objective Reinforcement Learning (Liu et al., 2024)",
-    url="https://arxiv.org/abs/2410.02236",
-    certainty="sketch",
-)
+@method("Efficient Discovery of Pareto Front for Multi-Objective Reinforcement Learning (Liu et al., 2024)", "arXiv:2410.02236")
 def c_morl(
-    *,
     samples: int = 8,
     component: int = 0,
     returns: tuple[float, ...] = (0.5,),
@@ -111,3 +91,67 @@ def c_morl(
     bounds = tuple(share * value for value in returns)
     estimator = estimators.log_barrier_advantage(bounds=bounds, objective=component, sharpness=sharpness, margin=margin)
     return grouped(samples=samples), chain(estimator, sequence_mean()), clipped(clip_low, clip_high)
+
+
+@method("TabNAS: Rejection Sampling for Neural Architecture Search on Tabular Datasets (Yang et al., 2022)", "arXiv:2204.07615")
+def tabnas(samples: int = 8, decay: float = 0.9):
+    """REINFORCE that throws infeasible answers away, and takes the gradient of the probability to be feasible off again.
+
+    Defaults: All are ours. The answers of a group that are kept estimate the probability, where the paper draws others for it;
+      on policy, the moving baseline then has no influence, and the gradient is that of the mean of the kept rewards as
+      baseline. `feasible` [N] is 1 where an answer is kept. Each kept answer counts alike.
+    """
+    estimator = chain(estimators.drop_infeasible(), estimators.moving_average_advantage(decay=decay), sequence_mean())
+    return grouped(samples=samples), estimator, objective(objectives.truncated_policy())
+
+
+@method("Supported Policy Optimization for Offline Reinforcement Learning (Wu et al., 2022)", "arXiv:2202.06239")
+def spot(
+    samples: int = 8,
+    coefficient: float = 0.05,
+    kind: str = "likelihood",
+    floor: float | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+):
+    """REINFORCE++ with a reward for tokens that the reference policy knows, in the place of a KL penalty.
+
+    Defaults: All are ours. `kind` may also be "shortfall", for a penalty below the probability `floor` alone, or "exact", for
+      the cross entropy over the whole vocabulary in the loss. `floor=None` means 1e-3, and none in "exact".
+
+    Unconfirmed: The paper constrains the density of continuous actions, which a variational autoencoder estimates, for a policy
+      that a critic teaches; tokens, whose probabilities are known, are our reading.
+    """
+    if kind == "exact":
+        reject_inert(floor is not None, "floor", floor, "kind is 'exact'")
+        return grouped(samples=samples), _returns(), _with_cross_entropy(clip_low, clip_high, coefficient)
+    reward = estimators.support_reward(coefficient=coefficient, floor=1e-3 if floor is None else floor, kind=kind)
+    return grouped(samples=samples), _returns(reward), clipped(clip_low, clip_high)
+
+
+def _returns(*before) -> estimators.Estimator:
+    return chain(*before, estimators.reward_to_go(), whiten(), token_mean())
+
+
+def _with_cross_entropy(low: float, high: float, coefficient: float) -> Objective:
+    support = {"kind": cross_entropy(), "candidates": vocabulary(of="reference"), "against": "reference"}
+    return objective(policy(trust=clip(low=low, high=high)), divergence(**support, coefficient=coefficient))
+
+
+@method("APO: Enhancing Reasoning Ability of MLLMs via Asymmetric Policy Optimization (Hong et al., 2025)", "arXiv:2506.21655")
+def apo_view(
+    samples: int = 8, base: float = 1.00001, kl_coefficient: float = 1e-3, clip_low: float = 0.2, clip_high: float = 0.2
+):
+    """GRPO with less KL penalty on what goes well at hard prompts, and more blame for wrong answers longer than right ones.
+
+    Defaults: All are those of the authors' program for View-R1.
+    """
+    scale = std_scale(degrees_of_freedom=1, epsilon=1e-9)
+    estimator = chain(
+        group_advantage(scale=scale), estimators.row_statistics(), estimators.long_wrong_penalty(base=base), sequence_mean()
+    )
+    loss = objective(
+        policy(trust=clip(low=clip_low, high=clip_high)),
+        kl(coefficient=kl_coefficient, factors=(objectives.difficulty_weight(),)),
+    )
+    return grouped(samples=samples), estimator, loss

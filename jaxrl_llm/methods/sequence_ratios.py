@@ -1,31 +1,19 @@
 """Methods whose importance ratio is that of a sequence, of its tokens together, or of a prefix."""
 
-from __future__ import annotations
-
-from jaxrl_llm import objectives
-from jaxrl_llm.estimators import (
-    chain,
-    given_baseline,
-    group_advantage,
-    kl_in_reward,
-    sequence_mean,
-    sequence_mean_token_sum,
-    token_mean,
-)
+from jaxrl_llm import estimators, objectives
+from jaxrl_llm.estimators import chain, group_advantage, kl_in_reward, sequence_mean, sequence_mean_token_sum, token_mean
 from jaxrl_llm.methods.base import method, reject_inert
-from jaxrl_llm.methods.choices import kl_parts, standardised
-from jaxrl_llm.methods.libraries import TRL, TRL_KL, TUNIX, TUNIX_KL, VERL
+from jaxrl_llm.methods.choices import TRL, TRL_KL, TUNIX, TUNIX_KL, VERL, kl_parts, standardised
 from jaxrl_llm.objectives import clip, objective, policy, unclipped
 from jaxrl_llm.rollouts import grouped, grouped_with_anchors
 
 
 @method(
-    paper="Group Sequence Policy Optimization (Zheng et al., 2025)",
-    url="https://arxiv.org/abs/2507.18071",
+    "Group Sequence Policy Optimization (Zheng et al., 2025)",
+    "arXiv:2507.18071",
     conventions={"tunix-0.1": {"clip_low": 0.2, "clip_high": 0.2, "ratio_cap": 10.0} | TUNIX | TUNIX_KL},
 )
 def gspo_token(
-    *,
     samples: int = 8,
     clip_low: float = 3e-4,
     clip_high: float = 4e-4,
@@ -42,20 +30,16 @@ def gspo_token(
     """
     _, terms = kl_parts(None, kl_coefficient, kl_kind)
     ratio = objectives.sequence_token_ratio(highest=ratio_cap)
-    return (
-        grouped(samples=samples),
-        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), sequence_mean()),
-        objective(policy(ratio=ratio, trust=clip(low=clip_low, high=clip_high)), *terms),
-    )
+    estimator = chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), sequence_mean())
+    return grouped(samples=samples), estimator, objective(policy(ratio=ratio, trust=clip(low=clip_low, high=clip_high)), *terms)
 
 
 @method(
-    paper="Length-Unbiased Sequence Policy Optimization (Liu et al., 2026)",
-    url="https://arxiv.org/abs/2602.05261",
+    "Length-Unbiased Sequence Policy Optimization (Liu et al., 2026)",
+    "arXiv:2602.05261",
     conventions={"trl-1.16": {"clip_low": 0.2, "clip_high": 0.2} | TRL},
 )
 def luspo(
-    *,
     samples: int = 8,
     clip_low: float = 2e-3,
     clip_high: float = 2.5e-3,
@@ -66,20 +50,17 @@ def luspo(
 
     Defaults: The clip is the paper's. `samples` is ours. `None` means 0 degrees of freedom and an epsilon of 1e-6.
     """
-    return (
-        grouped(samples=samples),
-        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), sequence_mean_token_sum()),
-        objective(policy(ratio=objectives.sequence_ratio(), trust=clip(low=clip_low, high=clip_high))),
-    )
+    estimator = chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), sequence_mean_token_sum())
+    loss = objective(policy(ratio=objectives.sequence_ratio(), trust=clip(low=clip_low, high=clip_high)))
+    return grouped(samples=samples), estimator, loss
 
 
 @method(
-    paper="Geometric-Mean Policy Optimization (Zhao et al., 2025)",
-    url="https://arxiv.org/abs/2507.20673",
+    "Geometric-Mean Policy Optimization (Zhao et al., 2025)",
+    "arXiv:2507.20673",
     conventions={"trl-1.16": TRL, "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2} | VERL},
 )
 def gmpo(
-    *,
     samples: int = 8,
     clip_low: float = 0.4,
     clip_high: float = 0.4,
@@ -95,36 +76,27 @@ def gmpo(
       here, and what it does for `grpo`. verl's name is "geo_mean".
     """
     _, terms = kl_parts(None, kl_coefficient, kl_kind)
-    return (
-        grouped(samples=samples),
-        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), sequence_mean()),
-        objective(policy(ratio=objectives.geometric_ratio(low=clip_low, high=clip_high), trust=unclipped()), *terms),
-    )
+    estimator = chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), sequence_mean())
+    loss = objective(policy(ratio=objectives.geometric_ratio(low=clip_low, high=clip_high), trust=unclipped()), *terms)
+    return grouped(samples=samples), estimator, loss
 
 
-@method(
-    paper="A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization (2026)",
-    url="https://arxiv.org/abs/2601.22718",
-)
-def minpro(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28):
+@method("A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization (2026)", "arXiv:2601.22718")
+def minpro(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28):
     """CISPO whose weight also holds the smallest ratio of the earlier tokens, for the product of all of them.
 
     Defaults: All are ours; the definition of the ratio is that of public code.
     """
-    return (
-        grouped(samples=samples),
-        chain(group_advantage(), token_mean()),
-        objective(policy(ratio=objectives.prefix_ratio(), trust=objectives.cispo(low=clip_low, high=clip_high))),
-    )
+    loss = objective(policy(ratio=objectives.prefix_ratio(), trust=objectives.cispo(low=clip_low, high=clip_high)))
+    return grouped(samples=samples), chain(group_advantage(), token_mean()), loss
 
 
 @method(
-    paper="VESPO: Variational Sequence-Level Soft Policy Optimization (Shen et al., 2026)",
-    url="https://arxiv.org/abs/2602.10693",
+    "VESPO: Variational Sequence-Level Soft Policy Optimization (Shen et al., 2026)",
+    "arXiv:2602.10693",
     conventions={"trl-1.16": TRL | TRL_KL},
 )
 def vespo(
-    *,
     samples: int = 8,
     positive_shape: float = 2.0,
     positive_rate: float = 3.0,
@@ -151,19 +123,12 @@ def vespo(
         ratio = objectives.corrected_total_ratio(weight=engine)
     _, terms = kl_parts(None, kl_coefficient, kl_kind, kl_unbiased)
     weight = objectives.vespo(positive=(positive_shape, positive_rate), negative=(negative_shape, negative_rate))
-    return (
-        grouped(samples=samples),
-        chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()),
-        objective(policy(ratio=ratio, trust=weight), *terms),
-    )
+    estimator = chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean())
+    return grouped(samples=samples), estimator, objective(policy(ratio=ratio, trust=weight), *terms)
 
 
-@method(
-    paper="Pairwise Proximal Policy Optimization (Wu et al., 2023)",
-    url="https://arxiv.org/abs/2310.00212",
-    certainty="sketch",
-)
-def p3o(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.05, kl_kind: str | None = None):
+@method("Pairwise Proximal Policy Optimization (Wu et al., 2023)", "arXiv:2310.00212")
+def p3o(clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.05, kl_kind: str | None = None):
     """Clipped ratios of whole answers with half the difference of two rewards as advantage: a pairwise policy gradient.
 
     Defaults: Two samples are the method. Clip and coefficient are ours. `kl_kind=None` means k1.
@@ -172,18 +137,12 @@ def p3o(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float 
     """
     reject_inert(kl_coefficient == 0 and kl_kind is not None, "kl_kind", kl_kind, "kl_coefficient is 0")
     penalty = (kl_in_reward(coefficient=kl_coefficient, kind=kl_kind or "k1"),) if kl_coefficient else ()
-    return (
-        grouped(samples=2),
-        chain(*penalty, group_advantage(scale=None), sequence_mean()),
-        objective(policy(ratio=objectives.sequence_total_ratio(), trust=clip(low=clip_low, high=clip_high))),
-    )
+    loss = objective(policy(ratio=objectives.sequence_total_ratio(), trust=clip(low=clip_low, high=clip_high)))
+    return grouped(samples=2), chain(*penalty, group_advantage(scale=None), sequence_mean()), loss
 
 
-@method(
-    paper="Improving Language Models with Advantage-based Offline Policy Gradients (Baheti et al., 2023)",
-    url="https://arxiv.org/abs/2305.14718",
-)
-def a_lol(*, samples: int = 4, anchors: int = 4, clip_low: float = 0.9, clip_high: float = 0.9):
+@method("Improving Language Models with Advantage-based Offline Policy Gradients (Baheti et al., 2023)", "arXiv:2305.14718")
+def a_lol(samples: int = 4, anchors: int = 4, clip_low: float = 0.9, clip_high: float = 0.9):
     """Likelihood of answers better than the reference's mean, times advantage and clipped ratio of the whole answer.
 
     Defaults: The clip is the paper's. `samples` and `anchors` are ours. The paper learns from a fixed data set, drawn in
@@ -192,7 +151,10 @@ def a_lol(*, samples: int = 4, anchors: int = 4, clip_low: float = 0.9, clip_hig
     """
     return (
         grouped_with_anchors(samples=samples, anchors=anchors),
-        chain(group_advantage(baseline=given_baseline(annotation="anchor_reward"), scale=None), sequence_mean_token_sum()),
+        chain(
+            group_advantage(baseline=estimators.given_baseline(annotation="anchor_reward"), scale=None),
+            sequence_mean_token_sum(),
+        ),
         objective(
             policy(
                 ratio=objectives.sequence_total_ratio(against="reference"),

@@ -11,8 +11,6 @@ Example:
   True
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
@@ -21,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig
-from jaxrl_llm.networks.leaves import draw_change
 from jaxrl_llm.networks.matrices import (
     ADAPTER_LEAVES,
     Matrix,
@@ -35,6 +32,7 @@ from jaxrl_llm.networks.matrices import (
     unmerged,
     with_kernels,
 )
+from jaxrl_llm.networks.modules import draw_change
 from jaxrl_llm.networks.network import Network, decoder
 from jaxrl_llm.networks.trees import Params, join_params, split_params
 

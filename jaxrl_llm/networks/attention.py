@@ -1,14 +1,11 @@
 """Masked attention of several heads, in several implementations that agree.
 
 Queries are [B, T, N, H]; keys and values [B, T, K, H]; query head n reads key head n // (N / K). Logits are multiplied by
-`scale`, 1 / sqrt(H) by default, and capped at `softcap`, where there is one: x becomes softcap * tanh(x / softcap).
-Softmax is taken in float32. Who sees whom is said by `reach` [B, T], the first column behind all that goes on from a token,
-and by `positions`: query q sees key k where k <= q < reach[k] and positions[q] - positions[k] < window. So a row may hold
-several sequences, and trees of them that share their beginnings. A query that sees nothing gives a finite result that
-means nothing.
+`scale`, 1 / sqrt(H) by default, and capped at `softcap`, where there is one: x becomes softcap * tanh(x / softcap). Softmax is
+taken in float32. Who sees whom is said by `reach` [B, T], the first column behind all that goes on from a token, and by
+`positions`: query q sees key k where k <= q < reach[k] and positions[q] - positions[k] < window. So a row may hold several
+sequences, and trees of them that share their beginnings. A query that sees nothing gives a finite result that means nothing.
 """
-
-from __future__ import annotations
 
 import functools
 
@@ -107,10 +104,8 @@ def attend(config: DecoderConfig, query, key, value, reach, positions, blocks, w
     Args:
       config: of the network.
       query: [B, T, N, H].
-      key: [B, T, K, H].
-      value: [B, T, K, H].
-      reach: int [B, T].
-      positions: int [B, T].
+      key, value: [B, T, K, H].
+      reach, positions: int [B, T].
       blocks: of `blocks_of`, for this window.
       window: int [], tokens that are seen.
     """

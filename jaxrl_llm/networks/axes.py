@@ -4,14 +4,12 @@ Names are given to parameters where they are made and to activations by `constra
 say which mesh axes split which names. Without a mesh (`jax.set_mesh`) or without rules, names change nothing.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 
 def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh, rules=None) -> PartitionSpec:
@@ -26,8 +24,25 @@ def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh, 
       mesh: a `Mesh` or an `AbstractMesh`.
       rules: pairs of a name and the mesh axis or axes that split it; those of `nn.logical_axis_rules` by default.
     """
-    wanted = nn.logical_to_mesh_axes(names, rules)
-    return PartitionSpec(*(_dividing(axes, size, mesh.shape) for axes, size in zip(wanted, shape, strict=True)))
+    wanted, sizes = nn.logical_to_mesh_axes(names, rules), _free(mesh)
+    return PartitionSpec(*(_dividing(axes, size, sizes) for axes, size in zip(wanted, shape, strict=True)))
+
+
+def _free(mesh) -> dict[str, int]:
+    """Sizes of the mesh axes; 1 where a `shard_map` around this has split arrays already."""
+    kinds = zip(mesh.shape.items(), mesh.axis_types, strict=True)
+    return {axis: 1 if kind == AxisType.Manual else size for (axis, size), kind in kinds}
+
+
+def manual_axes() -> tuple[str, ...]:
+    """Axes of the mesh that a `shard_map` around this has split arrays by."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def manual_axes_of(name: str, size: int = 0) -> tuple[str, ...]:
+    """Those of them that the rules give to a name, where they divide its size; none where they have one device."""
+    mesh, axes = jax.sharding.get_abstract_mesh(), tuple(axis for axis in _axes_of(name) if axis in manual_axes())
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
 def _dividing(axes, size: int, mesh_sizes: Mapping[str, int]):
@@ -49,20 +64,34 @@ def current_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> Parti
 
 def current_row_shards() -> int:
     """Devices that share out rows under the mesh and the rules that are set; 1 where one of them is not."""
-    return _current_shards("batch")
+    return math.prod(size for _, size in _current_axes("batch"))
+
+
+def current_queue_axes() -> tuple[str, ...]:
+    """Axes whose devices each have a queue of samples: those that split rows, unless they may split all parameters too."""
+    free = "embed" not in dict(nn.get_logical_axis_rules())
+    return tuple(axis for axis, size in _current_axes("batch") if free and size > 1)
+
+
+def current_queues() -> int:
+    """How many queues these are; 1 where nothing splits rows."""
+    return math.prod(size for axis, size in _current_axes("batch") if axis in current_queue_axes())
 
 
 def current_column_shards() -> int:
     """Devices that share out the columns of each row, likewise."""
-    return _current_shards("length")
+    return math.prod(size for _, size in _current_axes("length"))
 
 
-def _current_shards(name: str) -> int:
-    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
-    if not rules or mesh.empty:
-        return 1
-    axes = nn.logical_to_mesh_axes((name,), rules)[0] or ()
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+def _current_axes(name: str) -> list[tuple[str, int]]:
+    mesh = jax.sharding.get_abstract_mesh()
+    return [] if mesh.empty else [(axis, _free(mesh)[axis]) for axis in _axes_of(name)]
+
+
+def _axes_of(name: str) -> tuple[str, ...]:
+    """Mesh axes that the rules which are set give to a name."""
+    axes = nn.logical_to_mesh_axes((name,))[0] if nn.get_logical_axis_rules() else None
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def check_rows(rows: int, what: str) -> None:

@@ -6,8 +6,6 @@ run, not of the program, so that one program serves all packings. Weights exist 
 softmax is summed as it goes along, backward its weights are built again (FlashAttention, https://arxiv.org/abs/2205.14135).
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 
@@ -22,15 +20,10 @@ _UNSEEN = -1e30  # added to logits of what is not seen
 
 @flax.struct.dataclass
 class Visible:
-    """Blocks of keys that each block of queries sees.
+    """Blocks of keys that each block of queries sees."""
 
-    Attributes:
-      order: int [B, blocks, blocks], for each block of queries those of keys, the ones to look at first.
-      count: int [B, blocks], how many these are.
-    """
-
-    order: Array
-    count: Array
+    order: Array  # int [B, blocks, blocks], for each block of queries those of keys, the ones to look at first
+    count: Array  # int [B, blocks], how many these are
 
 
 class Options(NamedTuple):

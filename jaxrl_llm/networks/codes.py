@@ -6,8 +6,6 @@ block, or they number the 16 levels of `NF4`. Byte 32 b + j holds the codes of i
 64 b + 32 + j (high half). With its scales, a weight takes 8 bits in int8 and 4.5 in the others.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """What defines a decoder: sizes, the traits of its family, and how it is computed."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -130,17 +128,11 @@ class QuantizationConfig:
 
 
 class LayerKind(NamedTuple):
-    """What may differ between layers of equal parameters.
+    """What may differ between layers of equal parameters."""
 
-    Attributes:
-      window: tokens that a query sees, itself included; None for all before it.
-      rope_theta: base of the rotary frequencies.
-      rope_scaling: rule that changes them, or None.
-    """
-
-    window: int | None
-    rope_theta: float
-    rope_scaling: tuple[tuple[str, Any], ...] | None
+    window: int | None  # tokens that a query sees, itself included; None for all before it
+    rope_theta: float  # base of the rotary frequencies
+    rope_scaling: tuple[tuple[str, Any], ...] | None  # rule that changes them, or None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

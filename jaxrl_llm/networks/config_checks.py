@@ -1,7 +1,5 @@
 """What the fields of a configuration must be, alone and together."""
 
-from __future__ import annotations
-
 import re
 from typing import TYPE_CHECKING
 
@@ -43,7 +41,7 @@ def check_pattern(field: str, pattern: str) -> None:
         raise ValueError(f"{field}={pattern!r} is no regular expression: {error}") from error
 
 
-def derived_head_dim(config: DecoderConfig) -> int:
+def derived_head_dim(config: "DecoderConfig") -> int:
     """Width of a head where nobody gives it: `hidden_size / num_heads`."""
     if config.num_heads < 1 or config.hidden_size % config.num_heads:
         raise ValueError(
@@ -52,7 +50,7 @@ def derived_head_dim(config: DecoderConfig) -> int:
     return config.hidden_size // config.num_heads
 
 
-def check_sizes(config: DecoderConfig) -> None:
+def check_sizes(config: "DecoderConfig") -> None:
     """Refuses sizes that are out of bounds or do not divide one another."""
     for name, most in LIMITS.items():
         least = 0 if name == "value_head" else 1
@@ -73,21 +71,21 @@ def check_sizes(config: DecoderConfig) -> None:
         )
 
 
-def _rough_parameters(config: DecoderConfig) -> float:
+def _rough_parameters(config: "DecoderConfig") -> float:
     """Numbers in the large matrices."""
     experts, heads = config.experts, 2 * config.head_dim * (config.num_heads + config.num_kv_heads)
     width = config.intermediate_size + (0 if experts is None else experts.count * experts.width + experts.shared_width)
     return float(config.hidden_size) * (config.num_layers * (heads + 3 * width) + 2 * config.vocab_size)
 
 
-def check_numbers(config: DecoderConfig) -> None:
+def check_numbers(config: "DecoderConfig") -> None:
     """Refuses scales, caps and bases of the rotary embedding that are out of bounds."""
     for name, check in _NUMBERS.items():
         if getattr(config, name) is not None:
             check(getattr(config, name), name)
 
 
-def check_tokens(config: DecoderConfig) -> None:
+def check_tokens(config: "DecoderConfig") -> None:
     """Refuses tokens of a file that the network does not have; whoever changes vocab_size in a program may leave them."""
     for name in ("bos_id", "eos_ids", "pad_id"):
         ids = getattr(config, name)
@@ -98,7 +96,7 @@ def check_tokens(config: DecoderConfig) -> None:
                 )
 
 
-def check_layers(config: DecoderConfig) -> None:
+def check_layers(config: "DecoderConfig") -> None:
     """Refuses kinds of layers that do not fit their number, their window or the experts."""
     for name in config.layer_types:
         check_choice("layer_types", name, LAYER_TYPES)

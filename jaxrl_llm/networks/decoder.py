@@ -1,7 +1,5 @@
 """The decoder transformer: one Linen definition for all families, its layers stacked and scanned."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,9 +13,8 @@ from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.blocks import softcapped
 from jaxrl_llm.networks.config import REMAT, DecoderConfig
 from jaxrl_llm.networks.experts import Experts, Routing
-from jaxrl_llm.networks.leaves import VocabularyAdapter, named
 from jaxrl_llm.networks.matrices import gains, is_adapted, merged, times
-from jaxrl_llm.networks.modules import Mlp, Norm, Projection, residual_gain
+from jaxrl_llm.networks.modules import Mlp, Norm, Projection, VocabularyAdapter, named, residual_gain
 from jaxrl_llm.networks.past import AXES, Cells, LayerPast, Sight, cells_of, each_field, past_attention, written
 from jaxrl_llm.numerics import materialised
 

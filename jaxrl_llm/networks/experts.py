@@ -1,18 +1,16 @@
 """Mixture of experts: a router sends each token to a few MLPs, of which `mixture` gives the weighted sum."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.networks.axes import manual_axes_of
 from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
-from jaxrl_llm.networks.leaves import make_leaves, named
 from jaxrl_llm.networks.matrices import Leaves
 from jaxrl_llm.networks.mixture import AXES, mixture
-from jaxrl_llm.networks.modules import Mlp, residual_gain
+from jaxrl_llm.networks.modules import Mlp, make_leaves, named, residual_gain
 
 Array = jax.Array
 
@@ -70,7 +68,9 @@ class ExpertMatrix(nn.Module):
     @nn.compact
     def __call__(self) -> Leaves:
         initializer = nn.initializers.variance_scaling(self.gain, "fan_in", "truncated_normal", batch_axis=(0,))
-        return make_leaves(self, initializer, (self.config.experts.count, *self.shape), AXES[self.name], leading=1)
+        count = self.config.experts.count
+        count //= jax.lax.axis_size(manual_axes_of("expert", count))
+        return make_leaves(self, initializer, (count, *self.shape), AXES[self.name], leading=1)
 
 
 class Experts(nn.Module):

@@ -4,8 +4,6 @@ A family is data: the traits that its networks have, the fields of its config.js
 takes an entry in `FAMILIES`, and an option of `DecoderConfig` where its layers do something new.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

@@ -1,46 +1,106 @@
-"""The table of model families of Hugging Face: the traits of their networks, fields of config.json, names of tensors."""
-
-from __future__ import annotations
+"""The table of model families of Hugging Face: traits of networks, fields of config.json, and how parameters are called."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxrl_llm.networks import tensor_names
-from jaxrl_llm.networks.tensor_names import Path, Stored
+Path = tuple[str, ...]
+
+
+class Stored(NamedTuple):
+    """How one of our parameters is stored in a checkpoint."""
+
+    name: str  # of the tensor, with `{layer}` and `{expert}` for their numbers where each has a tensor of its own
+    # None where the tensor has the shape of the parameter; otherwise the tensor is a matrix [outputs, inputs], or a vector of
+    # outputs, and the first `inputs` axes of our parameter are those that it contracts
+    inputs: int | None = None
+    part: int = 0  # where several parameters share a tensor, their order along its first axis
+
+
+def _linear(ours: str, theirs: str, inputs: int = 1, part: int = 0) -> dict[Path, Stored]:
+    path, name = tuple(ours.split(".")), f"model.layers.{{layer}}.{theirs}"
+    kernel = {("layers", *path, "kernel"): Stored(f"{name}.weight", inputs, part)}
+    return kernel | {("layers", *path, "bias"): Stored(f"{name}.bias", 0, part)}
+
+
+def _norm(ours: str, theirs: str, inputs: int | None = None) -> dict[Path, Stored]:
+    return {("layers", *ours.split("."), "scale"): Stored(f"model.layers.{{layer}}.{theirs}.weight", inputs)}
+
+
+def _mlp(ours: str, theirs: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> dict[Path, Stored]:
+    parts = zip(("gate", "up", "down"), names, strict=True)
+    return {path: stored for part, name in parts for path, stored in _linear(f"{ours}.{part}", f"{theirs}.{name}").items()}
+
+
+def _router(theirs: str) -> dict[Path, Stored]:
+    name = f"model.layers.{{layer}}.{theirs}"
+    return {
+        ("layers", "experts", "router"): Stored(f"{name}.weight", 1),
+        ("layers", "experts", "selection_bias"): Stored(f"{name}.e_score_correction_bias"),
+    }
+
+
+LLAMA = {
+    ("embedding",): Stored("model.embed_tokens.weight"),
+    ("final_norm", "scale"): Stored("model.norm.weight"),
+    ("head",): Stored("lm_head.weight"),
+    **_norm("attention_norm", "input_layernorm"),
+    **_norm("mlp_norm", "post_attention_layernorm"),
+    **_norm("attention.query_norm", "self_attn.q_norm"),
+    **_norm("attention.key_norm", "self_attn.k_norm"),
+    **_linear("attention.query", "self_attn.q_proj"),
+    **_linear("attention.key", "self_attn.k_proj"),
+    **_linear("attention.value", "self_attn.v_proj"),
+    **_linear("attention.output", "self_attn.o_proj", inputs=2),
+    **_mlp("mlp", "mlp"),
+}
+GEMMA2 = LLAMA | {
+    **_norm("attention_post_norm", "post_attention_layernorm"),
+    **_norm("mlp_norm", "pre_feedforward_layernorm"),
+    **_norm("mlp_post_norm", "post_feedforward_layernorm"),
+}
+PHI3 = LLAMA | {
+    **_linear("attention.query", "self_attn.qkv_proj", part=0),
+    **_linear("attention.key", "self_attn.qkv_proj", part=1),
+    **_linear("attention.value", "self_attn.qkv_proj", part=2),
+    **_linear("mlp.gate", "mlp.gate_up_proj", part=0),
+    **_linear("mlp.up", "mlp.gate_up_proj", part=1),
+}
+MIXTRAL = LLAMA | {
+    **_router("block_sparse_moe.gate"),
+    **_mlp("experts", "block_sparse_moe.experts.{expert}", ("w1", "w3", "w2")),
+}
+QWEN_EXPERTS = LLAMA | {
+    **_router("mlp.gate"),
+    **_mlp("experts", "mlp.experts.{expert}"),
+    **_mlp("experts.shared", "mlp.shared_experts"),
+}
+OLMOE = QWEN_EXPERTS | {
+    **_norm("attention.query_norm", "self_attn.q_norm", inputs=0),
+    **_norm("attention.key_norm", "self_attn.k_norm", inputs=0),
+}
+
 
 Fields = Mapping[str, Any]
 _NONE: Fields = MappingProxyType({})
 
 
 class Family(NamedTuple):
-    """What is fixed in a family.
+    """What is fixed in a family."""
 
-    Attributes:
-      model: prefix of the classes of `transformers` that hold it, such as "Llama" of LlamaForCausalLM.
-      names: how each parameter is stored.
-      traits: fields of `DecoderConfig` and the values that they must have.
-      fields: further fields of `DecoderConfig` and their names in config.json.
-      sliding: which layers have a window where config.json does not list them: "none", "all", "most" (all but every
-        n-th) or "upper" (those from a number on, and only if `use_sliding_window` says so).
-      experts: fields of `ExpertsConfig` and their names in config.json; none for dense families.
-      expert_traits: fields of `ExpertsConfig` and the values that they must have.
-      required: fields of config.json and the value that they must have where they are present.
-      defaults: what fields of config.json mean where they are missing; a family without `partial_rotary_factor` turns
-        whole heads.
-      classifier: `model` of the class for sequence classification, where it is another.
-    """
-
-    model: str
-    names: dict[Path, Stored]
-    traits: Fields = _NONE
-    fields: Fields = _NONE
+    model: str  # prefix of the classes of `transformers` that hold it, such as "Llama" of LlamaForCausalLM
+    names: dict[Path, Stored]  # how each parameter is stored
+    traits: Fields = _NONE  # fields of `DecoderConfig` and the values that they must have
+    fields: Fields = _NONE  # further fields of `DecoderConfig` and their names in config.json
+    # which layers have a window where config.json does not list them: "none", "all", "most" (all but every n-th) or "upper"
+    # (those from a number on, and only if `use_sliding_window` says so)
     sliding: str = "none"
-    experts: Fields = _NONE
-    expert_traits: Fields = _NONE
-    required: Fields = _NONE
+    experts: Fields = _NONE  # fields of `ExpertsConfig` and their names in config.json; none for dense families
+    expert_traits: Fields = _NONE  # fields of `ExpertsConfig` and the values that they must have
+    required: Fields = _NONE  # fields of config.json and the value that they must have where they are present
+    # what fields of config.json mean where they are missing; a family without `partial_rotary_factor` turns whole heads
     defaults: Fields = _NONE
-    classifier: str | None = None
+    classifier: str | None = None  # `model` of the class for sequence classification, where it is another
 
 
 _PLAIN = {"quantization_config": None, "mlp_bias": False, "attention_bias": False}
@@ -59,21 +119,21 @@ _QWEN_EXPERTS = {
 }
 
 FAMILIES = {
-    "llama": Family("Llama", tensor_names.LLAMA, required=_PLAIN),
-    "mistral": Family("Mistral", tensor_names.LLAMA, sliding="all", required=_PLAIN, defaults={"sliding_window": 4096}),
-    "qwen2": Family("Qwen2", tensor_names.LLAMA, {"attention_bias": True}, sliding="upper", required=_QWEN),
+    "llama": Family("Llama", LLAMA, required=_PLAIN),
+    "mistral": Family("Mistral", LLAMA, sliding="all", required=_PLAIN, defaults={"sliding_window": 4096}),
+    "qwen2": Family("Qwen2", LLAMA, {"attention_bias": True}, sliding="upper", required=_QWEN),
     "qwen3": Family(
         "Qwen3",
-        tensor_names.LLAMA,
+        LLAMA,
         {"qk_norm": "head"},
         sliding="upper",
         required=_QWEN | {"attention_bias": False},
         defaults={"head_dim": 128},
     ),
-    "gemma": Family("Gemma", tensor_names.LLAMA, _GEMMA, required=_GEMMA_PLAIN, defaults=_GEMMA_DEFAULTS),
+    "gemma": Family("Gemma", LLAMA, _GEMMA, required=_GEMMA_PLAIN, defaults=_GEMMA_DEFAULTS),
     "gemma2": Family(
         "Gemma2",
-        tensor_names.GEMMA2,
+        GEMMA2,
         _GEMMA2,
         _SOFTCAPS,
         sliding="most",
@@ -83,7 +143,7 @@ FAMILIES = {
     ),
     "gemma3_text": Family(
         "Gemma3",
-        tensor_names.GEMMA2,
+        GEMMA2,
         _GEMMA2 | {"qk_norm": "head"},
         _SOFTCAPS,
         sliding="most",
@@ -91,16 +151,10 @@ FAMILIES = {
         defaults=_GEMMA2_DEFAULTS | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
         classifier="Gemma3Text",
     ),
-    "phi3": Family(
-        "Phi3",
-        tensor_names.PHI3,
-        sliding="all",
-        required=_PLAIN,
-        defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
-    ),
+    "phi3": Family("Phi3", PHI3, sliding="all", required=_PLAIN, defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0}),
     "mixtral": Family(
         "Mixtral",
-        tensor_names.MIXTRAL,
+        MIXTRAL,
         sliding="all",
         experts={"count": "num_local_experts", "per_token": "num_experts_per_tok", "width": "intermediate_size"},
         expert_traits={"normalize": True},
@@ -109,7 +163,7 @@ FAMILIES = {
     ),
     "qwen3_moe": Family(
         "Qwen3Moe",
-        tensor_names.QWEN_EXPERTS,
+        QWEN_EXPERTS,
         {"qk_norm": "head"},
         experts=_QWEN_EXPERTS,
         required=_PLAIN | {"decoder_sparse_step": 1, "use_sliding_window": False},
@@ -117,7 +171,7 @@ FAMILIES = {
     ),
     "olmoe": Family(
         "Olmoe",
-        tensor_names.OLMOE,
+        OLMOE,
         {"qk_norm": "width"},
         experts=_QWEN_EXPERTS | {"width": "intermediate_size"},
         required=_PLAIN | {"clip_qkv": None},
@@ -125,7 +179,7 @@ FAMILIES = {
     ),
     "glm4_moe": Family(
         "Glm4Moe",
-        tensor_names.QWEN_EXPERTS,
+        QWEN_EXPERTS,
         fields={"attention_bias": "attention_bias"},
         experts=_QWEN_EXPERTS
         | {"count": "n_routed_experts", "dense_layers": "first_k_dense_replace", "scale": "routed_scaling_factor"}

@@ -1,7 +1,5 @@
 """Hugging Face directories in and out: config.json and safetensors, nothing else."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import pathlib
@@ -16,18 +14,10 @@ import numpy as np
 from jaxrl_llm import reading
 from jaxrl_llm.networks import families
 from jaxrl_llm.networks.config import DecoderConfig
+from jaxrl_llm.networks.family_table import Path, Stored
 from jaxrl_llm.networks.network import Network, Params, decoder
 from jaxrl_llm.networks.placing import Piece, blocks, written
-from jaxrl_llm.networks.tensor_files import (
-    STORED_DTYPES,
-    TensorFile,
-    existing,
-    find_tensors,
-    opened,
-    write_json,
-    write_tensors,
-)
-from jaxrl_llm.networks.tensor_names import Path, Stored
+from jaxrl_llm.networks.tensor_files import STORED_DTYPES, TensorFile, existing, find_tensors, opened, write_json, write_tensors
 
 # Tensors of old checkpoints that hold no parameters.
 _DERIVED = "rotary_emb.inv_freq"
@@ -56,8 +46,7 @@ def load_huggingface(
       dtype: of the parameters.
       compute_dtype: of the computation; `dtype` by default.
       value_head: outputs of a value head to add; it is zero unless the checkpoint was saved with one.
-      remat: as in `DecoderConfig`.
-      attention: as in `DecoderConfig`.
+      remat, attention: as in `DecoderConfig`.
       shardings: gives the sharding of each parameter of a network, such as `distributed.parameter_shardings` on a mesh;
         by default, parameters are on the default device.
       progress: whether to show a progress bar.

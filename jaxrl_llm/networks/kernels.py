@@ -6,8 +6,6 @@ with keys down and queries across: what belongs to a query, such as the sum of i
 belongs to a key, such as its reach, a column, as the registers have them.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 
@@ -35,21 +33,13 @@ class Options(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Who sees whom in B rows of T tokens.
+    """Who sees whom in B rows of T tokens."""
 
-    Attributes:
-      window: int32 [2], and the column of the first query.
-      by_query: for each block of queries the blocks of keys that it sees.
-      by_key: for each block of keys those of queries that see it.
-      reach: int32 [B, T, 1].
-      positions: of queries int32 [B, 1, T], and of keys [B, T, 1].
-    """
-
-    window: Array
-    by_query: Visible
-    by_key: Visible
-    reach: Array
-    positions: tuple[Array, Array]
+    window: Array  # int32 [2], and the column of the first query
+    by_query: Visible  # for each block of queries the blocks of keys that it sees
+    by_key: Visible  # for each block of keys those of queries that see it
+    reach: Array  # int32 [B, T, 1]
+    positions: tuple[Array, Array]  # of queries int32 [B, 1, T], and of keys [B, T, 1]
 
 
 def block_of(*lengths: int) -> int:
@@ -85,8 +75,7 @@ def kernel_attention(
       query: [B, T, N, H], of the columns `asking`.
       key: [B, T, K, H], of all columns.
       value: [B, T, K, H].
-      reach: int32 [B, T].
-      positions: int32 [B, T].
+      reach, positions: int32 [B, T].
       visible: see `kernel_blocks`.
       window: tokens that are seen.
       asking: columns of the queries.

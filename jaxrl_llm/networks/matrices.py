@@ -7,8 +7,6 @@ one number for each output. The embedding table and the output head are leaves a
 adapters lie beside them under "embedding_adapter" and "head_adapter".
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re
@@ -28,21 +26,13 @@ ADAPTER_LEAVES = ("lora_a", "lora_b", "magnitude")
 
 
 class Matrix(NamedTuple):
-    """A matrix of the network, stacked over the layers that have it.
+    """A matrix of the network, stacked over the layers that have it."""
 
-    Attributes:
-      name: what patterns are searched in, such as "attention.query".
-      path: of the dict that has its adapter's leaves; in layers its kernel is there too.
-      leading: axes of the kernel that count layers and experts.
-      inputs: axes of the kernel that are contracted.
-      fan_in: product of their sizes.
-    """
-
-    name: str
-    path: tuple[str, ...]
-    leading: int
-    inputs: int
-    fan_in: int
+    name: str  # what patterns are searched in, such as "attention.query"
+    path: tuple[str, ...]  # of the dict that has its adapter's leaves; in layers its kernel is there too
+    leading: int  # axes of the kernel that count layers and experts
+    inputs: int  # axes of the kernel that are contracted
+    fan_in: int  # product of their sizes
 
     @property
     def in_layers(self) -> bool:

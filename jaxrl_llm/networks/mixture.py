@@ -11,8 +11,6 @@ How many rows a device's experts get is known when the program runs. So they are
 work nor room grows with what might come.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 
@@ -21,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxrl_llm.networks.attention import uses_kernel
-from jaxrl_llm.networks.axes import current_spec
+from jaxrl_llm.networks.axes import current_spec, manual_axes, manual_axes_of, partition_spec
 from jaxrl_llm.networks.codes import inputs_of_scale
 from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.matrices import Leaves, product
@@ -51,6 +49,7 @@ def mixture(config: DecoderConfig, leaves: dict[str, Leaves], x: Array, experts:
         functools.partial(_on_device, config, split),
         in_specs=(split.leaves, rows, rows, rows),
         out_specs=rows,
+        axis_names=set(jax.sharding.get_abstract_mesh().axis_names) - set(manual_axes()),
         check_vma=False,
     )
     return run(leaves, x, experts, weights)
@@ -122,8 +121,22 @@ def _split(config: DecoderConfig, leaves: dict[str, Leaves], rows: PartitionSpec
         return PartitionSpec(*map(axes, _names(matrix, leaf), value.shape))
 
     specs = {matrix: {leaf: spec_of(matrix, leaf, value) for leaf, value in own.items()} for matrix, own in leaves.items()}
-    tokens = sum(map(_tuple, rows), ())
-    return Split(tokens, named["expert"], named["mlp"], specs)
+    tokens = sum(map(_tuple, rows), ()) + manual_axes()
+    return Split(tokens, named["expert"] + manual_axes_of("expert", e.count), named["mlp"], specs)
+
+
+def parts_of_experts(params):
+    """`PartitionSpec` of each leaf, of layers apart or stacked: how a `shard_map` over rows leaves experts shared out."""
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def spec(path, leaf):
+        names = [getattr(key, "key", None) for key in path]
+        if names[-3:-2] != ["experts"] or names[-2] not in AXES:
+            return PartitionSpec()
+        axes = ("layers", "expert") if "sparse_layers" in names else ("expert",)
+        return partition_spec(axes, leaf.shape[: len(axes)], mesh)
+
+    return jax.tree_util.tree_map_with_path(spec, params)
 
 
 def _tuple(axes) -> tuple[str, ...]:

@@ -1,7 +1,5 @@
 """Configurations of published models by name: what their config.json on the Hugging Face Hub says."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from types import MappingProxyType
@@ -16,19 +14,12 @@ from jaxrl_llm.networks.network import decoder
 
 
 class Published(NamedTuple):
-    """A published model.
+    """A published model."""
 
-    Attributes:
-      repository: where its files are, below https://huggingface.co/.
-      series: fields of config.json that it shares with its relatives.
-      sizes: values of the fields `_SIZES`.
-      own: further fields of config.json.
-    """
-
-    repository: str
-    series: dict[str, Any]
-    sizes: tuple[int, int, int, int, int]
-    own: dict[str, Any] = MappingProxyType({})
+    repository: str  # where its files are, below https://huggingface.co/
+    series: dict[str, Any]  # fields of config.json that it shares with its relatives
+    sizes: tuple[int, int, int, int, int]  # values of the fields `_SIZES`
+    own: dict[str, Any] = MappingProxyType({})  # further fields of config.json
 
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -131,10 +122,7 @@ MODELS = {
     ),
     "olmoe-1b-7b": Published("allenai/OLMoE-1B-7B-0924", _OLMOE, (2048, 1024, 16, 16, 16)),
     "glm-4.5-air": Published(
-        "zai-org/GLM-4.5-Air",
-        _GLM4_5,
-        (4096, 10944, 46, 96, 8),
-        {"n_routed_experts": 128, "moe_intermediate_size": 1408},
+        "zai-org/GLM-4.5-Air", _GLM4_5, (4096, 10944, 46, 96, 8), {"n_routed_experts": 128, "moe_intermediate_size": 1408}
     ),
 }
 

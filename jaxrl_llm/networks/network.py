@@ -1,7 +1,5 @@
 """`Network`: a language model as functions of its parameters, whatever it was written with."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -69,10 +67,10 @@ class Network:
     reads_forests: bool = False
     params: Params = dataclasses.field(default=None, compare=False, repr=False)
 
-    def with_params(self, params: Params) -> Network:
+    def with_params(self, params: Params) -> "Network":
         return dataclasses.replace(self, params=params)
 
-    def without_params(self) -> Network:
+    def without_params(self) -> "Network":
         """The same functions without parameters: a static argument of `jax.jit` that keeps no arrays alive."""
         return dataclasses.replace(self, params=None)
 

@@ -4,8 +4,6 @@ C contexts of up to T tokens, each read by up to P sequences at a time; S slots,
 has up to W columns. K key heads, G query heads for each, width H.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import flax.struct
@@ -20,19 +18,12 @@ _LOWEST = jnp.finfo(jnp.float32).min
 
 @flax.struct.dataclass
 class Cells:
-    """Keys and values of one layer for N sequences of W tokens.
+    """Keys and values of one layer for N sequences of W tokens."""
 
-    Attributes:
-      keys: [N, K, H, W].
-      values: [N, K, W, H].
-      key_scale: float32 [N, K, W] that keys are multiplied by where they are int8; None elsewhere.
-      value_scale: the same of the values.
-    """
-
-    keys: Array
-    values: Array
-    key_scale: Array | None = None
-    value_scale: Array | None = None
+    keys: Array  # [N, K, H, W]
+    values: Array  # [N, K, W, H]
+    key_scale: Array | None = None  # float32 [N, K, W] that keys are multiplied by where they are int8; None elsewhere
+    value_scale: Array | None = None  # the same of the values
 
 
 # Logical axes of the fields.
@@ -60,25 +51,15 @@ class LayerPast:
 
 @flax.struct.dataclass
 class Sight:
-    """What a step's queries see, the same in all layers but for windows.
+    """What a step's queries see, the same in all layers but for windows."""
 
-    Attributes:
-      position: int [S], of the tokens that are read.
-      cell: int [S], context * P + place of each slot, different for all of them; C * P or more for a slot that is idle.
-      places: P.
-      lengths: int [C], tokens of each context.
-      start: int [S], first column of each slot's tail.
-      column: int [], where this step's tokens are written: the last column that they see.
-      origin: int [S], position of the token in column `start`.
-    """
-
-    position: Array
-    cell: Array
-    lengths: Array
-    start: Array
-    column: Array
-    origin: Array
-    places: int = flax.struct.field(pytree_node=False)
+    position: Array  # int [S], of the tokens that are read
+    cell: Array  # int [S], context * P + place of each slot, different for all of them; C * P or more for a slot that is idle
+    lengths: Array  # int [C], tokens of each context
+    start: Array  # int [S], first column of each slot's tail
+    column: Array  # int [], where this step's tokens are written: the last column that they see
+    origin: Array  # int [S], position of the token in column `start`
+    places: int = flax.struct.field(pytree_node=False)  # P
 
     def of_contexts(self, width: int, window: int | None) -> Array:
         """Mask [C, P, T] of the tokens of each context that the sequences at its places see."""

@@ -1,7 +1,5 @@
 """Adapters in the format of PEFT: adapter_config.json and adapter_model.safetensors (https://github.com/huggingface/peft)."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re
@@ -78,9 +76,8 @@ def save_peft(network: Network, params: Params, directory, *, base: str | None =
       base: directory or name of the base, which `peft.AutoPeftModel` loads by itself.
 
     Raises:
-      ValueError: the network has no adapter or no family, or PEFT has no form for one of the adapted matrices: those that
-        share a tensor with others, as in Phi-3, MLPs beside or below experts, and a part of
-        the matrices of experts.
+      ValueError: the network has no adapter or no family, or PEFT has no form for one of the adapted matrices: those that share
+        a tensor with others, as in Phi-3, MLPs beside or below experts, and a part of the matrices of experts.
     """
     config, adapter = network.config, network.config.adapter
     if adapter is None:

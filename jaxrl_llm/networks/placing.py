@@ -1,7 +1,5 @@
 """Parameters filled a block of rows at a time, each row on the devices that keep it and on no other."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -12,48 +10,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxrl_llm.networks.tensor_names import Path
+from jaxrl_llm.networks.family_table import Path
 
 BLOCK_BYTES = 16 * 2**20  # of a tensor that are read at a time, on each host
 Read = Callable[[int, int], np.ndarray]
 
 
 class Piece(NamedTuple):
-    """Rows of a tensor and the place of a parameter that they fill.
+    """Rows of a tensor and the place of a parameter that they fill."""
 
-    Attributes:
-      path: of the parameter.
-      index: leading indices into it: the layer within its stack, the expert; or none.
-      start: first of the rows.
-      shape: of the rows.
-      inputs: as in `Stored`: None, or the number of axes of the place that are the columns of the rows, which come first.
-    """
-
-    path: Path
-    index: tuple[int, ...]
-    start: int
-    shape: tuple[int, ...]
+    path: Path  # of the parameter
+    index: tuple[int, ...]  # leading indices into it: the layer within its stack, the expert; or none
+    start: int  # first of the rows
+    shape: tuple[int, ...]  # of the rows
+    # as in `Stored`: None, or the number of axes of the place that are the columns of the rows, which come first
     inputs: int | None
 
 
 class _Layout(NamedTuple):
-    """How a piece lies in its parameter, and what splits it.
+    """How a piece lies in its parameter, and what splits it."""
 
-    Attributes:
-      leading: number of axes that the piece has one index into.
-      row_axis: of the parameter; the rows of the piece are this axis and those that belong to it, the last ones.
-      names: mesh axes that split each axis of the parameter.
-      parts: number of parts that the rows are split into.
-      rows: of the tensor in each part.
-      unit: rows of the tensor for each index of `row_axis`.
-    """
-
-    leading: int
-    row_axis: int
-    names: tuple[tuple[str, ...], ...]
-    parts: int
-    rows: int
-    unit: int
+    leading: int  # number of axes that the piece has one index into
+    row_axis: int  # of the parameter; the rows of the piece are this axis and those that belong to it, the last ones
+    names: tuple[tuple[str, ...], ...]  # mesh axes that split each axis of the parameter
+    parts: int  # number of parts that the rows are split into
+    rows: int  # of the tensor in each part
+    unit: int  # rows of the tensor for each index of `row_axis`
 
 
 def blocks(parameter: jax.Array, piece: Piece, read: Read) -> Iterator[tuple[jax.Array, np.ndarray]]:

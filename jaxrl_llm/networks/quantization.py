@@ -1,7 +1,5 @@
 """Networks whose matrices are kept as codes: made, undone, and compared with what they were made from."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import NamedTuple

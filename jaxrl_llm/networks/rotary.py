@@ -1,7 +1,5 @@
 """Rotary position embeddings (RoFormer, https://arxiv.org/abs/2104.09864), with the halves of a head as the pairs."""
 
-from __future__ import annotations
-
 import math
 
 import jax

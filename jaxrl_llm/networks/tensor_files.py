@@ -1,7 +1,5 @@
 """The files of a checkpoint: which tensors they hold, reading them a block at a time, writing them in shards."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -24,19 +22,12 @@ STORED_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float1
 
 
 class TensorFile(NamedTuple):
-    """Where a tensor is, and what its file's header says of it.
+    """Where a tensor is, and what its file's header says of it."""
 
-    Attributes:
-      file: that holds it.
-      dtype: as safetensors calls it.
-      shape: of the tensor.
-      begin: byte of the file at which it begins.
-    """
-
-    file: pathlib.Path
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
+    file: pathlib.Path  # that holds it
+    dtype: str  # as safetensors calls it
+    shape: tuple[int, ...]  # of the tensor
+    begin: int  # byte of the file at which it begins
 
     @property
     def bytes(self) -> int:

@@ -1,7 +1,5 @@
 """Nested dicts of parameters in two parts: what trains and what is frozen."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

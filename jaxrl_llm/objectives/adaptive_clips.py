@@ -1,16 +1,14 @@
-"""Clips whose bounds follow the token's probability, its entropy, another policy or the balance of the batch."""
-
-from __future__ import annotations
+"""Clips that follow the token's probability, its entropy, another policy or the batch, and log-ratios made for such clips."""
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
+from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, over_segments, safe_divide
 from jaxrl_llm.numerics import log_ratio as difference
-from jaxrl_llm.numerics import masked, safe_divide
-from jaxrl_llm.objectives.base import logp_name, logp_of, traits
-from jaxrl_llm.objectives.batch_statistics import action_quantile, counted
-from jaxrl_llm.objectives.ratios import TOKEN_RATIO
+from jaxrl_llm.objectives.base import logp_name, logp_of
+from jaxrl_llm.objectives.batch_statistics import action_mean, action_quantile, counted
+from jaxrl_llm.objectives.ratios import TOKEN_RATIO, segment_total
 from jaxrl_llm.objectives.trust import clipped_loss
 from jaxrl_llm.types import Batch, Scores
 
@@ -44,7 +42,6 @@ def probability_clip(
 
     Source: DCPO, https://arxiv.org/abs/2509.02333
     """
-    del scores
     inverse = jnp.exp(-jnp.maximum(masked(logp_of(against, batch), batch.mask), -60.0))
     lower = 0.5 + jnp.sqrt(jnp.maximum(0.25 - low * inverse, 0.0))
     upper = jnp.minimum(0.5 + jnp.sqrt(0.25 + high * inverse), max(dual, 10.0))
@@ -60,14 +57,12 @@ def proximal_clip(log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, 
 
     Source: ReMix, https://arxiv.org/abs/2507.06892; generalised PPO, https://arxiv.org/abs/2111.00072
     """
-    del scores
     proximal, behavior = (masked(logp_of(who, batch), batch.mask) for who in ("proximal", "behavior"))
     centre = jnp.exp(difference(proximal, behavior))
     return clipped_loss(jnp.exp(log_ratio), batch.advantage, centre - low, centre + high)
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def balanced_clip(
     log_ratio,
     scores: Scores,
@@ -97,7 +92,6 @@ def balanced_clip(
 
     Source: BAPO, https://arxiv.org/abs/2510.18927
     """
-    del scores
     grid = jnp.asarray(_bound_grid(lower, upper, step))
     ratio, weight = jax.lax.stop_gradient(jnp.exp(log_ratio)), masked(batch.weight, batch.mask)
     advantage = masked(batch.advantage, counted(batch))
@@ -127,8 +121,7 @@ def _values(first: float, last: float, step: float) -> list[float]:
     return [first + number * step for number in range(count)] + [last]
 
 
-@composable(annotations=("proximal_entropy",))
-@traits(coupled=True)
+@composable(annotations=("proximal_entropy",), coupled=True)
 def entropy_clip(
     log_ratio,
     scores: Scores,
@@ -145,15 +138,13 @@ def entropy_clip(
     With h in [-1, 1] of `relative_entropy`: from 1 - low (1 + `widening` max(-h, 0)) to 1 + high (1 + `widening` max(h, 0)).
 
     Args:
-      low: as in `clip`.
-      high: as in `clip`.
+      low, high: as in `clip`.
       widening: alpha, 0 for `clip`.
       level: quantile of the log-entropies at which h is 0.
       dual: as in `clip`.
 
     Source: HAPO, https://arxiv.org/abs/2509.16591; its released code has the lower bounds never widen, by a sign
     """
-    del scores
     below, above = _widened(low, high, relative_entropy(batch, level), widening)
     return clipped_loss(jnp.exp(log_ratio), batch.advantage, 1.0 - below, 1.0 + above, dual)
 
@@ -163,8 +154,7 @@ def _widened(low: float, high: float, entropy, widening: float):
     return low * (1.0 + widening * jnp.maximum(-entropy, 0.0)), high * (1.0 + widening * jnp.maximum(entropy, 0.0))
 
 
-@composable(annotations=("proximal_entropy",))
-@traits(coupled=True)
+@composable(annotations=("proximal_entropy",), coupled=True)
 def entropy_scale(
     scores: Scores,
     batch: Batch,
@@ -182,9 +172,7 @@ def entropy_scale(
     of low entropy count less where it is still within; 1 elsewhere.
 
     Args:
-      low: as in `entropy_clip`.
-      high: as in `entropy_clip`.
-      widening: as in `entropy_clip`.
+      low, high, widening: as in `entropy_clip`.
       strength: beta, between 0 and 1.
       level: as in `entropy_clip`.
       ratio: log importance ratio.
@@ -203,3 +191,74 @@ def relative_entropy(batch: Batch, level: float):
     entropy = jnp.maximum(masked(batch.extras["proximal_entropy"], actions), SMALLEST_ENTROPY)
     distance = masked(jnp.log(entropy) - action_quantile(jnp.log(entropy), actions, level), actions)
     return jnp.where(distance > 0, safe_divide(distance, distance.max()), safe_divide(distance, -distance.min()))
+
+
+BY = ("position", "entropy")
+EPSILON = 1e-3  # nats: log-ratios that are all but 0 are left alone
+
+
+@composable(annotations=lambda options: ("proximal_entropy",) if options["by"] == "entropy" else (), coupled=True)
+def bucket_normalised(
+    scores: Scores,
+    batch: Batch,
+    *,
+    ratio: Composable = TOKEN_RATIO,
+    by: str = "position",
+    buckets: int = 8,
+    shrinkage: float = 0.1,
+):
+    """Log-ratios x with nearly equal mean and deviation in all buckets: (x - mean_b) (s + e) / (s_b + e).
+
+    mean_b and s_b are mean and population's deviation over the actions of the bucket, s is the deviation of what is left
+    without the means of the buckets, over all actions, and e = `shrinkage` s + 0.001 nats; all without gradient. So an early
+    and a late token, or a sure and an unsure one, are as often beyond the bounds of a clip. Where all log-ratios are 0 they
+    stay so, with their own gradient.
+
+    Args:
+      ratio: of a token.
+      by: "position", the place of the action among those of its sequence, or "entropy" (`proximal_entropy`), its rank among
+        all actions. Actions without a weight do not count.
+      buckets: number of equal parts of the sequence, or of the ranks.
+      shrinkage: above 0; the larger, the more of its own deviation a bucket keeps. No log-ratio grows by more than the factor
+        1 + 1 / `shrinkage`.
+
+    Raises:
+      ValueError: an unknown `by`, fewer than 1 bucket, or a shrinkage that is not above 0.
+
+    Source: the ratio normalisation of GRPO-Guard, https://arxiv.org/abs/2510.22319, with buckets for its steps of denoising
+    """
+    require(by in BY, "by", by, f"one of {BY}")
+    if buckets < 1 or shrinkage <= 0:
+        raise ValueError(f"buckets={buckets}, shrinkage={shrinkage}: there must be at least 1 bucket, and shrinkage above 0")
+    found, actions = ratio(scores, batch), counted(batch)
+    bucket = (_place if by == "position" else _entropy_rank)(batch, actions, buckets)
+    values = masked(jax.lax.stop_gradient(found), actions)
+    centred = masked(values - _bucket_mean(values, actions, bucket, buckets), actions)
+    deviation = jnp.sqrt(action_mean(jnp.square(centred), actions))
+    own = jnp.sqrt(_bucket_mean(jnp.square(centred), actions, bucket, buckets))
+    small = shrinkage * deviation + EPSILON
+    scaled = (found - values + centred) * (deviation + small) / (own + small)
+    return masked(jnp.clip(scaled, -MAX_LOG_RATIO, MAX_LOG_RATIO), actions)
+
+
+def _bucket_mean(values, actions, bucket, buckets: int):
+    """Mean of `values` [B, T] over the actions of each token's bucket, [B, T]; 0 where there is none."""
+    total, number = (jax.ops.segment_sum(x.ravel(), bucket.ravel(), buckets) for x in (values * actions, actions))
+    return safe_divide(total, number)[bucket]
+
+
+def _place(batch: Batch, actions, buckets: int):
+    """Which of `buckets` equal parts of its sequence's actions a token lies in, int [B, T]."""
+    own = (actions > 0).astype(jnp.int32)
+    before = jnp.cumsum(own, axis=1) - own
+    start = over_segments(jax.ops.segment_min, before, batch.segment)
+    length = jnp.maximum(segment_total(own, batch.segment), 1)
+    return jnp.clip((before - start) * buckets // length, 0, buckets - 1)
+
+
+def _entropy_rank(batch: Batch, actions, buckets: int):
+    """Which of `buckets` equal parts of the ranks by entropy a token lies in, int [B, T]; equal entropies share a rank."""
+    entropy = jnp.where(actions > 0, batch.extras["proximal_entropy"], jnp.inf)
+    rank = jnp.searchsorted(jnp.sort(entropy.ravel()), entropy)
+    number = jnp.maximum(actions.sum().astype(jnp.int32), 1)
+    return jnp.clip(rank * buckets // number, 0, buckets - 1)

@@ -1,7 +1,5 @@
 """The objective: a frozen, hashable sum of per-token terms."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable
@@ -158,7 +156,6 @@ def by_source(scores: Scores, batch: Batch, *, terms: tuple[tuple[int, Composabl
       others: what rows of other sources than 0 are. It computes nothing: a program that has no such rows must refuse the
         method rather than leave their term at 0, so they are a need of it, "rows_of_demonstrations".
     """
-    del others
     total, metrics = jnp.zeros_like(batch.weight), {}
     for source, term in terms:
         own = batch.extras["source"] == source
@@ -200,6 +197,13 @@ def weighted_sum(per_token, batch: Batch):
     """`sum(weight * per_token)` over the actions of the batch; what stands at other tokens has no influence."""
     weight = masked(batch.weight, batch.mask)
     return jnp.sum(weight * masked(per_token, jnp.abs(weight)))
+
+
+def with_factors(per_token, factors: tuple[Composable, ...], scores: Scores, batch: Batch):
+    """`per_token` [B, T] times factors `(scores, batch) -> factor` [B, T], without gradient and 0 where no action is."""
+    for factor in factors:
+        per_token *= jax.lax.stop_gradient(masked(factor(scores, batch), batch.mask))
+    return per_token
 
 
 def coefficient_value(coefficient: float | str, batch: Batch):

@@ -1,7 +1,5 @@
 """Statistics over all actions of a batch, and draws that belong to its tokens."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

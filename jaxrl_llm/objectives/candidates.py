@@ -5,13 +5,11 @@ whose distribution it sees. `scoring.make_picker` runs a rule over a batch; the 
 what a policy says of them in `Scores.candidate_logp` or `batch.extras["teacher_candidate_logp"]`.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import masked
 from jaxrl_llm.types import Rollouts
 
@@ -33,7 +31,6 @@ def of_groups(rule: Composable) -> bool:
 @_picks
 def vocabulary(log_probabilities, tokens, keys, *, of: str = "proximal"):
     """Every token: exact divergences, for vocabularies that are small enough to be stored at each place."""
-    del keys, of
     return jnp.broadcast_to(jnp.arange(log_probabilities.shape[-1]), (*tokens.shape, log_probabilities.shape[-1]))
 
 
@@ -48,7 +45,6 @@ def top(log_probabilities, tokens, keys, *, count: int, mass: float = 1.0, with_
       with_token: the token that stands there is always a candidate, in the place of the least likely one if need be.
       of: whose distribution.
     """
-    del keys, of
     values, ids = jax.lax.top_k(log_probabilities, min(count, log_probabilities.shape[-1]))
     if mass < 1:
         shares = jnp.exp(values)
@@ -69,7 +65,6 @@ def sampled(log_probabilities, tokens, keys, *, count: int, temperature: float =
       temperature: divides the log-probabilities.
       of: whose distribution.
     """
-    del tokens, of
 
     def draw(logp, key):
         return jax.random.categorical(key, logp / temperature, shape=(count,))
@@ -87,7 +82,6 @@ def tokens_of_group(log_probabilities, tokens, keys, *, of: str = "proximal"):
     Raises:
       ValueError: when it is run on single tokens.
     """
-    del log_probabilities, tokens, keys, of
     raise ValueError("tokens_of_group looks at whole groups; fill extras['candidates'] by objectives.group_tokens(rollouts)")
 
 
@@ -132,8 +126,7 @@ def distributions(first, second, rest: str):
     Raises:
       ValueError: an unknown kind of rest.
     """
-    if rest not in RESTS:
-        raise ValueError(f"rest is {rest!r}; it must be one of {RESTS}")
+    require(rest in RESTS, "rest", rest, f"one of {RESTS}")
     both = []
     for logp in (first, second):
         known = jnp.isfinite(logp)

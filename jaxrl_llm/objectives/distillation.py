@@ -1,13 +1,12 @@
-"""Divergences between whole distributions of the next token, and losses over candidates."""
+"""Divergences between whole distributions of the next token, losses over candidates, and the projection of TROLL."""
 
-from __future__ import annotations
-
+import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import masked, without_infinities
 from jaxrl_llm.objectives.base import coefficient_value, weighted_sum
-from jaxrl_llm.objectives.candidates import distributions, expectation, log_difference, vocabulary
+from jaxrl_llm.objectives.candidates import distributions, expectation, log_difference, top, vocabulary
 from jaxrl_llm.types import Batch, Scores
 
 DIRECTIONS = ("forward", "reverse")
@@ -48,8 +47,7 @@ def jensen_shannon(other, policy, *, beta: float = 0.5):
 
     Source: generalised knowledge distillation, https://arxiv.org/abs/2306.13649, equation 1
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta is {beta}; it must be from 0 to 1")
+    require(0 <= beta <= 1, "beta", beta, "from 0 to 1")
     if beta in (0, 1):
         return (reverse_divergence if beta else forward_divergence).function(other, policy)
     mixture = jnp.logaddexp(*(jnp.where(jnp.isfinite(x), x, -1e9) + jnp.log(b) for x, b in ((other, beta), (policy, 1 - beta))))
@@ -89,8 +87,7 @@ def generalised_divergence(other, policy, *, direction: str = "forward"):
     Source: Csiszar, I-divergence geometry (1975), https://doi.org/10.1214/aop/1176996454, for measures as in
       https://doi.org/10.1214/aos/1176348385
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; it must be one of {DIRECTIONS}")
+    require(direction in DIRECTIONS, "direction", direction, f"one of {DIRECTIONS}")
     p, q = (other, policy) if direction == "forward" else (policy, other)
     return expectation(p, log_difference(p, q) - 1.0) + expectation(q, jnp.ones_like(q))
 
@@ -149,8 +146,130 @@ def one_token_rollouts(scores: Scores, batch: Batch, *, candidates: Composable, 
 
     Source: One-Token Rollout, https://arxiv.org/abs/2509.26313
     """
-    del candidates
     ids, logp = batch.extras["candidates"], without_infinities(masked(scores.candidate_logp, batch.mask[..., None]))
     reward = jnp.where(ids == batch.tokens[..., None], 1.0, wrong) * (ids >= 0)
     count = jnp.maximum((ids >= 0).sum(axis=-1), 1)
     return -jnp.sum(reward * logp, axis=-1) / count, {}
+
+
+# The least mass behind the candidates, as in `candidates.distributions`.
+_LEAST = 1e-6
+
+
+@composable(needs=("candidate_logp",), annotations=("candidates", "proximal_candidate_logp"))
+def score_centering(
+    scores: Scores, batch: Batch, *, candidates: Composable, low: float | None = None, high: float | None = None
+):
+    """A sum_{v in H} sg(m(v) - alpha p(v)) log p(v): what makes the score of -A log p(token) one of mean 0 under the sampler.
+
+    p is the policy that trains, q the policy before the step's updates, which stands for the sampler, H the candidates, and
+    rho = (1 - q(H)) / (1 - p(H)): behind the candidates q is taken for rho p. Without bounds m = q and alpha = rho. With bounds
+    of the importance weight p / q that the policy term has, m(v) = clip(p(v), low q(v), high q(v)) and alpha = clip(1, low rho,
+    high rho). On policy it is 0. Masses behind the candidates count as 1e-6 at least.
+
+    Args:
+      candidates: the rule that fills `batch.extras["candidates"]`, `top(of="proximal", ...)`.
+      low: lower bound of the importance weight; None with None for `high` where the policy term has no weight.
+      high: upper bound of the importance weight.
+
+    Raises:
+      ValueError: bounds of a weight that are negative or not in order.
+
+    Source: https://arxiv.org/abs/2609.20807
+    """
+    del candidates  # who fills the batch reads it
+    if low is not None and low < 0 or high is not None and high < (low or 0.0):
+        raise ValueError(f"low={low}, high={high}: bounds of a weight are 0 or more and in order")
+    inside = batch.mask[..., None]
+    ours, theirs = masked(scores.candidate_logp, inside), masked(batch.extras["proximal_candidate_logp"], inside)
+    p, q = jnp.exp(jax.lax.stop_gradient(ours)), jnp.exp(theirs)
+    rho = _behind(q) / _behind(p)
+    unweighted = low is None and high is None
+    mean = q if unweighted else _bounded(p, q, low, high)
+    alpha = rho if unweighted else _bounded(1.0, rho, low, high)
+    return batch.advantage * jnp.sum((mean - alpha * p) * without_infinities(ours), axis=-1), {}
+
+
+def _behind(probabilities):
+    """Mass [..., 1] of the tokens that are no candidates."""
+    return jnp.maximum(1.0 - probabilities.sum(axis=-1, keepdims=True), _LEAST)
+
+
+def _bounded(value, scale, low: float | None, high: float | None):
+    """`value` within `low` and `high` times `scale`."""
+    return jnp.clip(value, None if low is None else low * scale, None if high is None else high * scale)
+
+
+TOP = top(count=64, mass=1.0 - 1e-5, with_token=True, of="proximal")
+_STEPS = 60  # of bisection: float32 has no more digits
+
+
+@composable(needs=("candidate_logp",), annotations=("candidates", "proximal_candidate_logp"))
+def projected(
+    log_ratio, scores: Scores, batch: Batch, *, bound: float = 0.05, regression: float = 1.0, candidates: Composable = TOP
+):
+    """-(p(o) / q(o)) A + `regression` KL(pi || stop_gradient(p)): p is pi brought within `bound` nats of the old policy q.
+
+    p minimises KL(p || pi) under KL(p || q) <= bound: log p = (log pi + eta log q) / (1 + eta) + constant, with the least
+    eta >= 0 that meets the bound. Gradients flow through p, eta included. Distributions are those of the candidates, all other
+    tokens being one outcome.
+
+    Args:
+      bound: in nats, above 0.
+      regression: factor of the term that draws the policy to its projection.
+      candidates: the rule that fills `batch.extras["candidates"]`; it has to include the token itself.
+
+    Raises:
+      ValueError: the bound is not above 0.
+
+    Source: TROLL, https://arxiv.org/abs/2510.03817
+    """
+    if bound <= 0:
+        raise ValueError(f"bound is {bound} nats; it must be above 0")
+    inside = batch.mask[..., None]
+    ours, theirs = (masked(x, inside) for x in (scores.candidate_logp, batch.extras["proximal_candidate_logp"]))
+    old, policy = distributions(theirs, ours, "bucket")
+    projection = project(policy, jax.lax.stop_gradient(old), bound)
+    is_own = batch.extras["candidates"] == batch.tokens[..., None]
+    own = jnp.argmax(is_own, axis=-1)[..., None]
+    log_gain = jnp.take_along_axis(log_difference(projection, old), own, axis=-1)[..., 0]
+    possible = (is_own & jnp.isfinite(ours) & jnp.isfinite(theirs)).any(axis=-1)
+    pull = expectation(policy, log_difference(policy, jax.lax.stop_gradient(projection)))
+    return -jnp.where(possible, jnp.exp(log_gain), 0.0) * batch.advantage + regression * pull
+
+
+def project(policy, old, bound: float):
+    """Log-probabilities [..., K] of the distribution nearest to `policy` whose KL (nats) to `old` is at most `bound`.
+
+    Both are log-probabilities; outcomes of probability 0 under either have none in the result.
+    """
+    known = jnp.isfinite(policy) & jnp.isfinite(old)
+    policy, old = (jnp.where(known, x, 0.0) for x in (policy, old))
+
+    def mixture(log_eta, policy):
+        """log p for share = eta / (1 + eta) of the old policy."""
+        share = jax.nn.sigmoid(log_eta)[..., None]
+        unscaled = jnp.where(known, (1.0 - share) * policy + share * old, -jnp.inf)
+        total = jnp.where(known.any(axis=-1, keepdims=True), jax.nn.logsumexp(unscaled, axis=-1, keepdims=True), 0.0)
+        return jnp.where(known, unscaled - total, -jnp.inf)
+
+    def excess(log_eta, policy):
+        p = mixture(log_eta, policy)
+        return expectation(p, log_difference(p, jnp.where(known, old, -jnp.inf))) - bound
+
+    fixed = jax.lax.stop_gradient(policy)
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        outside = excess(middle, fixed) > 0
+        return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
+
+    ends = jnp.full(policy.shape[:-1], -20.0), jnp.full(policy.shape[:-1], 20.0)
+    root = jax.lax.stop_gradient(jax.lax.fori_loop(0, _STEPS, halve, ends)[1])
+    # One Newton step that changes nothing but carries the derivative of the root (implicit function theorem).
+    slope = jax.lax.stop_gradient(jax.grad(lambda log_eta: excess(log_eta, fixed).sum())(root))
+    root -= jnp.where(slope < 0, excess(root, policy) / jnp.where(slope < 0, slope, 1.0), 0.0)
+    free = jnp.where(known, policy, -jnp.inf)
+    within = expectation(free, log_difference(free, jnp.where(known, old, -jnp.inf))) <= bound
+    return jnp.where(within[..., None], free, mixture(jnp.where(within, 0.0, root), policy))

@@ -1,10 +1,9 @@
-"""Reductions out of packed rows that losses on whole rollouts share: from tokens to rollouts, and from rollouts to groups.
+"""Reductions out of packed rows that losses on whole rollouts share: tokens to rollouts, rollouts to groups and pairs.
 
-The rollouts of a group may stand in different packed rows and have any numbers: nothing here depends on the packing. Arrays
-of rollouts and of groups have S = B * T slots, as many as there could be; most of them stay empty.
+The rollouts of a group may stand in different packed rows and have any numbers: nothing here depends on the packing. A pair is
+a group of one preferred and one other rollout. Arrays of rollouts, groups and pairs have S = B * T slots, as many as there
+could be; most of them stay empty.
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -16,19 +15,12 @@ from jaxrl_llm.types import Array, Batch, IntBT
 
 
 class Groups(NamedTuple):
-    """Where the rollouts and the groups of a batch stand.
+    """Where the rollouts and the groups of a batch stand."""
 
-    Attributes:
-      rollout: int [B, T], slot of each token's rollout.
-      group: int [S], slot of each rollout's group; None where the batch does not say, for losses that compare none.
-      length: float [S], number of actions of each rollout.
-      counted: float [S], 1 where a rollout has an action with a weight; others have no part in any group.
-    """
-
-    rollout: IntBT
-    group: Array
-    length: Array
-    counted: Array
+    rollout: IntBT  # int [B, T], slot of each token's rollout
+    group: Array  # int [S], slot of each rollout's group; None where the batch does not say, for losses that compare none
+    length: Array  # float [S], number of actions of each rollout
+    counted: Array  # float [S], 1 where a rollout has an action with a weight; others have no part in any group
 
 
 def find_groups(batch: Batch) -> Groups:
@@ -107,3 +99,72 @@ def group_logmeanexp(per_rollout, members, groups: Groups):
     here = members * groups.counted
     mean = group_mean(jnp.exp(masked(per_rollout - shift, here)), members, groups)
     return shift + jnp.log(jnp.where(mean > 0, mean, 1.0))
+
+
+class Pairs(NamedTuple):
+    """Where the rollouts and the pairs of a batch stand."""
+
+    rollout: IntBT  # int [B, T], slot of each token's rollout
+    pair: Array  # int [S], slot of each rollout's pair
+    chosen: Array  # float [S], 1 where a rollout is the preferred one of a complete pair
+    rejected: Array  # float [S], 1 where it is the other one
+    weight: Array  # float [S], share of each complete pair in the loss: the sum over the actions of both; 0 elsewhere
+
+
+def find_pairs(batch: Batch) -> Pairs:
+    """The pairs of a batch, by `group` and by the sign of `extras["preference"]`.
+
+    A pair is complete when its group has exactly one preferred (> 0) and one rejected (< 0) rollout with an action. Others,
+    such as one that lost a member or whose member is masked, have no part: no weight, no loss, no gradient.
+    """
+    rollout, slots = dense(batch.rollout, batch), batch.tokens.size
+    pair = slot_of_group(batch, rollout)
+    preference = masked(batch.extras["preference"], batch.mask)
+    chosen, rejected = (rollout_sum(sign * preference > 0, batch.mask, rollout) > 0 for sign in (1, -1))
+
+    def count(members):
+        return jax.ops.segment_sum(members.astype(jnp.int32), pair, slots)
+
+    complete = (count(chosen) == 1) & (count(rejected) == 1)
+    members = ((side & complete[pair]).astype(jnp.float32) for side in (chosen, rejected))
+    pairs = Pairs(rollout, pair, *members, weight=jnp.zeros(slots))
+    return pairs._replace(weight=sum(two_sides(rollout_sum(batch.weight, batch.mask, rollout), pairs)))
+
+
+def two_sides(per_rollout, pairs: Pairs):
+    """Values of the preferred and of the rejected rollout of each pair, [S] and [S]; 0 where no complete pair is."""
+    slots = per_rollout.shape[0]
+    sides = (jax.ops.segment_sum(masked(per_rollout, side), pairs.pair, slots) for side in (pairs.chosen, pairs.rejected))
+    return tuple(sides)
+
+
+def pair_to_tokens(per_pair, pairs: Pairs):
+    """The value of its pair at each token, [B, T], and 0 at the tokens of incomplete pairs.
+
+    As a token loss it gives `sum(pairs.weight * per_pair)`.
+    """
+    members = pairs.chosen + pairs.rejected
+    return masked(per_pair[pairs.pair], members)[pairs.rollout]
+
+
+def pair_statistics(chosen, rejected, pairs: Pairs) -> dict[str, jax.Array]:
+    """Weighted means over complete pairs, from the rewards [S] of both sides.
+
+    "pair_accuracy" is the share of pairs whose preferred rollout has the higher reward, a tie counting one half.
+    """
+
+    def mean(values):
+        return safe_divide(jnp.sum(pairs.weight * values), jnp.sum(pairs.weight))
+
+    return {
+        "pair_accuracy": mean(0.5 * (jnp.sign(chosen - rejected) + 1.0)),
+        "pair_margin": mean(chosen - rejected),
+        "pair_chosen": mean(chosen),
+        "pair_rejected": mean(rejected),
+    }
+
+
+def at_end(batch: Batch):
+    """Whether a token is the last of its sequence, bool [B, T]."""
+    following = jnp.pad(batch.segment[:, 1:], ((0, 0), (0, 1)))
+    return (batch.segment > 0) & (batch.segment != following)

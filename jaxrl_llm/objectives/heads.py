@@ -5,15 +5,13 @@ A head is a composable `head(outputs) -> value`; `width(head)` is its n. Losses 
 `risk(values, shares) -> value`, of values [..., n] in ascending order and the probabilities of each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
 
 
 def _outputs(count: Callable[[dict], int]):
@@ -123,8 +121,7 @@ def tail_mean(values, shares, *, share: float = 0.25):
 
     Source: https://arxiv.org/abs/1806.06923, section 3 on distortion risk measures
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it must be above 0 and at most 1")
+    require(0 < share <= 1, "share", share, "above 0 and at most 1")
     return _distorted(values, shares, lambda level: jnp.minimum(level / share, 1.0))
 
 
@@ -152,6 +149,5 @@ def soft_maximum(values, shares, *, temperature: float = 1.0):
 
     Source: Q#, https://arxiv.org/abs/2502.20548, theorem on the optimal regularised Q
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    require(temperature > 0, "temperature", temperature, "above 0")
     return temperature * jax.nn.logsumexp(values / temperature, b=shares, axis=-1)

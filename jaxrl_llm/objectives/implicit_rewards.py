@@ -5,16 +5,13 @@ DPO by tokens, or `likelihood()`, that of losses without a reference. Factors ar
 reduced evidence, an array of any shape.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
-from jaxrl_llm.objectives.base import traits
-from jaxrl_llm.objectives.groups import rollout_mean, rollout_sum
-from jaxrl_llm.objectives.pairs import find_pairs, two_sides
+from jaxrl_llm.objectives.base import with_factors
+from jaxrl_llm.objectives.groups import find_pairs, rollout_mean, rollout_sum, two_sides
 from jaxrl_llm.objectives.ratios import token_ratio
 from jaxrl_llm.types import Batch, Scores
 
@@ -45,13 +42,10 @@ def rollout_reward(
     Raises:
       ValueError: another word for `average`, or "transformed" without a transform.
     """
-    if average not in (False, True, "transformed"):
-        raise ValueError(f"average is {average!r}; it must be False, True or 'transformed'")
+    require(average in (False, True, "transformed"), "average", average, "False, True or 'transformed'")
     if average == "transformed" and transform is None:
         raise ValueError("average='transformed' without a transform is average=True; give a transform, or that")
-    per_token = evidence(scores, batch)
-    for factor in factors:
-        per_token *= jax.lax.stop_gradient(masked(factor(scores, batch), batch.mask))
+    per_token = with_factors(evidence(scores, batch), factors, scores, batch)
     reduced = (rollout_mean if average is True else rollout_sum)(per_token, batch.mask, rollout)
     value = reduced if transform is None else transform(reduced)
     return safe_divide(value, rollout_sum(batch.mask > 0, batch.mask, rollout)) if average == "transformed" else value
@@ -87,13 +81,11 @@ def token_guidance(scores: Scores, batch: Batch, *, alpha: float = 0.5, beta: fl
 
     Source: TGDPO, https://arxiv.org/abs/2506.14574
     """
-    del scores
     guide = log_ratio(masked(batch.extras["teacher_logp"], batch.mask), masked(batch.reference_logp, batch.mask))
     return 1.0 + alpha * beta * jnp.sign(masked(batch.extras["preference"], batch.mask)) * guide
 
 
-@composable(annotations=("preference",))
-@traits(coupled=True)
+@composable(annotations=("preference",), coupled=True)
 def beyond_shared_length(scores: Scores, batch: Batch, *, alpha: float = 0.5):
     """1 for as many first actions of each member of a pair as both have, `alpha` for those that the longer has beyond.
 
@@ -102,9 +94,7 @@ def beyond_shared_length(scores: Scores, batch: Batch, *, alpha: float = 0.5):
 
     Source: LD-DPO, https://arxiv.org/abs/2409.06411
     """
-    del scores
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; it must be from 0 (cut to the shared length) to 1 (plain DPO)")
+    require(0 <= alpha <= 1, "alpha", alpha, "from 0 (cut to the shared length) to 1 (plain DPO)")
     pairs = find_pairs(batch)
     actions = (batch.mask > 0).astype(jnp.float32)
     shared = jnp.minimum(*two_sides(rollout_sum(actions, batch.mask, pairs.rollout), pairs))[pairs.pair][pairs.rollout]

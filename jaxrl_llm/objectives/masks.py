@@ -1,12 +1,14 @@
-"""Masks and scales of single tokens, factors `(scores, batch) -> factor` [B, T] of a policy term."""
+"""Masks and scales of tokens, factors `(scores, batch) -> factor` [B, T] of a policy term; some follow the whole batch."""
 
-from __future__ import annotations
+import math
 
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
-from jaxrl_llm.numerics import log_ratio, masked
+from jaxrl_llm.compose import Composable, composable, require
+from jaxrl_llm.numerics import log_ratio, masked, materialised
+from jaxrl_llm.objectives import batch_statistics
 from jaxrl_llm.objectives.base import logp_name, logp_of
+from jaxrl_llm.objectives.batch_statistics import counted, from_quantile, log_probability_covariance, share_count, smallest
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO
 from jaxrl_llm.types import Batch, Scores
 
@@ -43,8 +45,7 @@ def divergence_mask(
 
     Source: DPPO, https://arxiv.org/abs/2602.04879
     """
-    if kind not in ("tv", "kl"):
-        raise ValueError(f"kind is {kind!r}; it must be 'tv' or 'kl'")
+    require(kind in ("tv", "kl"), "kind", kind, "'tv' or 'kl'")
     logp, old_logp = (jnp.minimum(masked(x, batch.mask), 0.0) for x in (scores.logp, logp_of(against, batch)))
     change = jnp.exp(logp) - jnp.exp(old_logp)
     distance = jnp.abs(change) if kind == "tv" else _binary_kl(logp, old_logp)
@@ -78,8 +79,7 @@ def ring_mask(
     that lead back from far outside.
 
     Args:
-      low: as in `clip`.
-      high: as in `clip`.
+      low, high: as in `clip`.
       far_low: of the ring; below 1 - `far_low` positive advantages train again.
       far_high: of the ring; above 1 + `far_high` negative advantages train again.
       two_sided: whether both bounds hold for every advantage.
@@ -120,5 +120,125 @@ def positive_advantage(scores: Scores, batch: Batch):
 
     Source: A-LoL, https://arxiv.org/abs/2305.14718
     """
-    del scores
     return (batch.advantage > 0).astype(jnp.float32)
+
+
+@composable(
+    needs=lambda options: ("entropy",) if options["of"] == "policy" else (),
+    annotations=lambda options: () if options["of"] == "policy" else (f"{options['of']}_entropy",),
+    coupled=True,
+)
+def top_entropy_mask(scores: Scores, batch: Batch, *, share: float = 0.2, of: str = "policy"):
+    """1 at the `share` of the actions whose distributions have the highest entropy, 0 elsewhere.
+
+    The threshold is the quantile 1 - `share` of all actions that count in the batch, whatever the micro-batches.
+
+    Args:
+      share: of the actions, between 0 and 1.
+      of: whose entropy: "policy" (as it trains) or "proximal" (as it was before the step's updates).
+
+    Source: the 80/20 rule, https://arxiv.org/abs/2506.01939
+    """
+    entropy = scores.entropy if of == "policy" else batch.extras[f"{of}_entropy"]
+    actions = counted(batch)
+    entropy = masked(entropy, actions)
+    return from_quantile(entropy, actions, 1.0 - share).astype(jnp.float32)
+
+
+@composable(coupled=True)
+def covariance_clip_mask(
+    scores: Scores,
+    batch: Batch,
+    *,
+    share: float = 2e-4,
+    lowest: float = 1.0,
+    highest: float = 5.0,
+    low: float = 1.0,
+    high: float = 1.0,
+    ratio: Composable = TOKEN_RATIO,
+    seed: int = 0,
+):
+    """0 at a random few of the actions whose log-probability and advantage vary together most, 1 elsewhere.
+
+    Candidates are actions whose covariance (`log_probability_covariance`, over the whole batch) lies between `lowest` and
+    `highest` and that the clip to 1 - `low`, 1 + `high` leaves alone. Of them `share` times the number of all actions, at
+    least one, are drawn by `token_uniform`: the draw belongs to the token and the step, not to packing or order.
+
+    Args:
+      share: of all actions.
+      lowest, highest: bounds of the covariance.
+      low, high: as in the `clip` of the same policy term.
+      ratio: that of the policy term.
+      seed: of the draw.
+
+    Source: Clip-Cov, https://arxiv.org/abs/2505.22617
+    """
+    actions, moved = counted(batch), jnp.exp(ratio(scores, batch))
+    covariance = log_probability_covariance(scores.logp, batch)
+    above, below = (moved > 1.0 + high) & (batch.advantage > 0), (moved < 1.0 - low) & (batch.advantage < 0)
+    candidates = actions * (covariance > lowest) * (covariance < highest) * ~(above | below)
+    return 1.0 - smallest(batch_statistics.token_uniform(batch, seed), candidates, share_count(share, actions))
+
+
+@composable(coupled=True)
+def top_covariance_mask(scores: Scores, batch: Batch, *, share: float = 2e-3):
+    """1 at the `share` of the actions, at least one, of the largest covariance of log-probability and advantage.
+
+    Equal covariances at the threshold enter together.
+
+    Source: KL-Cov, https://arxiv.org/abs/2505.22617
+    """
+    actions = counted(batch)
+    covariance = log_probability_covariance(scores.logp, batch)
+    return smallest(-covariance, actions, share_count(share, actions)).astype(jnp.float32)
+
+
+@composable(coupled=True)
+def second_moment_mask(
+    scores: Scores, batch: Batch, *, budget: float = 0.04, harmful_only: bool = False, ratio: Composable = TOKEN_RATIO
+):
+    """0 at the actions of the largest squared log-ratios, just so many that the mean square of the rest is below `budget`.
+
+    Equal squares stay or leave together.
+
+    Args:
+      budget: squared nats.
+      harmful_only: whether only actions that the clip of PPO could touch (A > 0 and r > 1, or A < 0 and r < 1) are counted
+        and masked, as in the authors' code; by default all are, as in the paper.
+      ratio: log importance ratio.
+
+    Source: M2PO, https://arxiv.org/abs/2510.01161
+    """
+    moved = ratio(scores, batch)
+    actions = counted(batch)
+    if harmful_only:
+        actions = actions * (masked(batch.advantage, actions) * moved > 0)
+    squared = materialised(jnp.square(moved))
+    ordered, count = batch_statistics.sorted_actions(squared, actions)
+    place = jnp.arange(ordered.size)
+    mean = jnp.cumsum(ordered) / (place + 1)
+    # Where several are equal, the last of them tells whether all fit.
+    last = jnp.searchsorted(jnp.where(place < count, ordered, jnp.inf), ordered, side="right") - 1
+    fits = (place < count) & (mean[last] < budget)
+    threshold = jnp.where(fits, ordered, -1.0).max()
+    return jnp.where(actions > 0, squared <= threshold, 1.0)
+
+
+@composable(annotations=("accuracy",))
+def difficulty_weight(scores: Scores, batch: Batch, *, steepness: float = math.e):
+    """1 - exp(-`steepness` a) where A > 0 and the share a of right answers to the prompt is neither 0 nor 1; 1 elsewhere.
+
+    As a factor of a KL term it lets the policy go further from the reference on what it does well at hard prompts.
+
+    Args:
+      steepness: above 0; the larger, the fewer prompts count as hard.
+
+    Raises:
+      ValueError: `steepness` is not above 0.
+
+    Source: difficulty-adaptive divergence shaping, https://arxiv.org/abs/2506.21655
+    """
+    require(steepness > 0, "steepness", steepness, "above 0")
+    accuracy = masked(batch.extras["accuracy"], batch.mask)
+    eased = (batch.advantage > 0) & (accuracy > 0) & (accuracy < 1)
+    return jnp.where(eased, -jnp.expm1(-steepness * accuracy), 1.0)

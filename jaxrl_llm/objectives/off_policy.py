@@ -5,16 +5,14 @@ term itself is against "proximal", and the factor corrects from "proximal" to "b
 `of` is "policy", and the factor takes the place of the term's ratio.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
-from jaxrl_llm.numerics import kl_estimate, masked, safe_divide
-from jaxrl_llm.objectives.base import logp_of, traits
+from jaxrl_llm.compose import Composable, composable, require
+from jaxrl_llm.numerics import kl_estimate, masked, over_segments, safe_divide
+from jaxrl_llm.objectives.base import logp_of
 from jaxrl_llm.objectives.batch_statistics import action_mean, counted
-from jaxrl_llm.objectives.groups import find_groups, rollout_mean
+from jaxrl_llm.objectives.groups import find_groups, rollout_mean, rollout_sum
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO, segment_mean, segment_total
 from jaxrl_llm.types import Batch, Scores
 
@@ -58,8 +56,7 @@ def importance_weight(
     Source: decoupled PPO, https://arxiv.org/abs/2110.00641 (no bounds); TIS,
       https://fengyao.notion.site/off-policy-rl; IcePop, https://arxiv.org/abs/2510.18855
     """
-    if outside not in OUTSIDE:
-        raise ValueError(f"outside is {outside!r}; it must be one of {OUTSIDE}")
+    require(outside in OUTSIDE, "outside", outside, f"one of {OUTSIDE}")
     if outside == "mask" and low is None and high is None:
         raise ValueError("outside='mask' needs low or high; nothing is outside without a bound")
     weight = jnp.exp(log_weight(of, ratio, scores, batch))
@@ -67,8 +64,7 @@ def importance_weight(
     return bounded if outside == "truncate" else jnp.where(weight == bounded, weight, 0.0)
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def batch_normalised(scores: Scores, batch: Batch, *, factor: Composable):
     """`factor` divided by its mean over the batch, so that it leaves the size of the loss alone.
 
@@ -129,10 +125,8 @@ def rejection(
     Source: rejection of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html; DeepSeek-V3.2,
       https://arxiv.org/abs/2512.02556; VACO, https://arxiv.org/abs/2603.01365, as in open-instruct
     """
-    if over not in OVER:
-        raise ValueError(f"over is {over!r}; it must be one of {OVER}")
-    if among not in AMONG:
-        raise ValueError(f"among is {among!r}; it must be one of {AMONG}")
+    require(over in OVER, "over", over, f"one of {OVER}")
+    require(among in AMONG, "among", among, f"one of {AMONG}")
     if low is None and high is None:
         raise ValueError("rejection needs low or high; it would keep everything")
     moved = log_weight(of, ratio, scores, batch)
@@ -151,13 +145,34 @@ def _over(kind: str, estimate, batch: Batch):
         return segment_total(masked(estimate, batch.mask), batch.segment)
     if kind == "mean":
         return segment_mean(estimate, batch.mask, batch.segment)
-    return _segment_max(jnp.where(batch.mask > 0, estimate, -jnp.inf), batch.segment)
+    return over_segments(jax.ops.segment_max, jnp.where(batch.mask > 0, estimate, -jnp.inf), batch.segment)
 
 
-def _segment_max(per_token, segment):
-    """Largest value [B, T] of each token's own sequence within its row."""
+DENOMINATORS = ("batch", "sequence")
 
-    def row(values, numbers):
-        return jax.ops.segment_max(values, numbers, num_segments=values.shape[0] + 1)[numbers]
 
-    return jax.vmap(row)(per_token, segment)
+@composable(coupled=True)
+def renormalised(scores: Scores, batch: Batch, *, factor: Composable, over: str = "batch"):
+    """`factor`, a mask, times what makes the shares of the actions that it keeps sum to what all shares do.
+
+    Under a mean over tokens it is so the mean over the tokens that are left, as where verl takes rejected ones off the mask.
+    The whole batch is seen, whatever its splits. With nothing left it is 0.
+
+    Args:
+      factor: function `(scores, batch) -> factor` [B, T], such as `rejection(...)`.
+      over: "batch", or "sequence": first the shares within each rollout, which keep their sum, then rollouts with nothing left
+        are left out: under a mean over sequences, the mean over those that are left, of the mean over their tokens.
+
+    Raises:
+      ValueError: an unknown `over`.
+
+    Source: rejection of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html
+    """
+    require(over in DENOMINATORS, "over", over, f"one of {DENOMINATORS}")
+    kept, weight = masked(factor(scores, batch), batch.mask), masked(batch.weight, batch.mask)
+    if over == "batch":
+        return kept * safe_divide(weight.sum(), (weight * kept).sum())
+    groups = find_groups(batch)
+    share, left = (rollout_sum(values, batch.mask, groups.rollout) for values in (weight, weight * kept))
+    among = safe_divide(weight.sum(), masked(share, jnp.abs(left)).sum())
+    return kept * (safe_divide(share, left) * among)[groups.rollout]

@@ -1,15 +1,14 @@
-"""The policy-gradient term: a ratio and a trust region."""
-
-from __future__ import annotations
+"""The policy-gradient term, a ratio and a trust region, and what is measured of a policy beside its loss."""
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
-from jaxrl_llm.numerics import kl_estimate, masked, without_infinities
-from jaxrl_llm.objectives.base import weighted_sum
-from jaxrl_llm.objectives.batch_statistics import counted
-from jaxrl_llm.objectives.ratios import TOKEN_RATIO
+from jaxrl_llm.numerics import MAX_LOG_RATIO, kl_estimate, masked, safe_divide, without_infinities
+from jaxrl_llm.objectives.base import logp_name, logp_of, weighted_sum, with_factors
+from jaxrl_llm.objectives.batch_statistics import action_mean, counted
+from jaxrl_llm.objectives.groups import find_groups, rollout_mean, rollout_sum
+from jaxrl_llm.objectives.ratios import TOKEN_RATIO, token_ratio
 from jaxrl_llm.objectives.trust import clip
 from jaxrl_llm.types import Batch, Scores
 
@@ -41,9 +40,7 @@ def policy(
     """
     log_ratio = jnp.zeros_like(scores.logp) if ratio is None else ratio(scores, batch)
     known = scores.replace(logp=without_infinities(masked(scores.logp, batch.mask)))
-    token_loss = trust(log_ratio, known, batch)
-    for factor in factors:
-        token_loss *= factor_value(factor, scores, batch)
+    token_loss = with_factors(trust(log_ratio, known, batch), factors, scores, batch)
     metrics = surrogate_parts(token_loss, batch)
     if ratio is not None:
         metrics |= ratio_statistics(log_ratio, batch)
@@ -51,11 +48,6 @@ def policy(
         bounds = dict(trust.options)
         metrics |= clip_fractions(log_ratio, batch, bounds["low"], bounds["high"])
     return token_loss, metrics
-
-
-def factor_value(factor: Composable, scores: Scores, batch: Batch):
-    """A factor without gradient, [B, T], and 0 where no action is."""
-    return jax.lax.stop_gradient(masked(factor(scores, batch), batch.mask))
 
 
 def surrogate_parts(token_loss, batch: Batch) -> dict[str, jnp.ndarray]:
@@ -87,3 +79,40 @@ def clip_fractions(log_ratio, batch: Batch, low: float, high: float) -> dict[str
         "clip_fraction/low": masked((ratio < 1.0 - low) & (batch.advantage < 0), actions).sum() / count,
         "clip_fraction/high": masked((ratio > 1.0 + high) & (batch.advantage > 0), actions).sum() / count,
     }
+
+
+@composable(annotations=logp_name)
+def policy_gap(scores: Scores, batch: Batch, *, against: str = "behavior"):
+    """A loss of 0 that measures how far the policy is from another one, over the actions and rollouts that count.
+
+    With rho = pi / mu of a token and R the product of those of a rollout, each log kept within +-20:
+
+    * "gap/perplexity": mean over rollouts of exp(-mean log pi), and "gap/perplexity_ratio" of exp(mean log mu - mean log pi);
+    * "gap/chi_squared": mean of rho^2, less 1, and "gap/chi_squared_sequence" of R^2: the variance of importance weights;
+    * "gap/effective_sample_size": (mean rho)^2 / mean(rho^2), the share of the actions that so weighted samples are worth.
+
+    Args:
+      against: as in `token_ratio`.
+
+    Source: diagnostics of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html
+    """
+    actions, groups = counted(batch), find_groups(batch)
+    moved = jax.lax.stop_gradient(token_ratio.function(scores, batch, against=against))
+    ratio = jnp.exp(moved)
+    square = action_mean(jnp.square(ratio), actions)
+    own, other = (without_infinities(masked(logp, actions)) for logp in (scores.logp, logp_of(against, batch)))
+    own, other = (rollout_mean(jax.lax.stop_gradient(logp), actions, groups.rollout) for logp in (own, other))
+    product = jnp.clip(rollout_sum(moved, actions, groups.rollout), -MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+    def mean(per_rollout):
+        return safe_divide(masked(per_rollout, groups.counted).sum(), groups.counted.sum())
+
+    some = (actions.sum() > 0).astype(jnp.float32)
+    metrics = {
+        "gap/perplexity": mean(jnp.exp(jnp.minimum(-own, MAX_LOG_RATIO))),
+        "gap/perplexity_ratio": mean(jnp.exp(jnp.clip(other - own, -MAX_LOG_RATIO, MAX_LOG_RATIO))),
+        "gap/chi_squared": square - some,
+        "gap/chi_squared_sequence": mean(jnp.exp(2.0 * product)) - some,
+        "gap/effective_sample_size": safe_divide(jnp.square(action_mean(ratio, actions)), square),
+    }
+    return jnp.zeros_like(scores.logp), metrics

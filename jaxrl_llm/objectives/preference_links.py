@@ -4,12 +4,10 @@ A reward is what `objectives.preference` makes of a rollout: a log-ratio to the 
 are those of the preferred and of the other rollout, and s is the logistic function.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import composable
+from jaxrl_llm.compose import composable, require
 
 
 def _cost(z):
@@ -80,7 +78,7 @@ def ipo_link(chosen, rejected, *, beta: float = 0.1):
 
     Source: IPO, https://arxiv.org/abs/2310.12036
     """
-    _check_positive("beta", beta)
+    require(beta > 0, "beta", beta, "above 0")
     return jnp.square(chosen - rejected - 0.5 / beta)
 
 
@@ -126,7 +124,7 @@ def sppo_link(chosen, rejected, *, beta: float = 0.1):
 
     Source: SPPO, https://arxiv.org/abs/2405.00675, with hard labels; 1 / `beta` is its eta
     """
-    _check_positive("beta", beta)
+    require(beta > 0, "beta", beta, "above 0")
     return jnp.square(chosen - 0.5 / beta) + jnp.square(rejected + 0.5 / beta)
 
 
@@ -157,8 +155,7 @@ def discopop_link(chosen, rejected, *, beta: float = 0.05, temperature: float = 
 
     Source: DiscoPOP (log-ratio modulated loss), https://arxiv.org/abs/2406.08414
     """
-    if not 0 < temperature < 1:
-        raise ValueError(f"temperature is {temperature}; it must be between 0 and 1, without them")
+    require(0 < temperature < 1, "temperature", temperature, "between 0 and 1, without them")
     z = beta * (chosen - rejected)
     gate = z / temperature
     return jax.nn.sigmoid(-gate) * _cost(z) + jnp.exp(-_cost(gate) - z)
@@ -176,8 +173,3 @@ def positive_link(chosen, rejected, *, beta: float = 0.1, penalty: float = 50.0)
 def _check_rate(name: str, value: float, zero: bool = True) -> None:
     if not (0 <= value < 0.5) or (value == 0 and not zero):
         raise ValueError(f"{name} is {value}; it must be {'at least 0' if zero else 'above 0'} and below 1/2")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise ValueError(f"{name} is {value}; it must be above 0")

@@ -1,13 +1,10 @@
 """Losses on whole rankings of the rollouts of a group, by their scores."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import safe_divide
-from jaxrl_llm.objectives.base import traits
 from jaxrl_llm.objectives.groups import Groups, find_groups, group_sum, rollout_to_tokens, rollout_value
 from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
 from jaxrl_llm.objectives.ratios import token_ratio
@@ -44,8 +41,7 @@ def pairwise(scores: Scores, batch: Batch, evidence: Composable, members: int):
     return groups, reward, score, slot, there, metrics
 
 
-@composable(annotations=("score",))
-@traits(coupled=True)
+@composable(annotations=("score",), coupled=True)
 def plackett_luce(
     scores: Scores, batch: Batch, *, beta: float = 0.1, evidence: Composable = REFERENCE_RATIO, members: int = 16
 ):
@@ -68,8 +64,7 @@ def plackett_luce(
     return rollout_to_tokens(group_sum(loss, groups.counted, groups), groups), metrics
 
 
-@composable(annotations=("score",))
-@traits(coupled=True)
+@composable(annotations=("score",), coupled=True)
 def pairwise_ranking(
     scores: Scores,
     batch: Batch,
@@ -106,8 +101,7 @@ def pairwise_ranking(
     return rollout_to_tokens(group_sum((above * weight * cost).sum(axis=1), groups.counted, groups), groups), metrics
 
 
-@composable(annotations=("score",))
-@traits(coupled=True)
+@composable(annotations=("score",), coupled=True)
 def pairwise_clip(scores: Scores, batch: Batch, *, clip: float = 0.2, evidence: Composable = BEHAVIOR_RATIO, members: int = 16):
     """Mean over the pairs i < j of a group of -min(D q, D clip(q, -`clip`, `clip`)), D = (r_i - r_j) / 2, q = l_i - l_j.
 

@@ -1,23 +1,17 @@
 """Log importance ratios [B, T] (nats) between the policy and the one that sampled; 0 where no action is."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
-from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide, without_infinities
+from jaxrl_llm.compose import Composable, composable, require
+from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, over_segments, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import logp_name, logp_of, traits
 from jaxrl_llm.types import Batch, Scores
 
 
 def segment_total(per_token, segment):
     """Sum of `per_token` [B, T] over each token's own sequence within its row, at every token of it, [B, T]."""
-
-    def row(values, numbers):
-        return jax.ops.segment_sum(values, numbers, num_segments=values.shape[0] + 1)[numbers]
-
-    return jax.vmap(row)(per_token, segment)
+    return over_segments(jax.ops.segment_sum, per_token, segment)
 
 
 def segment_mean(per_token, mask, segment):
@@ -201,11 +195,7 @@ def likelihood(scores: Scores, batch: Batch):
     return masked(jnp.maximum(masked(scores.logp, batch.mask), -MAX_LOG_RATIO), batch.mask)
 
 
-def _mixed_names(options: dict) -> tuple[str, ...]:
-    return tuple(f"{who}_logp" for who in (options["against"], options["other"]) if who)
-
-
-@composable(annotations=_mixed_names)
+@composable(annotations=lambda options: tuple(f"{who}_logp" for who in (options["against"], options["other"]) if who))
 def mixture_ratio(scores: Scores, batch: Batch, *, against: str = "proximal", other: str | None = None, share: float = 0.25):
     """log pi - log((1 - `share`) q + `share` m): the ratio to a mixture of two policies.
 
@@ -220,8 +210,7 @@ def mixture_ratio(scores: Scores, batch: Batch, *, against: str = "proximal", ot
     Source: RL-PLUS, https://arxiv.org/abs/2508.00222, whose code takes 2 pi / (q + (q + 1) / 2), a share of 1/4; with
       `other`, REX-RAG, https://arxiv.org/abs/2508.08149
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it must be above 0 and at most 1: take token_ratio for none")
+    require(0 < share <= 1, "share", share, "above 0 and at most 1: take token_ratio for none")
     first = masked(logp_of(against, batch), batch.mask)
     second = masked(logp_of(other, batch), batch.mask) if other else jnp.zeros_like(first)
     mixture = jnp.log((1.0 - share) * jnp.exp(first) + share * jnp.exp(second))

@@ -1,13 +1,10 @@
 """Imitation of given tokens."""
 
-from __future__ import annotations
-
-import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, composable
+from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import masked, safe_divide, without_infinities
-from jaxrl_llm.objectives.base import coefficient_value, traits
+from jaxrl_llm.objectives.base import coefficient_value, with_factors
 from jaxrl_llm.objectives.groups import find_groups, rollout_sum, rollout_to_tokens
 from jaxrl_llm.types import Batch, Scores
 
@@ -21,9 +18,7 @@ def negative_log_likelihood(scores: Scores, batch: Batch, *, coefficient: float 
       factors: functions `(scores, batch) -> factor` [B, T], without gradient, such as `probability()`.
     """
     loss = -coefficient * without_infinities(masked(scores.logp, batch.mask))
-    for factor in factors:
-        loss *= jax.lax.stop_gradient(masked(factor(scores, batch), batch.mask))
-    return loss, {}
+    return with_factors(loss, factors, scores, batch), {}
 
 
 @composable
@@ -65,8 +60,7 @@ def label_smoothing(scores: Scores, batch: Batch, *, smoothing: float = 0.1):
 
     Source: https://arxiv.org/abs/1512.00567, section 7
     """
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"smoothing is {smoothing}; it must be from 0 to 1")
+    require(0 <= smoothing <= 1, "smoothing", smoothing, "from 0 to 1")
     token, mean = (without_infinities(masked(logp, batch.mask)) for logp in (scores.logp, scores.mean_logp))
     return -(1.0 - smoothing) * token - smoothing * mean, {}
 
@@ -76,8 +70,7 @@ def blended(scores: Scores, batch: Batch, *, first: Composable, second: Composab
     """(1 - `share`) times the first term plus `share` times the second.
 
     Args:
-      first: any term of an objective.
-      second: likewise.
+      first, second: any term of an objective.
       share: a number, or the name of a scalar in `batch.coefficients`.
 
     Source: CHORD, https://arxiv.org/abs/2508.11408, whose share decays
@@ -87,8 +80,7 @@ def blended(scores: Scores, batch: Batch, *, first: Composable, second: Composab
     return (1.0 - mu) * one + mu * other, found | more
 
 
-@composable
-@traits(coupled=True)
+@composable(coupled=True)
 def own_mean(scores: Scores, batch: Batch, *, term: Composable):
     """A term divided by the sum of the weights that it sees: within `by_source`, each source's mean is its own.
 

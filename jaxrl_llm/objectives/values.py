@@ -1,25 +1,16 @@
 """Losses of a critic."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_llm.compose import composable
+from jaxrl_llm.compose import composable, require
 from jaxrl_llm.numerics import masked
 from jaxrl_llm.types import Batch, Scores
 
 
 @composable(needs=("value",), annotations=("returns", "behavior_value"))
-def value_loss(
-    scores: Scores,
-    batch: Batch,
-    *,
-    coefficient: float = 0.5,
-    clip: float | None = 0.2,
-    huber: float | None = None,
-):
+def value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.5, clip: float | None = 0.2, huber: float | None = None):
     """`coefficient` times the error of the critic at each action.
 
     The error is (V - R)^2, or with `huber` = d the Huber loss of V - R with threshold d (which is half the square near
@@ -95,8 +86,7 @@ def quantile_value_loss(
 
     Source: QR-DQN, https://arxiv.org/abs/1710.10044, equations 9 and 10
     """
-    if huber <= 0:
-        raise ValueError(f"huber is {huber}; it must be above 0")
+    require(huber > 0, "huber", huber, "above 0")
     quantiles = masked(scores.value_outputs, batch.mask[..., None])[..., None]
     targets = batch.returns[..., None] if samples == "returns" else batch.extras[samples]
     error = masked(targets, batch.mask[..., None])[..., None, :] - quantiles

@@ -2,26 +2,12 @@
 
 from jaxrl_llm.optimizers import evolution
 from jaxrl_llm.optimizers.asking import objective_weights, recursive_momentum
-from jaxrl_llm.optimizers.averaging import Average, bema, polyak
-from jaxrl_llm.optimizers.extrapolation import extrapolate_every
+from jaxrl_llm.optimizers.averaging import Average, bema, extrapolate_every, polyak, slow_fast
 from jaxrl_llm.optimizers.merging import online_dare, online_ties, task_vector
 from jaxrl_llm.optimizers.resets import soft_reset
-from jaxrl_llm.optimizers.slow_fast import slow_fast
 from jaxrl_llm.optimizers.step_rules import implicit_transport, polyak_step
 
 __all__ = [
-    "Average",
-    "bema",
-    "evolution",
-    "extrapolate_every",
-    "implicit_transport",
-    "objective_weights",
-    "online_dare",
-    "online_ties",
-    "polyak",
-    "polyak_step",
-    "recursive_momentum",
-    "slow_fast",
-    "soft_reset",
-    "task_vector",
-]
+    "Average", "bema", "evolution", "extrapolate_every", "implicit_transport", "objective_weights", "online_dare",
+    "online_ties", "polyak", "polyak_step", "recursive_momentum", "slow_fast", "soft_reset", "task_vector",
+]  # fmt: skip

@@ -3,11 +3,11 @@
 `make_update` gives them `batch` and `gradient(params, batch) -> gradient` beside the gradient of the step.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxrl_llm.compose import require
 
 
 def recursive_momentum(*, share: float = 0.1) -> optax.GradientTransformationExtraArgs:
@@ -25,8 +25,7 @@ def recursive_momentum(*, share: float = 0.1) -> optax.GradientTransformationExt
     Source: STORM, https://arxiv.org/abs/1905.10018; with importance weights, https://arxiv.org/abs/2102.08607 and MO-TSIVR-PG,
       https://arxiv.org/abs/2508.10608, which bounds the step: clip the norm behind it
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is {share}; it must be from 0 to 1")
+    require(0 <= share <= 1, "share", share, "from 0 to 1")
 
     def init(params):
         zeros, copy = (jax.tree.map(make, params) for make in (jnp.zeros_like, jnp.array))

@@ -1,6 +1,4 @@
-"""Averages of parameters over training: moving reference policies, and policies that are better than the last iterate."""
-
-from __future__ import annotations
+"""Averages of parameters, extrapolation between iterations, and several fast steps on one batch with a step back."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -86,3 +84,80 @@ def bema(*, power: float = 0.5, bias_power: float = 0.2, lag: float = 1.0, scale
         return corrected, state | {"average": average, "count": state["count"] + 1}
 
     return Average(init, update)
+
+
+class ExtrapolationState(NamedTuple):
+    """State of the extrapolation."""
+
+    earlier: Any  # parameters at the end of the iteration before, before their extrapolation
+    count: jax.Array  # int32 [], steps done
+
+
+def extrapolate_every(every: int, *, share: float = 0.3) -> optax.GradientTransformation:
+    """Every `every` steps, params <- new + share (new - new of the iteration before); to be chained last.
+
+    An iteration is `every` steps against one reference policy; after it the extrapolated policy is the next reference and
+    the next sampler. Share 0 is the plain iterated method.
+
+    Args:
+      every: steps of an iteration.
+      share: alpha.
+
+    Raises:
+      ValueError: `every` is below 1.
+
+    Source: https://arxiv.org/abs/2410.06293; that the practical step is one on parameters could not be confirmed
+    """
+    if every < 1:
+        raise ValueError(f"every is {every} steps; it must be at least 1")
+
+    def init(params):
+        return ExtrapolationState(jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32))
+
+    def update(updates, state: ExtrapolationState, params=None):
+        if params is None:
+            raise ValueError("extrapolate_every needs the parameters: call update(updates, state, params)")
+        count = state.count + 1
+        ends = count % every == 0
+        reached = optax.apply_updates(params, updates)
+        beyond = jax.tree.map(lambda new, old: jnp.where(ends, share * (new - old), 0.0), reached, state.earlier)
+        earlier = jax.tree.map(lambda new, old: jnp.where(ends, new, old), reached, state.earlier)
+        return jax.tree.map(jnp.add, updates, beyond), ExtrapolationState(earlier, count)
+
+    return optax.GradientTransformation(init, update)
+
+
+def slow_fast(update: Callable, *, fast_steps: int = 3, reposition: float | str = 0.5) -> Callable:
+    """Wraps `update(state, batch, frozen=None) -> (state, metrics)`, such as one of `training.make_update`.
+
+    theta_1..K by K = `fast_steps` updates on the batch; theta' = theta_0 + a (theta_K - theta_0); then one update at theta'.
+    The optimizer's state goes through all of them. With a = 0 the step is the plain update, but for the optimizer's
+    state, which has seen the fast steps.
+
+    Args:
+      update: pure function; its state has `params` and `step` and can be rebuilt by `replace`.
+      fast_steps: K, at least 1.
+      reposition: a, or the name of a scalar in `batch.coefficients` that a controller sets.
+
+    Returns:
+      An update of the same form that counts as one step; its metrics are those of the last update, at theta', and
+      "fast/loss" of the first.
+
+    Raises:
+      ValueError: `fast_steps` is below 1.
+
+    Source: SFPO, https://arxiv.org/abs/2510.04072
+    """
+    if fast_steps < 1:
+        raise ValueError(f"fast_steps is {fast_steps}; it must be at least 1")
+
+    def wrapped(state, batch, frozen=None):
+        fast, first = update(state, batch, frozen)
+        if fast_steps > 1:
+            fast = jax.lax.fori_loop(1, fast_steps, lambda _, fast: update(fast, batch, frozen)[0], fast)
+        back = batch.coefficients[reposition] if isinstance(reposition, str) else reposition
+        moved = jax.tree.map(lambda end, start: (start + back * (end - start)).astype(start.dtype), fast.params, state.params)
+        slow, metrics = update(fast.replace(params=moved), batch, frozen)
+        return slow.replace(step=jnp.asarray(state.step) + 1), metrics | {"fast/loss": first["loss"]}
+
+    return wrapped

@@ -1,7 +1,5 @@
 """Evolution strategies: gradients from the rewards of perturbed parameters, whose noise is drawn anew from its seed."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

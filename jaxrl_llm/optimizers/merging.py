@@ -1,7 +1,5 @@
 """Online merging: each optimizer step is merged with the direction that supervised training took."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax
@@ -12,15 +10,10 @@ from jaxrl_llm.numerics import materialised
 
 
 class MergingState(NamedTuple):
-    """State of an online merge.
+    """State of an online merge."""
 
-    Attributes:
-      direction: task vector, in the shape of the parameters.
-      count: int32 [], steps done.
-    """
-
-    direction: Any
-    count: jax.Array
+    direction: Any  # task vector, in the shape of the parameters
+    count: jax.Array  # int32 [], steps done
 
 
 def task_vector(tuned, base, *, density: float = 1.0, bound: float = 1.0):

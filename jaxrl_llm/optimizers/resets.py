@@ -1,7 +1,5 @@
 """Soft resets: from time to time parameters go a part of the way back to where they began."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import optax

@@ -1,11 +1,10 @@
 """Rules in place of Adam: step sizes from the distance to the best reward, and momentum of gradients at a look-ahead."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.numerics import safe_divide
 
 
@@ -22,8 +21,7 @@ def polyak_step(largest: optax.Schedule, *, best: float = 1.0, epsilon: float = 
 
     Source: https://arxiv.org/abs/2404.07525
     """
-    if epsilon <= 0:
-        raise ValueError(f"epsilon is {epsilon}; it must be above 0")
+    require(epsilon > 0, "epsilon", epsilon, "above 0")
 
     def init(params):
         del params
@@ -57,8 +55,7 @@ def implicit_transport(size: optax.Schedule, *, share: float = 0.1) -> optax.Gra
 
     Source: N-PG-IGT, https://arxiv.org/abs/2302.01734, algorithm 1, with a share and a size that do not depend on the step
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it must be above 0 and at most 1")
+    require(0 < share <= 1, "share", share, "above 0 and at most 1")
     ahead = (1.0 - share) / share
 
     def init(params):

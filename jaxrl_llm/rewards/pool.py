@@ -51,6 +51,7 @@ class RewardPool:
       A row that ends its worker is tried once more in a fresh one.
     * With an attribute `rowwise = True` it promises that rows do not depend on each other: its rows are tried one by
       one from the start, spread over all workers.
+    * With an attribute `whole_groups = True` it is called once for each group, with all of its rows.
     * With an attribute `in_process = True` it is called here, by the thread that scores, without a deadline: our own
       computations on the accelerator, which neither hang nor can be had elsewhere.
     * With an attribute `unguarded`, a callable without arguments, the pool evaluates what that returns instead.
@@ -107,6 +108,7 @@ class RewardPool:
         completions: Sequence[str],
         columns: Mapping[str, Sequence[Any]] | None = None,
         deadline_seconds: float = 60.0,
+        groups: Sequence[tuple[int, int]] = (),
     ) -> tuple[np.ndarray, list[RewardFailure]]:
         """Evaluates every reward on every row.
 
@@ -116,17 +118,17 @@ class RewardPool:
           completions: N texts.
           columns: further columns of the examples, N values each, handed to the rewards by name.
           deadline_seconds: longest time for a call on all rows, and again for trying its rows one by one.
+          groups: of each row the number and the size of its group, for rewards of whole groups.
 
         Returns:
-          float64 [N, K], NaN where a reward is missing, and the failures, by reward and row, which `timed_out` says of
-          rows that took too long alone. None from a reward is missing without being a failure. Apart from time-outs the
-          result does not depend on timing.
+          [N, K], float64, or objects where a `Fact` is among the rewards, NaN where a reward is missing, and the failures, by
+          reward and row, which `timed_out` says of rows that took too long alone. None from a reward is missing without being
+          a failure. Apart from time-outs the result does not depend on timing.
 
         Raises:
           ValueError: the columns differ in length.
         """
-        call = protocol.Call(prompts, completions, dict(columns or {}))
-        _check_lengths(call)
+        _check_lengths(call := protocol.Call(prompts, completions, dict(columns or {}), groups))
         sheet = _Sheet(list(rewards), len(completions))
         waiting: collections.deque[_Job] = collections.deque()
         for name, reward in rewards.items():
@@ -145,12 +147,13 @@ class RewardPool:
             finally:
                 for task in running:
                     task.worker.stop()
-        return sheet.values, sorted(sheet.failures, key=lambda failure: (sheet.names.index(failure.name), failure.row))
+        values = sheet.values if protocol.Fact in map(type, rewards.values()) else sheet.values.astype(float)
+        return values, sorted(sheet.failures, key=lambda failure: (sheet.names.index(failure.name), failure.row))
 
     def _first_jobs(self, name: str, reward: Callable, call: protocol.Call, seconds: float) -> list[_Job]:
         reward = reward.unguarded() if hasattr(reward, "unguarded") else reward
         rows = tuple(range(len(call.completions)))
-        by_row = getattr(reward, "rowwise", False)
+        by_row = getattr(getattr(reward, "function", reward), "rowwise", False)
         in_thread = not _picklable((reward, call))
         if in_thread:
             self._warn_of_thread(name, "it or its columns cannot be pickled")
@@ -200,7 +203,9 @@ class RewardPool:
     def _advance(self, task: _Task, sheet: _Sheet, deadline: float) -> list[_Job]:
         """Takes one message of `task` or its expiry into account; returns the jobs that follow from it."""
         try:
-            line = task.worker.channel.line(protocol.longest_line(len(task.job.rows)))
+            line = task.worker.channel.line(
+                protocol.longest_line(len(task.job.rows), isinstance(task.job.reward, protocol.Fact))
+            )
             message = None if line is None else protocol.decode(line)
         except EOFError:
             return self._lost(task, sheet, deadline, "the worker process died", died=True)
@@ -264,7 +269,8 @@ class RewardPool:
         if died and not job.in_thread and left > 0 and job.suspect != rest[0]:
             return [dataclasses.replace(following, rows=rest, fresh=True, suspect=rest[0])]
         wrong = late and task.had_a_chance(self._row_seconds)
-        sheet.record(job, task.done, protocol.Result(self._timeout if wrong else protocol.MISSING, reason), timed_out=wrong)
+        of_late = protocol.MISSING if isinstance(job.reward, protocol.Fact) else self._timeout
+        sheet.record(job, task.done, protocol.Result(of_late if wrong else protocol.MISSING, reason), timed_out=wrong)
         if left > 0 and rest[1:]:
             return [dataclasses.replace(following, rows=rest[1:])]
         sheet.record_missing(job, task.done + 1, reason)
@@ -351,7 +357,7 @@ class _Sheet:
 
     def __init__(self, names: list[str], rows: int):
         self.names = names
-        self.values = np.full((rows, len(names)), np.nan)
+        self.values = np.full((rows, len(names)), np.nan, object)
         self.failures: list[RewardFailure] = []
 
     def record(self, job: _Job, place: int, result: protocol.Result, *, timed_out: bool = False) -> None:

@@ -26,6 +26,7 @@ LARGEST_REWARD = 1e6
 # The pool kills a worker that is late. Should the pool itself have been killed, this many seconds later the kernel does.
 ORPHAN_SECONDS = 5.0
 REASON_CHARACTERS = 300
+LARGEST_FACT = 4096  # entries of a vector, or spans
 HEADER_BYTES = 8
 
 
@@ -34,22 +35,34 @@ class MissingColumn(ValueError):
 
 
 class Call(NamedTuple):
-    """Arguments of a reward; lists of equal length, a list a column."""
+    """Arguments of a reward; lists of equal length, a list a column; for rewards of whole groups each row's (number, size)."""
 
     prompts: Sequence[Any]
     completions: Sequence[str]
     columns: dict[str, Sequence[Any]]
+    groups: Sequence[tuple[int, int]] = ()
 
     def at(self, rows: Sequence[int]) -> Call:
         """The same call on some of the rows."""
         prompts, completions = ([values[row] for row in rows] for values in (self.prompts, self.completions))
-        return Call(prompts, completions, {name: [values[row] for row in rows] for name, values in self.columns.items()})
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return Call(prompts, completions, columns, [self.groups[row] for row in rows] if len(self.groups) else ())
+
+
+class Fact(NamedTuple):
+    """A function with a reward's arguments that says something else of each row, see `docs/tasks.md`."""
+
+    function: Callable
+
+
+# A number, a vector, or spans of characters as [first, behind the last, value].
+Value = int | float | list[float] | list[list[float]]
 
 
 class Result(NamedTuple):
     """The value of a row; NaN if there is none, with the reason where that is a failure. `fatal` failed for all rows."""
 
-    value: float
+    value: Value
     reason: str = ""
     fatal: bool = False
 
@@ -79,7 +92,7 @@ Message = Received | Loaded | Unloadable | Finished | list[Result]
 def encode(message: Message) -> bytes:
     """The message as a line."""
     if isinstance(message, list):
-        content = ["results", *([None if math.isnan(value) else value, *rest] for value, *rest in message)]
+        content = ["results", *([None if value != value else value, *rest] for value, *rest in message)]
     else:
         content = [type(message).__name__, *message]
     return json.dumps(content).encode() + b"\n"
@@ -103,16 +116,29 @@ def decode(line: bytes) -> Message:
     return message
 
 
-def _decode_result(value: float | None, reason: str, fatal: bool) -> Result:
-    in_range = value is None or (isinstance(value, float) and abs(value) <= LARGEST_REWARD)
-    if not (in_range and isinstance(reason, str) and isinstance(fatal, bool)):
+def _decode_result(value: Value | None, reason: str, fatal: bool) -> Result:
+    if not ((value is None or _is_value(value)) and isinstance(reason, str) and isinstance(fatal, bool)):
         raise ValueError("no result")
     return Result(MISSING if value is None else value, shorten(reason), fatal)
 
 
-def longest_line(rows: int) -> int:
-    """Bytes that no message about so many rows exceeds: a character may become twelve."""
-    return (rows + 1) * (12 * REASON_CHARACTERS + 100)
+def _is_value(value: Any) -> bool:
+    if not isinstance(value, list):
+        return _in_range(value)
+    spans = all(isinstance(span, list) and len(span) == 3 and 0 <= span[0] <= span[1] for span in value)
+    numbers = [number for span in value for number in span] if spans else value
+    return len(value) <= LARGEST_FACT and all(map(_in_range, numbers))
+
+
+def _in_range(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= (LARGEST_REWARD if isinstance(value, float) else 2**31 - 1)
+
+
+def longest_line(rows: int, facts: bool = False) -> int:
+    """Bytes that no message about so many rows exceeds: a character may become twelve, a number has up to 25."""
+    return (rows + 1) * (12 * REASON_CHARACTERS + 100 + (100 * LARGEST_FACT if facts else 0))
 
 
 def serve(descriptor: int, memory_bytes: int = 0) -> None:
@@ -167,16 +193,33 @@ def work(reward: Callable, call: Call, by_row: bool, send: Callable[[Message], N
     send(Finished())
 
 
-def evaluate(reward: Callable, call: Call) -> list[Result]:
+def evaluate(reward: Callable | Fact, call: Call) -> list[Result]:
     """A result for each row. An exception or an answer of the wrong form is a missing value with its reason."""
+    function, read = (reward.function, _as_fact) if isinstance(reward, Fact) else (reward, _as_result)
+    if not getattr(function, "whole_groups", False):
+        return _evaluate(function, read, call)
+    rows_of: dict[int, list[int]] = {}
+    for row, (number, _) in enumerate(call.groups):
+        rows_of.setdefault(number, []).append(row)
+    results = [Result(MISSING, "it is asked for whole groups, and here are none")] * len(call.completions)
+    for rows in rows_of.values():
+        size = call.groups[rows[0]][1]
+        found = _evaluate(function, read, call.at(rows)) if len(rows) == size else None
+        for place, row in enumerate(rows):
+            lost = Result(MISSING, "it is asked for whole groups, and that of this row took too long or ended its worker")
+            results[row] = lost if found is None else found[place]._replace(fatal=False)
+    return results
+
+
+def _evaluate(reward: Callable, read: Callable[[Any], Result], call: Call) -> list[Result]:
     count = len(call.completions)
     try:
-        answer = call_reward(reward, *call)
+        answer = call_reward(reward, *call[:3])
         if inspect.isawaitable(answer):
             answer = asyncio.run(_awaited(answer))
         if hasattr(answer, "tolist"):  # arrays
             answer = answer.tolist()
-        return _as_results(answer, count)
+        return _as_results(answer, count, read)
     except MissingColumn as error:
         return [Result(MISSING, shorten(str(error)))] * count
     except (Exception, SystemExit) as error:  # a reward is somebody else's code: whatever it raises is data here
@@ -226,14 +269,33 @@ async def _awaited(answer):
     return await answer
 
 
-def _as_results(answer: Any, count: int) -> list[Result]:
+def _as_results(answer: Any, count: int, read: Callable[[Any], Result]) -> list[Result]:
     if not isinstance(answer, list | tuple):
-        fault = f"returned {shorten(repr(answer)):.80}; a reward returns a list of float or None"
+        what = "a reward returns a list of float or None" if read is _as_result else "return a list, a value for each row"
+        fault = f"returned {shorten(repr(answer)):.80}; {what}"
         return [Result(MISSING, fault)] * count
     if len(answer) != count:
         fault = f"returned {len(answer)} values for {count} completions; return one each, None if missing"
         return [Result(MISSING, fault)] * count
-    return [_as_result(value) for value in answer]
+    return [read(value) for value in answer]
+
+
+def _as_fact(value: Any) -> Result:
+    """A number (whole ones stay whole), a vector of numbers, or spans; None is missing."""
+    if value is None:
+        return Result(MISSING)
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(plain, list | tuple):
+        plain = [list(entry) if isinstance(entry, tuple) else entry for entry in plain]
+    plain = int(plain) if isinstance(plain, bool) else plain
+    if _is_value(plain):
+        return Result(plain)
+    told = shorten(repr(value))[:80]
+    return Result(
+        MISSING,
+        f"returned {told} for a row; give a number within +-{LARGEST_REWARD:g}, a list of up to "
+        f"{LARGEST_FACT} of them, or spans [first character, the one behind the last, value]",
+    )
 
 
 def _as_result(value: Any) -> Result:

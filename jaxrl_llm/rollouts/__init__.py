@@ -1,31 +1,22 @@
 """Strategies that turn prompts into scored rollouts."""
 
-from jaxrl_llm.rollouts.collect import Collection, joined
+from jaxrl_llm.rollouts.choosing import best_and_worst_of, chosen
+from jaxrl_llm.rollouts.collect import Collection, arranged, fork, joined
+from jaxrl_llm.rollouts.facts import with_facts
+from jaxrl_llm.rollouts.forks import begun, branching, exits, uncertain_tree, valued
+from jaxrl_llm.rollouts.hints import contrasted, doubled, escalated, relabelled, self_taught, staged, steered
 from jaxrl_llm.rollouts.io import Io
 from jaxrl_llm.rollouts.records import concatenate, informative_groups, make_rollouts, select_rows
+from jaxrl_llm.rollouts.replay import replayed, resumed, speculative
 from jaxrl_llm.rollouts.requests import Prefix, Request, make_prefix, prompt_text, requests_for
+from jaxrl_llm.rollouts.store import empty_store, put, stored
 from jaxrl_llm.rollouts.strategies import dynamic_sampling, grouped, grouped_with_anchors, grouped_with_greedy, guided
 from jaxrl_llm.rollouts.strategy import Strategy, stateful_strategy, stateless_strategy
 
 __all__ = [
-    "Collection",
-    "Io",
-    "Prefix",
-    "Request",
-    "Strategy",
-    "concatenate",
-    "dynamic_sampling",
-    "grouped",
-    "grouped_with_anchors",
-    "grouped_with_greedy",
-    "guided",
-    "informative_groups",
-    "joined",
-    "make_prefix",
-    "make_rollouts",
-    "prompt_text",
-    "requests_for",
-    "select_rows",
-    "stateful_strategy",
-    "stateless_strategy",
-]
+    "Collection", "Io", "Prefix", "Request", "Strategy", "arranged", "begun", "best_and_worst_of", "branching", "chosen",
+    "concatenate", "contrasted", "doubled", "dynamic_sampling", "empty_store", "escalated", "exits", "fork", "grouped",
+    "grouped_with_anchors", "grouped_with_greedy", "guided", "informative_groups", "joined", "make_prefix", "make_rollouts",
+    "prompt_text", "put", "relabelled", "replayed", "requests_for", "resumed", "select_rows", "self_taught", "speculative",
+    "staged", "stateful_strategy", "stateless_strategy", "steered", "stored", "uncertain_tree", "valued", "with_facts",
+]  # fmt: skip

@@ -12,11 +12,12 @@ import numpy as np
 from jaxrl_llm.data.dialogues import encode_example
 from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.rollouts.records import check_range, concatenate, make_rollouts, numbered, select_rows
-from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Request, prompt_ids_of, prompt_text
+from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Prefix, Request, prompt_ids_of, prompt_text
 from jaxrl_llm.sampling import STOP, Samples, finish_name, generate
 from jaxrl_llm.types import Rollouts
 
-Score = Callable[[list[str], list[str], dict[str, list]], np.ndarray]
+# (prompts, completions, columns, (group, its size) of each row) -> rewards [N, K]
+Score = Callable[[list[str], list[str], dict[str, list], list[tuple[int, int]]], np.ndarray]
 # (numbers of rows, their prompts, completions and columns): rewards that are asked for while other rows are sampled.
 Submit = Callable[[np.ndarray, list[str], list[str], dict[str, list]], None]
 
@@ -53,6 +54,24 @@ def joined(parts: Sequence[Collection]) -> Collection:
     records = [record for part in parts for record in part.records]
     requests = [request for part in parts for request in part.requests]
     return Collection(rollouts, records, requests, np.concatenate([part.prompt_length for part in parts]))
+
+
+def arranged(parts: Sequence[Collection], rows: Sequence[tuple[int, int]], group: Sequence[int]) -> Collection:
+    """A collection of the rows `(part, row of the part)`, in these groups; the parts have equal widths."""
+    first = np.cumsum([0] + [len(part.records) for part in parts])
+    chosen = joined(parts).take(np.array([first[part] + row for part, row in rows]))
+    return dataclasses.replace(chosen, rollouts=chosen.rollouts.replace(group=numbered(np.asarray(group))))
+
+
+def fork(collection: Collection, row: int, column: int, **changes) -> Request:
+    """The request that goes on from a row's tokens in front of a column; `changes` are fields of the request.
+
+    The prefix keeps log-probabilities, versions, turns, and what of it is learned.
+    """
+    rollouts, start = collection.rollouts, int(collection.prompt_length[row])
+    names = ("tokens", "behavior_logp", "mask", "version", "turn")
+    prefix = Prefix(*(getattr(rollouts, name)[row, start:column] for name in names))
+    return dataclasses.replace(collection.requests[row], prefix=prefix if column > start else None, samples=1, **changes)
 
 
 def sample_requests(
@@ -285,8 +304,7 @@ def rewarded_collection(collection: Collection, score: Score, weights: Sequence[
     Raises:
       ValueError: a reward out of range.
     """
-    records, requests = collection.records, collection.requests
-    rewards = score(*_for_rewards(records, requests, _field_names(requests)))
+    records, rewards = collection.records, score(*as_call(collection))
     weighted = rewards * np.asarray(weights) if len(weights) else rewards
     check_range(weighted)
     told = [
@@ -295,6 +313,15 @@ def rewarded_collection(collection: Collection, score: Score, weights: Sequence[
     ]
     rollouts = collection.rollouts.replace(rewards=np.asarray(weighted, np.float32))
     return dataclasses.replace(collection, rollouts=rollouts, records=told)
+
+
+def as_call(collection: Collection) -> tuple[list[str], list[str], dict[str, list], list[tuple[int, int]]]:
+    """Prompts, completions, columns and groups with their sizes, as rewards are given them."""
+    groups = np.asarray(collection.rollouts.group)
+    sizes = np.bincount(groups)[groups]
+    requests = collection.requests
+    asked = _for_rewards(collection.records, requests, _field_names(requests))
+    return *asked, list(zip(groups.tolist(), sizes.tolist(), strict=True))
 
 
 def _field_names(requests: Sequence[Request]) -> list[str]:

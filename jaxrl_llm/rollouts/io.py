@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxrl_llm.data.tokenizers import Tokenizer
-from jaxrl_llm.rollouts.collect import Collection, Score, Submit, rewarded_collection, sample_requests
+from jaxrl_llm.rollouts.collect import Collection, Score, Submit, as_call, rewarded_collection, sample_requests
+from jaxrl_llm.rollouts.facts import Facts, with_facts
 from jaxrl_llm.rollouts.requests import Example, Prompt, Request
-from jaxrl_llm.rollouts.views import at_home, seen_as
+from jaxrl_llm.rollouts.views import at_home, seen_behind, view_of
 
 # (cursor, count, weights or None) -> (examples, prompt_ids, cursor)
 Draw = Callable[[Any, int, np.ndarray | None], tuple[list[Example], list[int], Any]]
@@ -35,11 +36,13 @@ class Io:
       step: of the training.
       version: steps that have changed the parameters that answer; None for `step`.
       rewards: `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing.
+      facts: what else is found out about rows that are rewarded, see `with_facts`; None for nothing.
       ahead: a context of `(submit, rewards)`: the rewards of rows that `submit` is told of, by number, are asked for while
         others are sampled; None where rewards look at all rows at once.
       reward_weights: factor of each component in the rollouts; the records keep the rewards as they are.
       drawing: draws examples.
       cursor: place in the data, moved by `draw`.
+      examples: of the run, by their numbers.
       statistics: scores rollouts under a policy.
       keeps_entropy: whether `extras["behavior_entropy"]` has the entropies of the sampler.
       around: what surrounds sampling, such as the mesh that it runs on.
@@ -54,10 +57,12 @@ class Io:
     step: int
     version: int | None = None
     rewards: Score | None = None
+    facts: Facts | None = None
     ahead: Ahead | None = None
     reward_weights: Sequence[float] = ()
     drawing: Draw | None = None
     cursor: Any = None
+    examples: Sequence[Example] | None = None
     statistics: Statistics | None = None
     keeps_entropy: bool = False
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
@@ -77,6 +82,10 @@ class Io:
         examples, prompt_ids, self.cursor = self._part("drawing")(self.cursor, count, weights)
         return examples, prompt_ids
 
+    def example(self, number: int) -> Example:
+        """The example of that number, whether it was drawn in this step or not."""
+        return self._part("examples")[number]
+
     def sample(self, requests: Sequence[Request], *, rewarded: bool = True) -> Collection:
         """Rollouts of all requests, in their order, the samples of each together.
 
@@ -90,7 +99,7 @@ class Io:
         """
         if rewarded and self.ahead is not None:
             with self.ahead() as (submit, score):
-                return rewarded_collection(self._sampled(requests, submit), score, self.reward_weights)
+                return self._rewarded(self._sampled(requests, submit), score)
         collection = self._sampled(requests)
         return self.reward(collection) if rewarded else collection
 
@@ -112,15 +121,19 @@ class Io:
             )
 
     def reward(self, collection: Collection) -> Collection:
-        """The collection with the rewards of its completions."""
-        return rewarded_collection(collection, self._part("rewards"), self.reward_weights)
+        """The collection with the rewards of its completions, and with what is found out about them."""
+        return self._rewarded(collection, self._part("rewards"))
+
+    def _rewarded(self, collection: Collection, score: Score) -> Collection:
+        rewarded = rewarded_collection(collection, score, self.reward_weights)
+        return rewarded if self.facts is None else with_facts(rewarded, self.facts(*as_call(rewarded)), self.tokenizer)
 
     def score(
         self,
         collection: Collection,
         by: str,
         statistics: Sequence[str] = ("logp",),
-        view: Callable[[Request], Prompt] | None = None,
+        view: Callable[[Request], Prompt] | Sequence[Prompt] | None = None,
     ) -> dict[str, np.ndarray]:
         """What a policy says of the rows, [N, T, ...] by name: "logp" (nats) and the other statistics of `scoring`.
 
@@ -128,8 +141,8 @@ class Io:
           collection: with rows.
           by: "policy", "reference" or "teacher".
           statistics: names.
-          view: the prompt that the policy reads in place of the row's own; what it says stands at the row's own tokens behind
-            the prompt, and is 0 elsewhere.
+          view: prompts that the policy reads in place of the rows' own, one each or by a function of the request; what it says
+            stands at the row's own tokens behind the prompt, and is 0 elsewhere.
 
         Raises:
           ValueError: a policy that the run does not have, or a statistic that is none.
@@ -137,12 +150,18 @@ class Io:
         scored = self._part("statistics")
         if view is None:
             return dict(scored(collection.rollouts, by, tuple(statistics)))
-        seen, starts = seen_as(collection, view, self.tokenizer)
-        found = scored(seen, by, tuple(statistics))
-        return {name: at_home(values, collection, starts) for name, values in found.items()}
+        prompts = list(map(view, collection.requests)) if callable(view) else view
+        behind = view_of(collection, prompts, self.tokenizer)
+        found = scored(seen_behind(collection.rollouts, behind), by, tuple(statistics))
+        return {name: at_home(values, collection.rollouts, behind) for name, values in found.items()}
 
-    def _part(self, name: str) -> Callable:
-        """What the attribute of that name does; an evaluation, for instance, draws nothing and scores nothing."""
+    def uniform(self, count: int, salt: int) -> np.ndarray:
+        """Numbers of [0, 1), float64 [count], that depend on the seed, the step and what they are for, `salt`, alone."""
+        key = np.array([self.seed % 2**64, (self.step << 8) + salt], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+    def _part(self, name: str) -> Any:
+        """The attribute of that name; an evaluation, for instance, draws nothing and scores nothing."""
         if getattr(self, name) is None:
             raise ValueError(f"Io.{name} is None, and this asks for it; give Io({name}=...)")
         return getattr(self, name)

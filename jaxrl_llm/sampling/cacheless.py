@@ -1,7 +1,5 @@
 """Decoding of networks that offer nothing but `apply`."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

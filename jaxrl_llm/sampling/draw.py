@@ -1,7 +1,5 @@
 """From logits to a token and its log-probabilities."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -3,6 +3,10 @@
 A slot whose sample ends takes the next request of the queue on the device. Each context, a prompt with what stands behind it,
 is read once for all samples that go on from it, but for its last token, with which each sample begins; so that beginning and
 going on are one step. All slots write to the same column of their tails, the one of this step.
+
+On a mesh each of Q shards of rows has a queue, contexts and slots of its own, and no step asks what another shard does: all
+take as many steps, and every `STRIDE` of them they agree on whether there is work for more. Arrays hold the shards' parts one
+behind the other, as if they were one.
 """
 
 from __future__ import annotations
@@ -13,21 +17,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from jaxrl_llm.networks.axes import constrain
+from jaxrl_llm.networks.axes import constrain, current_queue_axes, manual_axes
+from jaxrl_llm.networks.mixture import parts_of_experts
 from jaxrl_llm.networks.past import Sight
 from jaxrl_llm.sampling.draw import draw, tempered_entropy
 from jaxrl_llm.sampling.records import LENGTH, RUNNING, STOP, Sampling
 from jaxrl_llm.types import Array, record
 
+STRIDE = 8  # steps of shards between two looks whether any of them goes on
+
 
 @record
 class Queue:
-    """Requests in the order in which slots take them: the first `size` of R, behind which stands filling.
+    """Requests in the order in which slots take them: of each shard's R / Q the first `size`, behind which stands filling.
 
     Attributes:
-      size: int32 [].
-      cell: int32 [R], context * P + place, different for all of them.
+      size: int32 [Q].
+      cell: int32 [R], context * P + place within the shard, different for all of them.
       token: int32 [R], last token of the request's context.
       length: int32 [R], tokens of its context.
       keys: PRNG keys [R], see `row_keys`.
@@ -48,7 +56,7 @@ class Log:
 
     Attributes:
       token: int32 [W, S].
-      request: int32 [W, S], `Queue.size` or more where the slot was idle.
+      request: int32 [W, S], place in the shard's queue; `Queue.size` or more where the slot was idle.
       count: int32 [W, S], number of the token within its sample.
       reason: int32 [W, S], `RUNNING`, or why the sample ended with this token.
       numbers: float32 [W, 4, S], log-probabilities as of `draw`, and the entropy.
@@ -69,12 +77,12 @@ class Slots:
 
     Attributes:
       tails: keys and values of each slot's own tokens, W columns.
-      request: int32 [S], `Queue.size` for an idle slot.
+      request: int32 [S], place in the shard's queue; `Queue.size` for an idle slot.
       token: int32 [S], to be read next.
       count: int32 [S], tokens drawn so far.
       start: int32 [S], first column of the tail.
       column: int32 [], the next one.
-      next: int32 [], first request that nobody has taken.
+      next: int32 [Q], first request that nobody has taken.
       log: since it was last taken off.
     """
 
@@ -88,6 +96,36 @@ class Slots:
     log: Log
 
 
+def _by_shard(function, shared: tuple, *own) -> Slots:
+    """`function(*shared, *own)` of each shard with its parts of its `own`, all at once where there are no shards."""
+    axes = current_queue_axes()
+    if not axes:
+        return function(*shared, *own)
+    specs = *parts_of_experts(shared), *(_parts(one, axes) for one in own)
+    split = jax.shard_map(function, in_specs=specs, out_specs=_of_slots(axes), axis_names=set(axes), check_vma=False)
+    return split(*shared, *own)
+
+
+def _parts(argument, axes: tuple[str, ...]):
+    """Where the shards' parts of an argument lie: one behind the other in the axis of requests, slots or contexts."""
+    rows = PartitionSpec(axes)
+    if isinstance(argument, Slots):
+        return _of_slots(axes)
+    if not isinstance(argument, Queue):
+        return jax.tree.map(lambda leaf: rows if jnp.ndim(leaf) else PartitionSpec(), argument)
+    mask = argument.sampling.logit_mask
+    alike = PartitionSpec() if mask is None or mask.shape[0] == 1 else rows
+    own = jax.tree.map(lambda _: rows, argument.sampling).replace(stop_ids=PartitionSpec(), logit_mask=alike)
+    return jax.tree.map(lambda _: rows, argument).replace(sampling=own)
+
+
+def _of_slots(axes: tuple[str, ...]) -> Slots:
+    rows, columns = PartitionSpec(axes), PartitionSpec(None, axes)
+    log = dict.fromkeys(("token", "request", "count", "reason", "routes"), columns)
+    own = dict.fromkeys(("tails", "request", "token", "count", "start", "next"), rows)
+    return Slots(**own, column=PartitionSpec(), log=Log(**log, numbers=PartitionSpec(None, None, axes)))
+
+
 @functools.partial(jax.jit, static_argnames=("network", "slots", "width", "routes"))
 def begin(network, queue: Queue, *, slots: int, width: int, routes: tuple[int, ...] | None = None) -> Slots:
     """Idle slots with tails of `width` columns, which have taken the first requests of the queue.
@@ -99,6 +137,10 @@ def begin(network, queue: Queue, *, slots: int, width: int, routes: tuple[int, .
       width: W.
       routes: layers with experts and experts of a token, where they are recorded.
     """
+    return _by_shard(functools.partial(_begun, network, slots // queue.size.size, width, routes), (), queue)
+
+
+def _begun(network, slots: int, width: int, routes, queue: Queue) -> Slots:
     zeros = jnp.zeros(slots, jnp.int32)
     log = {name: jnp.zeros((width, slots), jnp.int32) for name in ("token", "count", "reason")}
     empty = Slots(
@@ -108,7 +150,7 @@ def begin(network, queue: Queue, *, slots: int, width: int, routes: tuple[int, .
         count=zeros,
         start=zeros,
         column=jnp.zeros((), jnp.int32),
-        next=jnp.zeros((), jnp.int32),
+        next=jnp.zeros(1, jnp.int32),
         log=Log(
             **log,
             request=jnp.full((width, slots), queue.size, jnp.int32),
@@ -133,14 +175,20 @@ def run(network, params, layers, contexts, lengths, queue: Queue, slots: Slots, 
       slots: S slots; their buffers are given up.
       ended: bool [S], slots whose samples were ended from outside.
       until: int, at most W.
-      few: int, at least 0.
+      few: int, at least 0; of each shard.
       places: P, sequences that read a context at a time.
     """
-    idle = lengths.shape[0] * places
+    own = contexts, lengths, queue, slots, ended, until, few
+    return _by_shard(functools.partial(_run, network, places), (params, layers), *own)
+
+
+def _run(network, places: int, params, layers, contexts, lengths, queue: Queue, slots: Slots, ended, until, few) -> Slots:
+    idle, shards = lengths.shape[0] * places, manual_axes()
 
     def busy(slots: Slots):
         at_work = (slots.request < queue.size).sum()
-        return (slots.column < until) & (at_work > jnp.where(slots.next < queue.size, 0, few))
+        going = (at_work > jnp.where(slots.next < queue.size, 0, few))[0]
+        return (slots.column < until) & (lax.pmax(going, shards) if shards else going)
 
     def body(slots: Slots) -> Slots:
         own = _of_requests(queue, slots.request)
@@ -156,7 +204,11 @@ def run(network, params, layers, contexts, lengths, queue: Queue, slots: Slots, 
         hidden, tails, routes = network.step(params, layers, slots.token, contexts, slots.tails, sight)
         return _drawn(slots.replace(tails=tails), queue, own, network.unembed(params, hidden), routes)
 
-    return lax.while_loop(busy, body, _refilled(slots, queue, ended))
+    def stride(slots: Slots) -> Slots:
+        end = jnp.minimum(until, slots.column + STRIDE)
+        return lax.while_loop(lambda slots: slots.column < end, body, slots)
+
+    return lax.while_loop(busy, stride if shards else body, _refilled(slots, queue, ended))
 
 
 def _of_requests(queue: Queue, request: Array) -> Queue:
@@ -188,9 +240,8 @@ def _drawn(slots: Slots, queue: Queue, own: Queue, logits, routes) -> Slots:
     found["numbers"] = jnp.concatenate([logps, entropy[None]])
     if slots.log.routes is not None:
         found["routes"] = routes.astype(jnp.int16)
-    log = {
-        name: lax.dynamic_update_index_in_dim(getattr(slots.log, name), value, slots.column, 0) for name, value in found.items()
-    }
+    put = functools.partial(lax.dynamic_update_index_in_dim, index=slots.column, axis=0)
+    log = {name: put(getattr(slots.log, name), value) for name, value in found.items()}
     slots = slots.replace(token=token, count=slots.count + 1, column=slots.column + 1, log=slots.log.replace(**log))
     return _refilled(slots, queue, reason != RUNNING)
 
@@ -231,7 +282,11 @@ def shifted(network, slots: Slots, amount) -> Slots:
 
 @functools.partial(jax.jit, static_argnames=("network",))
 def chosen(network, slots: Slots, rows) -> Slots:
-    """The given slots alone, int [S']."""
+    """The given slots alone, int [S'], by their numbers within their shards."""
+    return _by_shard(functools.partial(_chosen, network), (), slots, rows)
+
+
+def _chosen(network, slots: Slots, rows) -> Slots:
     count = slots.request.shape[0]
     one, two = (jax.eval_shape(lambda n=n: network.init_tails(n, 8)) for n in (count, count + 1))
     axes = jax.tree.map(_differing, one, two)

@@ -1,7 +1,5 @@
 """Sampling from lists of token ids: checks, stop strings, streaming."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.networks.axes import current_row_shards
 from jaxrl_llm.sampling.cacheless import Cacheless
 from jaxrl_llm.sampling.harvest import Found, Work, evened, progress, samples_of
@@ -83,24 +82,10 @@ def generate(
       ValueError: an argument out of its range; the message names it and the mend.
     """
     work = _work(
-        network,
-        params,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        num_samples=num_samples,
-        limits=limits,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        stop_ids=stop_ids,
-        seed=seed,
-        step=step,
-        uids=uids,
-        buckets=buckets,
-        logit_mask=logit_mask,
-        record_routes=record_routes,
-    )
+        network, params, prompts, max_new_tokens=max_new_tokens, num_samples=num_samples, limits=limits,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, stop_ids=stop_ids, seed=seed, step=step, uids=uids,
+        buckets=buckets, logit_mask=logit_mask, record_routes=record_routes,
+    )  # fmt: skip
     counts = np.broadcast_to(num_samples, len(prompts))
     stops = _stops_of_rows(stop_strings, detokenize, counts)
     options = {"columns": max_new_tokens, "slots": _checked_slots(slots, work, max_new_tokens)}
@@ -146,15 +131,13 @@ def stream(
       prompt: token ids.
       max_new_tokens: most tokens.
       chunk: tokens between two yields.
-      stop_strings: as in `generate`.
-      detokenize: as in `generate`.
+      stop_strings, detokenize: as in `generate`.
       **options: `temperature`, `top_k`, `top_p`, `min_p`, `stop_ids`, `seed`, `step`, `uids`, `buckets`, `logit_mask`.
 
     Raises:
       ValueError: an argument out of its range; the message names it and the mend.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    require(chunk >= 1, "chunk", chunk, "at least 1")
     stops = _stops_of_rows(stop_strings, detokenize, np.ones(1, int))
     work = _work(network, params, [prompt], max_new_tokens=max_new_tokens, num_samples=1, **options)
     cut = _cutter(stops, detokenize) if any(stops) else None
@@ -231,8 +214,7 @@ def _work(
     if record_routes and getattr(network, "routed", None) is None:
         raise ValueError("record_routes is True, but the network has no experts; leave it out")
     for name, number, least in (("seed", seed, 0), ("step", step, 0)):
-        if not least <= number < 2**32:
-            raise ValueError(f"{name} is {number}; it must be from {least} to 2**32 - 1")
+        require(least <= number < 2**32, name, number, f"from {least} to 2**32 - 1")
     prompts = [np.asarray(prompt) for prompt in prompts]
     _check_prompts(prompts, vocab_size)
     counts = _checked_counts(num_samples, len(prompts))

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 
 from jaxrl_llm.distributed import fetch
-from jaxrl_llm.networks.axes import current_row_shards
+from jaxrl_llm.networks.axes import current_queues, current_row_shards
 from jaxrl_llm.sampling import engine
 from jaxrl_llm.sampling.records import RUNNING, Samples, Sampling
 
 FIRST_WIDTH = 64  # columns of tails where they may become more than twice as many; then four times, later twice as many
 SMALLEST_BUCKET = 16  # of context lengths, which are padded to powers of two
 FEWEST_SLOTS = 8  # below which slots without work stay
+UNEVEN = 1.125  # the longest queue, as a share of the mean, above which contexts are read several times
 
 
 class Found(NamedTuple):
@@ -110,41 +111,47 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
       chunk: columns between two stops, the first of which comes after one; None for as few stops as can be.
       cut: `(found, requests) -> ended`, bool: which of the requests at work end, for reasons of the host's.
     """
-    network, params, size = work.network, work.params, len(work.of_context)
-    read, lengths, found = _beginning(work, columns)
-    queue, places = _queue(work)
+    network, params, queues = work.network, work.params, current_queues()
+    inner, per_queue = current_row_shards() // queues, slots // queues
+    row, numbers, sizes = _shared_out(work)
+    read, lengths, found = _beginning(work, columns, row)
+    queue, places = _queue(work, row, numbers, sizes)
     layers = _laid_out(network, params)
     width = bucket(columns) if columns <= 2 * FIRST_WIDTH else FIRST_WIDTH
     routes = None if found.routes is None else found.routes.shape[2:]
     state = engine.begin(network, queue, slots=slots, width=width, routes=routes)
-    ended, first, shards = np.zeros(slots, bool), 0, current_row_shards()
+    ended, first = np.zeros(slots, bool), 0
+    least = -(-FEWEST_SLOTS // (queues * inner)) * inner
     while True:
         until = width if chunk is None else min(width, first + (chunk if found.length.any() else 1))
         # Quarters, and not what is left at the moment: few numbers of slots mean few programs.
-        few = -(-slots // 4 // shards) * shards if slots > max(FEWEST_SLOTS, shards) else 0
+        few = -(-per_queue // 4 // inner) * inner if per_queue > least else 0
         state = engine.run(network, params, layers, read, lengths, queue, state, ended, until, few, places=places)
         if found.length.any():
             yield found
         request, start, column, taken = fetch((state.request, state.start, state.column, state.next))
-        _gather(work, found, fetch(state.log), slice(first, int(column)))
-        first, ended = int(column), np.zeros(slots, bool)
+        _gather(work, found, fetch(state.log), slice(first, int(column)), numbers, sizes)
+        first, request, start = int(column), request.reshape(queues, -1), start.reshape(queues, -1)
+        live = request < sizes[:, None]
         if cut is not None:
-            at_work = np.flatnonzero(request < size)
-            ended[at_work] = cut(found, request[at_work])
-        live = (request < size) & ~ended
-        if not live.any() and taken == size:
+            live[live] = ~cut(found, np.take_along_axis(numbers, np.where(live, request, 0), axis=1)[live])
+        ended = (request < sizes[:, None]) & ~live
+        over = (taken == sizes).all()
+        if not live.any() and over:
             yield found
             return
-        if taken == size and live.sum() <= few:
-            rows = np.argsort(~live, kind="stable")[: max(few, -(-FEWEST_SLOTS // shards) * shards)]
-            state, slots = engine.chosen(network, state, rows), len(rows)
-            start, live, ended = start[rows], live[rows], ended[rows]
+        if over and live.sum(axis=1).max() <= few:
+            per_queue = max(few, least)
+            rows = np.argsort(~live, axis=1, kind="stable")[:, :per_queue]
+            state = engine.chosen(network, state, rows.ravel())
+            start, live, ended = (np.take_along_axis(own, rows, axis=1) for own in (start, live, ended))
+        ended = ended.ravel()
         if first == width:
-            seen = int(min(start[live], default=width))
+            seen = int(start[live].min(initial=width))
             if seen * 4 >= width:
                 state, first = engine.shifted(network, state, seen), width - seen
             else:
-                width = _next_width(width, columns, taken == size, int(max(start[live], default=0)))
+                width = _next_width(width, columns, over, int(start[live].max(initial=0)))
                 state = engine.widened(network, state, width=width)
 
 
@@ -154,13 +161,42 @@ def _next_width(width: int, columns: int, last: bool, start: int) -> int:
     return min(wider, -(-(start + columns) // 64) * 64) if last else wider
 
 
-def _beginning(work: Work, columns: int) -> tuple[Any, np.ndarray, Found]:
+def _rows(contexts: int) -> int:
+    """Rows for so many contexts: a power of two, or the next multiple of the devices that share them out."""
+    shards = current_row_shards()
+    return -(-bucket(contexts) // shards) * shards
+
+
+def _dealt(loads: np.ndarray) -> np.ndarray:
+    """Queue [C] of each context: the heaviest first, each to the lightest queue that has room for it."""
+    queues = current_queues()
+    room, sums, found = np.full(queues, _rows(len(loads)) // queues), np.zeros(queues), np.zeros(len(loads), np.int64)
+    for context in np.argsort(-loads, kind="stable"):
+        queue = found[context] = int(np.argmin(np.where(room > 0, sums, np.inf)))
+        room[queue] -= 1
+        sums[queue] += loads[context]
+    return found
+
+
+def _shared_out(work: Work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row [C] of each context, the requests [Q, R / Q] of each queue in their order, filled up, and how many these are [Q]."""
+    queues, contexts = current_queues(), len(work.contexts)
+    queue = _dealt(np.bincount(work.of_context, np.broadcast_to(work.sampling.limit, len(work.of_context)), contexts))
+    row = queue * (_rows(contexts) // queues) + _places(queue, np.bincount(queue, minlength=queues))
+    sizes = np.bincount(queue[work.of_context], minlength=queues).astype(np.int32)
+    numbers = np.zeros((queues, bucket(int(sizes.max()))), np.int64)
+    for own, size, number in zip(numbers, sizes, range(queues), strict=True):
+        own[:size] = np.flatnonzero(queue[work.of_context] == number)
+        own[size:] = own[max(size - 1, 0)]
+    return row, numbers, sizes
+
+
+def _beginning(work: Work, columns: int, of_context: np.ndarray) -> tuple[Any, np.ndarray, Found]:
     """What the network says of all contexts but for their last tokens, the lengths without these, and nothing found yet."""
-    size, contexts = len(work.of_context), work.contexts
-    width, shards = work.width or bucket(max(map(len, contexts)), SMALLEST_BUCKET), current_row_shards()
-    rows = -(-bucket(len(contexts)) // shards) * shards
+    size, contexts, rows = len(work.of_context), work.contexts, _rows(len(work.contexts))
+    width = work.width or bucket(max(map(len, contexts)), SMALLEST_BUCKET)
     tokens, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
-    for row, context in enumerate(contexts):
+    for row, context in zip(of_context, contexts, strict=True):
         lengths[row] = len(context) - 1
         tokens[row, : lengths[row]] = context[:-1]
     read, experts = _read(work.network, work.params, tokens, lengths)
@@ -172,8 +208,8 @@ def _beginning(work: Work, columns: int) -> tuple[Any, np.ndarray, Found]:
     )
     if not work.record_routes:
         return read, lengths, found
-    experts = fetch(experts).astype(np.int16)[: len(contexts)]
-    inside = np.arange(width)[:, None, None] < lengths[: len(contexts), None, None, None]
+    experts = fetch(experts).astype(np.int16)[of_context]
+    inside = np.arange(width)[:, None, None] < lengths[of_context, None, None, None]
     routes = np.full((size, columns, *experts.shape[2:]), -1, np.int16)
     return read, lengths, found._replace(routes=routes, prompt_routes=np.where(inside, experts, -1))
 
@@ -182,14 +218,22 @@ def evened(contexts: list, of_context: np.ndarray) -> tuple[list, np.ndarray]:
     """The contexts, those of more samples than others several times where there is room, and the number of that of each sample.
 
     A step has the same number of places for each context. A prompt that was drawn twice would double them for all, and make
-    another program.
+    another program. Where queues would be of unlike lengths, contexts are read more often.
     """
     counts, places = np.bincount(of_context, minlength=len(contexts)), 1
-    while bucket(int((-(-counts // places)).sum())) > bucket(len(contexts)):
+    while bucket(int((-(-counts // places)).sum())) > _rows(len(contexts)):
         places *= 2
+    while places > 1 and _longest(counts, places) * current_queues() > UNEVEN * len(of_context):
+        places //= 2
     pieces = -(-counts // places)
     number = (np.cumsum(pieces) - pieces)[of_context] + _places(of_context, counts) // places
     return [context for context, count in zip(contexts, pieces, strict=True) for _ in range(count)], number
+
+
+def _longest(counts: np.ndarray, places: int) -> int:
+    """Samples of the longest queue, with so many places for a context."""
+    parts = np.concatenate([np.minimum(places, count - np.arange(0, count, places)) for count in counts])
+    return int(np.bincount(_dealt(parts), parts).max())
 
 
 def _places(of_context: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -199,19 +243,19 @@ def _places(of_context: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return places
 
 
-def _queue(work: Work) -> tuple[engine.Queue, int]:
-    """The requests, filled up to a power of two, and the places that a context needs."""
+def _queue(work: Work, row: np.ndarray, numbers: np.ndarray, sizes: np.ndarray) -> tuple[engine.Queue, int]:
+    """The requests as `_shared_out` shares them out, and the places that a context needs."""
     of_context, contexts = work.of_context, work.contexts
     counts = np.bincount(of_context, minlength=len(contexts))
-    places = bucket(int(counts.max()))
-    rows = np.minimum(np.arange(bucket(len(of_context))), len(of_context) - 1)
+    places, rows = bucket(int(counts.max())), numbers.ravel()
+    own_row = row % (_rows(len(contexts)) // len(sizes))
     shared = {"stop_ids": work.sampling.stop_ids, "logit_mask": work.sampling.logit_mask}
     if shared["logit_mask"] is not None and len(shared["logit_mask"]) > 1:
         shared["logit_mask"] = shared["logit_mask"][rows]
     own = jax.tree.map(lambda leaf: leaf[rows], work.sampling.replace(**dict.fromkeys(shared)))
     queue = engine.Queue(
-        size=np.int32(len(of_context)),
-        cell=(of_context * places + _places(of_context, counts)).astype(np.int32)[rows],
+        size=sizes,
+        cell=(own_row[of_context] * places + _places(of_context, counts)).astype(np.int32)[rows],
         token=np.array([contexts[number][-1] for number in of_context], np.int32)[rows],
         length=np.array([len(contexts[number]) for number in of_context], np.int32)[rows],
         keys=work.keys[rows],
@@ -220,11 +264,12 @@ def _queue(work: Work) -> tuple[engine.Queue, int]:
     return queue, places
 
 
-def _gather(work: Work, found: Found, log: engine.Log, columns: slice) -> None:
-    """Puts what stands in these columns of a log into its places."""
+def _gather(work: Work, found: Found, log: engine.Log, columns: slice, numbers: np.ndarray, sizes: np.ndarray) -> None:
+    """Puts what stands in these columns of a log into its places; see `_shared_out`."""
     log = jax.tree.map(lambda leaf: leaf[columns], log)
-    column, slot = np.nonzero(log.request < len(found.length))
-    request, count = log.request[column, slot], log.count[column, slot]
+    queue = np.arange(log.token.shape[1]) * len(sizes) // log.token.shape[1]
+    column, slot = np.nonzero(log.request < sizes[queue])
+    request, count = numbers[queue[slot], log.request[column, slot]], log.count[column, slot]
     found.tokens[request, count] = log.token[column, slot]
     found.numbers[:, request, count] = log.numbers[column, :, slot].T
     np.maximum.at(found.length, request, count + 1)

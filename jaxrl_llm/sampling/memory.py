@@ -1,7 +1,5 @@
 """How many slots memory has room for."""
 
-from __future__ import annotations
-
 import os
 
 import jax

@@ -1,7 +1,5 @@
 """What goes into decoding (`Sampling`) and what comes out (`Samples`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

@@ -5,8 +5,6 @@ and does not depend on who is faster: the same run with `rl.overlap` off, one th
 What was sampled and not yet learned from stands in the checkpoint.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses
@@ -25,23 +23,14 @@ from jaxrl_llm.types import Rollouts
 
 
 class Sampled(NamedTuple):
-    """What a step learns from.
+    """What a step learns from."""
 
-    Attributes:
-      collection: rollouts and records.
-      metrics: of the strategy.
-      cursor: in the data, behind the step's examples.
-      remembered: state of the strategy after it, host arrays.
-      failures: of rewards.
-      version: steps that had changed the parameters that sampled.
-    """
-
-    collection: Collection
-    metrics: dict[str, float]
-    cursor: Cursor
-    remembered: Any
-    failures: list[RewardFailure]
-    version: int
+    collection: Collection  # rollouts and records
+    metrics: dict[str, float]  # of the strategy
+    cursor: Cursor  # in the data, behind the step's examples
+    remembered: Any  # state of the strategy after it, host arrays
+    failures: list[RewardFailure]  # of rewards
+    version: int  # steps that had changed the parameters that sampled
 
 
 class Ahead:

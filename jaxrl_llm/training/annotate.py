@@ -1,7 +1,5 @@
 """What a method needs in the rollouts beside what was sampled or given: one scoring pass for each network."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -15,9 +13,10 @@ from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network
 from jaxrl_llm.objectives import group_tokens
 from jaxrl_llm.objectives.candidates import of_groups
+from jaxrl_llm.rollouts.views import at_home, seen_behind, taken_views
 from jaxrl_llm.scoring import STATISTICS, make_picker, make_scorer
 from jaxrl_llm.training.layout import in_parts
-from jaxrl_llm.training.needs import POLICIES, SAMPLES, refuse_missing
+from jaxrl_llm.training.needs import POLICIES, SAMPLES
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.types import Batch, Rollouts
@@ -29,17 +28,11 @@ Pass = Callable[[Any, Batch], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Annotator:
-    """A network that says something about the tokens of a step.
+    """A network that says something about the tokens of a step."""
 
-    Attributes:
-      network: without parameters.
-      params: state -> its parameters.
-      temperature: that its logits are divided by.
-    """
-
-    network: Network
-    params: Callable[[Any], Any]
-    temperature: float = 1.0
+    network: Network  # without parameters
+    params: Callable[[Any], Any]  # state -> its parameters
+    temperature: float = 1.0  # that its logits are divided by
 
 
 def statistics_of(who: str, needs) -> frozenset[str]:
@@ -52,9 +45,8 @@ def scoring_passes(method: Method, annotators: Mapping[str, Annotator]) -> list[
     """One pass for each policy that the method needs statistics of; in front of them one for its candidates.
 
     Raises:
-      ValueError: a policy that nobody has, a statistic that is none, or an array that the loop cannot make.
+      ValueError: a policy that nobody has, or a statistic that is none.
     """
-    refuse_missing(method)
     passes = [_candidates(method, annotators)] if "candidates" in method.needs and not group_rule(method) else []
     for who in POLICIES:
         statistics = statistics_of(who, method.needs)
@@ -89,6 +81,7 @@ def statistics_pass(who: str, annotator: Annotator, statistics: frozenset[str]) 
         scores = score(annotator.params(state), batch)
         return {f"{who}_{name}": getattr(scores, name.partition(":")[0]) for name in sorted(statistics)}
 
+    scored.who = who
     return scored
 
 
@@ -112,6 +105,8 @@ def make_annotate(
 ) -> Callable[[Any, Rollouts, int], Rollouts]:
     """Builds `annotate(state, rollouts, step=0) -> rollouts` that fills `extras`; a pass sees what those before it added.
 
+    A policy for which the rollouts have a view, see `rollouts.views`, reads the prompts of that in its statistics.
+
     Args:
       run: the run.
       passes: see `scoring_passes`.
@@ -121,10 +116,16 @@ def make_annotate(
     """
 
     def annotate(state, rollouts: Rollouts, step: int = 0) -> Rollouts:
+        rollouts, views = taken_views(rollouts)
         if from_groups:
             rollouts = rollouts.replace(extras=rollouts.extras | {"candidates": group_tokens(rollouts)})
         for scored in passes:
-            added = _of_rollouts(run, scored, state, rollouts, width=width, parts=parts, step=step)
+            view, options = views.get(getattr(scored, "who", "")), {"parts": parts, "step": step}
+            if view is None:
+                added = _of_rollouts(run, scored, state, rollouts, width=width, **options)
+            else:
+                found = _of_rollouts(run, scored, state, seen_behind(rollouts, view), width=0, **options)
+                added = {name: at_home(values, rollouts, view) for name, values in found.items()}
             rollouts = rollouts.replace(extras=rollouts.extras | added)
         return rollouts
 

@@ -1,7 +1,5 @@
 """Text from a policy as it is sampled: one completion, or a conversation."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 
@@ -16,12 +14,7 @@ from jaxrl_llm.training.policies import folder_kind, load_policy, run_config
 
 
 def converse(
-    directory: str,
-    prompt: str | None,
-    *,
-    chat: bool | None = None,
-    system: str | None = None,
-    sampling: dict[str, Any],
+    directory: str, prompt: str | None, *, chat: bool | None = None, system: str | None = None, sampling: dict[str, Any]
 ) -> None:
     """Streams completions to the console: of `prompt`, or of what is typed until the end of input.
 

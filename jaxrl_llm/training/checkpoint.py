@@ -3,11 +3,8 @@
 Digests of all their files lie in them, and nothing is restored whose bytes are not those that were written.
 """
 
-from __future__ import annotations
-
 import json
 import logging
-import os
 import pathlib
 from typing import Any
 
@@ -18,6 +15,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxrl_llm import distributed
+from jaxrl_llm.training.bucket import Folder, folder, renamed
 from jaxrl_llm.training.digests import fault as digests_fault
 from jaxrl_llm.training.digests import with_digests
 
@@ -26,7 +24,7 @@ SAMPLES = "samples"  # where there are some that no step has learned from
 _LOGGER = logging.getLogger(__name__)
 
 
-def open_manager(directory: str | pathlib.Path, *, keep: int, best_metric: str = "") -> ocp.CheckpointManager:
+def open_manager(directory: str | Folder, *, keep: int, best_metric: str = "") -> ocp.CheckpointManager:
     """Manager of the checkpoints of a run; saving goes on in the background.
 
     Broken checkpoints behind the newest whole one are renamed to `NUMBER.broken` first, as it takes their place.
@@ -40,7 +38,7 @@ def open_manager(directory: str | pathlib.Path, *, keep: int, best_metric: str =
     Raises:
       ValueError: there are checkpoints, but all are broken.
     """
-    _set_broken_aside(pathlib.Path(directory))
+    _set_broken_aside(folder(directory))
     distributed.gathered(None)  # Nobody looks at them before they are set aside.
     kept: list[Any] = [policies.LatestN(keep)]
     sign = -1 if best_metric.endswith("loss") else 1
@@ -62,7 +60,7 @@ def open_manager(directory: str | pathlib.Path, *, keep: int, best_metric: str =
         "progress": with_digests(ocp.JsonCheckpointHandler()),
         SAMPLES: with_digests(ocp.StandardCheckpointHandler()),
     }
-    return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_handlers=handlers)
+    return ocp.CheckpointManager(folder(directory), options=options, item_handlers=handlers)
 
 
 def save(
@@ -88,14 +86,16 @@ def restore_samples(manager: ocp.CheckpointManager, step: int) -> dict[str, np.n
     return manager.restore(step, args=ocp.args.Composite(**{SAMPLES: ocp.args.StandardRestore()}))[SAMPLES]
 
 
-def newest_whole(directory: str | pathlib.Path) -> tuple[int | None, list[int]]:
+def newest_whole(directory: str | Folder) -> tuple[int | None, list[int]]:
     """Number of the newest whole checkpoint in `directory`, and those of the broken ones behind it, which are warned of.
 
     Raises:
       ValueError: there are checkpoints, but all are broken.
     """
-    directory, broken, first = pathlib.Path(directory), [], ""
-    names = os.listdir(directory) if directory.exists() else []
+    directory, broken, first = folder(directory), [], ""
+    # In a bucket a checkpoint has its name before it is whole: without the mark of the end it is none.
+    whole = ocp.utils.is_checkpoint_finalized if isinstance(directory, epath.Path) else pathlib.Path.exists
+    names = [path.name for path in filter(whole, directory.iterdir())] if directory.exists() else []
     for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
         reason = fault(directory / str(step))
         if not reason:
@@ -111,7 +111,7 @@ def newest_whole(directory: str | pathlib.Path) -> tuple[int | None, list[int]]:
     return None, []
 
 
-def fault(directory: pathlib.Path) -> str:
+def fault(directory: Folder) -> str:
     """Why the folder is no whole checkpoint; "" if it is one."""
     if not all((directory / name).is_dir() for name in ITEMS):
         return f"{directory} has no {' and '.join(ITEMS)}"
@@ -124,16 +124,16 @@ def fault(directory: pathlib.Path) -> str:
     return next(filter(None, (digests_fault(directory / name) for name in items)), "")
 
 
-def _set_broken_aside(directory: pathlib.Path) -> None:
+def _set_broken_aside(directory: Folder) -> None:
     _, broken = newest_whole(directory)
     for step in broken if distributed.is_first() else ():
         place, copies = directory / f"{step}.broken", 1
         while place.exists():
             place, copies = directory / f"{step}.broken{copies}", copies + 1
-        os.replace(directory / str(step), place)
+        renamed(directory / str(step), place)
 
 
-def _refuse_broken(directory: pathlib.Path) -> None:
+def _refuse_broken(directory: Folder) -> None:
     if reason := fault(directory):
         raise ValueError(f"the checkpoint in {directory} is broken: {reason}; put a copy in its place, or take another")
 
@@ -150,7 +150,7 @@ def read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     Raises:
       ValueError: the checkpoint is broken.
     """
-    _refuse_broken(pathlib.Path(manager.directory) / str(step))
+    _refuse_broken(folder(manager.directory) / str(step))
     return manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
 
 
@@ -158,10 +158,9 @@ def restore_arrays(manager: ocp.CheckpointManager, step: int, like):
     """Arrays of checkpoint `step`, in the structure, dtypes and placement of `like`.
 
     Raises:
-      ValueError: the checkpoint is broken, or holds other shapes or another structure; the message names the first
-        difference.
+      ValueError: the checkpoint is broken, or holds other shapes or another structure; the message names the first difference.
     """
-    _refuse_broken(pathlib.Path(manager.directory) / str(step))
+    _refuse_broken(folder(manager.directory) / str(step))
     template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(like))
     _check_shapes(manager, step, template)
     restored = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template)))["arrays"]
@@ -206,7 +205,7 @@ def _with_keys(tree, like):
     return jax.tree.map(rebuild, tree, like)
 
 
-def restore_params(directory: str | pathlib.Path, like, *, path: tuple[str, ...] = ("params",)):
+def restore_params(directory: str | Folder, like, *, path: tuple[str, ...] = ("params",)):
     """Only the parameters of the newest whole checkpoint in `directory`, in the structure and placement of `like`.
 
     Args:
@@ -230,25 +229,28 @@ def restore_params(directory: str | pathlib.Path, like, *, path: tuple[str, ...]
     return restored
 
 
-def parameter_names(directory: str | pathlib.Path) -> set[str]:
+def parameter_names(directory: str | Folder) -> set[str]:
     """Names at the top of the parameters of the newest whole checkpoint."""
     return set(ocp.PyTreeCheckpointHandler().metadata(_newest_arrays(directory)).tree["params"])
 
 
-def _newest_arrays(directory: str | pathlib.Path) -> epath.Path:
+def _newest_arrays(directory: str | Folder) -> epath.Path:
     step, _ = newest_whole(directory)
     if step is None:
         raise ValueError(f"{directory} holds no checkpoint; train first, or give another folder")
-    return epath.Path(directory).absolute() / str(step) / "arrays"
+    return epath.Path(folder(directory)) / str(step) / "arrays"
 
 
-def save_params(directory: pathlib.Path, params) -> None:
+def save_params(directory: Folder, params) -> None:
     """Writes parameters alone, whole or not at all; what lay there is replaced."""
+    if not isinstance(directory, pathlib.Path) and distributed.is_first() and directory.exists():
+        directory.rmtree()  # Orbax would write among what a kill left in a bucket.
+    distributed.gathered(None)
     with ocp.AsyncCheckpointer(with_digests(ocp.StandardCheckpointHandler())) as checkpointer:
         checkpointer.save(directory, args=ocp.args.StandardSave(params), force=True)
 
 
-def load_params(directory: pathlib.Path, like):
+def load_params(directory: Folder, like):
     """Parameters that `save_params` wrote, in the structure and placement of `like`.
 
     Raises:

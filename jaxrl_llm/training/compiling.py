@@ -1,7 +1,5 @@
 """JAX's persistent compilation cache, on for whole runs: the second start compiles nothing anew."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 

@@ -4,8 +4,6 @@ A file under `configs/` calls `default_config()` and changes what it wants. The 
 exist here cannot be set, neither in a file nor by `--config.a.b=c`.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import math
@@ -16,8 +14,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, reading
+from jaxrl_llm.compose import require
 from jaxrl_llm.networks.config import CACHE_DTYPES
 from jaxrl_llm.rewards import LARGEST_REWARD
+from jaxrl_llm.rollouts.facts import TOKEN_REWARDS
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
 from jaxrl_llm.training.critics import with_settings
@@ -28,7 +28,8 @@ from jaxrl_llm.training.wrapping import check_wrap
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = (
     "method.options", "sft.options", "preference.options", "task.options", "task.test_options", "rewards.options",
-    "critic.options", "critic.head_options", "given", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
+    "rewards.facts", "critic.options", "critic.head_options", "given", "sft.optimizer.wrap", "preference.optimizer.wrap",
+    "rl.optimizer.wrap",
 )  # fmt: skip
 
 # Numbers that may be None.
@@ -134,17 +135,14 @@ def check_config(config: ConfigDict) -> None:
     _check_optimizers(config)
     _check_inert(config)
     _check_sampling(config)
-    if not 0 <= config.seed < LARGEST_SEED:
-        raise ValueError(f"config.seed is {config.seed}; it must be from 0 to {LARGEST_SEED - 1}")
-    if config.rewards.deadline_seconds <= 0:
-        raise ValueError(f"config.rewards.deadline_seconds is {config.rewards.deadline_seconds}; it must be above 0")
+    require(0 <= config.seed < LARGEST_SEED, "config.seed", config.seed, f"from 0 to {LARGEST_SEED - 1}")
+    require(config.rewards.deadline_seconds > 0, "config.rewards.deadline_seconds", config.rewards.deadline_seconds, "above 0")
     if config.rewards.memory_gb < 0:
         raise ValueError(f"config.rewards.memory_gb is {config.rewards.memory_gb}; give 0 for no limit, or more")
     late = config.rewards.timeout_value
     if not abs(late or 0.0) <= LARGEST_REWARD:
         raise ValueError(f"config.rewards.timeout_value is {late}; rewards lie within +-{LARGEST_REWARD:g}")
-    if not math.isfinite(config.evaluation.success):
-        raise ValueError(f"config.evaluation.success is {config.evaluation.success}; it must be a finite number")
+    require(math.isfinite(config.evaluation.success), "config.evaluation.success", config.evaluation.success, "a finite number")
     if not config.rewards.names and (config.rl.steps or config.evaluation.reward):
         raise ValueError("config.rewards.names is empty; name at least one reward")
     _check_methods(config)
@@ -207,8 +205,7 @@ def _check_names(config: ConfigDict) -> None:
     if twice:
         raise ValueError(f"config.rewards.names has {twice!r} twice; name it once, and weigh it by config.rewards.weights")
     cache = config.network.cache_dtype
-    if cache not in CACHE_DTYPES:
-        raise ValueError(f"config.network.cache_dtype is {cache!r}; it must be one of {', '.join(map(repr, CACHE_DTYPES))}")
+    require(cache in CACHE_DTYPES, "config.network.cache_dtype", cache, f"one of {', '.join(map(repr, CACHE_DTYPES))}")
     if "" in config.rl.stop_strings:
         raise ValueError("config.rl.stop_strings has an empty text, which stops nothing; leave it out")
 
@@ -274,11 +271,28 @@ def _check_inert(config: ConfigDict) -> None:
         if config[section].options and not config[section].steps:
             raise ValueError(f"config.{section}.options would change nothing: config.{section}.steps is 0")
     options = config.rewards.options.to_dict()
-    used = [*config.rewards.names, config.evaluation.reward, *(chosen.get("reward") or "" for chosen in options.values())]
+    facts = config.rewards.facts.values()
+    used = [
+        *config.rewards.names,
+        *facts,
+        config.evaluation.reward,
+        *(chosen.get("reward") or "" for chosen in options.values()),
+    ]
     for name in sorted(options.keys() - set(map(sections.short_name, used))):
         raise ValueError(f"config.rewards.options.{name} would change nothing: config.rewards.names has no {name!r}; add it")
+    _check_facts(config)
     if not network.router.pooled and not network.router.load_balancing:
         raise ValueError("config.network.router.pooled would change nothing: config.network.router.load_balancing is 0")
+
+
+def _check_facts(config: ConfigDict) -> None:
+    """Facts are functions of a module that something of the RL phase reads."""
+    needed = methods.get(config.method.name, **method_options(config)).needs if config.rl.steps else frozenset()
+    for name, function in config.rewards.facts.items():
+        if not isinstance(function, str) or ":" not in function:
+            raise ValueError(f"config.rewards.facts.{name} is {function!r}; it must be 'package.module:function'")
+        if name not in needed | {TOKEN_REWARDS}:
+            raise ValueError(f"config.rewards.facts.{name} would change nothing: {config.method.name} needs {sorted(needed)}")
 
 
 def _check_optimizers(config: ConfigDict) -> None:
@@ -306,13 +320,11 @@ def _check_methods(config: ConfigDict) -> None:
     method_options(config)
     if config.rl.steps:
         method = reinforcement_method(config)
-        refuse_missing(method)
+        refuse_missing(method, config.rewards.facts.keys())
         inert = {"epochs": 1, "minibatches": 1, "micro_batches": 0, "staleness": 0, "measure_gap": False}
         changed = [key for key, usual in inert.items() if method.evolution and config.rl[key] != usual]
         if changed:
-            raise ValueError(
-                f"config.rl.{changed[0]} would change nothing: {method.name!r} takes no gradient; leave it as it is"
-            )
+            raise ValueError(f"config.rl.{changed[0]} would change nothing: {method.name!r} takes no gradient; leave it out")
     for phase, build in (("preference", preference_method), ("sft", supervised_method)):
         if config[phase].steps:
             refuse_missing(build(config))
@@ -367,6 +379,8 @@ def _check_preference(config: ConfigDict) -> None:
 def method_options(config: ConfigDict) -> dict:
     """Options of the method of the RL phase; where it has a `max_length` that is not set, the longest completion of the run.
 
+    A `row_width` is that of the rollouts, `components` the number of rewards.
+
     Raises:
       ValueError: the method does not exist, or does not have an option.
     """
@@ -377,8 +391,12 @@ def method_options(config: ConfigDict) -> dict:
             f"config.method.name is {named.name!r}, which samples nothing; set config.{phase}.steps and config.rl.steps=0"
         )
     options = dict(config.method.options.items())
-    if "max_length" in methods.options_of(named.name):
-        options.setdefault("max_length", config.rl.max_new_tokens)
+    of_run = {
+        "max_length": config.rl.max_new_tokens,
+        "row_width": config.task.max_prompt_tokens + config.rl.max_new_tokens,
+        "components": len(config.rewards.names),
+    }
+    options = {name: value for name, value in of_run.items() if name in methods.options_of(named.name)} | options
     try:
         method = methods.get(config.method.name, **options)
     except ValueError as error:

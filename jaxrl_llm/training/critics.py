@@ -1,7 +1,5 @@
 """A method's critic in training: what a configuration lays over it, how it is read, and when it learns."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any

@@ -1,7 +1,5 @@
 """The verb `evaluate`: a policy or a reward model from any folder on the held-out examples of a configuration."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import pathlib
@@ -10,12 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrl_llm import distributed, methods, rewards, rollouts
+from jaxrl_llm import distributed, rewards, rollouts
 from jaxrl_llm.training import build, meshes
-from jaxrl_llm.training.agreement import make_agree
 from jaxrl_llm.training.compiling import use_compilation_cache
-from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
-from jaxrl_llm.training.evaluation import evaluate, gap_bound, warn_of_gap
+from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
+from jaxrl_llm.training.evaluation import evaluate_source, gap_bound, warn_of_gap
 from jaxrl_llm.training.phases import samples_are_scored
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.preference import make_pair_evaluation
@@ -51,9 +48,8 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     mesh = meshes.build_mesh(config)
     network, tokenizer = load_policy(directory, mesh=mesh)
     sampling_mesh = meshes.build_sampling_mesh(config, mesh)
-    settings, vocab_size = config.evaluation, network.config.vocab_size
-    source = build.build_source(config, tokenizer, test=True, vocab_size=vocab_size)
-    name = settings.reward or config.rewards.names[0]
+    source = build.build_source(config, tokenizer, test=True, vocab_size=network.config.vocab_size)
+    name = config.evaluation.reward or config.rewards.names[0]
     failures: list[rewards.RewardFailure] = []
     with build.build_pool(config) as pool, distributed.sharded(mesh):
         chosen = {name: build_reward(name, config, mesh)}
@@ -70,27 +66,8 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
             seed=config.seed,
             step=0,
         )
-        examples = [source[index] for index in range(min(settings.prompts, len(source)))]
-        batch = min(settings.batch, len(examples))
-        bound = gap_bound(config.rl.max_logp_gap, network)
-        agree = make_agree(
-            network.without_params(),
-            network.params,
-            temperature=settings.temperature,
-            bound=bound,
-            width=config.rl.row_tokens,
-            parts=config.rl.micro_batches,
-            shards=distributed.row_shards(mesh),
-            place=functools.partial(distributed.shard_rows, mesh=mesh),
-        )
-        options = {
-            "success": settings.success,
-            "final_answer": rewards.answer_of(chosen[name]),
-            "agree": agree,
-            "greedy": settings.temperature == 0,
-        }
-        measured, records = evaluate(io.sample, examples, samples=settings.samples, batch=batch, **options)
-        warn_of_gap(measured, bound, 0)
+        measured, records = evaluate_source(config, io.sample, source, chosen[name], network, mesh)
+        warn_of_gap(measured, gap_bound(config.rl.max_logp_gap, network), 0)
         return measured | {"evaluation/timeouts": timeouts(failures)}, records
 
 
@@ -141,7 +118,7 @@ def _opened(directory: str | pathlib.Path, config: ConfigDict) -> Iterator[Run]:
             mesh=mesh,
             source=(),
             test_source=build.build_source(config, tokenizer, test=True),
-            method=methods.get(config.method.name, **method_options(config)),
+            method=reinforcement_method(config),
             preference_method=preference_method(config),
             supervised_method=supervised_method(config),
             pool=pool,

@@ -1,17 +1,90 @@
-"""Held-out quality: avg@k, pass@k and maj@k with confidence intervals."""
+"""Held-out quality: avg@k, pass@k and maj@k with confidence intervals, and whether sampler and learner are one policy."""
 
-from __future__ import annotations
-
+import functools
 import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from jaxrl_llm import distributed
+from jaxrl_llm.rewards import answer_of
 from jaxrl_llm.rollouts import Collection, Request, requests_for
-from jaxrl_llm.training.agreement import Agree, Agreement
+from jaxrl_llm.scoring import make_scorer
+from jaxrl_llm.training.layout import lay_out, micro_batches_of
+from jaxrl_llm.types import Batch, Rollouts
+
+
+class Agreement(NamedTuple):
+    """What a comparison of sampler and learner found."""
+
+    gap: float = 0.0  # largest |learner's - sampler's| log-probability of a sampled token, nats
+    tokens: int = 0  # number of sampled tokens
+    # number of those whose log-probability falls short of the learner's largest by more than the bound: none in greedy samples
+    # of one policy
+    short: int = 0
+
+    def __add__(self, other: "Agreement") -> "Agreement":
+        return Agreement(max(self.gap, other.gap), self.tokens + other.tokens, self.short + other.short)
+
+
+Agree = Callable[[Rollouts, int], Agreement]
+
+
+def make_agree(
+    network,
+    params,
+    *,
+    temperature: float,
+    bound: float,
+    width: int = 0,
+    parts: int = 0,
+    shards: int = 1,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Agree:
+    """Builds `agree(rollouts, count) -> Agreement` of the first `count` rows: one forward pass over them, packed.
+
+    Args:
+      network: hashable, without parameters.
+      params: its parameters.
+      temperature: that the rows were sampled at; 0 (greedy) counts as 1.
+      bound: nats, by which log-probabilities may differ.
+      width: tokens of a packed row, as in `lay_out`, like the next two.
+      parts: number of parts that the rows are scored in, one after the other.
+      shards: devices that share out the rows.
+      place: lays a part out on the devices.
+    """
+    score = _scorer(network, temperature or 1.0)
+
+    def agree(rollouts: Rollouts, count: int) -> Agreement:
+        keep = np.arange(len(rollouts.length)) < count
+        pieces = micro_batches_of(lay_out(network, rollouts, width, parts, shards=shards, keep=keep))
+        return sum((_compared(*distributed.fetch(score(params, place(piece))), piece, bound) for piece in pieces), Agreement())
+
+    return agree
+
+
+@functools.cache
+def _scorer(network, temperature: float):
+    """Compiled once for all evaluations of a run."""
+    score = make_scorer(network, {"max_logp"}, temperature=temperature)
+
+    def both(params, batch: Batch):
+        scores = score(params, batch)
+        return scores.logp, scores.max_logp
+
+    return jax.jit(both)
+
+
+def _compared(logp: Any, largest: Any, batch: Batch, bound: float) -> Agreement:
+    sampled = np.asarray(batch.mask) > 0
+    gap = np.abs(logp - batch.behavior_logp)[sampled].max(initial=0.0)
+    return Agreement(float(gap), int(sampled.sum()), int((largest - logp > bound)[sampled].sum()))
+
 
 _LOGGER = logging.getLogger(__name__)
 # A completion is correct when its reward reaches what counts as success, be it as a sum such as 0.7 + 0.2 + 0.1.
@@ -76,11 +149,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def summarise(
-    rewards: np.ndarray,
-    lengths: np.ndarray,
-    samples: int,
-    answers: Sequence[Any] | None = None,
-    success: float = 1.0,
+    rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: Sequence[Any] | None = None, success: float = 1.0
 ) -> dict[str, float]:
     """All measures of an evaluation.
 
@@ -135,9 +204,8 @@ def evaluate(
       examples: held-out prompts.
       samples: k of each prompt.
       batch: prompts sampled at a time.
-      final_answer: completion to answer, for the majority vote; a completion of which it is None votes as the text that it
-        is.
-      agree: compares the learner with the sampler, see `agreement.make_agree`; None leaves it out.
+      final_answer: completion to answer, for the majority vote; a completion of which it is None votes as the text that it is.
+      agree: compares the learner with the sampler, see `make_agree`; None leaves it out.
       greedy: whether the samples are greedy, so that each token should be the learner's likeliest.
       success: reward from which on a completion is correct.
       told: called before each part with the prompts that are done, and with all of them.
@@ -163,6 +231,27 @@ def evaluate(
         if greedy:
             measured["evaluation/greedy_mismatch"] = agreement.short / max(agreement.tokens, 1)
     return measured, records
+
+
+def evaluate_source(
+    config: ConfigDict, sample: Callable, source: Sequence[dict[str, Any]], reward: Callable, network, mesh, **options
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """What `evaluate` gives for the first `config.evaluation.prompts` of the held-out examples `source`.
+
+    `reward` decides what is correct, and may say what the answer of a completion is; `network` has the learner's parameters,
+    and `mesh` is that of training, None for one device. `options` are further ones of `evaluate`.
+    """
+    settings, rl = config.evaluation, config.rl
+    examples = [source[index] for index in range(min(settings.prompts, len(source)))]
+    agree = make_agree(
+        network.without_params(), network.params, temperature=settings.temperature, bound=gap_bound(rl.max_logp_gap, network),
+        width=rl.row_tokens, parts=rl.micro_batches, shards=distributed.row_shards(mesh),
+        place=functools.partial(distributed.shard_rows, mesh=mesh),
+    )  # fmt: skip
+    return evaluate(
+        sample, examples, samples=settings.samples, batch=min(settings.batch, len(examples)), agree=agree,
+        final_answer=answer_of(reward), greedy=settings.temperature == 0, success=settings.success, **options,
+    )  # fmt: skip
 
 
 def _vote(final_answer: Callable[[str], Any], text: str) -> Any:

@@ -1,7 +1,5 @@
 """Micro-batches of an update that fit into memory, by what the compiler says of its program."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

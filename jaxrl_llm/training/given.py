@@ -1,7 +1,5 @@
 """What `train` is given in Python, which no file can hold: `config.json` names it by what it is."""
 
-from __future__ import annotations
-
 import collections
 import copy
 import dataclasses

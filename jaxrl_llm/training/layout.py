@@ -1,7 +1,5 @@
 """How the loop lays rollouts out for a network, and scores them in the parts of an update."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """One process at a time writes to a workdir."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -21,12 +19,13 @@ _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def locked(workdir: pathlib.Path, store: Any = None) -> Iterator[None]:
     """Owns the workdir within the context; of several hosts of one run the first does so for all.
 
     The lock is one of the operating system on `run.lock`, so that it ends with its process however that ends, be it on
     another host of a network file system that has locks. What stands in the file says who it is; it is emptied in the end.
-    Where the file system has no locks, the process that the file names is looked for.
+    Where the file system has no locks, the process that the file names is looked for; so it is where the file is a copy of
+    one in another `store`, such as a bucket.
 
     Raises:
       ValueError: another process owns it; the message says which.
@@ -36,18 +35,19 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / NAME).open("a+", encoding="utf-8") as file:
-        _take(file, workdir)
+        _take(file, store or workdir, store in (None, workdir))
         _write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}))
-        yield
-        _write(file, "")
+        try:
+            yield
+        finally:
+            _write(file, "")
 
 
-def _take(file, workdir: pathlib.Path) -> None:
+def _take(file, workdir: Any, has_locks: bool) -> None:
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        has_locks = True
     except ImportError:
         has_locks = False
     except OSError as error:

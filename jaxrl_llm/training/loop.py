@@ -1,7 +1,5 @@
 """The training loop: phases that learn from examples, from preferences and from rewards, resumable at any moment."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -22,14 +20,14 @@ from jaxrl_llm import distributed
 from jaxrl_llm.networks import Network
 from jaxrl_llm.training import checkpoint, metrics
 from jaxrl_llm.training.ahead import Sampled, from_saved, looking_ahead, to_saved
+from jaxrl_llm.training.bucket import Folder
 from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.evaluation import consequence, gap_bound, warn_of_gap
 from jaxrl_llm.training.given import Given
 from jaxrl_llm.training.phases import Params, Phase, all_phases, following
-from jaxrl_llm.training.progress import REINFORCEMENT, SUPERVISED, Progress
 from jaxrl_llm.training.report import live_report, say
 from jaxrl_llm.training.run import Run, open_run
-from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.training.state import REINFORCEMENT, SUPERVISED, Progress, TrainState
 from jaxrl_llm.training.timing import timed_step
 
 _LOGGER = logging.getLogger(__name__)
@@ -68,7 +66,7 @@ def train(
 
     Args:
       config: see `config.default_config`.
-      workdir: folder of the run.
+      workdir: folder of the run, of this machine or in a bucket, `gs://BUCKET/FOLDER`.
       rewards: in place of `config.rewards.names`: functions, see docs/tasks.md, and names of others.
       data: in place of the task's source: dicts with the columns that a file would have.
       held_out: the same for the held-out examples; without them, those of `data` are measured.
@@ -101,7 +99,7 @@ def train(
 @contextlib.contextmanager
 def _open_files(run: Run) -> Iterator[Files]:
     settings = run.config.checkpoint
-    manager = checkpoint.open_manager(run.workdir / "checkpoints", keep=settings.keep, best_metric=settings.best_metric)
+    manager = checkpoint.open_manager(run.store / "checkpoints", keep=settings.keep, best_metric=settings.best_metric)
     writer = _tensorboard(run, manager) if run.config.log.tensorboard and distributed.is_first() else None
     stop: list[str] = []
     with contextlib.ExitStack() as ending:
@@ -109,7 +107,8 @@ def _open_files(run: Run) -> Iterator[Files]:
             ending.callback(writer.close)
         ending.callback(manager.close)
         ending.callback(manager.wait_until_finished)
-        for number, handler in (_listen(stop) if _in_main_thread() else {}).items():
+        in_main = threading.current_thread() is threading.main_thread()
+        for number, handler in (_listen(stop) if in_main else {}).items():
             ending.callback(signal.signal, number, handler)
         yield Files(manager, writer, stop, time.monotonic() - _elapsed(run))
 
@@ -129,10 +128,6 @@ def _listen(stop: list[str]) -> dict[int, Any]:
 
     heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handle) for number in heard}
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def _tensorboard(run: Run, manager: ocp.CheckpointManager):
@@ -218,9 +213,9 @@ def _known(measured: dict[str, Any], name: str) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _reference_folder(run: Run, phase: Phase) -> pathlib.Path:
+def _reference_folder(run: Run, phase: Phase) -> Folder:
     # Apart for each phase: a run that is killed while it enters one goes on with the reference of the phase before.
-    return run.workdir / ("reference" if phase.name == REINFORCEMENT else f"reference_{phase.name}")
+    return run.store / ("reference" if phase.name == REINFORCEMENT else f"reference_{phase.name}")
 
 
 def _reference(run: Run, phase: Phase) -> Params:
@@ -306,12 +301,7 @@ def _warn_once(files: Files, found: dict[str, float], bound: float, step: int) -
 
 
 def _save(
-    run: Run,
-    files: Files,
-    state: TrainState,
-    progress: Progress,
-    measured: dict[str, Any],
-    samples: Sequence[Sampled] = (),
+    run: Run, files: Files, state: TrainState, progress: Progress, measured: dict[str, Any], samples: Sequence[Sampled] = ()
 ) -> None:
     """Begins to save; `measured` has what a best checkpoint is chosen by, where that was measured.
 
@@ -324,6 +314,7 @@ def _save(
     metrics_of_best = {} if best is None else {run.config.checkpoint.best_metric: best}
     arrays, plain = to_saved(samples)
     told = progress.to_json() | ({"samples": plain} if plain else {})
+    run.copy()
     checkpoint.save(files.manager, progress.step, state, told, metrics_of_best, arrays)
 
 
@@ -346,7 +337,7 @@ def _summary(run: Run, files: Files, phase: Phase, progress: Progress) -> dict[s
         "wall_seconds": time.monotonic() - files.started,
         "method": phase.method.name,
         "seed": run.config.seed,
-        "workdir": str(run.workdir),
+        "workdir": str(run.store),
     }
     summary |= {"data": run.counts} | _shares(run)
     metrics.write_atomically(run.workdir / "summary.json", [json.dumps(summary, indent=2) + "\n"])

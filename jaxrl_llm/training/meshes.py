@@ -1,7 +1,5 @@
 """From a configuration to the meshes that train and sample."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

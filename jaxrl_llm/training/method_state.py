@@ -1,7 +1,5 @@
 """The state of a method in training: that of its strategy, of its estimator and of each of its controllers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

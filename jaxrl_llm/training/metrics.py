@@ -4,8 +4,6 @@
 whether or not the run was interrupted. `timing.jsonl` holds the clock.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import math
@@ -143,11 +141,8 @@ def append_jsonl(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 def plain(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with null for numbers that are not finite, which JSON has not."""
-    return {name: _finite(value) for name, value in record.items()}
-
-
-def _finite(value):
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    lost = {name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {name: None if name in lost else value for name, value in record.items()}
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:

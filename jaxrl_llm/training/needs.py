@@ -1,6 +1,6 @@
 """What each phase of the loop can give a method, and the refusal of methods that need more."""
 
-from __future__ import annotations
+from collections.abc import Collection
 
 from jaxrl_llm.data import PAIR
 from jaxrl_llm.methods import Method
@@ -22,8 +22,8 @@ GIVEN = {
 _ABSENT = {"pairs": ("proximal_",)}
 
 
-def refuse_missing(method: Method) -> None:
-    """Refuses a method whose inputs nobody gives, rather than run it as another one.
+def refuse_missing(method: Method, facts: Collection[str] = ()) -> None:
+    """Refuses a method whose inputs nobody gives, rather than run it as another one; `facts` are names that a run has.
 
     Raises:
       ValueError: the method needs something that its phase cannot make; the message names it.
@@ -31,13 +31,15 @@ def refuse_missing(method: Method) -> None:
     material = method.learns_from
     policies = tuple(f"{who}_" for who in POLICIES if f"{who}_" not in _ABSENT.get(material, ()))
     own = {name for name in method.needs if name.startswith(policies)}
-    foreign = sorted(method.needs - GIVEN[material] - own - method.objective.needs)
+    foreign = sorted(method.needs - GIVEN[material] - own - method.objective.needs - set(facts))
     if foreign:
         field = foreign[0].startswith(ROWS_OF) or foreign[0] in Rollouts.__dataclass_fields__
         place = "the rollouts" if field else "the rollouts' extras"
+        given = material == "samples" and not foreign[0].startswith(ROWS_OF)
+        mend = f"name a function that does in config.rewards.facts.{foreign[0]}" if given else "fill it in a loop of your own"
         raise ValueError(
             f"{method.name!r} needs {foreign[0]!r} in {place}, which this loop cannot make from {material}; "
-            "fill it in a loop of your own, or choose another method"
+            f"{mend}, or choose another method"
         )
 
 

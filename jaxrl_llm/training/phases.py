@@ -1,7 +1,5 @@
 """The phases of a run in their order: how each begins, steps and is measured."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -11,15 +9,13 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, rewards
 from jaxrl_llm.training import preference, reinforcement, supervised
-from jaxrl_llm.training.agreement import make_agree
 from jaxrl_llm.training.ahead import Ahead
-from jaxrl_llm.training.evaluation import evaluate, gap_bound
+from jaxrl_llm.training.evaluation import evaluate_source
 from jaxrl_llm.training.evolution import make_evolution_step
-from jaxrl_llm.training.progress import PREFERENCE, REINFORCEMENT, SUPERVISED
 from jaxrl_llm.training.report import counter
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
-from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.training.state import PREFERENCE, REINFORCEMENT, SUPERVISED, TrainState
 
 Params = Any
 Step = Callable[..., tuple[TrainState, Any, dict[str, float], list[dict[str, Any]]]]
@@ -28,28 +24,19 @@ Evaluate = Callable[[Params, int], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One kind of training.
+    """One kind of training."""
 
-    Attributes:
-      name: as in `Progress.phase`.
-      steps: of the whole phase; 0 leaves it out.
-      method: what is trained by.
-      initial_state: parameters -> state before the first step.
-      params: state -> parameters that are measured, and that the next phase begins with.
-      make_step: parameters of the reference policy, or None, and what samples ahead -> `step(state, cursor, number)`, which
-        gives the next state, the next cursor, metrics and records of completions.
-      make_evaluation: parameters of the reference policy, or None, -> `evaluate(params, number)`, which gives measures.
-      measure: the one of them that says how good the parameters are.
-    """
-
-    name: str
-    steps: int
-    method: methods.Method
-    initial_state: Callable[[Params], TrainState]
-    params: Callable[[TrainState], Params]
+    name: str  # as in `Progress.phase`
+    steps: int  # of the whole phase; 0 leaves it out
+    method: methods.Method  # what is trained by
+    initial_state: Callable[[Params], TrainState]  # parameters -> state before the first step
+    params: Callable[[TrainState], Params]  # state -> parameters that are measured, and that the next phase begins with
+    # parameters of the reference policy, or None, and what samples ahead -> `step(state, cursor, number)`, which gives the next
+    # state, the next cursor, metrics and records of completions
     make_step: Callable[[Params, Ahead], Step]
+    # parameters of the reference policy, or None, -> `evaluate(params, number)`, which gives measures
     make_evaluation: Callable[[Params], Evaluate]
-    measure: str
+    measure: str  # the one of them that says how good the parameters are
 
 
 def all_phases(run: Run) -> dict[str, Phase]:
@@ -119,25 +106,10 @@ def _all_params(state: TrainState) -> Params:
 
 def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
     """Measures of what a policy answers to held-out prompts."""
-    settings = run.config.evaluation
-    count = min(settings.prompts, len(run.test_source))
-    examples = [run.test_source[index] for index in range(count)]
     failures: list[rewards.RewardFailure] = []
     io = run.evaluation_io(params, number, failures)
-    name = settings.reward or run.config.rewards.names[0]
-    batch, rl = min(settings.batch, count), run.config.rl
-    agree = make_agree(
-        run.network.without_params(),
-        run.whole(params),
-        temperature=settings.temperature,
-        bound=gap_bound(rl.max_logp_gap, run.network),
-        width=rl.row_tokens,
-        parts=rl.micro_batches,
-        shards=run.shards,
-        place=run.place,
-    )
-    options = {"final_answer": rewards.answer_of(run.rewards[name]), "agree": agree, "greedy": settings.temperature == 0}
+    reward = run.rewards[run.config.evaluation.reward or run.config.rewards.names[0]]
     told = counter(f"evaluating held-out prompts at step {number}", enabled=run.config.log.live)
-    options |= {"success": settings.success, "told": told}
-    measured, _ = evaluate(io.sample, examples, samples=settings.samples, batch=batch, **options)
+    network = run.network.with_params(run.whole(params))
+    measured, _ = evaluate_source(run.config, io.sample, run.test_source, reward, network, run.mesh, told=told)
     return measured | {"evaluation/timeouts": timeouts(failures)}

@@ -1,7 +1,5 @@
 """What a run would need of a TPU slice and how long its steps would take at least, found out by compiling it, without a TPU."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import pathlib
@@ -24,45 +22,27 @@ _DUMP = "xla_dump_to"
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """What is known of a program.
+    """What is known of a program."""
 
-    Attributes:
-      name: of the program.
-      times: how often it runs in a step.
-      memory: bytes of a device by what they are; all together must fit.
-      capacity: bytes that a device has.
-      compile_seconds: of this machine.
-      tokens: that networks read in a run, on all devices.
-      learned: tokens whose logits it needs.
-      flops: of a device in a run, recomputation included.
-      attention: those of kernels among them, attention and grouped products.
-      useful: FLOPs of a device that the model needs.
-      moved: bytes of HBM that a device reads and writes.
-      sent: bytes that a device sends, by kind and axes, such as "all-gather fsdp".
-      gathered: elements of the largest all-gather.
-      seconds: least time by what bounds it: "compute", "memory", "links".
-      mfu: largest share of the chips' peak that useful FLOPs can have.
-      notes: what the figures leave out.
-      fault: what the compiler said where it refused; then only `memory` and times are known.
-    """
-
-    name: str
-    times: int
-    memory: dict[str, float]
-    capacity: float
-    compile_seconds: float
-    tokens: int = 0
-    learned: int = 0
-    flops: float = 0.0
-    attention: float = 0.0
-    useful: float = 0.0
-    moved: float = 0.0
+    name: str  # of the program
+    times: int  # how often it runs in a step
+    memory: dict[str, float]  # bytes of a device by what they are; all together must fit
+    capacity: float  # bytes that a device has
+    compile_seconds: float  # of this machine
+    tokens: int = 0  # that networks read in a run, on all devices
+    learned: int = 0  # tokens whose logits it needs
+    flops: float = 0.0  # of a device in a run, recomputation included
+    attention: float = 0.0  # those of kernels among them, attention and grouped products
+    useful: float = 0.0  # FLOPs of a device that the model needs
+    moved: float = 0.0  # bytes of HBM that a device reads and writes
+    # bytes that a device sends, by kind and axes, such as "all-gather fsdp"
     sent: dict[str, float] = dataclasses.field(default_factory=dict)
-    gathered: int = 0
+    gathered: int = 0  # elements of the largest all-gather
+    # least time by what bounds it: "compute", "memory", "links"
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    mfu: float = 0.0
-    notes: tuple[str, ...] = ()
-    fault: str = ""
+    mfu: float = 0.0  # largest share of the chips' peak that useful FLOPs can have
+    notes: tuple[str, ...] = ()  # what the figures leave out
+    fault: str = ""  # what the compiler said where it refused; then only `memory` and times are known
 
     @property
     def fits(self) -> bool:

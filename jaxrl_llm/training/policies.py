@@ -1,7 +1,5 @@
 """A policy from wherever it lies: a run's folder, a Hugging Face directory, or a converted one; and conversion."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -14,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, networks, reading
 from jaxrl_llm.data import Tokenizer, load_tokenizer
+from jaxrl_llm.networks import Network
 from jaxrl_llm.networks.config import DTYPES
 from jaxrl_llm.networks.config_checks import check_tokens
 from jaxrl_llm.training import build, checkpoint, metrics
@@ -224,3 +223,21 @@ def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
         folder = named if named.is_dir() else named.parent
     named_templates = sorted((folder / TEMPLATES).glob("*.jinja"))
     return [file for file in map(functools.partial(pathlib.Path, folder), TOKENIZER_FILES) if file.is_file()] + named_templates
+
+
+def build_teacher(config: ConfigDict, student: Network, mesh: jax.sharding.Mesh | None = None) -> Network | None:
+    """The network in `config.teacher.directory`, with its parameters, laid out on the mesh; None where that is empty.
+
+    Raises:
+      ValueError: there is no policy in the folder, or its vocabulary is not the student's.
+    """
+    directory = config.teacher.directory
+    if not directory:
+        return None
+    teacher, _ = load_policy(directory, dtype=config.network.param_dtype, mesh=mesh)
+    sizes = teacher.config.vocab_size, student.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the teacher in {directory} has {sizes[0]} tokens, the student {sizes[1]}; give one of its vocabulary"
+        )
+    return teacher

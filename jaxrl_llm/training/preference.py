@@ -1,7 +1,5 @@
 """The preference phase: pairs of texts into a batch, one update; and pair accuracy on held-out pairs."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

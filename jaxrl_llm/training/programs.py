@@ -4,8 +4,6 @@ They are those of the loop, made by its own functions; in place of parameters th
 all as long as the configuration allows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from jaxrl_llm.networks.blocks import visible_pairs
 from jaxrl_llm.networks.kernels import block_of
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.sampling.decode import decode
+from jaxrl_llm.sampling.engine import STRIDE
 from jaxrl_llm.sampling.memory import most_slots
 from jaxrl_llm.training import build, meshes, reinforcement
 from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
@@ -48,7 +47,7 @@ class Program(NamedTuple):
       tokens: that networks read in a run.
       learned: tokens whose logits a run needs.
       seen: share of the keys of a row that its queries see, as attention's kernel takes them, in whole blocks.
-      loops: how often its loop of unknown length runs.
+      loops: how often its loops of unknown length run, see `hlo.read_hlo`.
       filled: share of its micro-batches that hold something.
     """
 
@@ -63,7 +62,7 @@ class Program(NamedTuple):
     tokens: int
     learned: int
     seen: float = 0.0
-    loops: int = 1
+    loops: tuple[int, ...] = (1,)
     filled: float = 1.0
 
 
@@ -202,7 +201,7 @@ def _update(run: PlannedRun, state, reference, rollouts: Rollouts) -> Program:
     function, times = reinforcement.compiled_update(run), rl.epochs * rl.minibatches
     beside = {"reference": reference}
     # Rows of experts that a device shares out come in blocks of half of what is even, see `networks.mixture`.
-    counts |= {"seen": _seen(run, batch), "filled": filled, "loops": 1 if run.network.config.experts is None else 2}
+    counts |= {"seen": _seen(run, batch), "filled": filled, "loops": (1 if run.network.config.experts is None else 2,)}
     return Program("update", function, inputs, arguments, {}, run.mesh, beside, times=times, **counts)
 
 
@@ -232,9 +231,10 @@ def _sampling(run: PlannedRun, state, reference, memory: float) -> Program:
     beside = {"training": (state, reference, run.frozen)}
     options = {"max_new_tokens": rl.max_new_tokens, "record_routes": run.config.network.router.replay}
     read = tokens.size + slots * rl.max_new_tokens
+    loops = (rl.max_new_tokens, 1) if shards == 1 else (-(-rl.max_new_tokens // STRIDE), STRIDE, 1)
     return Program(
         "sample", decode, inputs | {"cache": cache}, (network, params, *others), options, mesh, beside,
-        times=-(-rows // slots), tokens=read, learned=slots * rl.max_new_tokens, seen=0.5, loops=rl.max_new_tokens,
+        times=-(-rows // slots), tokens=read, learned=slots * rl.max_new_tokens, seen=0.5, loops=loops,
     )  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 """What a run shows while it runs: a live panel on a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The reward functions that a configuration names."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect
@@ -21,7 +19,7 @@ from jaxrl_llm.training.sections import short_name
 def build_rewards(
     config: ConfigDict, mesh: jax.sharding.Mesh | None = None, given: Mapping[str, Callable] | None = None
 ) -> dict[str, Callable]:
-    """Reward functions of training and evaluation by name; a reward model is laid out on the mesh.
+    """Functions of training and evaluation by name, facts among them; a reward model is laid out on the mesh.
 
     Raises:
       ValueError: a name that neither `given` nor `jaxrl_llm.rewards` has and that cannot be imported, or options for one that
@@ -31,7 +29,7 @@ def build_rewards(
     inert = [short_name(name) for name in given if short_name(name) in options]
     if inert:
         raise ValueError(f"config.rewards.options.{inert[0]} would change nothing: the reward is given as a function")
-    names = [*config.rewards.names, *filter(None, [config.evaluation.reward])]
+    names = [*config.rewards.names, *filter(None, [config.evaluation.reward]), *config.rewards.facts.values()]
     return {name: given.get(name) or build_reward(name, config, mesh) for name in dict.fromkeys(names)}
 
 

@@ -1,7 +1,5 @@
 """What stays the same during a run: everything that the configuration names, opened once."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -19,15 +17,15 @@ from ml_collections import ConfigDict
 from jaxrl_llm import distributed, methods, reading, rewards, rollouts
 from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices, weighted_indices
 from jaxrl_llm.networks import Network, join_params
-from jaxrl_llm.training import build, meshes, metrics, scores
+from jaxrl_llm.training import bucket, build, meshes, metrics, scores
+from jaxrl_llm.training.bucket import Folder
 from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
 from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.layout import lay_out
 from jaxrl_llm.training.lock import locked
-from jaxrl_llm.training.policies import load_policy
+from jaxrl_llm.training.policies import build_teacher, load_policy
 from jaxrl_llm.training.report import say
 from jaxrl_llm.training.reward_functions import build_rewards
-from jaxrl_llm.training.teacher import build_teacher
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.types import Batch, Rollouts
 
@@ -41,47 +39,29 @@ _CHANGEABLE = ("log.", "checkpoint.", "rewards.workers", "rewards.memory_gb", "m
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The fixed parts of a run.
+    """The fixed parts of a run."""
 
-    Attributes:
-      config: checked configuration.
-      workdir: folder of all files of the run.
-      tokenizer: of prompts and completions.
-      network: of the policy, with its first parameters; without the frozen ones.
-      frozen: parameters that do not train; None where all do.
-      source: examples to train on.
-      test_source: held-out examples.
-      method: of the RL phase.
-      preference_method: of the preference phase.
-      supervised_method: of the supervised phase.
-      pool: of reward workers.
-      teacher: the network of the teacher, with its parameters; None where no method needs it.
-      mesh: of devices; None for one device.
-      sampling_mesh: of the same devices, for sampling.
-      rewards: functions by name.
-      given: Python objects that `train` was given.
-      counts: examples, held-out ones, and those of both that were dropped.
-      told: what `scores` said already; it alone changes.
-    """
-
-    config: ConfigDict
-    workdir: pathlib.Path
-    tokenizer: Tokenizer
-    network: Network
-    source: Sequence[dict[str, Any]]
-    test_source: Sequence[dict[str, Any]]
-    method: methods.Method
-    preference_method: methods.Method
-    supervised_method: methods.Method
-    pool: rewards.RewardPool
-    rewards: dict[str, Callable]
-    frozen: Any = None
-    teacher: Network | None = None
-    mesh: jax.sharding.Mesh | None = None
-    sampling_mesh: jax.sharding.Mesh | None = None
-    given: Given = NOTHING
+    config: ConfigDict  # checked configuration
+    workdir: pathlib.Path  # folder of all files of the run
+    tokenizer: Tokenizer  # of prompts and completions
+    network: Network  # of the policy, with its first parameters; without the frozen ones
+    source: Sequence[dict[str, Any]]  # examples to train on
+    test_source: Sequence[dict[str, Any]]  # held-out examples
+    method: methods.Method  # of the RL phase
+    preference_method: methods.Method  # of the preference phase
+    supervised_method: methods.Method  # of the supervised phase
+    pool: rewards.RewardPool  # of reward workers
+    rewards: dict[str, Callable]  # functions by name
+    frozen: Any = None  # parameters that do not train; None where all do
+    teacher: Network | None = None  # the network of the teacher, with its parameters; None where no method needs it
+    mesh: jax.sharding.Mesh | None = None  # of devices; None for one device
+    sampling_mesh: jax.sharding.Mesh | None = None  # of the same devices, for sampling
+    given: Given = NOTHING  # Python objects that `train` was given
+    # examples, held-out ones, and those of both that were dropped
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    told: set = dataclasses.field(default_factory=set)
+    told: set = dataclasses.field(default_factory=set)  # what `scores` said already; it alone changes
+    store: Folder = pathlib.Path()  # where its checkpoints lie: in the workdir, or in a bucket
+    copy: Callable[[], None] = lambda: None  # brings what is new in the workdir to the bucket, see `bucket.opened`
 
     def whole(self, params):
         """All parameters of the network: those that train, and the frozen ones, which nobody copies."""
@@ -140,15 +120,20 @@ class Run:
           step: of training.
           failures: a list that they are added to.
         """
-        return scores.make_score(
-            self.pool,
-            {name: self.rewards[name] for name in names},
-            self.config.rewards.deadline_seconds,
-            told=self.told,
-            failures=[] if failures is None else failures,
-            log=self.workdir / "reward_failures.jsonl",
-            step=step,
-        )
+        return scores.make_score(*self._asked({name: name for name in names}), **self._noted(step, failures))
+
+    def facts(self, step: int, failures: list | None = None) -> Callable | None:
+        """The attribute `facts` of `rollouts.Io`: what the configuration wants to know. Arguments as in `scorer`."""
+        named = self.config.rewards.facts.to_dict()
+        return scores.make_facts(*self._asked(named), **self._noted(step, failures)) if named else None
+
+    def _asked(self, names: dict[str, str]) -> tuple:
+        functions = {name: self.rewards[function] for name, function in names.items()}
+        return self.pool, functions, self.config.rewards.deadline_seconds
+
+    def _noted(self, step: int, failures: list | None) -> dict[str, Any]:
+        log, failures = self.workdir / "reward_failures.jsonl", [] if failures is None else failures
+        return {"told": self.told, "failures": failures, "log": log, "step": step}
 
     def _checked_weights(self, weights: np.ndarray) -> np.ndarray:
         if np.shape(weights) != (len(self.source),):
@@ -171,6 +156,7 @@ class Run:
         """What a strategy may do in a step of training under `params`; `changes` are attributes of `rollouts.Io`."""
         scorer = self.scorer(self.config.rewards.names, step + 1, failures)
         usual = {"reward_weights": tuple(self.config.rewards.weights), "drawing": self.draw, "cursor": Cursor()}
+        usual |= {"facts": self.facts(step + 1, failures), "examples": self.source}
         sampling = build.training_sampling(self.config, self.tokenizer)
         return self._io(params, scorer, sampling, self.config.seed, step, **(usual | changes))
 
@@ -198,11 +184,16 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
     """
     config = named(config, given)
     check_config(config)
-    workdir = reading.local(workdir)
+    with bucket.opened(workdir) as (place, store, copy), _opened_run(config, place, store, copy, given) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, given: Given) -> Iterator[Run]:
     distributed.check_same(_flat(json.loads(json.dumps(config.to_dict()))), "config.")
-    changed = _check_same_run(config, workdir)
+    changed = _check_same_run(config, workdir, store)
     tell = functools.partial(say, enabled=config.log.live)
-    tell(_what_runs(config, workdir))
+    tell(_what_runs(config, store))
     if any(name.startswith("mesh.") for name in changed):
         tell("another mesh than before: the run goes on with the same prompts, and with numbers that are equal up to rounding")
     warn_of_lost_steps(config)
@@ -213,7 +204,7 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
         )
     tokenizer, mesh = build.build_tokenizer(config), meshes.build_mesh(config)
     sampling_mesh = meshes.build_sampling_mesh(config, mesh)
-    with locked(workdir), build.build_pool(config) as pool, distributed.sharded(mesh):
+    with locked(workdir, store), build.build_pool(config) as pool, distributed.sharded(mesh):
         # Before anything is loaded or compiled, all that is named is there and all data can be read.
         functions, counts = build_rewards(config, mesh, given.functions), {}
         vocab_size, source_of = _vocab_size(config, tokenizer, given), functools.partial(build.build_source, config, tokenizer)
@@ -243,14 +234,17 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
             rewards=functions,
             given=given,
             counts=counts,
+            store=store,
+            copy=copy,
         )
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
-        _check_shared(workdir)
+        copy()
+        _check_shared(store)
         yield run
 
 
-def _check_shared(workdir: pathlib.Path) -> None:
+def _check_shared(workdir: Folder) -> None:
     """Raises ValueError where a process does not see what the first one has written."""
     path = workdir / "config.json"
     written = distributed.gathered(path.read_bytes() if distributed.is_first() else None)[0]
@@ -269,7 +263,7 @@ def _vocab_size(config: ConfigDict, tokenizer: Tokenizer, given: Given) -> int |
     return getattr(getattr(given.network, "config", None), "vocab_size", None)
 
 
-def _what_runs(config: ConfigDict, workdir: pathlib.Path) -> str:
+def _what_runs(config: ConfigDict, workdir: Folder) -> str:
     """The beginning of a run in one line: methods, network, devices, folder."""
     chosen = {"sft": config.sft.method, "preference": config.preference.method, "rl": config.method.name}
     phases = ", ".join(f"{config[phase].steps} steps of {method}" for phase, method in chosen.items() if config[phase].steps)
@@ -303,8 +297,8 @@ def _report_gap(workdir: pathlib.Path, source, tokenizer: Tokenizer, gap: Callab
     metrics.write_atomically(path, [json.dumps(found, indent=2) + "\n"])
 
 
-def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
-    """The keys of the run in `workdir` in which the configuration differs from it, all of which may change.
+def _check_same_run(config: ConfigDict, workdir: pathlib.Path, store: Folder) -> list[str]:
+    """The keys of the run in `workdir`, or a `store`, in which the configuration differs from it, all of which may change.
 
     Raises:
       ValueError: another one differs.
@@ -314,12 +308,12 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     changeable = _CHANGEABLE + (("rl.steps",) if config.rl.optimizer.decay == "constant" else ())
     ours = _flat(json.loads(json.dumps(config.to_dict())))
     theirs = _flat(reading.read_object(path)) if path.exists() else ours
-    _check_same_objects(ours, theirs, workdir)
+    _check_same_objects(ours, theirs, store)
     changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     for name in changed:
         if not name.startswith(changeable):
             raise ValueError(
-                f"config.{name} is {ours.get(name)!r}, but the run in {workdir} was made with {theirs.get(name)!r}; "
+                f"config.{name} is {ours.get(name)!r}, but the run in {store} was made with {theirs.get(name)!r}; "
                 "give the same configuration to resume it, or another --workdir"
             )
     return [name for name in changed if name in theirs]
@@ -340,7 +334,7 @@ def warn_of_lost_steps(config: ConfigDict) -> None:
     )
 
 
-def _check_same_objects(ours: dict[str, Any], theirs: dict[str, Any], workdir: pathlib.Path) -> None:
+def _check_same_objects(ours: dict[str, Any], theirs: dict[str, Any], workdir: Folder) -> None:
     """Raises ValueError where the run in `workdir` was given other Python objects, or some where now there are none."""
     for name in sorted(name for name in ours.keys() | theirs.keys() if name.startswith("given.")):
         if ours.get(name) != theirs.get(name):

@@ -1,7 +1,5 @@
 """Scoring by rewards that may fail: what is logged, what is warned of, and what stops a run."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -14,7 +12,7 @@ import numpy as np
 
 from jaxrl_llm import distributed
 from jaxrl_llm.rewards import RewardFailure, RewardPool
-from jaxrl_llm.rewards.worker import Call
+from jaxrl_llm.rewards.worker import Call, Fact
 from jaxrl_llm.rollouts.collect import Score
 from jaxrl_llm.rollouts.io import Ahead
 from jaxrl_llm.training import metrics
@@ -34,7 +32,7 @@ def make_score(
     log: pathlib.Path | None = None,
     step: int = 0,
 ) -> tuple[Score, Ahead | None]:
-    """Builds `score(prompts, completions, columns) -> rewards [N, K]`, NaN where missing, and the same ahead of time.
+    """Builds `score(*call) -> rewards [N, K]`, NaN where missing, of the fields of a `Call`, and the same ahead of time.
 
     The second is a context of `(submit, score)`, see `rollouts.Io`, of rewards that promise to look at one row at a time;
     None where one of them does not. Parts that are scored while others are sampled have the deadline each; once all are
@@ -60,18 +58,20 @@ def make_score(
         _tell(list(rewards), values, found, told)
         return values
 
-    def score(prompts, completions, columns) -> np.ndarray:
-        own = _own_rows(rewards, len(prompts))
+    def score(*call) -> np.ndarray:
+        call = Call(*call)
+        own = _own_rows(rewards, len(call.prompts))
         with timed("reward"):
-            asked = Call(prompts, completions, columns).at(own)
-            found = pool.score(rewards, *asked, deadline_seconds) if len(own) else (np.empty((0, len(rewards))), [])
-            return concluded(*_joined([(own, *found)], list(rewards), len(prompts)))
+            *asked, groups = call.at(own)
+            found = pool.score(rewards, *asked, deadline_seconds, groups) if len(own) else (np.empty((0, len(rewards))), [])
+            return concluded(*_joined([(own, *found)], list(rewards), len(call.prompts)))
 
     @contextlib.contextmanager
     def ahead():
         parts, thread, ends = [], futures.ThreadPoolExecutor(1), math.inf
 
-        def part_score(*asked):
+        def part_score(*call):
+            *asked, _ = call
             return pool.score(rewards, *asked, min(deadline_seconds, max(ends - time.monotonic(), 0.0)))
 
         def submit(rows, *asked) -> None:
@@ -79,17 +79,18 @@ def make_score(
             if places:
                 parts.append(([rows[place] for place in places], thread.submit(part_score, *Call(*asked).at(places))))
 
-        def rest(prompts, completions, columns) -> np.ndarray:
+        def rest(*call) -> np.ndarray:
             nonlocal ends
+            call = Call(*call)
             # From now on the run waits: what has not begun shares one deadline, however many parts there are.
             ends = time.monotonic() + deadline_seconds
             submitted = {int(row) for rows, _ in parts for row in rows}
-            missing = [row for row in range(len(prompts)) if row not in submitted and distributed.is_own(row)]
+            missing = [row for row in range(len(call.prompts)) if row not in submitted and distributed.is_own(row)]
             if missing:
-                submit(missing, *Call(prompts, completions, columns).at(missing))
+                submit(missing, *call.at(missing))
             with timed("reward"):
                 found = [(rows, *part.result()) for rows, part in parts]
-            return concluded(*_joined(found, list(rewards), len(prompts)))
+            return concluded(*_joined(found, list(rewards), len(call.prompts)))
 
         try:
             yield submit, rest
@@ -97,6 +98,36 @@ def make_score(
             thread.shutdown(cancel_futures=True)
 
     return score, ahead if all(map(_by_row, rewards.values())) else None
+
+
+def make_facts(
+    pool: RewardPool,
+    functions: Mapping[str, Callable],
+    deadline_seconds: float,
+    *,
+    told: set,
+    failures: list[RewardFailure],
+    log: pathlib.Path | None = None,
+    step: int = 0,
+) -> Callable[..., dict[str, list]]:
+    """Builds `facts(*call) -> values of N rows by name`, NaN where missing: what functions say of rows beside rewards.
+
+    The first process asks for all. The arguments are those of `make_score`.
+    """
+    asked = {name: Fact(function) for name, function in functions.items()}
+
+    def facts(*call) -> dict[str, list]:
+        *given, groups = Call(*call)
+        with timed("reward"):
+            own = pool.score(asked, *given, deadline_seconds, groups) if distributed.is_first() else None
+            values, found = distributed.gathered(own)[0]
+        failures.extend(found)
+        for failure in found if log is not None else ():
+            metrics.append_jsonl(log, {"step": step} | failure._asdict())
+        _tell(list(asked), np.where(values != values, np.nan, 0.0), found, told, "fact")
+        return dict(zip(asked, values.T.tolist(), strict=True))
+
+    return facts
 
 
 def _by_row(reward: Callable) -> bool:
@@ -131,7 +162,7 @@ def timeouts(failures: Sequence[RewardFailure]) -> float:
     return float(sum(failure.timed_out for failure in failures))
 
 
-def _tell(names: list[str], values: np.ndarray, failures: Sequence[RewardFailure], told: set) -> None:
+def _tell(names: list[str], values: np.ndarray, failures: Sequence[RewardFailure], told: set, kind: str = "reward") -> None:
     if not values.size:
         return
     reasons = {failure.name: failure.reason for failure in reversed(failures)}
@@ -139,9 +170,9 @@ def _tell(names: list[str], values: np.ndarray, failures: Sequence[RewardFailure
     told.add(tuple(names))
     if first and np.isnan(values).all():
         reason = reasons.get(names[0], "it returned None")
-        which = f"the reward {names[0]!r} is" if len(names) == 1 else f"all rewards, {names}, are"
+        which = f"the {kind} {names[0]!r} is" if len(names) == 1 else f"all {kind}s, {names}, are"
         raise ValueError(
-            f"{which} missing for all {rows} rows of the first scoring; the first reason: {reason}; mend the reward or the data"
+            f"{which} missing for all {rows} rows of the first scoring; the first reason: {reason}; mend the {kind} or the data"
         )
     lost = np.isnan(values)
     for failure in failures:
@@ -150,4 +181,5 @@ def _tell(names: list[str], values: np.ndarray, failures: Sequence[RewardFailure
         if share > MANY and name not in told:
             told.add(name)
             reason = reasons.get(name, "it returned None")
-            _LOGGER.warning("the reward %r failed on %.0f%% of %d rows; the first reason: %s", name, 100 * share, rows, reason)
+            message = "the %s %r failed on %.0f%% of %d rows; the first reason: %s"
+            _LOGGER.warning(message, kind, name, 100 * share, rows, reason)

@@ -1,7 +1,5 @@
 """The keys of the larger sections of a configuration, with their defaults; lengths are in tokens."""
 
-from __future__ import annotations
-
 from ml_collections import config_dict
 
 
@@ -169,6 +167,9 @@ def rewards() -> dict:
         # Options of rewards that are made out of some, by their name, without the module: {"format_reward": {"pattern": ...}};
         # see `rewards.FACTORIES`.
         "options": {},
+        # What else methods and strategies are told of each row, "module:function" by name, asked and given options as rewards
+        # are: {"format": "my_facts:format_of"}; see docs/tasks.md.
+        "facts": {},
         # The folder of "reward_model": a run that trained one, or a checkpoint with a head of one output.
         "model": "",
         # One factor each; empty for 1.

@@ -1,13 +1,14 @@
-"""The state of training: one pytree, one checkpoint."""
+"""The state of training, one pytree, and where a run stands: a few plain values. Both travel with every checkpoint."""
 
-from __future__ import annotations
-
+import dataclasses
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxrl_llm.data import Cursor
 
 
 @flax.struct.dataclass
@@ -31,7 +32,7 @@ class TrainState:
     skipped: jax.Array | int = 0
 
     @classmethod
-    def create(cls, params, optimizer: optax.GradientTransformation, *, method_state=(), key=None) -> TrainState:
+    def create(cls, params, optimizer: optax.GradientTransformation, *, method_state=(), key=None) -> "TrainState":
         """State before the first update; the key defaults to `jax.random.key(0)`.
 
         Raises:
@@ -49,3 +50,37 @@ def _check_trainable(params) -> None:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             name = jax.tree_util.keystr(path)
             raise ValueError(f"params{name} is {leaf.dtype} and cannot train; freeze it, see networks.split_params")
+
+
+SUPERVISED, PREFERENCE, REINFORCEMENT = "sft", "preference", "rl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Attributes:
+    phase: "sft", "preference" or "rl". step: steps done, of all phases. phase_step: steps done of this phase. cursor: next
+    example of this phase. accuracy_before: held-out accuracy before this phase, where it was measured. accuracy: the last
+    held-out accuracy; of pairs in a preference phase.
+    """
+
+    phase: str
+    step: int = 0
+    phase_step: int = 0
+    cursor: Cursor = Cursor()
+    accuracy_before: float | None = None
+    accuracy: float | None = None
+
+    def advanced(self, cursor: Cursor) -> "Progress":
+        """After one more step."""
+        return dataclasses.replace(self, step=self.step + 1, phase_step=self.phase_step + 1, cursor=cursor)
+
+    def entered(self, phase: str) -> "Progress":
+        """At the beginning of `phase`."""
+        return dataclasses.replace(self, phase=phase, phase_step=0, cursor=Cursor())
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"cursor": list(self.cursor)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Progress":
+        return cls(**values | {"cursor": Cursor(*values["cursor"])})

@@ -1,7 +1,5 @@
 """One step of the supervised phase: worked examples into a batch, one update."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Where the seconds of a step go, and how many programs were compiled for it."""
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import functools
@@ -14,7 +12,7 @@ PARTS = ("sample", "reward", "annotate", "pack", "update")
 IDLE = "idle"  # what no part accounts for
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _compiling = [0.0, 0.0]  # programs that this process has made, or has read from the cache, and the seconds that it took
-_clock: contextvars.ContextVar[_Clock | None] = contextvars.ContextVar("clock", default=None)
+_clock: contextvars.ContextVar["_Clock | None"] = contextvars.ContextVar("clock", default=None)
 
 
 class _Clock:

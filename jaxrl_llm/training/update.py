@@ -5,8 +5,6 @@ the whole batch (coupled ones). As weights are fixed before any split, loss and 
 micro-batches, on the packing or on the mesh, beyond rounding.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -42,8 +40,7 @@ def make_update(
     ones (see `networks.split_params`): gradients, their norm and the optimizer know only those of the state. Frozen
     parameters may be of any type, such as int8, and are not for donation.
 
-    An update whose loss or gradient is not finite leaves parameters and optimizer as they are and counts in
-    `state.skipped`.
+    An update whose loss or gradient is not finite leaves parameters and optimizer as they are and counts in `state.skipped`.
 
     Args:
       apply_fn: a `Network`, or any `apply(params, tokens, positions, segments) -> logits [B, T, V]`.

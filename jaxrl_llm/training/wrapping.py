@@ -7,8 +7,6 @@ around these, and "slow_fast" wraps the whole update. The direction of the merge
 which the run began, or those of the folder `base`, to those with which the phase begins.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +26,7 @@ from jaxrl_llm.optimizers import (
     slow_fast,
     soft_reset,
     task_vector,
-)
+)  # fmt: skip
 
 FRONT = {"recursive_momentum": recursive_momentum, "objective_weights": objective_weights}
 RULES = {"polyak_step": polyak_step, "implicit_transport": implicit_transport}

@@ -182,19 +182,11 @@ def test_stream_never_splits_a_character(every_tokenizer):
         ("tokenizer_config.json", '{"eos_token": {"content": 5}}', "tokenizer_config.json: eos_token.content is 5"),
         ("tokenizer_config.json", '{"chat_template": [{"name": "x"}]}', r"chat_template\[0\] is .*'name' and 'template'"),
         ("special_tokens_map.json", "\ufeff[]", "special_tokens_map.json: holds a list"),
-        (
-            "generation_config.json",
-            '{"eos_token_id": -1}',
-            "generation_config.json: eos_token_id is -1; it must be",
-        ),
+        ("generation_config.json", '{"eos_token_id": -1}', "generation_config.json: eos_token_id is -1; it must be"),
         ("generation_config.json", '{"eos_token_id": 90000}', r"is outside of the \d+ tokens; correct generation_config.json"),
         ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer that the library `tokenizers` reads"),
         ("tokenizer.json", '{"post_processor": {"processors": 5}}', "tokenizer.json: post_processor.processors is 5"),
-        (
-            "tokenizer.json",
-            '{"model": {"type": "BPE", "vocab": {"a": 2000000000}, "merges": []}}',
-            "1 tokens have ids up to",
-        ),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": 2000000000}, "merges": []}}', "1 tokens have ids up to"),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "0 tokens have ids up to -1"),
     ],
 )

@@ -72,8 +72,7 @@ def compiled_update(network, mesh, rows: int = ROWS, tokens: int = TOKENS):
     state = jax.eval_shape(lambda: TrainState.create(new_params(network), optimizer))
     like_params = functools.partial(optax.tree_map_params, optimizer, lambda _, sharding: sharding)
     shardings = jax.tree.map(lambda _: everywhere, state).replace(
-        params=by_parameter,
-        opt_state=like_params(state.opt_state, by_parameter, transform_non_params=lambda _: everywhere),
+        params=by_parameter, opt_state=like_params(state.opt_state, by_parameter, transform_non_params=lambda _: everywhere)
     )
     update = make_update(network, methods.get("grpo").objective, optimizer)
     donating = jax.jit(update, donate_argnums=0)

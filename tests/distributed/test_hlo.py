@@ -74,13 +74,14 @@ def test_loops_inside_of_loops_multiply_and_loops_of_unknown_length_count_as_tol
 
     def until(x, w):
         step = lambda state: jax.lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y @ w), state)  # noqa: E731
-        return jax.lax.while_loop(lambda y: y.sum() < 100.0, step, x)
+        inner = lambda state: jax.lax.while_loop(lambda y: y.sum() < 10.0, step, state)  # noqa: E731
+        return jax.lax.while_loop(lambda y: y.sum() < 100.0, inner, x)
 
     with jax.set_mesh(mesh):
         text = jax.jit(until).lower(on(mesh, (4, 16)), on(mesh, (16, 16))).compile().as_text()
-    one, seven = (read_hlo(text, mesh, length) for length in (1, 7))
-    assert one.unknown_loops == 1
-    assert one.flops == 3 * 2 * 4 * 16 * 16 and seven.flops == 7 * one.flops
+    one, alike, unlike = (read_hlo(text, mesh, lengths) for lengths in ((1,), (7,), (7, 2)))
+    assert one.unknown_loops == 2
+    assert one.flops == 3 * 2 * 4 * 16 * 16 and alike.flops == 7 * 7 * one.flops and unlike.flops == 7 * 2 * one.flops
 
 
 @pytest.mark.parametrize(("spec", "axes", "count"), [
@@ -152,3 +153,39 @@ def test_slices_that_are_taken_meanwhile_and_branches_that_are_not_always_taken(
     """A slice of 512 bytes goes into fast memory; the second branch reads and writes 4096 bytes, when it is taken."""
     for taken in (1.0, 0.25, 0.0):
         assert read_hlo(ASYNCHRONOUS, make_mesh(8), taken=taken).bytes == 512 + taken * 2 * 4096
+
+
+WINDOWED = """HloModule windows
+%window (x: bf16[64,1,1024], i: s32[]) -> bf16[64,2,128] {
+  %x = bf16[64,1,1024]{2,0,1} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %lowest = bf16[] constant(-inf)
+  %padded = bf16[64,2,1024]{2,0,1} pad(%x, %lowest), padding=0_0x0_1x0_0
+  %slice = bf16[64,2,128]{2,0,1} dynamic-slice(%padded, %zero, %zero, %i), dynamic_slice_sizes={64,2,128}
+  ROOT %wide = bf16[64,2,128]{2,0,1} maximum(%slice, %slice)
+}
+%accumulated (acc: bf16[64,32], x: bf16[64,1,1024], i: s32[], w: bf16[2,128,32]) -> bf16[64,32] {
+  %acc = bf16[64,32]{1,0} parameter(0)
+  %x.1 = bf16[64,1,1024]{2,0,1} parameter(1)
+  %i.1 = s32[] parameter(2)
+  %w = bf16[2,128,32]{2,1,0} parameter(3)
+  %inner = bf16[64,2,128]{2,0,1} fusion(%x.1, %i.1), kind=kLoop, calls=%window
+  %dot = bf16[64,32]{1,0} dot(%inner, %w), lhs_contracting_dims={1,2}, rhs_contracting_dims={0,1}
+  ROOT %sum = bf16[64,32]{1,0} add(%acc, %dot)
+}
+ENTRY %main (acc: bf16[64,32], x: bf16[64,1,1024], i: s32[], w: bf16[2,128,32]) -> bf16[64,32] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[64,1,1024]{2,0,1} parameter(1)
+  %c = s32[]{:S(6)} parameter(2)
+  %d = bf16[2,128,32]{2,1,0} parameter(3)
+  ROOT %r = bf16[64,32]{1,0} fusion(%a, %b, %c, %d), kind=kOutput, calls=%accumulated
+}
+"""
+
+
+def test_windows_of_an_operand_count_as_what_is_read_of_it():
+    """A dot in windows reads its sum, one window of 128 of the 1024 columns, and the weights of two, and writes the sum."""
+    found = read_hlo(WINDOWED, make_mesh(8))
+    assert found.bytes == 2 * (64 * 32 + 64 * 128 + 2 * 128 * 32 + 64 * 32)
+    assert found.flops == 2 * 64 * 32 * 2 * 128

@@ -110,7 +110,7 @@ def alternatives(name, option, value):
     if isinstance(value, int | float):
         return [value + 2, value + 1, value / 2 + 0.03, 0.5]
     if isinstance(value, tuple):
-        return [tuple(0.9 * each for each in value)]
+        return [value[:-1] + value[-1:] * 2 if isinstance(value[0], tuple) else tuple(0.9 * each for each in value)]
     try:
         methods.get(name, **{option: "nonsense"})
     except (ValueError, TypeError, ArithmeticError) as error:

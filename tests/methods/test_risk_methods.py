@@ -9,8 +9,8 @@ from oracles.tiny_steps import assert_close, gradient_of
 
 from jaxrl_llm import methods
 from jaxrl_llm.estimators import Estimator, chain, group_advantage, sequence_mean_token_sum, token_mean, whiten
-from jaxrl_llm.methods.drifts import inverse_step_size
-from jaxrl_llm.training.annotate import scoring_passes
+from jaxrl_llm.methods.trust_regions import inverse_step_size
+from jaxrl_llm.training.needs import refuse_missing
 
 MEAN = group_advantage(scale=None)
 NAMES = ("ecrm", "counterpol", "cal", "c_morl", "tabnas", "spot", "apo_view", "discovered_po", "mdpo")
@@ -147,7 +147,7 @@ def test_tabnas_on_policy_has_the_mean_of_what_is_kept_as_baseline(fresh, params
 
 def test_nobody_in_the_program_says_what_is_feasible():
     with pytest.raises(ValueError, match="'tabnas' needs 'feasible' in the rollouts' extras"):
-        scoring_passes(methods.get("tabnas"), {})
+        refuse_missing(methods.get("tabnas"))
 
 
 @pytest.mark.reduction("spot", "reinforce_plus_plus")

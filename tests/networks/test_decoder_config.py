@@ -47,10 +47,7 @@ def test_equal_configurations_hash_alike_and_give_the_same_network():
         ({"num_heads": 0}, "hidden_size=8 must be a multiple of num_heads=0, or give head_dim"),
         ({"num_heads": 3}, "hidden_size=8 must be a multiple of num_heads=3, or give head_dim"),
         ({"num_layers": 2 * 10**9}, "num_layers=2000000000 must be at most 10000"),
-        (
-            {"vocab_size": 10**8, "hidden_size": 10**7, "head_dim": 2},
-            "the sizes are those of about 2e.15 parameters",
-        ),
+        ({"vocab_size": 10**8, "hidden_size": 10**7, "head_dim": 2}, "the sizes are those of about 2e.15 parameters"),
         ({"rope_theta": float("nan")}, "rope_theta is nan; it must be a number above 1"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "rope_scaling.factor is 0; it must be a number above 0"),
         ({"rope_scaling": {"rope_type": "linear"}}, r"takes \['factor'\]; got \[\]"),

@@ -30,11 +30,7 @@ _CONFIGS = {
     "llama2": (transformers.LlamaConfig, {"rms_norm_eps": 1e-5}),
     "llama3_tied": (
         transformers.LlamaConfig,
-        {
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-            "rope_parameters": {"rope_theta": 500000.0, **_LLAMA3_SCALING},
-        },
+        {"num_key_value_heads": 2, "tie_word_embeddings": True, "rope_parameters": {"rope_theta": 500000.0, **_LLAMA3_SCALING}},
     ),
     "mistral": (transformers.MistralConfig, {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": 7}),
     "mistral_full": (transformers.MistralConfig, {"num_key_value_heads": 2, "sliding_window": None}),

@@ -19,7 +19,7 @@ from jaxrl_llm import methods
 from jaxrl_llm.data.packing import pack
 from jaxrl_llm.estimators import pair_mean
 from jaxrl_llm.objectives import bradley_terry, entropy_bonus, objective
-from jaxrl_llm.objectives.pairs import find_pairs, pair_to_tokens, rollout_sum, two_sides
+from jaxrl_llm.objectives.groups import find_pairs, pair_to_tokens, rollout_sum, two_sides
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import TrainState, make_gradient, make_update
 from jaxrl_llm.types import Batch, Rollouts, Scores

@@ -49,9 +49,7 @@ def test_discriminative_by_ratios_and_brevity(case):
     )
     weight = functools.partial(oracle.brevity_weight, **options)
     harness.check(
-        term,
-        case,
-        functools.partial(oracle.discriminative, evidence=oracle.probability_ratio, temperature=1.0, weight=weight),
+        term, case, functools.partial(oracle.discriminative, evidence=oracle.probability_ratio, temperature=1.0, weight=weight)
     )
 
 

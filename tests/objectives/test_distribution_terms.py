@@ -13,7 +13,7 @@ from oracles.cases import batch_cases, brief
 
 from jaxrl_llm import objectives
 from jaxrl_llm.objectives.candidates import picks_of
-from jaxrl_llm.objectives.projection import project
+from jaxrl_llm.objectives.distillation import project
 
 KINDS = [  # names and options
     ("forward_divergence", {}), ("reverse_divergence", {}), ("jensen_shannon", {"beta": 0.3}),
@@ -214,5 +214,5 @@ def test_sampled():
 def test_rules_are_found_where_they_are_used():
     rule = objectives.sampled(count=3)
     assert picks_of(objectives.objective(objectives.one_token_rollouts(candidates=rule)).terms) == {rule}
-    assert picks_of((objectives.policy(trust=objectives.projected()),)) == {objectives.projection.TOP}
+    assert picks_of((objectives.policy(trust=objectives.projected()),)) == {objectives.distillation.TOP}
     assert not picks_of((objectives.policy(),))

@@ -42,11 +42,7 @@ def normal_float_levels():
 
 def quantized(kind, w, block=64):
     """What a matrix becomes when it is kept as codes: the nearest levels times the largest entry of each block of inputs."""
-    levels = {
-        "int8": np.arange(-127, 128) / 127,
-        "int4": np.arange(-7, 8) / 7,
-        "nf4": normal_float_levels(),
-    }[kind]
+    levels = {"int8": np.arange(-127, 128) / 127, "int4": np.arange(-7, 8) / 7, "nf4": normal_float_levels()}[kind]
     result = np.zeros_like(w)
     size = len(w) if kind == "int8" else block
     for start in range(0, len(w), size):

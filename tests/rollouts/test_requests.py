@@ -29,7 +29,7 @@ def params(seed=0):
 PARAMS = {"policy": params(), "reference": params(1)}
 
 
-def length_reward(prompts, completions, columns):
+def length_reward(prompts, completions, columns, groups):
     return np.array([[float(length)] for length in columns["completion_length"]])
 
 
@@ -264,7 +264,7 @@ def test_rows_are_rewarded_while_others_are_sampled_and_nothing_else_changes():
     found = dataclasses.replace(plain, ahead=ahead, sampled=0).sample(requests)
     assert found.records == expected.records
     jax.tree.map(np.testing.assert_array_equal, found.rollouts, expected.rollouts)
-    prompts, completions, columns = told.pop("rest")
+    prompts, completions, columns, _ = told.pop("rest")
     rows = [row for own, _ in told.values() for row in own]
     # The given row is not sampled.
     assert sorted(rows) == list(range(19)) and len(told) > 1

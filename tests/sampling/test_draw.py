@@ -10,11 +10,7 @@ from jaxrl_llm.sampling.draw import tempered_entropy
 
 DRAW = jax.jit(draw)
 # XLA computes a product anew for each use: in one rounded together with the sum after it, in another apart.
-COMPILERS = [
-    {},
-    {"xla_backend_optimization_level": 0},
-    {"xla_disable_hlo_passes": "optimization-barrier-expander"},
-]
+COMPILERS = [{}, {"xla_backend_optimization_level": 0}, {"xla_disable_hlo_passes": "optimization-barrier-expander"}]
 
 
 def log_softmax(x):

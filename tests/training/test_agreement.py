@@ -9,8 +9,7 @@ import pytest
 from jaxrl_llm.networks import DecoderConfig, decoder
 from jaxrl_llm.rollouts import Collection, make_rollouts
 from jaxrl_llm.sampling import generate
-from jaxrl_llm.training.agreement import Agreement, make_agree
-from jaxrl_llm.training.evaluation import evaluate, warn_of_gap
+from jaxrl_llm.training.evaluation import Agreement, evaluate, make_agree, warn_of_gap
 
 VOCABULARY, WIDTH, NEW = 61, 16, 8
 NETWORK = decoder(

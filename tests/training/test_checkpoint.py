@@ -96,8 +96,7 @@ def steps_of(directory):
 
 
 @pytest.mark.parametrize(
-    ("keep", "best", "expected"),
-    [(2, "", [4, 5]), (1, "", [5]), (2, "score", [2, 4, 5]), (5, "", [1, 2, 3, 4, 5])],
+    ("keep", "best", "expected"), [(2, "", [4, 5]), (1, "", [5]), (2, "score", [2, 4, 5]), (5, "", [1, 2, 3, 4, 5])]
 )
 def test_the_latest_and_the_best_are_kept(keep, best, expected, tmp_path):
     with checkpoint.open_manager(tmp_path, keep=keep, best_metric=best) as manager:

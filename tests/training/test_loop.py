@@ -345,6 +345,6 @@ def test_parameters_too_coarse_for_the_steps_are_named(dtype, rate, warned, capl
 
 def test_an_address_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="gs://bucket/run is no folder of this machine; mount the bucket"):
-        loop.train(tiny_config("grpo"), "gs://bucket/run")
+    with pytest.raises(ValueError, match="s3://bucket/run is no folder of this machine; mount the bucket"):
+        loop.train(tiny_config("grpo"), "s3://bucket/run")
     assert not list(tmp_path.iterdir())

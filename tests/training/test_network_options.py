@@ -80,10 +80,7 @@ def test_a_shared_critic_is_one_network(tmp_path):
 
 @pytest.mark.parametrize(
     ("shared", "head", "loss"),
-    [
-        (False, "bins", "categorical_value_loss"),
-        pytest.param(True, "quantiles", "quantile_value_loss", marks=pytest.mark.slow),
-    ],
+    [(False, "bins", "categorical_value_loss"), pytest.param(True, "quantiles", "quantile_value_loss", marks=pytest.mark.slow)],
 )
 def test_critics_of_several_outputs(shared, head, loss, tmp_path):
     config = tiny_config("ppo", kl_coefficient=0.0)

@@ -19,7 +19,7 @@ from jaxrl_llm import cli, data, estimators, methods, objectives, rewards
 from jaxrl_llm.compose import composable
 from jaxrl_llm.data import Cursor, next_indices
 from jaxrl_llm.methods import base
-from jaxrl_llm.objectives.pairs import find_pairs, pair_statistics, pair_to_tokens, rollout_sum, two_sides
+from jaxrl_llm.objectives.groups import find_pairs, pair_statistics, pair_to_tokens, rollout_sum, two_sides
 from jaxrl_llm.training import checkpoint, loop, metrics, preference
 from jaxrl_llm.training.config import check_config
 from jaxrl_llm.training.evaluate import evaluate_pairs

@@ -23,7 +23,7 @@ KILLS = (("save", 1, 0.001), ("sample", 2, 0.01), ("update", 5, 0.002), ("save",
 
 def start(workdir, cache, *arguments, runner="crash_runner.py"):
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)]),
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": "",
@@ -82,19 +82,21 @@ def test_killed_five_times_equals_uninterrupted(tmp_path, cache, uninterrupted):
 
 
 @pytest.mark.slow
-def test_the_state_of_a_strategy_survives_kills(tmp_path, cache):
+@pytest.mark.parametrize(
+    ("method", "field"), [("repo", "count"), ("partial_rollouts", "tokens"), ("uncertain_prompts", "visits")]
+)
+def test_the_state_of_a_strategy_survives_kills(method, field, tmp_path, cache):
     runner = "strategy_crash_runner.py"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    code, output = finish(start(whole, cache, runner=runner))
+    code, output = finish(start(whole, cache, method, runner=runner))
     assert code == 0, output
     for kill in (("sample", 4, 0.01), ("update", 3, 0.002)):
-        code, output = finish(start(killed, cache, *kill, runner=runner))
+        code, output = finish(start(killed, cache, method, *kill, runner=runner))
         assert code == -signal.SIGKILL, f"{kill} was not reached: {output}"
-    code, output = finish(start(killed, cache, runner=runner))
+    code, output = finish(start(killed, cache, method, runner=runner))
     assert code == 0, output
     assert_same_run(killed, whole)
-    state = final_arrays(whole)[1]["method_state"]["strategy"]
-    assert state["visits"].sum() == 7 * 4 * 4 and (state["visits"] > 0).sum() > 4 and state["reward"].any()
+    assert final_arrays(whole)[1]["method_state"]["strategy"][field].any()
 
 
 @pytest.mark.slow
@@ -142,10 +144,10 @@ def test_resume_with_another_configuration_is_refused(tmp_path):
     config = ConfigDict({"seed": 0, "rl": {"steps": 3, "prompts": 2, "optimizer": {"decay": "constant"}}})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     config.rl.steps = 5
-    _check_same_run(config, tmp_path)
+    _check_same_run(config, tmp_path, tmp_path)
     config.rl.prompts = 4
     with pytest.raises(ValueError, match=r"config\.rl\.prompts is 4.*made with 2.*another --workdir"):
-        _check_same_run(config, tmp_path)
+        _check_same_run(config, tmp_path, tmp_path)
 
 
 def test_more_steps_are_refused_where_the_learning_rate_depends_on_them(tmp_path):
@@ -157,7 +159,7 @@ def test_more_steps_are_refused_where_the_learning_rate_depends_on_them(tmp_path
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     config.rl.steps = 5
     with pytest.raises(ValueError, match=r"config\.rl\.steps is 5.*made with 3"):
-        _check_same_run(config, tmp_path)
+        _check_same_run(config, tmp_path, tmp_path)
 
 
 def test_a_start_that_failed_does_not_pin_its_configuration(tmp_path):

@@ -22,7 +22,7 @@ class Pool:
     def __init__(self, *found):
         self.found = list(found)
 
-    def score(self, rewards, prompts, completions, columns, deadline):
+    def score(self, rewards, prompts, completions, columns, deadline, groups=()):
         return self.found.pop(0)
 
 
@@ -132,7 +132,7 @@ def test_what_has_not_begun_when_all_is_sampled_shares_one_deadline():
     deadlines = []
 
     class Slow:
-        def score(self, rewards, prompts, completions, columns, deadline):
+        def score(self, rewards, prompts, completions, columns, deadline, groups=()):
             deadlines.append(deadline)
             time.sleep(0.05)
             return np.zeros((len(prompts), 1)), []
