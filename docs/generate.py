@@ -44,8 +44,10 @@ The catalogue has {count} methods. *Formula* says how sure we are: `exact` is th
 Every method is a composition of a strategy (what is sampled), an estimator (rewards to advantages and weights) and an
 objective (scores to loss). `methods.get(name, **options)` makes one; a composition prints only what differs from the
 defaults of its parts. An unknown option, or one that would change nothing, is an error. Libraries that mean another formula
-by a name have [conventions](conventions.md). What belongs to the optimizer (online merging, slow-fast steps, averages
-of parameters, extrapolation) is in `jaxrl_llm.optimizers`, and what changes from step to step in `jaxrl_llm.controllers`.
+by a name have [conventions](conventions.md). Methods with a critic name its head, its targets and its loss, see
+[networks](networks.md#heads). What belongs to the optimizer (online merging, slow-fast steps, averages of parameters,
+extrapolation, resets, step rules, further gradients, evolution) is in `jaxrl_llm.optimizers`; a method brings it along
+(`wrap`), or `config.rl.optimizer.wrap = {{name: options}}` does. What changes from step to step is in `jaxrl_llm.controllers`.
 What another policy would have earned on logged rollouts is told by `jaxrl_llm.estimators.off_policy_evaluation`.
 
 ```python

@@ -225,7 +225,6 @@ def until_drift(state, step, *, value: float, window: int = 10, threshold: float
 
 
 def _average(state, metrics, *, decay, measure, factor):
-    del factor
     kept = {"mean": jnp.float32(metrics[measure]), "share": jnp.float32(1.0)}
     return {name: decay * state[name] + (1.0 - decay) * kept[name] for name in state}
 

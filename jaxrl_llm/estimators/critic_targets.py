@@ -4,12 +4,10 @@ Time counts actions only, and the state behind the last one has value 0. `of` na
 "behavior", the critic at the beginning of the step, or "target", its exponential average, which a method's `Critic` keeps.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.estimators.base import stateful, stateless
 from jaxrl_llm.estimators.returns import discounted_sums, rewards_per_token
 from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
@@ -37,9 +35,7 @@ def _with_returns(rollouts: Rollouts, returns, **more) -> Rollouts:
 
 
 @stateless(provides=("returns",))
-def monte_carlo_targets(
-    rollouts: Rollouts, *, discount: float = 1.0, reward_weights: tuple[float, ...] | None = None
-) -> Rollouts:
+def monte_carlo_targets(rollouts: Rollouts, *, discount: float = 1.0) -> Rollouts:
     """The discounted sum of the rewards from the action onwards: no bootstrap, and so no bias.
 
     In continuous time this is the martingale loss, whose critic is the true value; the squared one-step error with a gradient
@@ -47,19 +43,12 @@ def monte_carlo_targets(
 
     Source: https://arxiv.org/abs/2108.06655, section 4
     """
-    rewards, _ = rewards_per_token(rollouts, reward_weights)
+    rewards, _ = rewards_per_token(rollouts)
     return _with_returns(rollouts, discounted_sums(rewards, rollouts.mask, discount))
 
 
 @stateless(annotations=_value_of, provides=("returns",))
-def td_targets(
-    rollouts: Rollouts,
-    *,
-    steps: int = 1,
-    discount: float = 1.0,
-    of: str = "target",
-    reward_weights: tuple[float, ...] | None = None,
-) -> Rollouts:
+def td_targets(rollouts: Rollouts, *, steps: int = 1, discount: float = 1.0, of: str = "target") -> Rollouts:
     """Rewards of the next `steps` actions and the value of the state behind them.
 
     Args:
@@ -67,16 +56,14 @@ def td_targets(
       steps: n, at least 1.
       discount: gamma.
       of: "behavior" or "target".
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises:
       ValueError: `steps` is below 1.
 
     Source: n-step returns, https://arxiv.org/abs/1602.01783
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; it must be at least 1")
-    rewards, _ = rewards_per_token(rollouts, reward_weights)
+    require(steps >= 1, "steps", steps, "at least 1")
+    rewards, _ = rewards_per_token(rollouts)
     found = masked(rollouts.extras[f"{of}_value"], rollouts.mask)
     for _ in range(steps):
         found = rewards + discount * at_next_action(found, rollouts.mask)
@@ -85,13 +72,7 @@ def td_targets(
 
 @stateless(annotations=_value_of, provides=("returns",))
 def blended_targets(
-    rollouts: Rollouts,
-    *,
-    share: float = 0.5,
-    by: str = "rank",
-    discount: float = 1.0,
-    of: str = "target",
-    reward_weights: tuple[float, ...] | None = None,
+    rollouts: Rollouts, *, share: float = 0.5, by: str = "rank", discount: float = 1.0, of: str = "target"
 ) -> Rollouts:
     """r_t + discount ((1 - l) V_{t+1} + l G_{t+1}): values blended with the returns of the sample, more of a good one.
 
@@ -104,7 +85,6 @@ def blended_targets(
       by: as above.
       discount: gamma.
       of: "behavior" or "target".
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises:
       ValueError: an unknown `by`, or a share outside of [0, 1].
@@ -113,7 +93,7 @@ def blended_targets(
     """
     if by not in SHARES or not 0 <= share <= 1:
         raise ValueError(f"by={by!r}, share={share}: take one of {SHARES}, and a share from 0 to 1")
-    rewards, present = rewards_per_token(rollouts, reward_weights)
+    rewards, present = rewards_per_token(rollouts)
     whole, taken = rewards.sum(axis=1), rollouts.valid * present > 0
     count = taken.sum()
     if by == "constant":
@@ -134,13 +114,7 @@ def blended_targets(
 
 @stateless(annotations=("behavior_value", "behavior_logp", "proximal_logp"), provides=("returns",))
 def v_trace(
-    rollouts: Rollouts,
-    *,
-    discount: float = 1.0,
-    trace_decay: float = 1.0,
-    clip_rho: float = 1.0,
-    clip_c: float = 1.0,
-    reward_weights: tuple[float, ...] | None = None,
+    rollouts: Rollouts, *, discount: float = 1.0, trace_decay: float = 1.0, clip_rho: float = 1.0, clip_c: float = 1.0
 ) -> Rollouts:
     """Values and advantages of the policy that learns, from samples of an older one.
 
@@ -154,11 +128,10 @@ def v_trace(
       trace_decay: lambda.
       clip_rho: which policy's value is learnt; without bound that of the policy itself.
       clip_c: how far corrections reach back.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: IMPALA, https://arxiv.org/abs/1802.01561, section 4
     """
-    rewards, present = rewards_per_token(rollouts, reward_weights)
+    rewards, present = rewards_per_token(rollouts)
     mask = rollouts.mask
     ratio = jnp.exp(masked(log_ratio(rollouts.extras["proximal_logp"], rollouts.behavior_logp, MAX_LOG_RATIO), mask))
     rho, trace = jnp.minimum(ratio, clip_rho), discount * trace_decay * jnp.minimum(ratio, clip_c)
@@ -178,16 +151,7 @@ def v_trace(
 
 
 @stateful(annotations=("target_value", "target_value_outputs"), provides=("returns", "return_samples"))
-def distribution_targets(
-    rollouts: Rollouts,
-    state,
-    key,
-    *,
-    kind: str,
-    discount: float = 1.0,
-    expected: bool = True,
-    reward_weights: tuple[float, ...] | None = None,
-):
+def distribution_targets(rollouts: Rollouts, state, key, *, kind: str, discount: float = 1.0, expected: bool = True):
     """One-step targets of a critic of distributions: their mean r + discount V' in "returns", and samples r + discount Z'.
 
     Samples [N, T, m] go to `extras["return_samples"]`: all "quantiles" of the state behind the action, or one draw of the
@@ -200,7 +164,6 @@ def distribution_targets(
       kind: as above.
       discount: gamma.
       expected: whether "returns" are the means, or else the means of the samples: of one draw, the draw.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises:
       ValueError: an unknown kind.
@@ -209,7 +172,7 @@ def distribution_targets(
     """
     if kind not in ("quantiles", "gaussian"):
         raise ValueError(f"kind is {kind!r}; it must be 'quantiles' or 'gaussian'")
-    rewards, _ = rewards_per_token(rollouts, reward_weights)
+    rewards, _ = rewards_per_token(rollouts)
     outputs = masked(rollouts.extras["target_value_outputs"], rollouts.mask[..., None])
     if kind == "gaussian":
         least = jnp.argmin(outputs[..., ::2], axis=-1)[..., None]
@@ -223,9 +186,7 @@ def distribution_targets(
 
 
 @stateless(annotations=("behavior_value_outputs",))
-def stock_advantage(
-    rollouts: Rollouts, *, share: float = 0.25, trace_decay: float = 0.95, reward_weights: tuple[float, ...] | None = None
-) -> Rollouts:
+def stock_advantage(rollouts: Rollouts, *, share: float = 0.25, trace_decay: float = 0.95) -> Rollouts:
     """Generalised advantages of U_t = mean_j min(c_t + q_j(s_t), 0), whose greatest value is one of the tail of returns.
 
     c_t, the stock, is c_0 and the rewards before the action, q_j are quantiles of the return from there, and c_0 is minus their
@@ -235,16 +196,14 @@ def stock_advantage(
       rollouts: with `extras["behavior_value_outputs"]` [N, T, n], quantiles of the return.
       share: of the returns that count.
       trace_decay: lambda.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises:
       ValueError: the share is not between 0 and 1.
 
     Source: https://arxiv.org/abs/2501.13028, section on the conditional value at risk
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share is {share}; it must be above 0 and below 1")
-    rewards, present = rewards_per_token(rollouts, reward_weights)
+    require(0 < share < 1, "share", share, "above 0 and below 1")
+    rewards, present = rewards_per_token(rollouts)
     mask = rollouts.mask
     outputs = masked(rollouts.extras["behavior_value_outputs"], mask[..., None])
     first = (mask > 0) & (jnp.cumsum(mask > 0, axis=1) == 1)
@@ -263,14 +222,7 @@ def _greedy(options: dict) -> tuple[str, ...]:
 
 
 @stateless(annotations=_greedy, provides=("returns",))
-def greedy_targets(
-    rollouts: Rollouts,
-    *,
-    greedy: Composable,
-    alpha: float = 0.1,
-    discount: float = 1.0,
-    reward_weights: tuple[float, ...] | None = None,
-) -> Rollouts:
+def greedy_targets(rollouts: Rollouts, *, greedy: Composable, alpha: float = 0.1, discount: float = 1.0) -> Rollouts:
     """r_t + discount Q(s_{t+1}, b), b being the one candidate there, and Q = V + `alpha` (log pi(b) - log pi(likeliest token)).
 
     Args:
@@ -278,12 +230,11 @@ def greedy_targets(
       greedy: rule that picks the candidate, such as the reference policy's likeliest token.
       alpha: size of a nat in values.
       discount: gamma.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: the conservative Bellman operator of B-Coder, https://arxiv.org/abs/2310.03173
     """
     del greedy
-    rewards, present = rewards_per_token(rollouts, reward_weights)
+    rewards, present = rewards_per_token(rollouts)
     lead = log_ratio(rollouts.extras["proximal_candidate_logp"][..., 0], rollouts.extras["proximal_max_logp"])
     value = masked(rollouts.extras["behavior_value"] + alpha * lead, rollouts.mask)
     found = _with_returns(rollouts, rewards + discount * at_next_action(value, rollouts.mask))

@@ -1,10 +1,9 @@
 """Several rewards as several objectives: advantages of each by itself, and weights that a scalarisation gives them."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import Estimator, stateful
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
@@ -70,8 +69,7 @@ def fair_rewards(rollouts: Rollouts, state, key, *, objectives: int, floor: floa
     Source: MO-TSIVR-PG, https://arxiv.org/abs/2508.10608, for the scalarisation that is proportionally fair
     """
     del key
-    if floor <= 0:
-        raise ValueError(f"floor is {floor}; it must be above 0")
+    require(floor > 0, "floor", floor, "above 0")
     if rollouts.rewards.shape[1] != objectives:
         raise ValueError(f"objectives is {objectives}, and there are {rollouts.rewards.shape[1]} rewards; give one for each")
     known = (rollouts.valid[:, None] > 0) & jnp.isfinite(rollouts.rewards)

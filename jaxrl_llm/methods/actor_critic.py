@@ -1,7 +1,5 @@
 """Actors with critics beyond that of PPO: off-policy corrections, soft rewards, ensembles and distributions of the return."""
 
-from __future__ import annotations
-
 from jaxrl_llm.controllers import moving_average
 from jaxrl_llm.estimators import (
     blended_targets,
@@ -15,7 +13,7 @@ from jaxrl_llm.estimators import (
     token_mean,
     v_trace,
     whiten,
-)
+)  # fmt: skip
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import choice, kl_reward
@@ -30,9 +28,11 @@ from jaxrl_llm.objectives import (
     quantile_value_loss,
     score_function,
     value_loss,
-)
+)  # fmt: skip
 from jaxrl_llm.objectives.heads import ensemble, gaussian, quantiles, tail_mean, wang
 from jaxrl_llm.rollouts import grouped
+
+RISKS = {"tail_mean": lambda level: tail_mean(share=level), "wang": lambda level: wang(shift=level)}
 
 
 def _gradient(*terms):
@@ -40,253 +40,131 @@ def _gradient(*terms):
     return objective(policy(ratio=None, trust=score_function()), *terms)
 
 
-def _soft(samples: int, price: tuple, discount: float, trace_decay: float) -> tuple:
-    """Strategy, estimator and objective under rewards that the entropy is part of, its price alpha, its target and its rate."""
-    initial, target, rate = price
-    soft = soft_reward(initial=initial, target=target, rate=rate)
-    return (grouped(samples=samples), chain(soft, gae(discount=discount, trace_decay=trace_decay), token_mean()), _gradient())
+def _ppo(samples: int, *before) -> tuple:
+    """PPO without its critic: generalised advantages, whitened, under a clip, all with their usual numbers."""
+    return grouped(samples=samples), chain(*before, gae(), whiten(), token_mean()), clipped()
+
+
+def _soft(samples: int, alpha: float, target_entropy: float | None) -> tuple:
+    """The policy gradient of rewards that the entropy is part of, at the price alpha; see `soft_reward`."""
+    return grouped(samples=samples), chain(soft_reward(initial=alpha, target=target_entropy), gae(), token_mean()), _gradient()
+
+
+def _twins(td_steps: int, follow: float) -> Critic:
+    """Two critics of which the lower one counts, also in the averages that they learn from."""
+    return Critic(loss=ensemble_value_loss(), head=ensemble(), targets=td_targets(steps=td_steps), follow=follow)
 
 
 @method(
-    paper="IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures (Espeholt et al., 2018)",
-    url="https://arxiv.org/abs/1802.01561",
+    "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures (Espeholt et al., 2018)",
+    "arXiv:1802.01561",
 )
-def impala(
-    *,
-    samples: int = 4,
-    discount: float = 1.0,
-    clip_rho: float = 1.0,
-    clip_c: float = 1.0,
-    value_coefficient: float = 0.5,
-    entropy_coefficient: float = 0.01,
-):
+def impala(samples: int = 4, clip_rho: float = 1.0, clip_c: float = 1.0, entropy_coefficient: float = 0.01):
     """Actor-critic whose targets and advantages are corrected, by truncated ratios of tokens, for the age of the sampler.
 
-    Defaults: Both truncations and the factor of the value are the paper's. The entropy's is within the range of its sweeps;
-      samples and the discount, 0.99 there, are ours. With `rl.staleness` 0 it is an actor-critic on policy.
+    Defaults: Both truncations are the paper's, and so is the factor of the value. The entropy's is within the range of its
+      sweeps; samples are ours, and no discount. With `rl.staleness` 0 it is an actor-critic on policy.
     """
     return (
         grouped(samples=samples),
-        chain(v_trace(discount=discount, clip_rho=clip_rho, clip_c=clip_c), token_mean()),
+        chain(v_trace(clip_rho=clip_rho, clip_c=clip_c), token_mean()),
         _gradient(entropy_bonus(coefficient=entropy_coefficient)),
-        Critic(loss=value_loss(coefficient=value_coefficient, clip=None)),
+        Critic(loss=value_loss(clip=None)),
     )
 
 
-@method(
-    paper="Soft Actor-Critic Algorithms and Applications (Haarnoja et al., 2018)",
-    url="https://arxiv.org/abs/1812.05905",
-    certainty="sketch",
-)
-def sac(
-    *,
-    samples: int = 4,
-    alpha: float = 0.01,
-    target_entropy: float | None = 0.5,
-    alpha_rate: float = 0.01,
-    discount: float = 1.0,
-    trace_decay: float = 0.95,
-    td_steps: int = 8,
-    follow: float = 0.005,
-    value_coefficient: float = 0.5,
-):
+@method("Soft Actor-Critic Algorithms and Applications (Haarnoja et al., 2018)", "arXiv:1812.05905")
+def sac(samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0.5, td_steps: int = 8, follow: float = 0.005):
     """The entropy of tokens is part of their reward, at a price that follows a target; of two critics the lower one counts.
 
-    Defaults: The average's share is the paper's. All else is ours: samples, rates, the target entropy (nats a token), and
-      `td_steps`, after which targets read the averaged critics, where the paper has 1. `target_entropy=None` keeps alpha.
+    Defaults: `follow` is the paper's. All else is ours: samples, the target entropy (nats a token), and `td_steps`, after which
+      targets read the averaged critics, where the paper has 1. `target_entropy=None` keeps alpha.
 
     Unconfirmed: the port. A token leads to one state alone, so that values of states stand for those of actions, and the policy
       learns from the score function of its samples in place of an expectation over the vocabulary.
     """
-    return (
-        *_soft(samples, (alpha, target_entropy, alpha_rate), discount, trace_decay),
-        Critic(
-            loss=ensemble_value_loss(coefficient=value_coefficient),
-            head=ensemble(),
-            targets=td_targets(steps=td_steps, discount=discount),
-            follow=follow,
-        ),
-    )
+    return *_soft(samples, alpha, target_entropy), _twins(td_steps, follow)
 
 
-@method(
-    paper="ACE: Off-Policy Actor-Critic with Causality-Aware Entropy Regularization (Ji et al., 2024)",
-    url="https://arxiv.org/abs/2402.14528",
-    certainty="sketch",
-)
-def ace(
-    *,
-    samples: int = 4,
-    alpha: float = 0.01,
-    target_entropy: float | None = 0.5,
-    alpha_rate: float = 0.01,
-    trace_decay: float = 0.95,
-    td_steps: int = 8,
-    follow: float = 0.005,
-    every: int = 200,
-    largest: float = 0.5,
-    threshold: float = 0.025,
-    value_coefficient: float = 0.5,
-):
+@method("ACE: Off-Policy Actor-Critic with Causality-Aware Entropy Regularization (Ji et al., 2024)", "arXiv:2402.14528")
+def ace(samples: int = 4, alpha: float = 0.01, every: int = 200, largest: float = 0.5, threshold: float = 0.025):
     """Soft actor-critic whose policy goes part of the way back to its beginning, the further, the more of it is dormant.
 
-    Defaults: As in `sac`. `every` (steps between resets), `largest` (part of the way) and `threshold` are ours.
+    Defaults: As in `sac`; all are ours. `every` are steps between resets, `largest` is a part of the way.
 
     Unconfirmed: the weights of the entropy of single actions, which the paper finds by causal discovery, are left out: they are
       those of the dimensions of an action, and a token has one.
     """
-    return (
-        *_soft(samples, (alpha, target_entropy, alpha_rate), 1.0, trace_decay),
-        Critic(
-            loss=ensemble_value_loss(coefficient=value_coefficient),
-            head=ensemble(),
-            targets=td_targets(steps=td_steps),
-            follow=follow,
-        ),
-        Wrap({"soft_reset": {"every": every, "largest": largest, "threshold": threshold}}),
-    )
+    reset = {"every": every, "largest": largest, "threshold": threshold}
+    return *_soft(samples, alpha, 0.5), _twins(8, 0.005), Wrap({"soft_reset": reset})
 
 
 @method(
     paper="Distributional Soft Actor-Critic (Duan et al., 2020)", url="https://arxiv.org/abs/2001.02811", certainty="sketch"
 )
-def dsac(
-    *,
-    samples: int = 4,
-    alpha: float = 0.01,
-    target_entropy: float | None = 0.5,
-    alpha_rate: float = 0.01,
-    discount: float = 1.0,
-    trace_decay: float = 0.95,
-    bound: float = 1.0,
-    least_deviation: float = 0.1,
-    follow: float = 0.001,
-    value_coefficient: float = 0.5,
-):
+def dsac(samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0.5, bound: float = 1.0, follow: float = 0.001):
     """Soft actor-critic with a normal distribution of the return, which learns from draws of the next state's.
 
-    Defaults: The average's share is the paper's; all else is ours. `bound` is of the error that the deviation sees.
+    Defaults: `follow` is the paper's; all else is ours. `bound` is of the error that the deviation sees.
 
     Unconfirmed: the port, as in `sac`, and the paper's bound.
     """
-    return (
-        *_soft(samples, (alpha, target_entropy, alpha_rate), discount, trace_decay),
-        Critic(
-            loss=gaussian_value_loss(
-                coefficient=value_coefficient, bound=bound, least_deviation=least_deviation, samples="return_samples"
-            ),
-            head=gaussian(),
-            targets=distribution_targets(kind="gaussian", discount=discount, expected=False),
-            follow=follow,
-        ),
+    loss, targets = (
+        gaussian_value_loss(bound=bound, samples="return_samples"),
+        distribution_targets(kind="gaussian", expected=False),
     )
+    return *_soft(samples, alpha, target_entropy), Critic(loss=loss, head=gaussian(), targets=targets, follow=follow)
 
 
-@method(
-    paper="Distributional Soft Actor-Critic with Three Refinements (Duan et al., 2023)",
-    url="https://arxiv.org/abs/2310.05858",
-    certainty="sketch",
-)
+@method("Distributional Soft Actor-Critic with Three Refinements (Duan et al., 2023)", "arXiv:2310.05858")
 def dsac_t(
-    *,
-    samples: int = 4,
-    alpha: float = 0.01,
-    target_entropy: float | None = 0.5,
-    alpha_rate: float = 0.01,
-    discount: float = 1.0,
-    trace_decay: float = 0.95,
-    bound_deviations: float = 3.0,
-    least_deviation: float = 0.1,
-    follow: float = 0.005,
-    value_coefficient: float = 0.5,
+    samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0.5, bound: float = 3.0, follow: float = 0.005
 ):
     """DSAC with expected targets for the mean, two critics of which the lower one counts, and gradients that know the variance.
 
-    Defaults: `bound_deviations`, of the error that the deviation sees, in mean deviations, and the share of all averages are
-      the paper's; all else is ours.
+    Defaults: `bound`, of the error that the deviation sees, in mean deviations, and the share of all averages are the paper's;
+      all else is ours.
 
     Unconfirmed: the port, as in `sac`. Bound and scale are those of the steps before; in the first step there are none.
     """
-    followed = {"decay": 1.0 - follow}
+    followed, scalars = {"decay": 1.0 - follow}, {"bound": "deviation_bound", "scale": "gradient_scale"}
     return (
-        *_soft(samples, (alpha, target_entropy, alpha_rate), discount, trace_decay),
+        *_soft(samples, alpha, target_entropy),
         {
-            "deviation_bound": moving_average(measure="critic/deviation", factor=bound_deviations, **followed),
+            "deviation_bound": moving_average(measure="critic/deviation", factor=bound, **followed),
             "gradient_scale": moving_average(measure="critic/variance", **followed),
         },
         Critic(
-            loss=gaussian_value_loss(
-                coefficient=value_coefficient,
-                least_deviation=least_deviation,
-                bound="deviation_bound",
-                scale="gradient_scale",
-                samples="return_samples",
-            ),
+            loss=gaussian_value_loss(samples="return_samples", **scalars),
             head=gaussian(members=2),
-            targets=distribution_targets(kind="gaussian", discount=discount),
+            targets=distribution_targets(kind="gaussian"),
             follow=follow,
         ),
     )
 
 
-RISKS = {"tail_mean": lambda level: tail_mean(share=level), "wang": lambda level: wang(shift=level)}
-
-
-@method(
-    paper="Robust Quadrupedal Locomotion via Risk-Averse Policy Learning (Shi et al., 2023)",
-    url="https://arxiv.org/abs/2308.09405",
-    certainty="sketch",
-)
+@method("Robust Quadrupedal Locomotion via Risk-Averse Policy Learning (Shi et al., 2023)", "arXiv:2308.09405")
 def risk_averse_ppo(
-    *,
-    samples: int = 4,
-    risk: str = "tail_mean",
-    level: float = 0.5,
-    quantile_count: int = 32,
-    huber: float = 1.0,
-    trace_decay: float = 0.95,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    value_coefficient: float = 0.5,
-    follow: float = 0.05,
+    samples: int = 4, risk: str = "tail_mean", level: float = 0.5, quantile_count: int = 32, follow: float = 0.05
 ):
     """PPO whose critic has quantiles of the return, and whose advantages are against their mean under distorted levels.
 
-    Defaults: The clip is that of PPO; all else is ours. `level` is the share of a "tail_mean" (the lowest returns alone), or
-      the shift of "wang".
+    Defaults: Decay and clip are those of PPO; all else is ours. `level` is the share of a "tail_mean" (the lowest returns
+      alone), or the shift of "wang".
 
     Unconfirmed: the paper's distortion, and how it makes the targets of quantiles; here they are those of the next state's
       averaged critic.
     """
-    return (
-        grouped(samples=samples),
-        chain(gae(trace_decay=trace_decay), whiten(), token_mean()),
-        clipped(clip_low, clip_high),
-        Critic(
-            loss=quantile_value_loss(coefficient=value_coefficient, huber=huber, samples="return_samples"),
-            head=quantiles(count=quantile_count, risk=choice("risk", risk, RISKS)(level)),
-            targets=distribution_targets(kind="quantiles"),
-            follow=follow,
-        ),
+    return *_ppo(samples), Critic(
+        loss=quantile_value_loss(samples="return_samples"),
+        head=quantiles(count=quantile_count, risk=choice("risk", risk, RISKS)(level)),
+        targets=distribution_targets(kind="quantiles"),
+        follow=follow,
     )
 
 
-@method(
-    paper="Optimizing Return Distributions with Distributional Dynamic Programming (Pires et al., 2025)",
-    url="https://arxiv.org/abs/2501.13028",
-    certainty="sketch",
-)
-def stock_cvar(
-    *,
-    samples: int = 4,
-    share: float = 0.25,
-    quantile_count: int = 32,
-    huber: float = 1.0,
-    trace_decay: float = 0.95,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    value_coefficient: float = 0.5,
-):
+@method("Optimizing Return Distributions with Distributional Dynamic Programming (Pires et al., 2025)", "arXiv:2501.13028")
+def stock_cvar(samples: int = 4, share: float = 0.25, quantile_count: int = 32):
     """PPO for the mean of the lowest returns: what an answer has earned so far shifts the distribution of what is to come.
 
     Defaults: All are ours. `share` is that of the returns that count.
@@ -296,78 +174,32 @@ def stock_cvar(
     """
     return (
         grouped(samples=samples),
-        chain(stock_advantage(share=share, trace_decay=trace_decay), whiten(), token_mean()),
-        clipped(clip_low, clip_high),
-        Critic(
-            loss=quantile_value_loss(coefficient=value_coefficient, huber=huber),
-            head=quantiles(count=quantile_count),
-            targets=monte_carlo_targets(),
-        ),
+        chain(stock_advantage(share=share), whiten(), token_mean()),
+        clipped(),
+        Critic(loss=quantile_value_loss(), head=quantiles(count=quantile_count), targets=monte_carlo_targets()),
     )
 
 
-@method(
-    paper="Efficient Online RL Fine Tuning with Offline Pre-trained Policy Only (Xiao et al., 2025)",
-    url="https://arxiv.org/abs/2505.16856",
-    certainty="sketch",
-)
-def porl(
-    *,
-    samples: int = 4,
-    warmup_steps: int = 20,
-    trace_decay: float = 0.95,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    value_coefficient: float = 0.5,
-    kl_coefficient: float = 0.0,
-):
+@method("Efficient Online RL Fine Tuning with Offline Pre-trained Policy Only (Xiao et al., 2025)", "arXiv:2505.16856")
+def porl(samples: int = 4, warmup_steps: int = 20, kl_coefficient: float = 0.0):
     """PPO whose critic learns the returns of the policy as it is given, before that policy moves.
 
-    Defaults: All are ours.
+    Defaults: Decay and clip are those of PPO; all else is ours.
 
     Unconfirmed: the length of the warm-up. The paper's critic is of actions; here it learns plain returns of states, so that
       nothing of it is bootstrapped.
     """
-    return (
-        grouped(samples=samples),
-        chain(*kl_reward(kl_coefficient, None), gae(trace_decay=trace_decay), whiten(), token_mean()),
-        clipped(clip_low, clip_high),
-        Critic(
-            loss=value_loss(coefficient=value_coefficient, clip=None), targets=monte_carlo_targets(), warmup_steps=warmup_steps
-        ),
-    )
+    critic = Critic(loss=value_loss(clip=None), targets=monte_carlo_targets(), warmup_steps=warmup_steps)
+    return *_ppo(samples, *kl_reward(kl_coefficient, None)), critic
 
 
-@method(
-    paper="Improving Offline RL by Blending Heuristics (Geng et al., 2023)",
-    url="https://arxiv.org/abs/2306.00321",
-    certainty="sketch",
-)
-def hubl(
-    *,
-    samples: int = 4,
-    share: float = 0.5,
-    by: str = "rank",
-    discount: float = 1.0,
-    trace_decay: float = 0.95,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    value_coefficient: float = 0.5,
-    follow: float = 0.005,
-):
+@method("Improving Offline RL by Blending Heuristics (Geng et al., 2023)", "arXiv:2306.00321")
+def hubl(samples: int = 4, share: float = 0.5, by: str = "rank", follow: float = 0.005):
     """PPO whose critic trusts the returns of samples the more, the better these are, and its own average for the rest.
 
     Defaults: All are ours; the paper tries "constant", "sigmoid" and "rank".
 
     Unconfirmed: the port. The paper relabels the data of offline methods; here each step's samples are relabelled.
     """
-    return (
-        grouped(samples=samples),
-        chain(gae(discount=discount, trace_decay=trace_decay), whiten(), token_mean()),
-        clipped(clip_low, clip_high),
-        Critic(
-            loss=value_loss(coefficient=value_coefficient, clip=None),
-            targets=blended_targets(share=share, by=by, discount=discount),
-            follow=follow,
-        ),
-    )
+    targets = blended_targets(share=share, by=by)
+    return *_ppo(samples), Critic(loss=value_loss(clip=None), targets=targets, follow=follow)

@@ -87,15 +87,15 @@ class Method:
         """
         return "value" in self.needs and not self.needs_critic
 
-    def with_critic(self, critic: Critic) -> "Method":
-        """The method with the head and the loss of another critic, whose targets are those of its own."""
-        terms = tuple(critic.loss if term == self.critic.loss else term for term in self.objective.terms)
-        return dataclasses.replace(self, critic=critic, objective=make_objective(*terms))
-
     @property
     def is_reward_model(self) -> bool:
         """Whether what it trains gives values alone: its losses look at no log-probability."""
         return self.needs_value_head and not self.objective.reads_logp
+
+    def with_critic(self, critic: Critic) -> "Method":
+        """The method with the head and the loss of another critic, whose targets are those of its own."""
+        terms = tuple(critic.loss if term == self.critic.loss else term for term in self.objective.terms)
+        return dataclasses.replace(self, critic=critic, objective=make_objective(*terms))
 
     @property
     def learns_from(self) -> str:
@@ -112,12 +112,9 @@ class Method:
     def composition(self) -> str:
         """The method printed as the code that composes it."""
         lines = [f"strategy    = {self.strategy!r}", f"estimator   = {self.estimator!r}", f"objective   = {self.objective!r}"]
-        if self.controllers:
-            lines.append(f"controllers = {dict(self.controllers)!r}")
-        if self.critic is not None:
-            lines.append(f"critic      = {self.critic!r}")
-        lines += [f"wrap        = {self.wrap.layers!r}"] if self.wrap.layers else []
-        lines += [f"evolution   = {self.evolution!r}"] if self.evolution else []
+        beside = {"controllers": dict(self.controllers), "critic": self.critic, "wrap": self.wrap.layers}
+        beside |= {"evolution": self.evolution}
+        lines += [f"{name:11} = {part!r}" for name, part in beside.items() if part]
         return "\n".join(lines)
 
 
@@ -143,8 +140,8 @@ class Entry:
     defaults come from, and "Unconfirmed: ..." what of its formula could not be confirmed.
 
     Attributes:
-      build: keyword options -> (strategy, estimator, objective), and behind them a dict of controllers, a `Critic`, a `Wrap`
-        or an `Evolution`.
+      build: options -> (strategy, estimator, objective), and behind them a dict of controllers, a `Critic`, a `Wrap` or an
+        `Evolution`.
       paper: title, authors and year.
       url: of the paper.
       certainty: "exact" where the formula is that of the paper or of its authors' code; "sketch" where part of it is ours.

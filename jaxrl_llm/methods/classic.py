@@ -6,16 +6,7 @@ from jaxrl_llm.methods.advantages import WHITENING
 from jaxrl_llm.methods.base import When, method, reject_inert
 from jaxrl_llm.methods.choices import AGGREGATIONS, OPENRLHF_KL, TUNIX_KL, VERL_CLIP, choice, kl_parts, kl_reward
 from jaxrl_llm.methods.critics import Critic
-from jaxrl_llm.objectives import (
-    bradley_terry,
-    entropy_bonus,
-    objective,
-    policy,
-    score_function,
-    token_ratio,
-    value_loss,
-)  # fmt: skip
-from jaxrl_llm.objectives import clip as ratio_clip
+from jaxrl_llm.objectives import bradley_terry, entropy_bonus, objective, policy, score_function, token_ratio, value_loss
 from jaxrl_llm.rollouts import grouped
 
 
@@ -126,17 +117,15 @@ def ppo(
     if value_coefficient <= 0:
         raise ValueError(f"value_coefficient is {value_coefficient}; a critic that never learns gives no baseline: take 'grpo'")
     bonus = (entropy_bonus(coefficient=entropy_coefficient),) if entropy_coefficient else ()
-    return (
-        grouped(samples=samples),
-        chain(
-            *kl_reward(kl_coefficient, kl_kind, kl_target, kl_bound),
-            gae(discount=discount, trace_decay=trace_decay),
-            choice("whitening", whitening, WHITENING),
-            token_mean(),
-        ),
-        objective(policy(trust=ratio_clip(low=clip_low, high=clip_high, dual=clip_dual)), *bonus),
-        Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip, huber=value_huber)),
+    estimator = chain(
+        *kl_reward(kl_coefficient, kl_kind, kl_target, kl_bound),
+        gae(discount=discount, trace_decay=trace_decay),
+        choice("whitening", whitening, WHITENING),
+        token_mean(),
     )
+    loss = objective(policy(trust=objectives.clip(low=clip_low, high=clip_high, dual=clip_dual)), *bonus)
+    critic = Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip, huber=value_huber))
+    return grouped(samples=samples), estimator, loss, critic
 
 
 @method(

@@ -1,7 +1,5 @@
 """What a method's critic is: the head that it reads values from, the targets that it learns, and the loss between the two."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from jaxrl_llm.compose import Composable

@@ -1,7 +1,6 @@
 """Methods that learn values first and a policy from them: upper values of samples, frozen critics, and values in the logits."""
 
-from __future__ import annotations
-
+from jaxrl_llm.compose import Composable
 from jaxrl_llm.estimators import (
     advantage_weight,
     chain,
@@ -12,7 +11,7 @@ from jaxrl_llm.estimators import (
     td_targets,
     token_mean,
     whiten,
-)
+)  # fmt: skip
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import kl_reward
@@ -30,9 +29,9 @@ from jaxrl_llm.objectives import (
     token_ratio,
     top,
     value_loss,
-)
+)  # fmt: skip
 from jaxrl_llm.objectives.heads import bins, soft_maximum
-from jaxrl_llm.rollouts import Collection, Io, grouped, requests_for, stateless_strategy
+from jaxrl_llm.rollouts import Collection, Io, Strategy, grouped, requests_for, stateless_strategy
 
 
 @stateless_strategy(annotations=("reference_samples",))
@@ -41,21 +40,26 @@ def grouped_from_reference(io: Io, prompts: int, *, samples: int = 8) -> tuple[C
     return io.sample(requests_for(*io.draw(prompts), samples=samples, by="reference")), {}
 
 
+def _weighted_imitation(strategy: Strategy, temperature: float) -> tuple:
+    """Likelihood of each token by exp of what it adds to the value, over the temperature."""
+    weights = chain(gae(trace_decay=0.0), advantage_weight(temperature=temperature), token_mean())
+    return strategy, weights, objective(policy(ratio=None, trust=score_function()))
+
+
+def _upper(loss: Composable, td_steps: int, follow: float) -> Critic:
+    return Critic(loss=loss, targets=td_targets(steps=td_steps), follow=follow)
+
+
 @method(
-    paper="Dual RL: Unification and New Methods for Reinforcement and Imitation Learning (Sikchi et al., 2023)",
-    url="https://arxiv.org/abs/2302.08560",
-    certainty="sketch",
+    "Dual RL: Unification and New Methods for Reinforcement and Imitation Learning (Sikchi et al., 2023)", "arXiv:2302.08560"
 )
 def f_dvl(
-    *,
     samples: int = 4,
     share: float = 0.7,
     divergence: str = "chi2",
     temperature: float = 0.1,
-    discount: float = 1.0,
     td_steps: int = 8,
     follow: float = 0.005,
-    value_coefficient: float = 0.5,
 ):
     """Upper values of the samples by a convex loss, and likelihood of tokens by the exponential of what they add to them.
 
@@ -64,65 +68,24 @@ def f_dvl(
     Unconfirmed: the port. A token leads to one state alone, so that the averaged critic of the next states stands for values of
       actions; `td_steps` of rewards come before it.
     """
-    return (
-        grouped(samples=samples),
-        chain(gae(discount=discount, trace_decay=0.0), advantage_weight(temperature=temperature), token_mean()),
-        objective(policy(ratio=None, trust=score_function())),
-        Critic(
-            loss=dual_value_loss(coefficient=value_coefficient, share=share, divergence=divergence),
-            targets=td_targets(steps=td_steps, discount=discount),
-            follow=follow,
-        ),
-    )
+    loss = dual_value_loss(share=share, divergence=divergence)
+    return *_weighted_imitation(grouped(samples=samples), temperature), _upper(loss, td_steps, follow)
 
 
-@method(
-    paper="Offline Reinforcement Learning with Implicit Q-Learning (Kostrikov et al., 2021)",
-    url="https://arxiv.org/abs/2110.06169",
-    certainty="sketch",
-)
-def iql(
-    *,
-    samples: int = 4,
-    level: float = 0.7,
-    temperature: float = 0.3,
-    discount: float = 1.0,
-    td_steps: int = 8,
-    follow: float = 0.005,
-    value_coefficient: float = 0.5,
-):
+@method("Offline Reinforcement Learning with Implicit Q-Learning (Kostrikov et al., 2021)", "arXiv:2110.06169")
+def iql(samples: int = 4, level: float = 0.7, temperature: float = 0.3, td_steps: int = 8, follow: float = 0.005):
     """Expectiles of the values behind the samples, and likelihood of tokens by the exponential of what they add to them.
 
     Defaults: Level, temperature (1 / 3 there) and the average's share are the paper's, for locomotion; all else is ours.
 
     Unconfirmed: the port, as in `f_dvl`.
     """
-    return (
-        grouped(samples=samples),
-        chain(gae(discount=discount, trace_decay=0.0), advantage_weight(temperature=temperature), token_mean()),
-        objective(policy(ratio=None, trust=score_function())),
-        Critic(
-            loss=expectile_value_loss(coefficient=value_coefficient, level=level),
-            targets=td_targets(steps=td_steps, discount=discount),
-            follow=follow,
-        ),
-    )
+    loss = expectile_value_loss(level=level)
+    return *_weighted_imitation(grouped(samples=samples), temperature), _upper(loss, td_steps, follow)
 
 
-@method(
-    paper="Q#: Provably Optimal Distributional RL for LLM Post-Training (Zhou et al., 2025)",
-    url="https://arxiv.org/abs/2502.20548",
-    certainty="sketch",
-)
-def q_sharp(
-    *,
-    samples: int = 4,
-    temperature: float = 0.1,
-    bin_count: int = 2,
-    low: float = 0.0,
-    high: float = 1.0,
-    value_coefficient: float = 0.5,
-):
+@method("Q#: Provably Optimal Distributional RL for LLM Post-Training (Zhou et al., 2025)", "arXiv:2502.20548")
+def q_sharp(samples: int = 4, temperature: float = 0.1, bin_count: int = 2, low: float = 0.0, high: float = 1.0):
     """The distribution of the reference policy's returns gives the best values under a KL penalty, which the policy imitates.
 
     Defaults: Two bins are the paper's for rewards of 0 and 1; all else is ours. `temperature` is that of the KL penalty.
@@ -130,26 +93,16 @@ def q_sharp(
     Unconfirmed: the port. The paper guides the reference in decoding by Q; here its samples teach the policy what that gives,
       each token by exp((Q - V) / temperature). That the first part of an answer is the guided policy's own is left out.
     """
-    return (
-        grouped_from_reference(samples=samples),
-        chain(gae(trace_decay=0.0), advantage_weight(temperature=temperature), token_mean()),
-        objective(policy(ratio=None, trust=score_function())),
-        Critic(
-            loss=categorical_value_loss(low=low, high=high, coefficient=value_coefficient, smoothing=None),
-            head=bins(count=bin_count, low=low, high=high, risk=soft_maximum(temperature=temperature)),
-            targets=monte_carlo_targets(),
-        ),
-    )
+    loss = categorical_value_loss(low=low, high=high, smoothing=None)
+    head = bins(count=bin_count, low=low, high=high, risk=soft_maximum(temperature=temperature))
+    critic = Critic(loss=loss, head=head, targets=monte_carlo_targets())
+    return *_weighted_imitation(grouped_from_reference(samples=samples), temperature), critic
 
 
 @method(
-    paper="Improving Multi-Step Reasoning Abilities with Direct Advantage Policy Optimization (Liu et al., 2024)",
-    url="https://arxiv.org/abs/2412.18279",
-    certainty="sketch",
+    "Improving Multi-Step Reasoning Abilities with Direct Advantage Policy Optimization (Liu et al., 2024)", "arXiv:2412.18279"
 )
-def direct_advantage(
-    *, samples: int = 4, beta: float = 0.1, warmup_steps: int = 20, bin_count: int = 2, value_coefficient: float = 0.5
-):
+def direct_advantage(samples: int = 4, beta: float = 0.1, warmup_steps: int = 20, bin_count: int = 2):
     """A critic learns how likely the reference is to succeed and stays; the policy's log-ratios regress what tokens add to it.
 
     Defaults: All are ours but the cross-entropy of two outcomes, `bin_count` 2 of rewards from 0 to 1. In the first
@@ -157,36 +110,20 @@ def direct_advantage(
 
     Unconfirmed: the paper's steps are lines and not tokens, with several candidates for each; its beta and choice of states.
     """
+    loss = categorical_value_loss(low=0.0, high=1.0, smoothing=None)
+    learnt = {"targets": monte_carlo_targets(), "warmup_steps": warmup_steps, "frozen": True}
     return (
         grouped_from_reference(samples=samples),
         chain(gae(trace_decay=0.0), token_mean()),
         objective(policy(ratio=token_ratio(against="reference"), trust=dro(beta=beta))),
-        Critic(
-            loss=categorical_value_loss(low=0.0, high=1.0, coefficient=value_coefficient, smoothing=None),
-            head=bins(count=bin_count),
-            targets=monte_carlo_targets(),
-            warmup_steps=warmup_steps,
-            frozen=True,
-        ),
+        Critic(loss=loss, head=bins(count=bin_count), **learnt),
     )
 
 
 @method(
-    paper="Lean and Mean: Decoupled Value Policy Optimization with Global Value Guidance (Huang et al., 2025)",
-    url="https://arxiv.org/abs/2502.16944",
-    certainty="sketch",
+    "Lean and Mean: Decoupled Value Policy Optimization with Global Value Guidance (Huang et al., 2025)", "arXiv:2502.16944"
 )
-def dvpo(
-    *,
-    samples: int = 4,
-    warmup_steps: int = 50,
-    trace_decay: float = 0.95,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    value_coefficient: float = 0.5,
-    kl_coefficient: float = 0.2,
-    kl_target: float | None = 6.0,
-):
+def dvpo(samples: int = 4, warmup_steps: int = 50, kl_coefficient: float = 0.2, kl_target: float | None = 6.0):
     """PPO whose critic has learned before and never does again.
 
     Defaults: Clip, decay and KL coefficient are those of the authors' program; the KL target (nats an answer) and the steps
@@ -195,54 +132,35 @@ def dvpo(
     Unconfirmed: the paper trains the critic on preference data with sample answers of the policy in front; here it learns the
       returns of the policy that the phase begins with.
     """
+    learnt = {"targets": monte_carlo_targets(), "warmup_steps": warmup_steps, "frozen": True}
     return (
         grouped(samples=samples),
-        chain(*kl_reward(kl_coefficient, None, kl_target), gae(trace_decay=trace_decay), whiten(), token_mean()),
-        clipped(clip_low, clip_high),
-        Critic(
-            loss=value_loss(coefficient=value_coefficient, clip=None),
-            targets=monte_carlo_targets(),
-            warmup_steps=warmup_steps,
-            frozen=True,
-        ),
+        chain(*kl_reward(kl_coefficient, None, kl_target), gae(), whiten(), token_mean()),
+        clipped(),
+        Critic(loss=value_loss(clip=None), **learnt),
     )
 
 
-@method(
-    paper="B-Coder: Value-Based Deep Reinforcement Learning for Program Synthesis (Yu et al., 2023)",
-    url="https://arxiv.org/abs/2310.03173",
-    certainty="sketch",
-)
-def b_coder(*, samples: int = 4, alpha: float = 0.1, discount: float = 1.0, value_coefficient: float = 1.0):
+@method("B-Coder: Value-Based Deep Reinforcement Learning for Program Synthesis (Yu et al., 2023)", "arXiv:2310.03173")
+def b_coder(samples: int = 4, alpha: float = 0.1):
     """The logits are advantages: values of tokens learn from that of the token which the reference would say next.
 
     Defaults: All are ours.
 
-    Unconfirmed: alpha and discount. Of the paper's losses only that of the values is here; its two value functions are one
-      critic, and the likeliest token's logit has no gradient.
+    Unconfirmed: alpha, and a discount of 1. Of the paper's losses only that of the values is here; its two value functions are
+      one critic, and the likeliest token's logit has no gradient.
     """
-    return (
-        grouped(samples=samples),
-        chain(greedy_targets(alpha=alpha, discount=discount, greedy=top(count=1, of="reference")), token_mean()),
-        objective(),
-        Critic(loss=dueling_value_loss(alpha=alpha, coefficient=value_coefficient)),
-    )
+    targets = greedy_targets(alpha=alpha, greedy=top(count=1, of="reference"))
+    return grouped(samples=samples), chain(targets, token_mean()), objective(), Critic(loss=dueling_value_loss(alpha=alpha))
 
 
-@method(
-    paper="Inverse Preference Learning: Preference-based RL without a Reward Function (Hejna et al., 2023)",
-    url="https://arxiv.org/abs/2305.15363",
-    certainty="sketch",
-)
-def ipl(*, beta: float = 0.1, discount: float = 0.99, regularisation: float = 0.5):
+@method("Inverse Preference Learning: Preference-based RL without a Reward Function (Hejna et al., 2023)", "arXiv:2305.15363")
+def ipl(beta: float = 0.1, discount: float = 0.99, regularisation: float = 0.5):
     """Preferences between the sums of rewards that logits and a value head imply by the inverse Bellman operator, kept small.
 
     Defaults: `discount` is the paper's, the others are ours.
 
     Unconfirmed: `regularisation`. The paper extracts a policy from values by weighted imitation; here logits are both.
     """
-    return (
-        None,
-        chain(pair_mean()),
-        objective(inverse_preference(beta=beta, discount=discount, regularisation=regularisation)),
-    )
+    loss = inverse_preference(beta=beta, discount=discount, regularisation=regularisation)
+    return None, chain(pair_mean()), objective(loss)

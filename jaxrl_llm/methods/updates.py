@@ -1,7 +1,5 @@
 """What a method says of its update: what it lays over the optimizer, or that seeds stand in the place of gradients."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

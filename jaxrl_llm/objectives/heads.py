@@ -5,17 +5,13 @@ A head is a composable `head(outputs) -> value`; `width(head)` is its n. Losses 
 `risk(values, shares) -> value`, of values [..., n] in ascending order and the probabilities of each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 
-from jaxrl_llm.compose import Composable, composable
-
-MEMBERS = ("min", "mean")
+from jaxrl_llm.compose import Composable, composable, require
 
 
 def _outputs(count: Callable[[dict], int]):
@@ -100,23 +96,20 @@ def gaussian(outputs, *, members: int = 1):
 
 @composable
 @_outputs(lambda options: options["count"])
-def ensemble(outputs, *, count: int = 2, reduce: str = "min"):
-    """Several plain outputs, of which the least or the mean is the value.
+def ensemble(outputs, *, count: int = 2):
+    """Several plain outputs, of which the least is the value.
 
     Args:
       count: of members, at least 2.
-      reduce: "min", which is pessimistic, or "mean".
 
     Raises:
-      ValueError: fewer than two members, or an unknown `reduce`.
+      ValueError: fewer than two members.
 
     Source: clipped double Q-learning, https://arxiv.org/abs/1802.09477
     """
     if count < 2:
         raise ValueError(f"count is {count} members; give 2 or more")
-    if reduce not in MEMBERS:
-        raise ValueError(f"reduce is {reduce!r}; it must be one of {MEMBERS}")
-    return outputs.min(axis=-1) if reduce == "min" else outputs.mean(axis=-1)
+    return outputs.min(axis=-1)
 
 
 @composable
@@ -128,8 +121,7 @@ def tail_mean(values, shares, *, share: float = 0.25):
 
     Source: https://arxiv.org/abs/1806.06923, section 3 on distortion risk measures
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it must be above 0 and at most 1")
+    require(0 < share <= 1, "share", share, "above 0 and at most 1")
     return _distorted(values, shares, lambda level: jnp.minimum(level / share, 1.0))
 
 
@@ -157,6 +149,5 @@ def soft_maximum(values, shares, *, temperature: float = 1.0):
 
     Source: Q#, https://arxiv.org/abs/2502.20548, theorem on the optimal regularised Q
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    require(temperature > 0, "temperature", temperature, "above 0")
     return temperature * jax.nn.logsumexp(values / temperature, b=shares, axis=-1)

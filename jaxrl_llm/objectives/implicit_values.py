@@ -1,14 +1,19 @@
 """Losses in which log-probabilities are values of tokens."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable
 from jaxrl_llm.numerics import masked, without_infinities
 from jaxrl_llm.objectives.base import traits
-from jaxrl_llm.objectives.groups import find_pairs, pair_statistics, pair_to_tokens, rollout_mean, rollout_sum, two_sides
+from jaxrl_llm.objectives.groups import (
+    find_pairs,
+    pair_statistics,
+    pair_to_tokens,
+    rollout_mean,
+    rollout_sum,
+    two_sides,
+)  # fmt: skip
 from jaxrl_llm.types import Batch, Scores
 
 

@@ -1,12 +1,10 @@
 """Losses of critics beyond squares and cross-entropies: distributions with a scale, ensembles, and asymmetric errors."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_llm.compose import composable
+from jaxrl_llm.compose import composable, require
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.objectives.base import coefficient_value
 from jaxrl_llm.types import Batch, Scores
@@ -66,8 +64,7 @@ def gaussian_value_loss(
 
     Source: DSAC, https://arxiv.org/abs/2001.02811; bound and scale: DSAC-T, https://arxiv.org/abs/2310.05858
     """
-    if least_deviation <= 0:
-        raise ValueError(f"least_deviation is {least_deviation}; it must be above 0")
+    require(least_deviation > 0, "least_deviation", least_deviation, "above 0")
     outputs = masked(scores.value_outputs, batch.mask[..., None])
     mean, deviation = outputs[..., ::2], jax.nn.softplus(outputs[..., 1::2]) + least_deviation
     target = masked(batch.returns, batch.mask)[..., None]
@@ -106,8 +103,7 @@ def expectile_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0
 
     Source: IQL, https://arxiv.org/abs/2110.06169, equation 5
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; it must be above 0 and below 1")
+    require(0 < level < 1, "level", level, "above 0 and below 1")
     error = masked(batch.returns - scores.value, batch.mask)
     return coefficient * jnp.abs(level - (error < 0)) * jnp.square(error), {}
 

@@ -3,27 +3,11 @@
 `make_update` gives them `batch` and `gradient(params, batch) -> gradient` beside the gradient of the step.
 """
 
-from __future__ import annotations
-
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
-
-class RecursiveState(NamedTuple):
-    """State of `recursive_momentum`.
-
-    Attributes:
-      estimate: of the gradient at the parameters before.
-      earlier: these parameters.
-      count: int32 [], steps done.
-    """
-
-    estimate: Any
-    earlier: Any
-    count: jax.Array
+from jaxrl_llm.compose import require
 
 
 def recursive_momentum(*, share: float = 0.1) -> optax.GradientTransformationExtraArgs:
@@ -41,32 +25,23 @@ def recursive_momentum(*, share: float = 0.1) -> optax.GradientTransformationExt
     Source: STORM, https://arxiv.org/abs/1905.10018; with importance weights, https://arxiv.org/abs/2102.08607 and MO-TSIVR-PG,
       https://arxiv.org/abs/2508.10608, which bounds the step: clip the norm behind it
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is {share}; it must be from 0 to 1")
+    require(0 <= share <= 1, "share", share, "from 0 to 1")
 
     def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return RecursiveState(zeros, jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32))
+        zeros, copy = (jax.tree.map(make, params) for make in (jnp.zeros_like, jnp.array))
+        return {"estimate": zeros, "earlier": copy, "count": jnp.zeros((), jnp.int32)}
 
-    def update(updates, state: RecursiveState, params=None, *, batch=None, gradient=None, **extra):
+    def update(updates, state, params=None, *, batch=None, gradient=None, **extra):
         del extra
         _check(gradient, params, "recursive_momentum")
-        before = gradient(state.earlier, batch)
-        kept = jnp.where(state.count == 0, 0.0, 1.0 - share)
-        found = jax.tree.map(lambda new, old, at: (new + kept * (old - at)).astype(new.dtype), updates, state.estimate, before)
-        return found, RecursiveState(found, params, state.count + 1)
+        before = gradient(state["earlier"], batch)
+        kept = jnp.where(state["count"] == 0, 0.0, 1.0 - share)
+        found = jax.tree.map(
+            lambda new, old, at: (new + kept * (old - at)).astype(new.dtype), updates, state["estimate"], before
+        )
+        return found, {"estimate": found, "earlier": params, "count": state["count"] + 1}
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-class WeightsState(NamedTuple):
-    """State of `objective_weights`.
-
-    Attributes:
-      log_weight: float32 [K], of each objective; their exponentials sum to 1.
-    """
-
-    log_weight: jax.Array
 
 
 # Where an estimator puts the advantages of each objective by itself, [N, T, K].
@@ -93,9 +68,9 @@ def objective_weights(*, objectives: int, rate: float = 0.1) -> optax.GradientTr
 
     def init(params):
         del params
-        return WeightsState(jnp.full((objectives,), -jnp.log(float(objectives))))
+        return {"log_weight": jnp.full((objectives,), -jnp.log(float(objectives)))}
 
-    def update(updates, state: WeightsState, params=None, *, batch=None, gradient=None, **extra):
+    def update(updates, state, params=None, *, batch=None, gradient=None, **extra):
         del extra
         _check(gradient, params, "objective_weights")
         advantages = batch.extras.get(BY_OBJECTIVE)
@@ -108,14 +83,14 @@ def objective_weights(*, objectives: int, rate: float = 0.1) -> optax.GradientTr
         wide = [optax.tree.cast(one, jnp.float32) for one in each]
         total = jax.tree.map(lambda *leaves: sum(leaves), *wide)
         agreement = jnp.stack([optax.tree.vdot(one, total) for one in wide])
-        log_weight = jax.nn.log_softmax(state.log_weight + rate * agreement)
-        log_weight = jnp.where(jnp.isfinite(log_weight).all(), log_weight, state.log_weight)
+        log_weight = jax.nn.log_softmax(state["log_weight"] + rate * agreement)
+        log_weight = jnp.where(jnp.isfinite(log_weight).all(), log_weight, state["log_weight"])
         weights = jnp.exp(log_weight)
 
         def weighted(leaf, *leaves):
             return sum(weight * one for weight, one in zip(weights, leaves, strict=True)).astype(leaf.dtype)
 
-        return jax.tree.map(weighted, updates, *wide), WeightsState(log_weight)
+        return jax.tree.map(weighted, updates, *wide), {"log_weight": log_weight}
 
     return optax.GradientTransformationExtraArgs(init, update)
 

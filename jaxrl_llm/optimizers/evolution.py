@@ -1,7 +1,5 @@
 """Evolution strategies: gradients from the rewards of perturbed parameters, whose noise is drawn anew from its seed."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,19 +56,6 @@ def centred_ranks(fitness):
     Source: https://arxiv.org/abs/1703.03864
     """
     return _comparisons(_ordered(fitness)) / (2.0 * max(fitness.size - 1, 1))
-
-
-@composable
-def standardised_fitness(fitness, *, epsilon: float = 1e-8):
-    """Distances from the mean in standard deviations; NaN counts as the mean.
-
-    Source: https://arxiv.org/abs/1703.03864
-    """
-    known = np.isfinite(fitness)
-    if not known.any():
-        return np.zeros(fitness.shape)
-    distance = np.where(known, fitness - fitness[known].mean(), 0.0)
-    return distance / (np.sqrt(np.square(distance[known]).mean()) + epsilon)
 
 
 @composable

@@ -1,26 +1,8 @@
 """Soft resets: from time to time parameters go a part of the way back to where they began."""
 
-from __future__ import annotations
-
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
-
-
-class ResetState(NamedTuple):
-    """State of `soft_reset`.
-
-    Attributes:
-      inner: of the transform that it surrounds.
-      start: parameters that it goes back to.
-      count: int32 [], steps done.
-    """
-
-    inner: Any
-    start: Any
-    count: jax.Array
 
 
 def soft_reset(
@@ -48,9 +30,10 @@ def soft_reset(
     inner = optax.with_extra_args_support(transform)
 
     def init(params):
-        return ResetState(inner.init(params), jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32))
+        start = jax.tree.map(jnp.array, params)
+        return {"inner": inner.init(params), "start": start, "count": jnp.zeros((), jnp.int32)}
 
-    def update(updates, state: ResetState, params=None, **extra):
+    def update(updates, state, params=None, **extra):
         if params is None:
             raise ValueError("soft_reset needs the parameters: call update(updates, state, params)")
         dormant, entries = 0.0, 0
@@ -58,13 +41,13 @@ def soft_reset(
             size = jnp.abs(leaf.astype(jnp.float32))
             dormant += jnp.sum(size <= threshold * size.mean(), dtype=jnp.float32)
             entries += leaf.size
-        count = state.count + 1
+        count = state["count"] + 1
         part = jnp.where(count % every == 0, jnp.minimum(dormant / entries, largest), 0.0)
-        found, inner_state = inner.update(updates, state.inner, params, **extra)
+        found, inner_state = inner.update(updates, state["inner"], params, **extra)
         reached = optax.apply_updates(params, found)
         found = jax.tree.map(
-            lambda move, start, end: (move + part * (start - end)).astype(move.dtype), found, state.start, reached
+            lambda move, start, end: (move + part * (start - end)).astype(move.dtype), found, state["start"], reached
         )
-        return found, ResetState(inner_state, state.start, count)
+        return found, {"inner": inner_state, "start": state["start"], "count": count}
 
     return optax.GradientTransformationExtraArgs(init, update)

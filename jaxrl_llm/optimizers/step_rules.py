@@ -1,24 +1,11 @@
 """Rules in place of Adam: step sizes from the distance to the best reward, and momentum of gradients at a look-ahead."""
 
-from __future__ import annotations
-
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.numerics import safe_divide
-
-
-class Counted(NamedTuple):
-    """State of `polyak_step`.
-
-    Attributes:
-      count: int32 [], steps done.
-    """
-
-    count: jax.Array
 
 
 def polyak_step(largest: optax.Schedule, *, best: float = 1.0, epsilon: float = 1e-8) -> optax.GradientTransformationExtraArgs:
@@ -34,36 +21,21 @@ def polyak_step(largest: optax.Schedule, *, best: float = 1.0, epsilon: float = 
 
     Source: https://arxiv.org/abs/2404.07525
     """
-    if epsilon <= 0:
-        raise ValueError(f"epsilon is {epsilon}; it must be above 0")
+    require(epsilon > 0, "epsilon", epsilon, "above 0")
 
     def init(params):
         del params
-        return Counted(jnp.zeros((), jnp.int32))
+        return {"count": jnp.zeros((), jnp.int32)}
 
-    def update(updates, state: Counted, params=None, *, batch=None, **extra):
+    def update(updates, state, params=None, *, batch=None, **extra):
         del params, extra
         if batch is None or "reward" not in batch.coefficients:
             raise ValueError("polyak_step needs batch.coefficients['reward'], the mean reward of the step")
         gap = jnp.maximum(best - batch.coefficients["reward"], 0.0)
-        size = jnp.minimum(gap / (optax.tree.norm(updates, squared=True) + epsilon), largest(state.count))
-        return jax.tree.map(lambda leaf: (-size * leaf).astype(leaf.dtype), updates), Counted(state.count + 1)
+        size = jnp.minimum(gap / (optax.tree.norm(updates, squared=True) + epsilon), largest(state["count"]))
+        return jax.tree.map(lambda leaf: (-size * leaf).astype(leaf.dtype), updates), {"count": state["count"] + 1}
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-class TransportState(NamedTuple):
-    """State of `implicit_transport`.
-
-    Attributes:
-      momentum: average of gradients.
-      start: parameters that the look-ahead was taken from.
-      count: int32 [], steps done.
-    """
-
-    momentum: Any
-    start: Any
-    count: jax.Array
 
 
 def implicit_transport(size: optax.Schedule, *, share: float = 0.1) -> optax.GradientTransformation:
@@ -83,23 +55,23 @@ def implicit_transport(size: optax.Schedule, *, share: float = 0.1) -> optax.Gra
 
     Source: N-PG-IGT, https://arxiv.org/abs/2302.01734, algorithm 1, with a share and a size that do not depend on the step
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it must be above 0 and at most 1")
+    require(0 < share <= 1, "share", share, "above 0 and at most 1")
     ahead = (1.0 - share) / share
 
     def init(params):
         momentum = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), params)
-        return TransportState(momentum, jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32))
+        start = jax.tree.map(jnp.array, params)
+        return {"momentum": momentum, "start": start, "count": jnp.zeros((), jnp.int32)}
 
-    def update(updates, state: TransportState, params=None):
+    def update(updates, state, params=None):
         if params is None:
             raise ValueError("implicit_transport needs the parameters: call update(updates, state, params)")
-        own = jnp.where(state.count == 0, 1.0, share)
-        momentum = jax.tree.map(lambda old, new: (1.0 - own) * old + own * new, state.momentum, updates)
-        factor = -safe_divide(size(state.count), optax.tree.norm(momentum))
+        own = jnp.where(state["count"] == 0, 1.0, share)
+        momentum = jax.tree.map(lambda old, new: (1.0 - own) * old + own * new, state["momentum"], updates)
+        factor = -safe_divide(size(state["count"]), optax.tree.norm(momentum))
         moved = jax.tree.map(lambda leaf: factor * leaf, momentum)
-        start = jax.tree.map(lambda leaf, move: (leaf + move).astype(leaf.dtype), state.start, moved)
+        start = jax.tree.map(lambda leaf, move: (leaf + move).astype(leaf.dtype), state["start"], moved)
         found = jax.tree.map(lambda leaf, move, now: (leaf + ahead * move - now).astype(now.dtype), start, moved, params)
-        return found, TransportState(momentum, start, state.count + 1)
+        return found, {"momentum": momentum, "start": start, "count": state["count"] + 1}
 
     return optax.GradientTransformation(init, update)

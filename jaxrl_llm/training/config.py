@@ -326,9 +326,7 @@ def _check_methods(config: ConfigDict) -> None:
         inert = {"epochs": 1, "minibatches": 1, "micro_batches": 0, "staleness": 0, "measure_gap": False}
         changed = [key for key, usual in inert.items() if method.evolution and config.rl[key] != usual]
         if changed:
-            raise ValueError(
-                f"config.rl.{changed[0]} would change nothing: {method.name!r} takes no gradient; leave it as it is"
-            )
+            raise ValueError(f"config.rl.{changed[0]} would change nothing: {method.name!r} takes no gradient; leave it out")
     for phase, build in (("preference", preference_method), ("sft", supervised_method)):
         if config[phase].steps:
             refuse_missing(build(config))

@@ -1,10 +1,8 @@
 """A method's critic in training: what a configuration lays over it, how it is read, and when it learns."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,18 +96,6 @@ def statistics_of_critic(who: str, method: Method) -> dict[str, str]:
     return {name: statistic for name, statistic in names.items() if name in method.needs}
 
 
-class Waiting(NamedTuple):
-    """State of `within`.
-
-    Attributes:
-      count: int32 [], updates so far.
-      inner: state of the transform.
-    """
-
-    count: jax.Array
-    inner: Any
-
-
 def within(transform: optax.GradientTransformation, first: int, end: int | None = None) -> optax.GradientTransformation:
     """The transform from update `first` on, and before update `end` where there is one; outside of them nothing moves.
 
@@ -121,14 +107,14 @@ def within(transform: optax.GradientTransformation, first: int, end: int | None 
     transform = optax.with_extra_args_support(transform)
 
     def init(params):
-        return Waiting(jnp.zeros((), jnp.int32), transform.init(params))
+        return {"count": jnp.zeros((), jnp.int32), "inner": transform.init(params)}
 
-    def update(updates, state: Waiting, params=None, **extra):
-        runs = (state.count >= first) & (True if end is None else state.count < end)
-        found, inner = transform.update(updates, state.inner, params, **extra)
+    def update(updates, state, params=None, **extra):
+        runs = (state["count"] >= first) & (True if end is None else state["count"] < end)
+        found, inner = transform.update(updates, state["inner"], params, **extra)
         found = jax.tree.map(lambda leaf: jnp.where(runs, leaf, jnp.zeros_like(leaf)), found)
-        inner = jax.tree.map(lambda new, old: jnp.where(runs, new, old), inner, state.inner)
-        return found, Waiting(state.count + 1, inner)
+        inner = jax.tree.map(lambda new, old: jnp.where(runs, new, old), inner, state["inner"])
+        return found, {"count": state["count"] + 1, "inner": inner}
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrl_llm import distributed, methods, rewards, rollouts
+from jaxrl_llm import distributed, rewards, rollouts
 from jaxrl_llm.training import build, meshes
 from jaxrl_llm.training.compiling import use_compilation_cache
-from jaxrl_llm.training.config import check_config, method_options, preference_method, supervised_method
+from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
 from jaxrl_llm.training.evaluation import evaluate_source, gap_bound, warn_of_gap
 from jaxrl_llm.training.phases import samples_are_scored
 from jaxrl_llm.training.policies import load_policy
@@ -118,7 +118,7 @@ def _opened(directory: str | pathlib.Path, config: ConfigDict) -> Iterator[Run]:
             mesh=mesh,
             source=(),
             test_source=build.build_source(config, tokenizer, test=True),
-            method=methods.get(config.method.name, **method_options(config)),
+            method=reinforcement_method(config),
             preference_method=preference_method(config),
             supervised_method=supervised_method(config),
             pool=pool,

@@ -1,7 +1,5 @@
 """A step of the RL phase without gradients: perturbed parameters answer the same prompts, and the better ones lead the way."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

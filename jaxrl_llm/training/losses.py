@@ -1,7 +1,5 @@
 """What a configuration lays over a method's loss: those on routers."""
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from jaxrl_llm import networks

@@ -26,7 +26,7 @@ from jaxrl_llm.optimizers import (
     slow_fast,
     soft_reset,
     task_vector,
-)
+)  # fmt: skip
 
 FRONT = {"recursive_momentum": recursive_momentum, "objective_weights": objective_weights}
 RULES = {"polyak_step": polyak_step, "implicit_transport": implicit_transport}

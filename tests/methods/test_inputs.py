@@ -222,7 +222,7 @@ def test_every_option_changes_a_loss_a_gradient_or_what_is_sampled(name, rollout
     """On one of a few batches: an option that changes nothing anywhere would be silence."""
     plain = Outcomes(methods.get(name), rollouts)
     # The number of rewards is what it is: any other is refused.
-    for option, value in ((option, value) for option, value in methods.options_of(name).items() if option != "objectives"):
+    for option, value in ((option, value) for option, value in methods.options_of(name).items() if option != "components"):
         others = [other for other in alternatives(name, option, value) if other != value or type(other) is not type(value)]
         if any(_differs(name, {option: other}, plain, rollouts) for other in others):
             continue

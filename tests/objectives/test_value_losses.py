@@ -136,7 +136,6 @@ def test_values_that_heads_read():
     assert float(heads.plain()(outputs)[0]) == 1.0 and heads.width(heads.plain()) == 1
     assert float(heads.quantiles(count=4)(outputs)[0]) == pytest.approx(0.625)
     assert float(heads.ensemble(count=4)(outputs)[0]) == -2.0 and heads.width(heads.ensemble(count=4)) == 4
-    assert float(heads.ensemble(count=4, reduce="mean")(outputs)[0]) == pytest.approx(0.625)
     assert float(heads.gaussian(members=2)(outputs)[0]) == -2.0 and heads.width(heads.gaussian(members=2)) == 4
     # Bernoulli of p = 1 / (1 + e^-2) with values 0 and 1: eta log(1 - p + p e^(1 / eta)).
     logits, eta = np.array([[0.0, 2.0]], np.float32), 0.5
@@ -155,7 +154,7 @@ def test_soft_maxima_of_impossible_values_are_finite():
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda x: heads.bins(count=1)(x), "bins of count=1"), (lambda x: heads.quantiles(count=1)(x), "count is 1 quantiles"),
-    (lambda x: heads.gaussian(members=0)(x), "members is 0"), (lambda x: heads.ensemble(reduce="max")(x), "reduce is 'max'"),
+    (lambda x: heads.gaussian(members=0)(x), "members is 0"),
     (lambda x: heads.tail_mean(share=0.0)(x, x), "share is 0.0"), (lambda x: heads.ensemble(count=1)(x), "count is 1 members"),
     (lambda x: heads.soft_maximum(temperature=0.0)(x, x), "temperature is 0.0"),
 ])  # fmt: skip

@@ -19,7 +19,7 @@ SMALL = {name: {"pairs": 2} for name in EVOLVED} | {"zo_rank_sgd": {"pairs": 2, 
 
 def config_of(name):
     config = tiny_config(name, **SMALL.get(name, {}))
-    if "objectives" in methods.options_of(name):
+    if "components" in methods.options_of(name):
         config.rewards.names = ("training.tiny_rewards:shortness", "arithmetic")
     return config
 
