@@ -250,9 +250,8 @@ class _Program:
             results -= _in_memory([array for array, idle in zip(arrays_of(one.shape), passed, strict=False) if idle])
         for line in lines:
             if line.operation == "dynamic-update-slice":
-                whole, part = (
-                    sum(array.bytes for array in self.arrays(called, name)) for name in (line.name, line.operands[1])
-                )
+                names = line.name, line.operands[1]
+                whole, part = (sum(array.bytes for array in self.arrays(called, name)) for name in names)
                 results = max(results - whole, 0.0) + part if results >= whole else results
         return results + sum(operands)
 
