@@ -20,16 +20,16 @@ from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.rollouts.facts import TOKEN_REWARDS
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
-from jaxrl_llm.training.critics import with_settings
+from jaxrl_llm.training.methods_of import method_options, preference_method, reinforcement_method, supervised_method
 from jaxrl_llm.training.metrics import DEFINITIONS, defined
 from jaxrl_llm.training.needs import refuse_missing
 from jaxrl_llm.training.wrapping import check_wrap
 
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = (
-    "method.options", "sft.options", "preference.options", "task.options", "task.test_options", "rewards.options",
-    "rewards.facts", "critic.options", "critic.head_options", "given", "sft.optimizer.wrap", "preference.optimizer.wrap",
-    "rl.optimizer.wrap",
+    "method.options", "method.strategy_options", "sft.options", "preference.options", "task.options", "task.test_options",
+    "rewards.options", "rewards.facts", "critic.options", "critic.head_options", "given", "sft.optimizer.wrap",
+    "preference.optimizer.wrap", "rl.optimizer.wrap",
 )  # fmt: skip
 
 # Numbers that may be None.
@@ -54,7 +54,8 @@ def default_config() -> ConfigDict:
             "task": sections.task(),
             "sft": sections.sft(),
             "preference": sections.preference(),
-            "method": {"name": "grpo", "options": {}},
+            # What is sampled may be another strategy than the method's own, of `jaxrl_llm.rollouts`, with options of its own.
+            "method": {"name": "grpo", "options": {}, "strategy": "", "strategy_options": {}},
             "rl": sections.rl(),
             # A shared critic is a value head on the policy; otherwise it is a network of its own.
             "critic": sections.critic(),
@@ -289,7 +290,7 @@ def _check_inert(config: ConfigDict) -> None:
 
 def _check_facts(config: ConfigDict) -> None:
     """Facts are functions of a module that something of the RL phase reads."""
-    needed = methods.get(config.method.name, **method_options(config)).needs if config.rl.steps else frozenset()
+    needed = reinforcement_method(config).needs if config.rl.steps else frozenset()
     for name, function in config.rewards.facts.items():
         if not isinstance(function, str) or ":" not in function:
             raise ValueError(f"config.rewards.facts.{name} is {function!r}; it must be 'package.module:function'")
@@ -332,43 +333,6 @@ def _check_methods(config: ConfigDict) -> None:
             refuse_missing(build(config))
 
 
-def reinforcement_method(config: ConfigDict) -> methods.Method:
-    """The method of the RL phase, with the critic that the configuration gives it.
-
-    Raises:
-      ValueError: what `method_options` and `critics.with_settings` refuse.
-    """
-    return with_settings(methods.get(config.method.name, **method_options(config)), config.critic)
-
-
-def preference_method(config: ConfigDict) -> methods.Method:
-    """The method of the preference phase.
-
-    Raises:
-      ValueError: it does not exist, does not have an option, or does not learn from pairs.
-    """
-    return _method_from("preference", config, "pairs")
-
-
-def supervised_method(config: ConfigDict) -> methods.Method:
-    """The method of the supervised phase.
-
-    Raises:
-      ValueError: it does not exist, does not have an option, or does not learn from completions.
-    """
-    return _method_from("sft", config, "completions")
-
-
-def _method_from(section: str, config: ConfigDict, material: str) -> methods.Method:
-    chosen = config[section]
-    method = methods.get(chosen.method, **chosen.options.to_dict())
-    if method.learns_from != material:
-        known = [name for name in methods.names() if methods.get(name).learns_from == material]
-        fault = f"config.{section}.method is {method.name!r}, which learns from {method.learns_from}"
-        raise ValueError(f"{fault}; take one of {known}")
-    return method
-
-
 def _check_preference(config: ConfigDict) -> None:
     method, _ = preference_method(config), supervised_method(config)
     if config.preference.steps and config.rl.steps and method.is_reward_model:
@@ -376,35 +340,3 @@ def _check_preference(config: ConfigDict) -> None:
             f"config.rl.steps is {config.rl.steps} behind {method.name!r}, which makes no policy; set config.rl.steps=0, and "
             "train a policy in another run with config.rewards.names=('reward_model',) and config.rewards.model=WORKDIR"
         )
-
-
-def method_options(config: ConfigDict) -> dict:
-    """Options of the method of the RL phase; where it has a `max_length` that is not set, the longest completion of the run.
-
-    A `row_width` is that of the rollouts, `components` the number of rewards.
-
-    Raises:
-      ValueError: the method does not exist, or does not have an option.
-    """
-    named = methods.get(config.method.name)
-    if named.learns_from != "samples":
-        phase = {"completions": "sft", "pairs": "preference"}[named.learns_from]
-        raise ValueError(
-            f"config.method.name is {named.name!r}, which samples nothing; set config.{phase}.steps and config.rl.steps=0"
-        )
-    options = dict(config.method.options.items())
-    of_run = {
-        "max_length": config.rl.max_new_tokens,
-        "row_width": config.task.max_prompt_tokens + config.rl.max_new_tokens,
-        "components": len(config.rewards.names),
-    }
-    options = {name: value for name, value in of_run.items() if name in methods.options_of(named.name)} | options
-    try:
-        method = methods.get(config.method.name, **options)
-    except ValueError as error:
-        hint = "config.method.options come from the file; --config.method.options='{}' drops them all"
-        raise ValueError(f"{error} ({hint})") from error
-    samples = method.strategy.options["samples"]
-    if not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"config.method.options.samples is {samples!r}; it must be an integer of at least 1")
-    return options
