@@ -4,8 +4,9 @@ from jaxrl_llm import objectives
 from jaxrl_llm.estimators import best_and_worst, chain, group_advantage, pair_mean, sequence_mean, sequence_mean_token_sum
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.preferences import on_pairs
+from jaxrl_llm.networks.combined import geometric
 from jaxrl_llm.objectives import anchored_ratio, by_source, ipo_link, kl, objective, policy, preference, scaled, sigmoid_link
-from jaxrl_llm.rollouts import grouped
+from jaxrl_llm.rollouts import grouped, mixed
 
 
 @method("Direct Language Model Alignment from Online AI Feedback (Guo et al., 2024)", "arXiv:2402.04792")
@@ -21,30 +22,30 @@ def online_dpo(samples: int = 2, beta: float = 0.1):
     "Human Alignment of Large Language Models through Online Preference Optimisation (Calandriello et al., 2024)",
     "arXiv:2403.08635",
 )
-def ipo_md(samples: int = 2, beta: float = 0.1):
-    """IPO on samples of the policy itself.
+def ipo_md(samples: int = 2, beta: float = 0.1, share: float = 0.125):
+    """IPO on samples of a geometric mixture of policy and reference, or, with a `share` of 0, of the policy itself: online IPO.
 
-    Defaults: `beta`, the paper's tau, is ours.
-
-    Unconfirmed: IPO-MD samples from a geometric mixture of policy and reference. No strategy samples from mixtures yet, so
-      that this is the paper's online IPO, its limit for a mixture of the policy alone.
+    Defaults: `share`, the reference's in the mixture, is the least of the paper's (0.125 to 0.5); `beta`, its tau, is ours.
     """
-    return grouped(samples=samples), chain(best_and_worst(), pair_mean()), objective(preference(link=ipo_link(beta=beta)))
+    strategy = mixed(samples=samples, mix=geometric(share=share)) if share else grouped(samples=samples)
+    return strategy, chain(best_and_worst(), pair_mean()), objective(preference(link=ipo_link(beta=beta)))
 
 
 @method("Nash Learning from Human Feedback (Munos et al., 2023)", "arXiv:2312.00886")
-def nash_md(beta: float = 0.1):
-    """REINFORCE on whether a sample wins against an opponent, with a KL penalty: towards a Nash equilibrium.
+def nash_md(beta: float = 0.1, share: float = 0.125):
+    """REINFORCE on whether a sample wins against one of a mixture of policy and reference, with a KL penalty: Nash learning.
 
-    Defaults: `beta` is ours. The gradient is that of public code. The paper's opponent is a geometric mixture of policy and
-      reference; here it is a second sample of the policy (self-play). Which of the two wins is decided by their rewards.
-      Standardised scores of two are 2 P - 1, P being 1 for the winner and 0 for the loser, which makes the factor of
-      P - 1/2 here 1/2.
+    Defaults: `beta` and `share`, the reference's in the geometric mixture, are ours; a share of 0 is self-play, in which both
+      rows learn. The gradient is that of public code. Which of the two wins is decided by their rewards. Standardised scores
+      of two are 2 P - 1, P being 1 for the winner and 0 for the loser, which makes the factor of P - 1/2 here 1/2.
     """
-    loss = objective(
-        scaled(term=policy(ratio=None, trust=objectives.score_function()), coefficient=0.5), kl(coefficient=beta, kind="k2")
-    )
-    return grouped(samples=2), chain(group_advantage(), sequence_mean_token_sum()), loss
+    win = scaled(term=policy(ratio=None, trust=objectives.score_function()), coefficient=0.5)
+    strategy, estimator = grouped(samples=2), chain(group_advantage(), sequence_mean_token_sum())
+    if not share:
+        return strategy, estimator, objective(win, kl(coefficient=beta, kind="k2"))
+    own = ((0, win), (0, kl(coefficient=beta, kind="k2")))
+    opponent = mixed(samples=1, plain=1, mix=geometric(share=share))
+    return opponent, estimator, objective(by_source(terms=own, others="mixture"))
 
 
 @method("Exploratory Preference Optimization (Xie et al., 2024)", "arXiv:2405.21046")

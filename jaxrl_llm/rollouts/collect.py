@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_llm.compose import Composable
 from jaxrl_llm.data.dialogues import encode_example
 from jaxrl_llm.data.tokenizers import Tokenizer
+from jaxrl_llm.networks.combined import combined
 from jaxrl_llm.rollouts.records import check_range, concatenate, make_rollouts, numbered, select_rows
 from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Prefix, Request, prompt_ids_of, prompt_text
 from jaxrl_llm.sampling import STOP, Samples, finish_name, generate
@@ -110,8 +112,9 @@ def sample_requests(
     prompts = [_prompts(tokenizer, request, max_prompt_tokens) for request in requests]
     width = max_prompt_tokens + sampling["max_new_tokens"]
     parts, records, names = [], {}, _field_names(requests)
-    for who in dict.fromkeys(request.by for request in requests):
-        chosen = [number for number, request in enumerate(requests) if request.by == who]
+    for who, beside, mix in dict.fromkeys((request.by, request.beside, request.mix) for request in requests):
+        asked_alike = (who, beside, mix)
+        chosen = [n for n, request in enumerate(requests) if (request.by, request.beside, request.mix) == asked_alike]
         asked, own_rows = [requests[number] for number in chosen], np.concatenate([rows_of[number] for number in chosen])
         heads = [prompts[number] for number in chosen]
         if who == GIVEN:
@@ -120,7 +123,7 @@ def sample_requests(
             own_uids = [uids[row] for row in own_rows]
             tell = functools.partial(_finished, tokenizer, _repeated(asked), own_rows, names, records, submit)
             options = {"seed": seed, "step": step, "uids": own_uids, "finished": tell}
-            samples = _generated(_policy(policies, who), asked, heads, sampling, **options)
+            samples = _generated(_mixed(policies, who, beside, mix), asked, heads, sampling, **options)
         rollouts = make_rollouts(
             [learned for _, learned in heads],
             samples,
@@ -132,7 +135,7 @@ def sample_requests(
             prefixes=[request.prefix for request in asked],
             keeps_entropy=keeps_entropy,
         )
-        source = np.full(len(own_rows), int(who != POLICY), np.int32)
+        source = np.full(len(own_rows), int(who != POLICY or beside is not None), np.int32)
         group = np.repeat([request.group for request in asked], [request.samples for request in asked])
         parts.append((own_rows, rollouts.replace(source=source), group, samples.finish_reason))
     return _in_order(tokenizer, requests, parts, [len(learned) for _, learned in prompts], records)
@@ -163,6 +166,15 @@ def _finished(tokenizer, asked, own_rows, names, records: dict, submit: Submit |
     if submit is not None:
         rows = own_rows[numbers]
         submit(rows, *_for_rewards([records[row] for row in rows], [asked[number] for number in numbers], names))
+
+
+def _mixed(policies, who: str, beside: str | None, mix: Composable | None) -> tuple[Any, Any]:
+    """Network and parameters of a policy, alone or mixed with another one."""
+    network, params = _policy(policies, who)
+    if beside is None:
+        return network, params
+    other, others = _policy(policies, beside)
+    return combined(network, other, mix), {"first": params, "second": others}
 
 
 def _policy(policies: Mapping[str, Callable[[], tuple[Any, Any]]], who: str) -> tuple[Any, Any]:

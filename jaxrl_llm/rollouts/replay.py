@@ -9,7 +9,7 @@ from jaxrl_llm.compose import require
 from jaxrl_llm.rollouts.collect import Collection, arranged, fork, joined
 from jaxrl_llm.rollouts.io import Io
 from jaxrl_llm.rollouts.requests import Prefix, requests_for
-from jaxrl_llm.rollouts.store import Store, empty_store, of_prompt, put, stored
+from jaxrl_llm.rollouts.store import REPLAYED, Store, empty_store, of_prompt, put, stored
 from jaxrl_llm.rollouts.strategy import Metrics, stateful_strategy
 from jaxrl_llm.sampling import STOP, finish_name
 
@@ -168,8 +168,8 @@ def resumed(
     """Completions of up to `window` new tokens a step: a group with a row that is not over goes on in the next one.
 
     The rows of a group are learned together, when all are over; tokens keep the log-probabilities and versions that they were
-    sampled with. New prompts fill the step up, so that about `prompts` groups are under way. If none is over, the step goes on
-    with another window.
+    sampled with, and rows with tokens of earlier steps have source 2. New prompts fill the step up, so that about `prompts`
+    groups are under way. If none is over, the step goes on with another window.
 
     Args:
       io: see `Io`.
@@ -191,8 +191,12 @@ def resumed(
         over = ended.reshape(-1, samples).all(axis=1)
         waiting = np.flatnonzero(~np.repeat(over, samples))
         store = put(empty_store(capacity=capacity, row_width=row_width), collection, waiting)
-    rows = np.flatnonzero(np.repeat(over, samples))
-    return io.reward(collection.take(rows)), store, {"resumed/waiting": float((~over).sum())}
+    done = io.reward(collection.take(np.flatnonzero(np.repeat(over, samples))))
+    now = io.step if io.version is None else io.version
+    older = ((done.rollouts.version != now) & (done.rollouts.mask > 0)).any(axis=1)
+    source = np.where(older, REPLAYED, 0).astype(np.int32)
+    done = dataclasses.replace(done, rollouts=done.rollouts.replace(source=source))
+    return done, store, {"resumed/waiting": float((~over).sum())}
 
 
 def _is_over(record: dict, limit: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_llm.compose import Composable
 from jaxrl_llm.data.chat import encode_prompt
 from jaxrl_llm.data.tokenizers import Tokenizer
 
@@ -66,6 +67,8 @@ class Request:
       prefix: tokens that already stand behind the prompt; they count as part of the completion.
       learned_prompt: what the learner reads in place of `prompt`, such as the prompt without a hint; None for the same.
       by: who answers: "policy", "reference", "teacher", or "given" for the completion of the example itself.
+      beside: a second policy, whose logits are mixed with those of `by`, see `networks.combined`; None for none.
+      mix: how, such as `geometric(share=0.1)`; rows of a mixture have its log-probabilities, and source 1.
       temperature: 0 is greedy; None for that of the run.
       limit: most new tokens; None for as many as the run allows.
       stop: texts that end a completion beside those of the run.
@@ -80,6 +83,8 @@ class Request:
     prefix: Prefix | None = None
     learned_prompt: Prompt | None = None
     by: str = POLICY
+    beside: str | None = None
+    mix: Composable | None = None
     temperature: float | None = None
     limit: int | None = None
     stop: tuple[str, ...] = ()
@@ -92,7 +97,9 @@ class Request:
             raise ValueError(f"Request.limit is {self.limit}; it must be at least 1, or None for as many as the run allows")
         if isinstance(self.stop, str):
             raise ValueError(f"Request.stop is {self.stop!r}; give a tuple of texts")
-        inert = [name for name in ("prefix", "temperature", "limit", "mask") if getattr(self, name) is not None]
+        if (self.beside is None) != (self.mix is None):
+            raise ValueError(f"Request.beside is {self.beside!r} and Request.mix {self.mix!r}; give both, or neither")
+        inert = [name for name in ("prefix", "temperature", "limit", "mask", "beside") if getattr(self, name) is not None]
         inert += ["stop"] if self.stop else []
         if self.by == GIVEN and inert:
             raise ValueError(f"Request.{inert[0]} would change nothing: by={GIVEN!r} samples nothing; leave it out")

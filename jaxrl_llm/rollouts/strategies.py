@@ -6,11 +6,15 @@ import dataclasses
 
 import numpy as np
 
+from jaxrl_llm.compose import Composable
+from jaxrl_llm.networks.combined import geometric
 from jaxrl_llm.rollouts.collect import Collection, joined
 from jaxrl_llm.rollouts.io import Io
 from jaxrl_llm.rollouts.records import informative_groups
 from jaxrl_llm.rollouts.requests import requests_for
 from jaxrl_llm.rollouts.strategy import Metrics, stateless_strategy
+
+GEOMETRIC = geometric()
 
 
 @stateless_strategy
@@ -93,6 +97,19 @@ def guided(io: Io, prompts: int, *, samples: int = 7, demonstrations: int = 1) -
     drawn = io.draw(prompts)
     given = requests_for(*drawn, samples=demonstrations, by="given")
     return io.sample([*requests_for(*drawn, samples=samples), *given]), {}
+
+
+@stateless_strategy(annotations=("reference_samples",), provides=("rows_of_mixture",))
+def mixed(io: Io, prompts: int, *, samples: int = 2, plain: int = 0, mix: Composable = GEOMETRIC) -> tuple[Collection, Metrics]:
+    """`samples` completions of each prompt by a mixture of the policy and the reference, beside `plain` ones of the policy.
+
+    All of a prompt are one group. The rows of the mixture have source 1 and its log-probabilities.
+
+    Source: IPO-MD, https://arxiv.org/abs/2403.08635; Nash-MD, https://arxiv.org/abs/2312.00886
+    """
+    drawn = io.draw(prompts)
+    own = requests_for(*drawn, samples=plain) if plain else []
+    return io.sample([*own, *requests_for(*drawn, samples=samples, beside="reference", mix=mix)]), {}
 
 
 def _with_extras(collection: Collection, **added: np.ndarray) -> Collection:

@@ -9,6 +9,7 @@ import pytest
 
 from jaxrl_llm.data import character_tokenizer
 from jaxrl_llm.networks import DecoderConfig, decoder
+from jaxrl_llm.networks.combined import combined, geometric
 from jaxrl_llm.rollouts import Io, Request, informative_groups, make_prefix, requests_for
 from jaxrl_llm.sampling import generate
 
@@ -272,3 +273,21 @@ def test_rows_are_rewarded_while_others_are_sampled_and_nothing_else_changes():
         whole = (prompts, completions, *columns.values())
         assert [*asked[:2], *asked[2].values()] == [[column[row] for row in own] for column in whole]
         assert asked[2].keys() == columns.keys()
+
+
+def test_a_mixture_of_two_policies_answers():
+    mix = geometric(share=0.5)
+    found = io().sample([Request("1+2=", samples=3, beside="reference", mix=mix), Request("1+2=", group=1, samples=2)])
+    both = combined(NETWORK, NETWORK, mix)
+    params = {"first": PARAMS["policy"], "second": PARAMS["reference"]}
+    again = generate(
+        both, params, [TOKENIZER.encode("1+2=")], num_samples=3, uids=[0, 1, 2], max_new_tokens=LIMIT, seed=3, step=4,
+        stop_ids=TOKENIZER.stop_ids,
+    )  # fmt: skip
+    assert answers(found)[:3] == [row[:length].tolist() for row, length in zip(again.tokens, again.length, strict=True)]
+    np.testing.assert_array_equal(found.rollouts.source, [1, 1, 1, 0, 0])
+    start, end = found.prompt_length[0], found.rollouts.length[0]
+    np.testing.assert_allclose(found.rollouts.behavior_logp[0, start:end], again.tempered_logp[0, : end - start], atol=1e-6)
+    assert answers(found)[3:] == sampled(TOKENIZER.encode("1+2="), [3, 4])
+    with pytest.raises(ValueError, match="give both, or neither"):
+        Request("1", mix=mix)

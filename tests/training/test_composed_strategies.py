@@ -15,9 +15,11 @@ OPTIONS = {
     "hindsight": {"template": "{achieved}={prompt}"},
     "gvm_grpo": {},
     "icpo": {"samples": 3, "template": "{completion}{prompt}"},
+    "ipo_md": {"samples": 4},
     "jump_start": {"tokens": 1},
     "knapsack_grpo": {"most": 6},
     "mixed_replay": {"capacity": 16, "taken": 2},
+    "nash_md": {},
     "opsd": {"template": "{answer};{prompt}", "count": 4},
     "papo": {"template": "="},
     "partial_rollouts": {"window": 4, "capacity": 16},
@@ -50,7 +52,7 @@ TWO_STEPS = ("mixed_replay", "partial_rollouts", "repo", "spec_rl", "knapsack_gr
 @pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in OPTIONS])
 def test_steps_in_the_program(method, tmp_path):
     config = tiny_config(method)
-    if "widths" in OPTIONS[method]:
+    if "widths" in OPTIONS[method] or method == "nash_md":
         del config.method.options.samples
     config.method.options.update(**OPTIONS[method])
     config.rl.max_new_tokens = 20  # room for the completions of the data
