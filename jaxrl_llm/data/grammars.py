@@ -1,0 +1,65 @@
+"""Regular expressions and JSON schemas as automata over tokens."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.data.tokenizers import Tokenizer
+
+
+def token_table(tokenizer: Tokenizer, *, pattern: str = "", schema: Mapping[str, Any] | None = None) -> np.ndarray:
+    """The automaton of the texts that match, over the tokens of a tokenizer, for `networks.combined.automaton`.
+
+    Args:
+      tokenizer: whose stop tokens may come where a text is complete.
+      pattern: a regular expression that whole completions match.
+      schema: a JSON schema in its place.
+
+    Returns:
+      int32 [states, V]: the state behind each token, -1 where it may not come. State 0 is the beginning; behind a stop token
+      comes one in which everything may follow.
+
+    Raises:
+      ValueError: both or neither are given, the package `outlines-core` is missing, or no text of these tokens matches.
+
+    Source: Willard and Louf, https://arxiv.org/abs/2307.09702, by way of https://github.com/dottxt-ai/outlines-core
+    """
+    if bool(pattern) == (schema is not None):
+        raise ValueError(f"pattern is {pattern!r} and schema {schema!r}; give one of them")
+    try:
+        from outlines_core import Index, Vocabulary
+        from outlines_core.json_schema import build_regex_from_schema
+    except ImportError as error:
+        raise ValueError("grammars need the package outlines-core; pip install 'jaxrl_llm[grammar]'") from error
+    pattern = pattern or build_regex_from_schema(json.dumps(schema))
+    stops = sorted(tokenizer.stop_ids)
+    texts: dict[str, list[int]] = {}
+    for token in range(tokenizer.vocab_size):
+        text = tokenizer.decode([token])
+        if token not in stops and text and "\ufffd" not in text:
+            texts.setdefault(text, []).append(token)
+    try:
+        index = Index(pattern, Vocabulary(stops[0], texts))
+    except ValueError as error:
+        raise ValueError(f"no text of this tokenizer matches {pattern!r}: {error}") from error
+    return _table(index, stops, tokenizer.vocab_size)
+
+
+def _table(index, stops: list[int], vocab_size: int) -> np.ndarray:
+    transitions = index.get_transitions()
+    first = index.get_initial_state()
+    states = [first, *(state for state in transitions if state != first)]
+    states += sorted({state for moves in transitions.values() for state in moves.values()} - set(states))
+    number = {state: place for place, state in enumerate(states)}
+    table = np.full((len(states) + 1, vocab_size), -1, np.int32)
+    table[-1] = len(states)
+    for state, moves in transitions.items():
+        for token, behind in moves.items():
+            table[number[state], token] = number[behind]
+    for state in index.get_final_states():
+        table[number[state], stops] = len(states)
+    # What the package itself lets a stop token lead to is the end too.
+    table[:-1, stops] = np.where(table[:-1, stops] >= 0, len(states), -1)
+    return table

@@ -1,0 +1,54 @@
+"""Grammars as automata over tokens: what they accept is what the pattern matches."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jaxrl_llm.data import character_tokenizer, load_tokenizer
+from jaxrl_llm.data.grammars import token_table
+
+DIGITS = character_tokenizer("0123456789+-*=;")
+
+
+def accepts(table, tokenizer, ids):
+    state = 0
+    for token in [*ids, tokenizer.stop_ids[0]]:
+        state = table[state, token]
+        if state < 0:
+            return False
+    return True
+
+
+def test_exactly_the_matching_texts_are_accepted():
+    pattern = r"[1-3]{1,2}=(4|55)"
+    table = token_table(DIGITS, pattern=pattern)
+    random = np.random.default_rng(0)
+    texts = ["1=4", "33=55", "1=5", "123=4", "=4", "1=45", "", *("".join(random.choice(list("1=45"), 3)) for _ in range(60))]
+    for text in texts:
+        assert accepts(table, DIGITS, DIGITS.encode(text)) == bool(re.fullmatch(pattern, text)), text
+
+
+def test_walks_under_a_schema_are_json_of_that_form():
+    tokenizer = load_tokenizer("bytes")
+    properties = {"sum": {"type": "integer"}, "sign": {"enum": ["+", "-"]}}
+    table = token_table(tokenizer, schema={"type": "object", "properties": properties, "required": list(properties)})
+    random = np.random.default_rng(1)
+    for _ in range(5):
+        state, ids = 0, []
+        while True:
+            token = int(random.choice(np.flatnonzero(table[state] >= 0)))
+            if token in tokenizer.stop_ids:
+                break
+            ids, state = [*ids, token], table[state, token]
+        found = json.loads(tokenizer.decode(ids))
+        assert isinstance(found["sum"], int) and found["sign"] in "+-"
+    assert (table[-1] == len(table) - 1).all()  # behind the end everything may follow
+
+
+def test_impossible_grammars_are_refused():
+    with pytest.raises(ValueError, match="give one of them"):
+        token_table(DIGITS)
+    with pytest.raises(ValueError, match="no text of this tokenizer matches"):
+        token_table(DIGITS, pattern="[a-z]+")
