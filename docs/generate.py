@@ -1,4 +1,4 @@
-"""Writes docs/methods.md, docs/conventions.md, docs/metrics.md and the tables of docs/networks.md.
+"""Writes docs/methods.md, docs/papers.md, docs/conventions.md, docs/metrics.md and the tables of docs/networks.md.
 
 `python docs/generate.py`, after a change; docs/proofs.md is written by docs/prove.py.
 
@@ -19,6 +19,7 @@ FOLDER = pathlib.Path(__file__).parent
 sys.path.append(str(FOLDER))
 
 import conventions  # noqa: E402
+import papers  # noqa: E402
 
 # Of each family what its layers have beside those of Llama, and the largest difference of a logit that was found.
 FAMILIES = {
@@ -152,6 +153,7 @@ def _names_table() -> str:
 
 PAGES = {
     "methods.md": methods_page,
+    "papers.md": papers.page,
     "conventions.md": conventions.page,
     "metrics.md": metrics_page,
     "networks.md": networks_page,

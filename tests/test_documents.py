@@ -167,7 +167,7 @@ def generated_pages() -> dict:
     return module.PAGES
 
 
-@pytest.mark.parametrize("name", ["methods.md", "metrics.md"])
+@pytest.mark.parametrize("name", ["methods.md", "metrics.md", "papers.md"])
 def test_generated_pages_are_up_to_date(name):
     written = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert written == generated_pages()[name](), "run `python docs/generate.py`"
