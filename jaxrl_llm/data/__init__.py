@@ -9,13 +9,7 @@ from jaxrl_llm.data.jsonl import jsonl_source
 from jaxrl_llm.data.order import Cursor, epoch_order, next_indices, weighted_indices
 from jaxrl_llm.data.packing import batch_from, first_fit, pack
 from jaxrl_llm.data.preference_sources import arithmetic_preferences, preference_source
-from jaxrl_llm.data.preferences import (
-    PAIR,
-    batch_of_pairs,
-    filter_long_pairs,
-    mismatched_rollouts,
-    preference_rollouts,
-)
+from jaxrl_llm.data.preferences import PAIR, batch_of_pairs, filter_long_pairs, mismatched_rollouts, preference_rollouts
 from jaxrl_llm.data.reasoning_gym import reasoning_gym_source
 from jaxrl_llm.data.sources import Example, Source, as_chat, filter_long, filter_long_examples, map_source, split_turns
 from jaxrl_llm.data.streaming import DecoderState, decode_step

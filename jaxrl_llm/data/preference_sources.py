@@ -54,12 +54,7 @@ def preference_source(path: str | pathlib.Path, columns: Mapping[str, str] | Non
 
 
 def arithmetic_preferences(
-    size: int = 50_000,
-    *,
-    seed: int = 0,
-    split: str = "train",
-    digits: tuple[int, int] = (1, 2),
-    operations: str = "+",
+    size: int = 50_000, *, seed: int = 0, split: str = "train", digits: tuple[int, int] = (1, 2), operations: str = "+"
 ) -> Source:
     """Worked sums and differences, preferred over the same with a slip: "7+5=12;3+4+1=8#82" over "7+5=13;3+4+1=8#83".
 

@@ -158,10 +158,7 @@ def _rollouts(rows: Sequence[tuple], width: int) -> Rollouts:
         group=np.array(groups, np.int32),
         prompt_id=np.array(numbers, np.int32),
         source=np.array([side == "gold" for side in sides], np.int32),
-        extras={
-            "preference": np.array([SIDES[side] for side in sides], np.float32),
-            "margin": np.array(margins, np.float32),
-        },
+        extras={"preference": np.array([SIDES[side] for side in sides], np.float32), "margin": np.array(margins, np.float32)},
     )
 
 

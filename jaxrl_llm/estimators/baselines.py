@@ -10,15 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import composable
-from jaxrl_llm.estimators.pools import (
-    alone_in,
-    group_mean,
-    group_quantile,
-    group_range,
-    group_sum,
-    pool_annotations,
-    pool_of,
-)
+from jaxrl_llm.estimators.pools import alone_in, group_mean, group_quantile, group_range, group_sum, pool_annotations, pool_of
 from jaxrl_llm.numerics import masked, safe_divide
 
 

@@ -15,12 +15,7 @@ from jaxrl_llm.types import Rollouts
 
 @stateless(annotations=("proximal_hidden", "candidates", "proximal_candidate_logp"))
 def hidden_reward_weighting(
-    rollouts: Rollouts,
-    *,
-    candidates: Composable,
-    strength: float = 0.1,
-    share: float = 1.0,
-    threshold: float = 0.5,
+    rollouts: Rollouts, *, candidates: Composable, strength: float = 0.1, share: float = 1.0, threshold: float = 0.5
 ) -> Rollouts:
     """Multiplies the advantage of a token by [|s| > tau] (1 + `strength` sign(s)); s is its token hidden reward.
 

@@ -115,13 +115,7 @@ def drop_surplus_negatives(rollouts, state, key):
 
 @stateful(no_steps, annotations=("proximal_entropy",))
 def down_sample(
-    rollouts,
-    steps,
-    key,
-    *,
-    rows: tuple[float, float] = (0.5, 1.0),
-    tokens: tuple[float, float] = (0.5, 1.0),
-    steps_total: int,
+    rollouts, steps, key, *, rows: tuple[float, float] = (0.5, 1.0), tokens: tuple[float, float] = (0.5, 1.0), steps_total: int
 ):
     """Keeps the rows of the step whose advantages vary most, and of these the tokens with the largest |A| * entropy.
 

@@ -40,11 +40,7 @@ def along_turns(values, rollouts: Rollouts):
 
 @stateless(annotations=("state",))
 def state_advantage(
-    rollouts: Rollouts,
-    *,
-    discount: float = 0.95,
-    epsilon: float | None = 1e-6,
-    reward_weights: tuple[float, ...] | None = None,
+    rollouts: Rollouts, *, discount: float = 0.95, epsilon: float | None = 1e-6, reward_weights: tuple[float, ...] | None = None
 ) -> Rollouts:
     """Compares turns that begin in the same state: A = (R - mean) / (std + epsilon) over the turns of the group in that state.
 
@@ -71,11 +67,7 @@ def state_advantage(
 
 @stateless(annotations=("token_rewards",))
 def turn_returns(
-    rollouts: Rollouts,
-    *,
-    discount: float = 1.0,
-    epsilon: float | None = 1e-6,
-    reward_weights: tuple[float, ...] | None = None,
+    rollouts: Rollouts, *, discount: float = 1.0, epsilon: float | None = 1e-6, reward_weights: tuple[float, ...] | None = None
 ) -> Rollouts:
     """Rewards of turns and of outcomes, each standardised within the group, summed from each turn onwards.
 

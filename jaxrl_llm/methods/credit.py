@@ -46,14 +46,8 @@ def vapo(
     """
     return (
         grouped(samples=samples),
-        chain(
-            gae(trace_decay=length_adaptive_decay(scale=decay_scale), value_trace_decay=value_trace_decay),
-            token_mean(),
-        ),
-        objective(
-            policy(trust=clip(low=clip_low, high=clip_high)),
-            value_loss(coefficient=value_coefficient, clip=value_clip),
-        ),
+        chain(gae(trace_decay=length_adaptive_decay(scale=decay_scale), value_trace_decay=value_trace_decay), token_mean()),
+        objective(policy(trust=clip(low=clip_low, high=clip_high)), value_loss(coefficient=value_coefficient, clip=value_clip)),
     )
 
 
@@ -99,10 +93,7 @@ def gigpo(
     )
 
 
-@method(
-    paper="Information Gain-based Policy Optimization (Wang et al., 2025)",
-    url="https://arxiv.org/abs/2510.14967",
-)
+@method(paper="Information Gain-based Policy Optimization (Wang et al., 2025)", url="https://arxiv.org/abs/2510.14967")
 def igpo(
     *, samples: int = 16, discount: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 1e-3
 ):

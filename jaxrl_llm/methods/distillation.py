@@ -48,10 +48,7 @@ KINDS = {
     "generalised_reverse": (generalised_divergence(direction="reverse"), "ignore"),
     "generalised_forward": (generalised_divergence(direction="forward"), "ignore"),
 }
-PICKS = {
-    "proximal": functools.partial(top, of="proximal", with_token=True),
-    "teacher": functools.partial(top, of="teacher"),
-}
+PICKS = {"proximal": functools.partial(top, of="proximal", with_token=True), "teacher": functools.partial(top, of="teacher")}
 
 
 def _chosen(option: str, name: str, choices: dict):
@@ -152,10 +149,7 @@ def otr(*, count: int = 256, temperature: float = 1.3, wrong: float = -0.1):
     )
 
 
-@method(
-    paper="TROLL: Trust Regions for Large Language Models (Becker et al., 2025)",
-    url="https://arxiv.org/abs/2510.03817",
-)
+@method(paper="TROLL: Trust Regions for Large Language Models (Becker et al., 2025)", url="https://arxiv.org/abs/2510.03817")
 def troll(*, samples: int = 8, bound: float = 0.05, regression: float = 1.0, count: int = 64):
     """GRPO whose clip is a differentiable projection of each token's distribution onto a KL ball around the old policy.
 
@@ -212,9 +206,7 @@ def epo(*, samples: int = 8, coefficient: float = 1e-3, low: float = 0.8, high: 
 
 
 @method(
-    paper="Skywork Open Reasoner 1 (He et al., 2025)",
-    url="https://arxiv.org/abs/2505.22312",
-    conventions={"trl-1.16": TRL},
+    paper="Skywork Open Reasoner 1 (He et al., 2025)", url="https://arxiv.org/abs/2505.22312", conventions={"trl-1.16": TRL}
 )
 def skywork(
     *,

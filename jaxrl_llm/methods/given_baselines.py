@@ -41,10 +41,7 @@ def remax(
     """
     return (
         grouped_with_greedy(samples=samples),
-        chain(
-            group_advantage(baseline=given_baseline(), scale=None),
-            choice("aggregation", aggregation, AGGREGATIONS),
-        ),
+        chain(group_advantage(baseline=given_baseline(), scale=None), choice("aggregation", aggregation, AGGREGATIONS)),
         clipped_or_score(clip_low, clip_high, clip_dual),
     )
 

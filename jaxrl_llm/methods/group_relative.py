@@ -168,12 +168,7 @@ def dapo(
     filters = () if max_rounds is None else (drop_uniform_groups(),)
     return (
         grouped(samples=samples) if max_rounds is None else dynamic_sampling(samples=samples, max_rounds=max_rounds),
-        chain(
-            *filters,
-            *penalty,
-            standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon),
-            token_mean(),
-        ),
+        chain(*filters, *penalty, standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()),
         objective(
             policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)),
             *kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound),
@@ -268,7 +263,6 @@ def cispo(
         grouped(samples=samples),
         chain(advantage, token_mean()),
         objective(
-            policy(trust=cispo_bound(low=clip_low, high=clip_high)),
-            *kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound),
+            policy(trust=cispo_bound(low=clip_low, high=clip_high)), *kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound)
         ),
     )

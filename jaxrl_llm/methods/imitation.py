@@ -92,14 +92,7 @@ def chord(
 
 
 @method(paper="On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", url="https://arxiv.org/abs/2508.11408")
-def chord_phi(
-    *,
-    samples: int = 8,
-    demonstrations: int = 1,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    share: float = 0.1,
-):
+def chord_phi(*, samples: int = 8, demonstrations: int = 1, clip_low: float = 0.2, clip_high: float = 0.2, share: float = 0.1):
     """CHORD whose demonstrations count by p (1 - p) of each token: neither what is known nor what seems impossible.
 
     Defaults: The clip is the paper's, the constant share of imitation that of the authors' framework. The numbers of

@@ -21,11 +21,7 @@ from jaxrl_llm.objectives import (
 from jaxrl_llm.rollouts import grouped, guided
 
 PROXIMAL = token_ratio(against="proximal")
-LEVELS = {
-    "token": token_ratio(),
-    "sequence": objectives.sequence_total_ratio(),
-    "geometric": objectives.sequence_ratio(),
-}
+LEVELS = {"token": token_ratio(), "sequence": objectives.sequence_total_ratio(), "geometric": objectives.sequence_ratio()}
 
 
 def _corrected(samples, trust, weight, *terms, penalty=(), **advantage):
@@ -147,12 +143,7 @@ def icepop(
     certainty="sketch",
 )
 def remix(
-    *,
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coefficient: float = 0.01,
-    base_share: float = 1.0,
+    *, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.01, base_share: float = 1.0
 ):
     """GRPO on samples of older policies, clipped around the present one, with KL penalties to the base and the present policy.
 
@@ -173,9 +164,7 @@ def remix(
 @method(
     paper="DeepSeek-V3.2 (DeepSeek-AI, 2025)",
     url="https://arxiv.org/abs/2512.02556",
-    conventions={
-        "trl-1.16": {"kl_coefficient": 1e-3, "mask_above": 0.5, "scale": "std", "aggregation": "token_mean"} | TRL,
-    },
+    conventions={"trl-1.16": {"kl_coefficient": 1e-3, "mask_above": 0.5, "scale": "std", "aggregation": "token_mean"} | TRL},
 )
 def deepseek_v32(
     *,
@@ -210,12 +199,7 @@ def deepseek_v32(
 
 @method(paper="Learning to Reason under Off-Policy Guidance (Yan et al., 2025)", url="https://arxiv.org/abs/2504.14945")
 def luffy(
-    *,
-    samples: int = 7,
-    demonstrations: int = 1,
-    gamma: float = 0.1,
-    entropy_coefficient: float = 0.001,
-    max_length: int = 8192,
+    *, samples: int = 7, demonstrations: int = 1, gamma: float = 0.1, entropy_coefficient: float = 0.001, max_length: int = 8192
 ):
     """GRPO with a demonstration in each group, whose tokens gain most where the policy finds them unlikely: p / (p + gamma).
 
@@ -231,8 +215,7 @@ def luffy(
 
 
 @method(
-    paper="RL-PLUS: Countering Capability Boundary Collapse of LLMs (Dong et al., 2025)",
-    url="https://arxiv.org/abs/2508.00222",
+    paper="RL-PLUS: Countering Capability Boundary Collapse of LLMs (Dong et al., 2025)", url="https://arxiv.org/abs/2508.00222"
 )
 def rl_plus(
     *,

@@ -17,10 +17,7 @@ from jaxrl_llm.methods.base import method
 from jaxrl_llm.rollouts import grouped
 
 
-@method(
-    paper="Tiny Model, Big Logic: VibeThinker-1.5B (Xu et al., 2025)",
-    url="https://arxiv.org/abs/2511.06221",
-)
+@method(paper="Tiny Model, Big Logic: VibeThinker-1.5B (Xu et al., 2025)", url="https://arxiv.org/abs/2511.06221")
 def mgpo(*, samples: int = 8, sharpness: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO whose prompts count most where half of the answers are right.
 

@@ -30,10 +30,7 @@ def intuitor(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2,
     )
 
 
-@method(
-    paper="Reinforcing General Reasoning without Verifiers (Zhou et al., 2025)",
-    url="https://arxiv.org/abs/2505.21493",
-)
+@method(paper="Reinforcing General Reasoning without Verifiers (Zhou et al., 2025)", url="https://arxiv.org/abs/2505.21493")
 def verifree(*, samples: int = 8):
     """REINFORCE without a verifier: the reward of a reasoning is the probability of the reference answer behind it.
 

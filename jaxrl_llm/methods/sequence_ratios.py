@@ -103,8 +103,7 @@ def gmpo(
 
 
 @method(
-    paper="A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization (2026)",
-    url="https://arxiv.org/abs/2601.22718",
+    paper="A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization (2026)", url="https://arxiv.org/abs/2601.22718"
 )
 def minpro(*, samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28):
     """CISPO whose weight also holds the smallest ratio of the earlier tokens, for the product of all of them.
@@ -159,9 +158,7 @@ def vespo(
 
 
 @method(
-    paper="Pairwise Proximal Policy Optimization (Wu et al., 2023)",
-    url="https://arxiv.org/abs/2310.00212",
-    certainty="sketch",
+    paper="Pairwise Proximal Policy Optimization (Wu et al., 2023)", url="https://arxiv.org/abs/2310.00212", certainty="sketch"
 )
 def p3o(*, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.05, kl_kind: str | None = None):
     """Clipped ratios of whole answers with half the difference of two rewards as advantage: a pairwise policy gradient.

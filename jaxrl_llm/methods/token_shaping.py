@@ -29,11 +29,7 @@ GTPO_AGGREGATIONS = {"sequence_mean": sequence_mean(), "conflict_mean": conflict
     conventions={"authors-code": {"aggregation": "conflict_mean"}},
 )
 def gtpo(
-    *,
-    samples: int = 8,
-    entropy_coefficient: float = 0.1,
-    entropy_ceiling: float = 0.7,
-    aggregation: str = "sequence_mean",
+    *, samples: int = 8, entropy_coefficient: float = 0.1, entropy_ceiling: float = 0.7, aggregation: str = "sequence_mean"
 ):
     """Spares tokens that bad answers share with good ones, counts those twice for the good, and drops uncertain answers.
 

@@ -26,10 +26,7 @@ def ttrl(*, samples: int = 32, clip_low: float = 0.2, clip_high: float = 0.2):
     return grouped(samples=samples), chain(majority_reward(), group_advantage(), token_mean()), clipped(clip_low, clip_high)
 
 
-@method(
-    paper="Evolving Language Models without Labels (Zhou et al., 2025)",
-    url="https://arxiv.org/abs/2509.15194",
-)
+@method(paper="Evolving Language Models without Labels (Zhou et al., 2025)", url="https://arxiv.org/abs/2509.15194")
 def evol_rl(
     *,
     samples: int = 32,

@@ -148,14 +148,7 @@ def asymre(*, samples: int = 8, shift: float = 0.1):
     paper="Bridging Supervised Learning and Reinforcement Learning in Math Reasoning (Chen et al., 2025)",
     url="https://arxiv.org/abs/2505.18116",
 )
-def nft(
-    *,
-    samples: int = 16,
-    max_rounds: int = 10,
-    threshold: float = 0.5,
-    negative: float = 1.0,
-    weighting: str = "failure",
-):
+def nft(*, samples: int = 16, max_rounds: int = 10, threshold: float = 0.5, negative: float = 1.0, weighting: str = "failure"):
     """Likelihood of right answers, and of wrong ones under the implicit policy that the right ones leave.
 
     Defaults: Those of the authors' scripts; the loss is the mean over tokens here, theirs a sum over 1000. With

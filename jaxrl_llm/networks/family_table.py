@@ -92,11 +92,7 @@ FAMILIES = {
         classifier="Gemma3Text",
     ),
     "phi3": Family(
-        "Phi3",
-        tensor_names.PHI3,
-        sliding="all",
-        required=_PLAIN,
-        defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
+        "Phi3", tensor_names.PHI3, sliding="all", required=_PLAIN, defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0}
     ),
     "mixtral": Family(
         "Mixtral",

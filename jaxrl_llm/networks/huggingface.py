@@ -18,15 +18,7 @@ from jaxrl_llm.networks import families
 from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.network import Network, Params, decoder
 from jaxrl_llm.networks.placing import Piece, blocks, written
-from jaxrl_llm.networks.tensor_files import (
-    STORED_DTYPES,
-    TensorFile,
-    existing,
-    find_tensors,
-    opened,
-    write_json,
-    write_tensors,
-)
+from jaxrl_llm.networks.tensor_files import STORED_DTYPES, TensorFile, existing, find_tensors, opened, write_json, write_tensors
 from jaxrl_llm.networks.tensor_names import Path, Stored
 
 # Tensors of old checkpoints that hold no parameters.

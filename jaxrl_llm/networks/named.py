@@ -131,10 +131,7 @@ MODELS = {
     ),
     "olmoe-1b-7b": Published("allenai/OLMoE-1B-7B-0924", _OLMOE, (2048, 1024, 16, 16, 16)),
     "glm-4.5-air": Published(
-        "zai-org/GLM-4.5-Air",
-        _GLM4_5,
-        (4096, 10944, 46, 96, 8),
-        {"n_routed_experts": 128, "moe_intermediate_size": 1408},
+        "zai-org/GLM-4.5-Air", _GLM4_5, (4096, 10944, 46, 96, 8), {"n_routed_experts": 128, "moe_intermediate_size": 1408}
     ),
 }
 

@@ -4,12 +4,7 @@ from jaxrl_llm.objectives.adaptive_clips import balanced_clip, entropy_clip, ent
 from jaxrl_llm.objectives.advantage_regression import advantage_regression
 from jaxrl_llm.objectives.balance import trajectory_balance
 from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted, weighted_sum
-from jaxrl_llm.objectives.batch_masks import (
-    covariance_clip_mask,
-    second_moment_mask,
-    top_covariance_mask,
-    top_entropy_mask,
-)
+from jaxrl_llm.objectives.batch_masks import covariance_clip_mask, second_moment_mask, top_covariance_mask, top_entropy_mask
 from jaxrl_llm.objectives.batch_statistics import token_uniform
 from jaxrl_llm.objectives.buckets import bucket_normalised
 from jaxrl_llm.objectives.candidates import group_tokens, sampled, tokens_of_group, top, vocabulary

@@ -12,14 +12,7 @@ from jaxrl_llm.types import Batch, Scores
 
 
 @composable(needs=("value",), annotations=("returns", "behavior_value"))
-def value_loss(
-    scores: Scores,
-    batch: Batch,
-    *,
-    coefficient: float = 0.5,
-    clip: float | None = 0.2,
-    huber: float | None = None,
-):
+def value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.5, clip: float | None = 0.2, huber: float | None = None):
     """`coefficient` times the error of the critic at each action.
 
     The error is (V - R)^2, or with `huber` = d the Huber loss of V - R with threshold d (which is half the square near

@@ -5,13 +5,4 @@ from jaxrl_llm.optimizers.extrapolation import extrapolate_every
 from jaxrl_llm.optimizers.merging import online_dare, online_ties, task_vector
 from jaxrl_llm.optimizers.slow_fast import slow_fast
 
-__all__ = [
-    "Average",
-    "bema",
-    "extrapolate_every",
-    "online_dare",
-    "online_ties",
-    "polyak",
-    "slow_fast",
-    "task_vector",
-]
+__all__ = ["Average", "bema", "extrapolate_every", "online_dare", "online_ties", "polyak", "slow_fast", "task_vector"]

@@ -3,16 +3,7 @@
 from jaxrl_llm.sampling.decode import decode
 from jaxrl_llm.sampling.draw import draw, inverse_cdf
 from jaxrl_llm.sampling.generate import generate, stream
-from jaxrl_llm.sampling.records import (
-    LENGTH,
-    RUNNING,
-    STOP,
-    Samples,
-    Sampling,
-    finish_name,
-    make_sampling,
-    row_keys,
-)
+from jaxrl_llm.sampling.records import LENGTH, RUNNING, STOP, Samples, Sampling, finish_name, make_sampling, row_keys
 
 __all__ = [
     "LENGTH",

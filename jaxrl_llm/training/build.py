@@ -172,10 +172,7 @@ def with_cache(network: networks.Network, dtype: str) -> networks.Network:
 
 
 def base_network(
-    config: ConfigDict,
-    tokenizer: Tokenizer,
-    mesh: jax.sharding.Mesh | None = None,
-    given: networks.Network | None = None,
+    config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh | None = None, given: networks.Network | None = None
 ) -> networks.Network:
     """The network as it is stored, initialised or given, without what the configuration lays over it."""
     if given is not None:

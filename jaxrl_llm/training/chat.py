@@ -16,12 +16,7 @@ from jaxrl_llm.training.policies import folder_kind, load_policy, run_config
 
 
 def converse(
-    directory: str,
-    prompt: str | None,
-    *,
-    chat: bool | None = None,
-    system: str | None = None,
-    sampling: dict[str, Any],
+    directory: str, prompt: str | None, *, chat: bool | None = None, system: str | None = None, sampling: dict[str, Any]
 ) -> None:
     """Streams completions to the console: of `prompt`, or of what is typed until the end of input.
 

@@ -76,11 +76,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def summarise(
-    rewards: np.ndarray,
-    lengths: np.ndarray,
-    samples: int,
-    answers: Sequence[Any] | None = None,
-    success: float = 1.0,
+    rewards: np.ndarray, lengths: np.ndarray, samples: int, answers: Sequence[Any] | None = None, success: float = 1.0
 ) -> dict[str, float]:
     """All measures of an evaluation.
 

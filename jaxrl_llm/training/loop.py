@@ -307,12 +307,7 @@ def _warn_once(files: Files, found: dict[str, float], bound: float, step: int) -
 
 
 def _save(
-    run: Run,
-    files: Files,
-    state: TrainState,
-    progress: Progress,
-    measured: dict[str, Any],
-    samples: Sequence[Sampled] = (),
+    run: Run, files: Files, state: TrainState, progress: Progress, measured: dict[str, Any], samples: Sequence[Sampled] = ()
 ) -> None:
     """Begins to save; `measured` has what a best checkpoint is chosen by, where that was measured.
 

@@ -8,14 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import networks
-from jaxrl_llm.objectives import (
-    Objective,
-    categorical_value_loss,
-    load_balancing,
-    quantile_value_loss,
-    router_z,
-    value_loss,
-)
+from jaxrl_llm.objectives import Objective, categorical_value_loss, load_balancing, quantile_value_loss, router_z, value_loss
 from jaxrl_llm.objectives import objective as make_objective
 
 
