@@ -99,16 +99,9 @@ def _follow_entropy(state, metrics, *, initial, target, change, low, high, measu
 
 @controlled(init=_entropy_state, update=_follow_entropy)
 def adaptive_entropy(
-    state,
-    step,
-    *,
-    target: float,
-    initial: float = 0.0,
-    change: float = 0.005,
-    low: float = 0.0,
-    high: float = 1.0,
+    state, step, *, target: float, initial: float = 0.0, change: float = 0.005, low: float = 0.0, high: float = 1.0,
     measure: str = "entropy",
-):
+):  # fmt: skip
     """An entropy coefficient that grows by `change` while the entropy is at or below its target, and shrinks above it.
 
     It is 0 in a step whose predecessor was above the target: the bonus acts only where it is wanted.
@@ -140,18 +133,9 @@ def _band_state(*, initial: float, **options):
 
 @controlled(init=_band_state, update=_follow_band)
 def entropy_band(
-    state,
-    step,
-    *,
-    low: float,
-    high: float,
-    initial: float = 2e-4,
-    rate: float = 1e-3,
-    least: float = 1e-5,
-    most: float = 3e-3,
-    warmup: int = 29,
-    measure: str = "top_entropy",
-):
+    state, step, *, low: float, high: float, initial: float = 2e-4, rate: float = 1e-3, least: float = 1e-5, most: float = 3e-3,
+    warmup: int = 29, measure: str = "top_entropy",
+):  # fmt: skip
     """An entropy coefficient that keeps an entropy within a band: c <- clip(c - rate (min(0, H - low) + max(0, H - high))).
 
     Args:

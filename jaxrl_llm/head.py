@@ -19,16 +19,9 @@ VOCABULARY_CHUNK = 2048
 
 
 def token_statistics(
-    hidden,
-    matrix,
-    targets,
-    temperature: float = 1.0,
-    needs: frozenset[str] = frozenset(),
-    *,
-    softcap: float | None = None,
-    token_chunk: int = TOKEN_CHUNK,
-    vocabulary_chunk: int = VOCABULARY_CHUNK,
-) -> dict[str, jax.Array]:
+    hidden, matrix, targets, temperature: float = 1.0, needs: frozenset[str] = frozenset(), *, softcap: float | None = None,
+    token_chunk: int = TOKEN_CHUNK, vocabulary_chunk: int = VOCABULARY_CHUNK,
+) -> dict[str, jax.Array]:  # fmt: skip
     """Statistics of softmax(hidden @ matrix.T / temperature) at each token, with the products capped where a cap is given.
 
     Args:

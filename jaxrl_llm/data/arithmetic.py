@@ -16,14 +16,9 @@ MOST_KEPT = 2**16  # examples that a source keeps once they are made
 
 
 def arithmetic_source(
-    size: int,
-    *,
-    seed: int = 0,
-    split: str = "train",
-    digits: tuple[int, int] = (1, 2),
-    operations: str = "+",
+    size: int, *, seed: int = 0, split: str = "train", digits: tuple[int, int] = (1, 2), operations: str = "+",
     careless: float = 0.0,
-) -> Source:
+) -> Source:  # fmt: skip
     """Problems such as "37+45=", worked column by column: "7+5=12;3+4+1=8#82".
 
     Example `index` is a pure function of the arguments and `index`. Which split a problem belongs to is a hash of the

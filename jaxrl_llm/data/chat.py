@@ -35,12 +35,9 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generatio
 
 
 def render_with(
-    render: Callable[[str, Mapping[str, Any]], Any],
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    add_generation_prompt: bool,
-    variables: Mapping[str, Any],
-) -> Any:
+    render: Callable[[str, Mapping[str, Any]], Any], tokenizer: Tokenizer, messages: Sequence[Message],
+    add_generation_prompt: bool, variables: Mapping[str, Any],
+) -> Any:  # fmt: skip
     """What `render(source, context)` gives for the template of `tokenizer`; errors as in `render_chat`."""
     _check_messages(messages)
     _check_tools(variables.get("tools"))

@@ -118,15 +118,9 @@ def width_of(leaves: Leaves, groups: np.ndarray, **placing) -> int:
 
 
 def pack_forest(
-    rollouts: Rollouts,
-    width: int | None = None,
-    *,
-    keep: np.ndarray | None = None,
-    step: int = 0,
-    coefficients=None,
-    columns: int = 1,
-    **placing,
-) -> Batch:
+    rollouts: Rollouts, width: int | None = None, *, keep: np.ndarray | None = None, step: int = 0, coefficients=None,
+    columns: int = 1, **placing,
+) -> Batch:  # fmt: skip
     """Lays rollouts into a forest, which reads what they begin with in common once, and their actions into the batch.
 
     Value and gradient of a loss are those of `data.pack`, up to rounding. Common beginnings are found among all rollouts of a

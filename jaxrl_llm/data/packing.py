@@ -112,18 +112,9 @@ def place_rows(
 
 
 def pack(
-    rollouts: Rollouts,
-    width: int,
-    *,
-    keep: np.ndarray | None = None,
-    rows: int | None = None,
-    multiple: int = 1,
-    parts: int = 0,
-    part_tokens: int = 0,
-    step: int = 0,
-    coefficients=None,
-    columns: int = 1,
-) -> Batch:
+    rollouts: Rollouts, width: int, *, keep: np.ndarray | None = None, rows: int | None = None, multiple: int = 1,
+    parts: int = 0, part_tokens: int = 0, step: int = 0, coefficients=None, columns: int = 1,
+) -> Batch:  # fmt: skip
     """Lays rollouts into rows of fixed width; numbers of group, source and turn travel with the tokens.
 
     Networks read each rollout whole; see `pack_forest` for those that read what rollouts have in common once.

@@ -17,15 +17,9 @@ PAIR = ("chosen", "rejected")
 
 
 def filter_long_pairs(
-    source: Sequence[Example],
-    tokenizer: Tokenizer,
-    width: int,
-    *,
-    drop: bool = False,
-    texts: Sequence[str] = PAIR,
-    vocab_size: int | None = None,
-    mend: str = "raise the width of rows or drop long pairs with drop=True",
-) -> tuple[Sequence[Example], int]:
+    source: Sequence[Example], tokenizer: Tokenizer, width: int, *, drop: bool = False, texts: Sequence[str] = PAIR,
+    vocab_size: int | None = None, mend: str = "raise the width of rows or drop long pairs with drop=True",
+) -> tuple[Sequence[Example], int]:  # fmt: skip
     """Sees to it that all texts of every example fit into a row; none is ever cut.
 
     Args:
@@ -61,13 +55,9 @@ def filter_long_pairs(
 
 
 def preference_rollouts(
-    tokenizer: Tokenizer,
-    examples: Sequence[Example],
-    width: int,
-    numbers: Sequence[int] | None = None,
-    *,
+    tokenizer: Tokenizer, examples: Sequence[Example], width: int, numbers: Sequence[int] | None = None, *,
     texts: Sequence[str] = PAIR,
-) -> Rollouts:
+) -> Rollouts:  # fmt: skip
     """A row for each text of each example, the chosen one first; the tokens of the completions are the actions.
 
     A row has one place more than its text (token 0, no action): a value belongs to the state before its place, so that
@@ -97,13 +87,9 @@ def preference_rollouts(
 
 
 def batch_of_pairs(
-    prompts: Sequence[Sequence[int]],
-    chosen: Sequence[Sequence[int]],
-    rejected: Sequence[Sequence[int]],
-    *,
-    margin: Sequence[float] | None = None,
-    width: int | None = None,
-) -> Batch:
+    prompts: Sequence[Sequence[int]], chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]], *,
+    margin: Sequence[float] | None = None, width: int | None = None,
+) -> Batch:  # fmt: skip
     """Pairs of token ids for an update in a loop of your own: row 2i is the chosen one of pair i, row 2i + 1 the other.
 
     Each pair has the same share in the loss (`estimators.pair_mean`). The reference's log-probabilities are the caller's to

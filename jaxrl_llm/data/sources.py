@@ -102,13 +102,9 @@ def split_turns(source: Sequence[Example]) -> Source:
 
 
 def filter_long(
-    source: Sequence[Example],
-    tokenizer: Tokenizer,
-    max_prompt_tokens: int,
-    *,
-    drop: bool = False,
+    source: Sequence[Example], tokenizer: Tokenizer, max_prompt_tokens: int, *, drop: bool = False,
     vocab_size: int | None = None,
-) -> tuple[Sequence[Example], int]:
+) -> tuple[Sequence[Example], int]:  # fmt: skip
     """Sees to it that every prompt fits its bucket; no prompt is ever cut. A dialogue is measured whole.
 
     Args:
@@ -130,26 +126,17 @@ def filter_long(
 
 
 def filter_long_examples(
-    source: Sequence[Example],
-    tokenizer: Tokenizer,
-    width: int,
-    *,
-    drop: bool = False,
-    vocab_size: int | None = None,
+    source: Sequence[Example], tokenizer: Tokenizer, width: int, *, drop: bool = False, vocab_size: int | None = None,
     mend: str = "raise the width of rows or drop long examples with drop=True",
-) -> tuple[Sequence[Example], int]:
+) -> tuple[Sequence[Example], int]:  # fmt: skip
     """The same for examples to learn from, measured whole, which have to fit into rows of `width` tokens; `mend` says how."""
     return _filter(source, lambda example: ("example", encode_example(tokenizer, example)[0]), width, drop, vocab_size, mend)
 
 
 def _filter(
-    source: Sequence[Example],
-    encode: Callable[[Example], tuple[str, list[int]]],
-    limit: int,
-    drop: bool,
-    vocab_size: int | None,
-    mend: str,
-) -> tuple[Sequence[Example], int]:
+    source: Sequence[Example], encode: Callable[[Example], tuple[str, list[int]]], limit: int, drop: bool,
+    vocab_size: int | None, mend: str,
+) -> tuple[Sequence[Example], int]:  # fmt: skip
     """Those of the examples whose ids, by the kind of text that they are, are at most `limit`, and the number of others."""
     kept = []
     for index in range(len(source)):

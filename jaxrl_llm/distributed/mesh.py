@@ -14,14 +14,9 @@ NO_MESH = Mesh(np.empty((), object), ())  # for what runs on one device while an
 
 
 def make_mesh(
-    data: int = 1,
-    fsdp: int = 1,
-    tensor: int = 1,
-    expert: int = 1,
-    context: int = 1,
-    *,
+    data: int = 1, fsdp: int = 1, tensor: int = 1, expert: int = 1, context: int = 1, *,
     devices: Sequence[jax.Device] | None = None,
-) -> Mesh:
+) -> Mesh:  # fmt: skip
     """Mesh of all devices with the axes `AXES`.
 
     Args:

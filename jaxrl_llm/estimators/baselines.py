@@ -128,18 +128,9 @@ def given_baseline(score, present, rollouts, *, annotation: str = "greedy_reward
 
 @composable(annotations=pool_annotations)
 def std_scale(
-    score,
-    present,
-    rollouts,
-    *,
-    over: str = "group",
-    degrees_of_freedom: int = 0,
-    epsilon: float = 1e-6,
-    placement: str = "outside",
-    virtual: tuple[float, ...] = (),
-    others: bool = False,
-    alone: str = "own",
-):
+    score, present, rollouts, *, over: str = "group", degrees_of_freedom: int = 0, epsilon: float = 1e-6,
+    placement: str = "outside", virtual: tuple[float, ...] = (), others: bool = False, alone: str = "own",
+):  # fmt: skip
     """Standard deviation of the scores of the pool.
 
     Args:

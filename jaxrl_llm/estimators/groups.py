@@ -16,12 +16,9 @@ MEAN, STD, BESSEL = mean_baseline(), std_scale(), std_scale(degrees_of_freedom=1
 
 @stateless
 def group_advantage(
-    rollouts: Rollouts,
-    *,
-    baseline: Composable | None = MEAN,
-    scale: Composable | None = STD,
+    rollouts: Rollouts, *, baseline: Composable | None = MEAN, scale: Composable | None = STD,
     reward_weights: tuple[float, ...] | None = None,
-) -> Rollouts:
+) -> Rollouts:  # fmt: skip
     """Advantage of a row = (its score - baseline) / scale, given to each of its actions.
 
     Degenerate groups: where all scores are equal, and in groups of one, the advantage is exactly 0 under every baseline that
@@ -43,12 +40,9 @@ def group_advantage(
 
 @stateless
 def component_advantage(
-    rollouts: Rollouts,
-    *,
-    baseline: Composable | None = MEAN,
-    scale: Composable | None = STD,
+    rollouts: Rollouts, *, baseline: Composable | None = MEAN, scale: Composable | None = STD,
     reward_weights: tuple[float, ...] | None = None,
-) -> Rollouts:
+) -> Rollouts:  # fmt: skip
     """Each reward component is made an advantage by itself, and these are summed: A = sum_k w_k (r_k - b_k) / s_k.
 
     So a component with small differences counts as much as one with large differences. Rows that lack a component are left out
@@ -114,12 +108,9 @@ def _standardised(score, present, rollouts, baseline, scale):
 
 @stateless
 def prefix_tree_advantage(
-    rollouts: Rollouts,
-    *,
-    baseline: Composable | None = MEAN,
-    scale: Composable | None = BESSEL,
+    rollouts: Rollouts, *, baseline: Composable | None = MEAN, scale: Composable | None = BESSEL,
     reward_weights: tuple[float, ...] | None = None,
-) -> Rollouts:
+) -> Rollouts:  # fmt: skip
     """Outcome against the group, and at branches of the tree of answers what the token taken is worth more than the others.
 
     V(prefix) is the mean score of the rows of the group that begin with it, and the advantage of token t is

@@ -96,16 +96,9 @@ def discounted_sums(rewards, steps, discount: float):
 
 @stateful(lambda *, initial, **options: jnp.float32(initial), annotations=("behavior_logp", "reference_logp"))
 def adaptive_kl_in_reward(
-    rollouts: Rollouts,
-    state,
-    key,
-    *,
-    initial: float = 0.2,
-    target: float = 6.0,
-    horizon: float = 10_000.0,
-    kind: str = "k1",
+    rollouts: Rollouts, state, key, *, initial: float = 0.2, target: float = 6.0, horizon: float = 10_000.0, kind: str = "k1",
     bound: float | None = None,
-):
+):  # fmt: skip
     """`kl_in_reward` with a coefficient c that rises where answers have more KL than the target and falls where they have less.
 
     After each step c <- c (1 + clip(KL / target - 1, -0.2, 0.2) N / horizon), with KL the mean over the N valid rows of the
@@ -229,14 +222,9 @@ def length_adaptive_decay(rollouts: Rollouts, *, scale: float = 0.05):
 
 @stateless(annotations=("behavior_value",), provides=("returns",))
 def gae(
-    rollouts: Rollouts,
-    *,
-    discount: float = 1.0,
-    trace_decay: float | Composable = 0.95,
-    value_trace_decay: float | Composable | None = None,
-    step: str = "token",
-    reward_weights: tuple[float, ...] | None = None,
-) -> Rollouts:
+    rollouts: Rollouts, *, discount: float = 1.0, trace_decay: float | Composable = 0.95,
+    value_trace_decay: float | Composable | None = None, step: str = "token", reward_weights: tuple[float, ...] | None = None,
+) -> Rollouts:  # fmt: skip
     """Generalised advantage estimation over the actions of each row; the state after the last action has value 0.
 
     delta_t = r_t + discount * V_{t+1} - V_t, A_t = delta_t + discount * trace_decay * A_{t+1}, where t + 1 is the next

@@ -16,17 +16,9 @@ EPSILON = 1e-6
 
 @stateful(lambda **options: {"quantiles": jnp.zeros(2), "started": jnp.zeros((), bool)})
 def risk_advantage(
-    rollouts: Rollouts,
-    state,
-    key,
-    *,
-    bundle: int = 5,
-    levels: tuple[float, float] = (0.2, 0.8),
-    tail_weight: float = 1.5,
-    rate: float = 0.1,
-    credit: str = "share",
-    reward_weights: tuple[float, ...] | None = None,
-):
+    rollouts: Rollouts, state, key, *, bundle: int = 5, levels: tuple[float, float] = (0.2, 0.8), tail_weight: float = 1.5,
+    rate: float = 0.1, credit: str = "share", reward_weights: tuple[float, ...] | None = None,
+):  # fmt: skip
     """Mixed value at risk of bundles: several prompts are one exam, and bad exams count most.
 
     `bundle` consecutive groups make a bundle; the j-th rows of its groups make a paper with the score S, the sum of
@@ -145,17 +137,9 @@ def cvar_advantage(
 
 @stateful(lambda *, initial, **options: jnp.float32(initial))
 def lagrangian_advantage(
-    rollouts: Rollouts,
-    multiplier,
-    key,
-    *,
-    limit: float,
-    cost: int = 1,
-    initial: float = 0.0,
-    rate: float = 0.01,
-    penalty: float = 10.0,
-    confidence: float = 0.5,
-):
+    rollouts: Rollouts, multiplier, key, *, limit: float, cost: int = 1, initial: float = 0.0, rate: float = 0.01,
+    penalty: float = 10.0, confidence: float = 0.5,
+):  # fmt: skip
     """A = A_reward - l A_cost under a limit of the cost, with the multiplier l of an augmented Lagrangian.
 
     A_reward is the sum of all components but the cost, A_cost the cost, each less its mean over the group. With the cautious

@@ -54,14 +54,9 @@ def policy_filtration(rollouts, state, key, *, keep: str = "best_and_random", re
 
 @stateful()
 def resample_by_score(
-    rollouts,
-    state,
-    key,
-    *,
-    emphasis: str = "power",
-    power: float | None = None,
+    rollouts, state, key, *, emphasis: str = "power", power: float | None = None,
     reward_weights: tuple[float, ...] | None = None,
-):
+):  # fmt: skip
     """Draws as many rows as there are, with replacement, by their scores: `weight` is multiplied by how often a row was drawn.
 
     It stands behind the estimator that sets the weights.

@@ -190,14 +190,9 @@ def shortest_correct_penalty(
 
 @stateless
 def cosine_length_reward(
-    rollouts: Rollouts,
-    *,
-    max_length: int,
-    right: tuple[float, float] = (1.0, 0.5),
-    wrong: tuple[float, float] = (0.0, -0.5),
-    threshold: float = 0.5,
-    component: int = 0,
-) -> Rollouts:
+    rollouts: Rollouts, *, max_length: int, right: tuple[float, float] = (1.0, 0.5), wrong: tuple[float, float] = (0.0, -0.5),
+    threshold: float = 0.5, component: int = 0,
+) -> Rollouts:  # fmt: skip
     """Replaces the reward by one that goes along half a cosine from length 0 to `max_length`, and stays there beyond.
 
     Args:

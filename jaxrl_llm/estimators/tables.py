@@ -33,16 +33,9 @@ def _beta_prior(*, prompts: int, prior: tuple[float, float] = (0.5, 0.5), **opti
 
 @stateful(_beta_prior, annotations=lambda options: () if options["half_life"] is None else ("drift",))
 def tracked_advantage(
-    rollouts,
-    state,
-    key,
-    *,
-    prompts: int,
-    prior: tuple[float, float] = (0.5, 0.5),
-    half_life: float | None = 0.06,
-    forgetting: tuple[float, float] = (0.875, 0.96),
-    reward_weights: tuple[float, ...] | None = None,
-):
+    rollouts, state, key, *, prompts: int, prior: tuple[float, float] = (0.5, 0.5), half_life: float | None = 0.06,
+    forgetting: tuple[float, float] = (0.875, 0.96), reward_weights: tuple[float, ...] | None = None,
+):  # fmt: skip
     """Advantage = score - success rate of the prompt in earlier steps: no group is needed.
 
     The rate of a prompt is a / (a + b), of the counts before this step. Behind it they become a <- rho a + r and
@@ -166,16 +159,9 @@ def no_steps(**options):
 
 @stateful(no_steps)
 def budget_length_reward(
-    rollouts,
-    steps,
-    key,
-    *,
-    budget: float = 256.0,
-    decay: float = 0.7,
-    interval: int = 200,
-    weight: float = 0.5,
+    rollouts, steps, key, *, budget: float = 256.0, decay: float = 0.7, interval: int = 200, weight: float = 0.5,
     component: int = 0,
-):
+):  # fmt: skip
     """Adds `weight` * max(0, 1 - |l / L - 1|): the answer shall have as many tokens as the budget L, which shrinks.
 
     L = max(1, budget * decay^floor(step / interval)). The prompt has to state it, too; that is up to the data.
@@ -206,16 +192,9 @@ def _no_lengths(*, prompts: int, **options):
 
 @stateful(_no_lengths)
 def history_length_reward(
-    rollouts,
-    shortest,
-    key,
-    *,
-    prompts: int,
-    weight: float = 1.0,
-    lowest: float = -0.7,
-    threshold: float = 0.5,
+    rollouts, shortest, key, *, prompts: int, weight: float = 1.0, lowest: float = -0.7, threshold: float = 0.5,
     component: int = 0,
-):
+):  # fmt: skip
     """Adds a reward for being shorter than the shortest right answer that the prompt has had in earlier steps.
 
     With h its length, f = cos(min(pi l / (2 h), pi)): right answers get `weight` * max(f, lowest), wrong ones `weight` *

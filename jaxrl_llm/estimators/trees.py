@@ -35,13 +35,9 @@ def segment_advantage(rollouts: Rollouts, *, below: float | None = None) -> Roll
 
 @stateless
 def tree_advantage(
-    rollouts: Rollouts,
-    *,
-    kind: Literal["parent", "global_and_local", "ancestors", "depth"] = "parent",
-    depths: int = 8,
-    epsilon: float = 1e-6,
-    reward_weights: tuple[float, ...] | None = None,
-) -> Rollouts:
+    rollouts: Rollouts, *, kind: Literal["parent", "global_and_local", "ancestors", "depth"] = "parent", depths: int = 8,
+    epsilon: float = 1e-6, reward_weights: tuple[float, ...] | None = None,
+) -> Rollouts:  # fmt: skip
     """Advantages in a tree whose leaves are the rows of a group: rows that begin alike have passed the same nodes.
 
     A node n is a run of tokens that the same leaves have in common, |n| their number, V(n) the mean of their scores R; the

@@ -99,14 +99,9 @@ UNITS = ("tokens", "rows")
 
 @stateless
 def whiten(
-    rollouts: Rollouts,
-    *,
-    over: str = "tokens",
-    shift_mean: bool = True,
-    degrees_of_freedom: int = 1,
-    epsilon: float = 1e-8,
+    rollouts: Rollouts, *, over: str = "tokens", shift_mean: bool = True, degrees_of_freedom: int = 1, epsilon: float = 1e-8,
     placement: str = "inside",
-) -> Rollouts:
+) -> Rollouts:  # fmt: skip
     """Scales the advantages of all actions of valid rows to mean 0 and variance 1.
 
     A = (A - mean) / sqrt(variance + epsilon); with `shift_mean=False` the mean is added back. Fewer actions than
@@ -143,15 +138,9 @@ def whiten(
 
 @stateful(lambda **options: {"count": jnp.zeros(()), "mean": jnp.zeros(()), "squares": jnp.zeros(())})
 def running_scale(
-    rollouts: Rollouts,
-    state,
-    key,
-    *,
-    decay: float = 0.99,
-    epsilon: float = 1e-6,
-    placement: str = "outside",
+    rollouts: Rollouts, state, key, *, decay: float = 0.99, epsilon: float = 1e-6, placement: str = "outside",
     reward_weights: tuple[float, ...] | None = None,
-):
+):  # fmt: skip
     """Divides all advantages by the standard deviation of the scores of this step and, less and less, of those before it.
 
     Steps k ago weigh decay^k for each of their present rows. With `decay=1` it is the deviation of all scores so far.

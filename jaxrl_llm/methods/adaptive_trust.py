@@ -13,15 +13,9 @@ from jaxrl_llm.rollouts import dynamic_sampling, grouped
     "arXiv:2510.18927",
 )
 def bapo(
-    samples: int = 8,
-    lowest_bound: float = 0.6,
-    lower_bound: float = 0.9,
-    upper_bound: float = 1.2,
-    highest_bound: float = 3.0,
-    step: float = 0.05,
-    positive_share: float = 0.5,
-    clip_dual: float | None = 3.0,
-):
+    samples: int = 8, lowest_bound: float = 0.6, lower_bound: float = 0.9, upper_bound: float = 1.2, highest_bound: float = 3.0,
+    step: float = 0.05, positive_share: float = 0.5, clip_dual: float | None = 3.0,
+):  # fmt: skip
     """GRPO whose clip bounds rise in each batch until positive advantages supply half of the loss.
 
     Defaults: The ranges of the bounds (0.6 to 0.9, 1.2 to 3.0) and the share are the paper's. Step, order of the search and
@@ -55,17 +49,10 @@ def _sampled(samples: int, max_rounds: int | None):
     conventions={"verl-0.10": {"max_rounds": None, "clip_low": 0.2, "clip_high": 0.2} | VERL},
 )
 def clip_cov(
-    samples: int = 8,
-    max_rounds: int | None = 8,
-    clip_low: float = 1.0,
-    clip_high: float = 1.0,
-    share: float = 2e-4,
-    lowest: float = 1.0,
-    highest: float = 5.0,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
+    samples: int = 8, max_rounds: int | None = 8, clip_low: float = 1.0, clip_high: float = 1.0, share: float = 2e-4,
+    lowest: float = 1.0, highest: float = 5.0, degrees_of_freedom: int | None = None, epsilon: float | None = None,
     alone: str | None = None,
-):
+):  # fmt: skip
     """DAPO that drops a random few of the tokens whose log-probability and advantage vary together most.
 
     Defaults: All but `max_rounds` are those of the authors' scripts, whose statistics are of a micro-batch, as are verl's; here
@@ -84,14 +71,9 @@ def clip_cov(
     conventions={"verl-0.10": {"max_rounds": None, "share": 2e-4, "coefficient": 0.1} | VERL},
 )
 def kl_cov(
-    samples: int = 8,
-    max_rounds: int | None = 8,
-    share: float = 2e-3,
-    coefficient: float = 1.0,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-    alone: str | None = None,
-):
+    samples: int = 8, max_rounds: int | None = 8, share: float = 2e-3, coefficient: float = 1.0,
+    degrees_of_freedom: int | None = None, epsilon: float | None = None, alone: str | None = None,
+):  # fmt: skip
     """Unclipped policy gradient with a KL penalty on the few tokens whose log-probability and advantage vary together most.
 
     Defaults: All but `max_rounds` are those of the authors' scripts for 7B models, whose statistics are of a micro-batch, as
@@ -109,15 +91,9 @@ def kl_cov(
     "arXiv:2509.16591",
 )
 def hapo_heterogeneous(
-    samples: int = 16,
-    max_rounds: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    widening: float = 1.0,
-    strength: float = 1.0,
-    level: float = 0.8,
-    clip_dual: float | None = 10.0,
-):
+    samples: int = 16, max_rounds: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, widening: float = 1.0,
+    strength: float = 1.0, level: float = 0.8, clip_dual: float | None = 10.0,
+):  # fmt: skip
     """DAPO whose clip and advantages follow the entropy of each token.
 
     Defaults: All but `max_rounds` are those of the paper and of the authors' scripts.
@@ -133,14 +109,9 @@ def hapo_heterogeneous(
 
 @method("Beyond the 80/20 Rule (Wang et al., 2025)", "arXiv:2506.01939", conventions={"trl-1.16": {"max_rounds": None} | TRL})
 def forking_tokens(
-    samples: int = 16,
-    max_rounds: int | None = 8,
-    share: float = 0.2,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-):
+    samples: int = 16, max_rounds: int | None = 8, share: float = 0.2, clip_low: float = 0.2, clip_high: float = 0.28,
+    degrees_of_freedom: int | None = None, epsilon: float | None = None,
+):  # fmt: skip
     """DAPO on the fifth of the tokens whose distributions have the highest entropy.
 
     Defaults: The share and DAPO's clip are the paper's; `max_rounds` is ours. The quantile is of the whole batch: TRL takes

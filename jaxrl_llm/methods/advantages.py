@@ -11,14 +11,9 @@ BESSEL = std_scale(degrees_of_freedom=1)
 
 
 def clipped(
-    low: float = 0.2,
-    high: float = 0.2,
-    *,
-    dual: float | None = None,
-    kl_coefficient: float = 0.0,
-    kl_kind: str = "k3",
+    low: float = 0.2, high: float = 0.2, *, dual: float | None = None, kl_coefficient: float = 0.0, kl_kind: str = "k3",
     entropy_coefficient: float = 0.0,
-) -> Objective:
+) -> Objective:  # fmt: skip
     """The clipped surrogate on token ratios, with a KL term and an entropy bonus where their coefficients are not 0."""
     terms = (kl(coefficient=kl_coefficient, kind=kl_kind),) if kl_coefficient else ()
     terms += (entropy_bonus(coefficient=entropy_coefficient),) if entropy_coefficient else ()
@@ -41,12 +36,9 @@ def clipped_or_score(clip_low: float | None, clip_high: float | None, clip_dual:
     conventions={"verl-0.10": {"alone": "none"} | VERL_CLIP},
 )
 def opo(
-    samples: int = 8,
-    alone: str = "own",
-    clip_low: float | None = None,
-    clip_high: float | None = None,
+    samples: int = 8, alone: str = "own", clip_low: float | None = None, clip_high: float | None = None,
     clip_dual: float | None = None,
-):
+):  # fmt: skip
     """REINFORCE with the length-weighted mean of the group as baseline, which has the least variance; one update a step.
 
     Defaults: `samples` is ours. The mean over tokens is that of the authors' program; the derivation sums over them. Two
@@ -106,18 +98,10 @@ WHITENING = {"bessel": whiten(), "population": whiten(degrees_of_freedom=0, epsi
     },
 )
 def reinforce_plus_plus_baseline(
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float | None = None,
-    kl_coefficient: float = 1e-3,
-    kl_kind: str = "k2",
-    kl_place: str | None = None,
-    kl_unbiased: bool | str | None = None,
-    kl_bound: float | None = None,
-    whitening: str = "bessel",
-    alone: str = "own",
-):
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = None,
+    kl_coefficient: float = 1e-3, kl_kind: str = "k2", kl_place: str | None = None, kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None, whitening: str = "bessel", alone: str = "own",
+):  # fmt: skip
     """The group's mean as baseline, and the deviation of the advantages of the whole step as scale; a k2 penalty in the loss.
 
     Defaults: The kind of the penalty is the paper's; all numbers are ours. `None` means what it does for `grpo`. Both kinds of
@@ -145,21 +129,11 @@ def reinforce_plus_plus_baseline(
     },
 )
 def gdpo(
-    samples: int = 8,
-    reward_weights: tuple[float, ...] | None = None,
-    epsilon: float = 1e-4,
-    placement: str = "outside",
-    alone: str = "own",
-    whitening: str = "rows",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float | None = None,
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    kl_unbiased: bool | str | None = None,
-    kl_bound: float | None = None,
-    aggregation: str = "sequence_mean",
-):
+    samples: int = 8, reward_weights: tuple[float, ...] | None = None, epsilon: float = 1e-4, placement: str = "outside",
+    alone: str = "own", whitening: str = "rows", clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = None,
+    kl_coefficient: float = 0.0, kl_kind: str | None = None, kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None, aggregation: str = "sequence_mean",
+):  # fmt: skip
     """GRPO for several rewards: each is standardised within the group by itself, and their sum over the step.
 
     Defaults: `epsilon` is TRL's; the other numbers are ours. `reward_weights=None` is 1 for each component, other `None` mean
@@ -188,12 +162,9 @@ def gdpo(
     conventions={"verl-0.10": {"aggregation": "token_mean"} | VERL_CLIP},
 )
 def remax(
-    samples: int = 1,
-    clip_low: float | None = None,
-    clip_high: float | None = None,
-    clip_dual: float | None = None,
+    samples: int = 1, clip_low: float | None = None, clip_high: float | None = None, clip_dual: float | None = None,
     aggregation: str = "sequence_mean_token_sum",
-):
+):  # fmt: skip
     """REINFORCE with the reward of the greedy answer to the prompt as baseline.
 
     Defaults: One sample is the paper's. Its KL penalty in the reward is left out. Two bounds take the clipped surrogate of
@@ -221,15 +192,9 @@ def pvpo(samples: int = 8, anchors: int = 8, clip_low: float = 0.2, clip_high: f
 
 @method("Single-stream Policy Optimization (Xu and Ding, 2025)", "arXiv:2509.13232")
 def spo(
-    samples: int = 1,
-    prompts: int = 100_000,
-    drift_half_life: float | None = None,
-    forgetting_low: float = 0.875,
-    forgetting_high: float | None = None,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    clip_dual: float = 10.0,
-):
+    samples: int = 1, prompts: int = 100_000, drift_half_life: float | None = None, forgetting_low: float = 0.875,
+    forgetting_high: float | None = None, clip_low: float = 0.2, clip_high: float = 0.28, clip_dual: float = 10.0,
+):  # fmt: skip
     """One sample a prompt, compared with a running estimate of the prompt's success rate, and standardised over the step.
 
     Defaults: Samples, clip, dual clip and forgetting are those of the authors' recipe. `drift_half_life=None` is its constant
@@ -285,16 +250,9 @@ def pass_at_k(samples: int = 8, k: int = 2, threshold: float = 0.5, clip_low: fl
     "RiskPO: Risk-based Policy Optimization via Verifiable Reward for LLM Post-Training (Ren et al., 2025)", "arXiv:2510.00911"
 )
 def riskpo(
-    samples: int = 10,
-    bundle: int = 5,
-    level_low: float = 0.2,
-    level_high: float = 0.8,
-    tail_weight: float = 1.5,
-    rate: float = 0.1,
-    credit: str = "share",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
+    samples: int = 10, bundle: int = 5, level_low: float = 0.2, level_high: float = 0.8, tail_weight: float = 1.5,
+    rate: float = 0.1, credit: str = "share", clip_low: float = 0.2, clip_high: float = 0.2,
+):  # fmt: skip
     """Mixed value at risk of bundles of prompts, marked as one exam: bad exams count most, and rows share what they earn.
 
     Defaults: All are those of the authors' script for DAPO-Math. Their program takes the quantiles of the bundle itself, as

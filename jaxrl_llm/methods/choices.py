@@ -35,12 +35,9 @@ def choice(name: str, value, known: dict):
 
 
 def kl_loss(
-    coefficient: float,
-    kind: str | None,
-    unbiased: bool | str | None = None,
-    bound: float | None = None,
+    coefficient: float, kind: str | None, unbiased: bool | str | None = None, bound: float | None = None,
     ratio_bound: float | None = None,
-) -> tuple:
+) -> tuple:  # fmt: skip
     """The KL term of a loss; nothing, and no reference model, where the coefficient is 0."""
     given = {"kl_kind": kind, "kl_unbiased": unbiased, "kl_bound": bound, "kl_ratio_bound": ratio_bound}
     for name, value in given.items():
@@ -69,13 +66,9 @@ def kl_advantage(coefficient: float, kind: str | None, bound: float | None = Non
 
 
 def kl_parts(
-    place: str | None,
-    coefficient: float,
-    kind: str | None,
-    unbiased: bool | str | None = None,
-    bound: float | None = None,
+    place: str | None, coefficient: float, kind: str | None, unbiased: bool | str | None = None, bound: float | None = None,
     ratio_bound: float | None = None,
-) -> tuple[tuple, tuple]:
+) -> tuple[tuple, tuple]:  # fmt: skip
     """Estimators behind the advantage, and terms of the loss, that a KL penalty in the loss (None) or another place is."""
     reject_inert(coefficient == 0 and place is not None, "kl_place", place, "kl_coefficient is 0")
     if place is None:
@@ -96,14 +89,9 @@ def scale_of(kind: str, **options) -> Composable | None:
 
 
 def standardised(
-    baseline: str = "mean",
-    scale: str = "std",
-    *,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-    placement: str | None = None,
-    alone: str | None = None,
-) -> Estimator:
+    baseline: str = "mean", scale: str = "std", *, degrees_of_freedom: int | None = None, epsilon: float | None = None,
+    placement: str | None = None, alone: str | None = None,
+) -> Estimator:  # fmt: skip
     """Group advantages of that baseline and scale, with those options that are not None.
 
     `alone="none"` leaves a row without others its score: neither baseline nor scale touch it.

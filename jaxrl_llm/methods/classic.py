@@ -35,17 +35,10 @@ LIKE_PPO = {"clip": 0.2, "clip_level": "token", "aggregation": "token_mean"}
     },
 )
 def rloo(
-    samples: int = 4,
-    kl_coefficient: float = 0.05,
-    kl_kind: str | None = None,
-    kl_place: str | None = None,
-    kl_bound: float | None = None,
-    clip: float | None = None,
-    clip_level: str | None = None,
-    clip_dual: float | None = None,
-    alone: str = "own",
-    aggregation: str | None = None,
-):
+    samples: int = 4, kl_coefficient: float = 0.05, kl_kind: str | None = None, kl_place: str | None = None,
+    kl_bound: float | None = None, clip: float | None = None, clip_level: str | None = None, clip_dual: float | None = None,
+    alone: str = "own", aggregation: str | None = None,
+):  # fmt: skip
     """REINFORCE on whole sequences with the mean reward of the other samples as baseline.
 
     Defaults: The paper tries 2 and 4 samples. The KL coefficient is ours. `None` means a KL of kind k1 in the reward, which the
@@ -90,22 +83,11 @@ def rloo(
     },
 )  # fmt: skip
 def ppo(
-    samples: int = 1,
-    discount: float = 1.0,
-    trace_decay: float = 0.95,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float | None = None,
-    value_coefficient: float = 0.5,
-    value_clip: float | None = 0.2,
-    value_huber: float | None = None,
-    entropy_coefficient: float = 0.0,
-    kl_coefficient: float = 0.05,
-    kl_kind: str | None = None,
-    kl_bound: float | None = None,
-    kl_target: float | None = None,
-    whitening: str = "bessel",
-):
+    samples: int = 1, discount: float = 1.0, trace_decay: float = 0.95, clip_low: float = 0.2, clip_high: float = 0.2,
+    clip_dual: float | None = None, value_coefficient: float = 0.5, value_clip: float | None = 0.2,
+    value_huber: float | None = None, entropy_coefficient: float = 0.0, kl_coefficient: float = 0.05,
+    kl_kind: str | None = None, kl_bound: float | None = None, kl_target: float | None = None, whitening: str = "bessel",
+):  # fmt: skip
     """Clipped surrogate with a learned critic, generalised advantage estimation and a KL penalty in the reward.
 
     Defaults: The clip 0.2 and `trace_decay` 0.95 are the paper's, for control tasks. There the discount is 0.99;
@@ -137,15 +119,9 @@ def ppo(
     },
 )
 def reinforce_plus_plus(
-    samples: int = 1,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float | None = None,
-    kl_coefficient: float = 0.01,
-    kl_kind: str | None = None,
-    kl_bound: float | None = None,
-    whitening: str = "bessel",
-):
+    samples: int = 1, clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = None,
+    kl_coefficient: float = 0.01, kl_kind: str | None = None, kl_bound: float | None = None, whitening: str = "bessel",
+):  # fmt: skip
     """Clipped surrogate on rewards-to-go with a token KL penalty, standardised over the whole batch; no critic.
 
     Defaults: One sample and a KL penalty of kind k1 in the reward (`kl_kind=None`) are the paper's. Its text

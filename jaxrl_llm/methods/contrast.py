@@ -87,13 +87,9 @@ def disco_ratio(samples: int = 8, temperature: float = 1.0, kl_coefficient: floa
 
 @method("DRPO: Efficient Reasoning via Decoupled Reward Policy Optimization (Li et al., 2025)", "arXiv:2510.04474")
 def drpo(
-    samples: int = 8,
-    temperature: float = 10.0,
-    brevity: float = 0.1,
-    max_length: int = 8192,
-    kl_coefficient: float = 1e3,
+    samples: int = 8, temperature: float = 10.0, brevity: float = 0.1, max_length: int = 8192, kl_coefficient: float = 1e3,
     kl_bound: float = 1e-4,
-):
+):  # fmt: skip
     """DisCO in which short correct answers count more among the correct ones, and never less than wrong ones.
 
     Defaults: Those of the authors' scripts; `brevity` is their lambda. In a run of the program, `max_length` is
@@ -123,14 +119,9 @@ def a_star_po(samples: int = 1, anchors: int = 8, beta: float = 1e-3, value_beta
 
 @method("On-Policy Optimization with Group Equivalent Preference (Wu et al., 2025)", "arXiv:2505.12723")
 def gepo(
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    beta: float = 0.1,
-    variance: float = 1.0,
-    coefficient: float = 0.01,
-    kl_coefficient: float = 0.01,
-):
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, beta: float = 0.1, variance: float = 1.0,
+    coefficient: float = 0.01, kl_coefficient: float = 0.01,
+):  # fmt: skip
     """REINFORCE++ plus a preference of all correct answers over all wrong ones that keeps the correct ones alike.
 
     Defaults: `variance` and `coefficient` are the paper's, all others ours.

@@ -12,15 +12,9 @@ from jaxrl_llm.rollouts import grouped
 
 @method("VAPO: Efficient and Reliable RL for Advanced Reasoning Tasks (Yue et al., 2025)", "arXiv:2504.05118")
 def vapo(
-    samples: int = 16,
-    decay_scale: float = 0.05,
-    value_trace_decay: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    value_coefficient: float = 0.5,
-    value_clip: float | None = 0.2,
-    warmup_steps: int = 50,
-):
+    samples: int = 16, decay_scale: float = 0.05, value_trace_decay: float = 1.0, clip_low: float = 0.2,
+    clip_high: float = 0.28, value_coefficient: float = 0.5, value_clip: float | None = 0.2, warmup_steps: int = 50,
+):  # fmt: skip
     """PPO for long answers: a trace decay that grows with the length, another for the critic, clip-higher, a mean over tokens.
 
     Defaults: Samples, decays and the clip are the paper's; the coefficient and the clip of the value are ours, and so is the
@@ -51,13 +45,9 @@ def tempo(samples: int = 7, clip_low: float = 0.2, clip_high: float = 0.28, clip
 
 @method("Group-in-Group Policy Optimization for LLM Agent Training (Feng et al., 2025)", "arXiv:2505.10978")
 def gigpo(
-    samples: int = 8,
-    discount: float = 0.95,
-    step_weight: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    samples: int = 8, discount: float = 0.95, step_weight: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2,
     kl_coefficient: float = 0.01,
-):
+):  # fmt: skip
     """GRPO on whole episodes and, added to it, on the turns of the group that began in the same state.
 
     Defaults: All are those of the authors' ALFWorld script. Statistics of episodes count each once; in that program each of
@@ -85,13 +75,9 @@ def igpo(samples: int = 16, discount: float = 1.0, clip_low: float = 0.2, clip_h
     conventions={"verl-0.10": {"tail": "none", "by": "place", "clip_dual": 3.0}},
 )
 def otb(
-    samples: int = 4,
-    tail: str = "own",
-    by: str = "action",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    samples: int = 4, tail: str = "own", by: str = "action", clip_low: float = 0.2, clip_high: float = 0.2,
     clip_dual: float | None = None,
-):
+):  # fmt: skip
     """Rewards-to-go with a baseline for each place, of least variance by the gradients of the logits up to it.
 
     Defaults: 4 samples are the paper's smallest group, the clip is ours. `tail="none"` is the option of verl that leaves the

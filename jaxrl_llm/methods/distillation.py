@@ -107,13 +107,9 @@ def troll(samples: int = 8, bound: float = 0.05, regression: float = 1.0, count:
 
 @method("On Entropy Control in LLM-RL Algorithms (Shen, 2025)", "arXiv:2509.03493")
 def aent(
-    samples: int = 8,
-    clip_low: float = 0.4,
-    clip_high: float = 0.4,
-    coefficient: float = 2e-4,
-    cut: float = 0.3,
+    samples: int = 8, clip_low: float = 0.4, clip_high: float = 0.4, coefficient: float = 2e-4, cut: float = 0.3,
     band: tuple[float, float] | None = None,
-):
+):  # fmt: skip
     """GRPO with a bonus on the entropy of the policy without its least likely tokens, which noise cannot raise.
 
     Defaults: samples, clip, coefficient and cut are those of the author's recipe. With a `band` of entropies, such as
@@ -139,13 +135,9 @@ def epo(samples: int = 8, coefficient: float = 1e-3, low: float = 0.8, high: flo
 
 @method("Skywork Open Reasoner 1 (He et al., 2025)", "arXiv:2505.22312", conventions={"trl-1.16": TRL})
 def skywork(
-    samples: int = 16,
-    target: float = 0.2,
-    change: float = 0.005,
-    high: float = 1.0,
-    degrees_of_freedom: int | None = None,
+    samples: int = 16, target: float = 0.2, change: float = 0.005, high: float = 1.0, degrees_of_freedom: int | None = None,
     epsilon: float | None = None,
-):
+):  # fmt: skip
     """GRPO by tokens without KL, with an entropy coefficient that is raised while the entropy is below its target.
 
     Defaults: 16 samples and a target of 0.2 nats are the paper's, the change of 0.005 that of its ablations; the largest

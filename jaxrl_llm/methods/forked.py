@@ -34,14 +34,9 @@ def vine_ppo(
 
 @method("Segment Policy Optimization (Guo et al., 2025)", "arXiv:2505.23564")
 def spo_chain(
-    *,
-    samples: int = 8,
-    continuations: int = 9,
-    below: float = 0.9,
-    interval: int = 5,
-    clip_low: float = 0.2,
+    samples: int = 8, continuations: int = 9, below: float = 0.9, interval: int = 5, clip_low: float = 0.2,
     clip_high: float = 0.2,
-):
+):  # fmt: skip
     """Segments that end at every fifth unlikely token, values by sampling from there, and a loss on unlikely tokens alone.
 
     Defaults: Those of the authors' script for GSM8K.

@@ -27,24 +27,12 @@ from jaxrl_llm.rollouts import dynamic_sampling, grouped
     },
 )  # fmt: skip
 def grpo(
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float | None = None,
-    kl_coefficient: float = 0.04,
-    kl_kind: str | None = None,
-    kl_place: str | None = None,
-    kl_unbiased: bool | str | None = None,
-    kl_bound: float | None = None,
-    kl_ratio_bound: float | None = None,
-    baseline: str = "mean",
-    scale: str = "std",
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-    placement: str | None = None,
-    alone: str | None = None,
-    aggregation: str = "sequence_mean",
-):
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = None,
+    kl_coefficient: float = 0.04, kl_kind: str | None = None, kl_place: str | None = None,
+    kl_unbiased: bool | str | None = None, kl_bound: float | None = None, kl_ratio_bound: float | None = None,
+    baseline: str = "mean", scale: str = "std", degrees_of_freedom: int | None = None, epsilon: float | None = None,
+    placement: str | None = None, alone: str | None = None, aggregation: str = "sequence_mean",
+):  # fmt: skip
     """Clipped surrogate with rewards standardised within each group of answers, and a KL penalty in the loss.
 
     Defaults: The KL coefficient 0.04 is the paper's, which takes 64 samples, not 8. It does not state the clip; 0.2
@@ -73,22 +61,11 @@ def grpo(
     },
 )
 def dr_grpo(
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float | None = None,
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    kl_place: str | None = None,
-    kl_unbiased: bool | str | None = None,
-    kl_bound: float | None = None,
-    scale: str = "none",
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-    alone: str | None = None,
-    aggregation: str = "constant",
-    max_length: int = 3000,
-):
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = None,
+    kl_coefficient: float = 0.0, kl_kind: str | None = None, kl_place: str | None = None, kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None, scale: str = "none", degrees_of_freedom: int | None = None, epsilon: float | None = None,
+    alone: str | None = None, aggregation: str = "constant", max_length: int = 3000,
+):  # fmt: skip
     """GRPO without division by the deviation and by the length, which bias it to hard questions and long answers.
 
     Defaults: 8 samples, 3000 tokens and no KL are those of the authors' published training script. The clip is ours. In a
@@ -116,21 +93,11 @@ def dr_grpo(
     },
 )
 def dapo(
-    samples: int = 16,
-    max_rounds: int | None = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    clip_dual: float | None = None,
-    max_length: int = 20480,
-    overlong_buffer: int | None = None,
-    overlong_size: float = 1.0,
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    kl_unbiased: bool | str | None = None,
-    kl_bound: float | None = None,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-):
+    samples: int = 16, max_rounds: int | None = 8, clip_low: float = 0.2, clip_high: float = 0.28,
+    clip_dual: float | None = None, max_length: int = 20480, overlong_buffer: int | None = None, overlong_size: float = 1.0,
+    kl_coefficient: float = 0.0, kl_kind: str | None = None, kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None, degrees_of_freedom: int | None = None, epsilon: float | None = None,
+):  # fmt: skip
     """GRPO with a higher upper clip, token mean, dynamic sampling of informative groups and a soft overlong penalty.
 
     Defaults: The clip, 16 samples and the lengths are the paper's: 16384 tokens expected and a buffer of 4096
@@ -165,22 +132,11 @@ def dapo(
     },
 )
 def gspo(
-    samples: int = 8,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
-    ratio_cap: float | None = None,
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    kl_place: str | None = None,
-    kl_bound: float | None = None,
-    baseline: str = "mean",
-    scale: str = "std",
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-    placement: str | None = None,
-    alone: str | None = None,
-    aggregation: str = "sequence_mean",
-):
+    samples: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4, ratio_cap: float | None = None,
+    kl_coefficient: float = 0.0, kl_kind: str | None = None, kl_place: str | None = None, kl_bound: float | None = None,
+    baseline: str = "mean", scale: str = "std", degrees_of_freedom: int | None = None, epsilon: float | None = None,
+    placement: str | None = None, alone: str | None = None, aggregation: str = "sequence_mean",
+):  # fmt: skip
     """GRPO with one length-normalised importance ratio for each sequence, clipped as a whole.
 
     Defaults: The clip is the paper's. `samples` is ours. `None` means what it does for `grpo`. With TRL's own defaults beside
@@ -208,20 +164,11 @@ def gspo(
     },
 )
 def cispo(
-    samples: int = 8,
-    clip_low: float | None = None,
-    clip_high: float = 4.0,
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    kl_unbiased: bool | str | None = None,
-    kl_bound: float | None = None,
-    baseline: str = "mean",
-    scale: str = "std",
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-    placement: str | None = None,
+    samples: int = 8, clip_low: float | None = None, clip_high: float = 4.0, kl_coefficient: float = 0.0,
+    kl_kind: str | None = None, kl_unbiased: bool | str | None = None, kl_bound: float | None = None, baseline: str = "mean",
+    scale: str = "std", degrees_of_freedom: int | None = None, epsilon: float | None = None, placement: str | None = None,
     alone: str | None = None,
-):
+):  # fmt: skip
     """REINFORCE with group advantages and a clipped, detached importance weight: no token loses its gradient.
 
     Defaults: The paper sets no lower bound, tunes the upper one and does not publish it. The weight here is at most

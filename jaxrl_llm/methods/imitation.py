@@ -56,15 +56,9 @@ def _chord(imitation, *, samples: int, demonstrations: int, clip_low: float, cli
 
 @method("On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", "arXiv:2508.11408")
 def chord(
-    samples: int = 8,
-    demonstrations: int = 1,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    warmup: int = 200,
-    decay: int = 400,
-    peak: float = 0.5,
-    valley: float = 0.02,
-):
+    samples: int = 8, demonstrations: int = 1, clip_low: float = 0.2, clip_high: float = 0.2, warmup: int = 200,
+    decay: int = 400, peak: float = 0.5, valley: float = 0.02,
+):  # fmt: skip
     """GRPO on samples and SFT on demonstrations, in a mixture whose share of imitation rises and then decays.
 
     Defaults: The clip is the paper's. The schedule and the numbers of samples are ours; the authors' framework has

@@ -54,13 +54,9 @@ def _upper(loss: Composable, td_steps: int, follow: float) -> Critic:
     "Dual RL: Unification and New Methods for Reinforcement and Imitation Learning (Sikchi et al., 2023)", "arXiv:2302.08560"
 )
 def f_dvl(
-    samples: int = 4,
-    share: float = 0.7,
-    divergence: str = "chi2",
-    temperature: float = 0.1,
-    td_steps: int = 8,
+    samples: int = 4, share: float = 0.7, divergence: str = "chi2", temperature: float = 0.1, td_steps: int = 8,
     follow: float = 0.005,
-):
+):  # fmt: skip
     """Upper values of the samples by a convex loss, and likelihood of tokens by the exponential of what they add to them.
 
     Defaults: The average's share is usual; all else is ours.

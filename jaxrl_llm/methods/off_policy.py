@@ -20,12 +20,9 @@ def _corrected(samples, trust, weight, *terms, penalty=(), **advantage):
 
 @method("Batch size-invariance for policy optimization (Hilton et al., 2022)", "arXiv:2110.00641")
 def decoupled_ppo(
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    weight_low: float | None = None,
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, weight_low: float | None = None,
     weight_high: float | None = None,
-):
+):  # fmt: skip
     """GRPO clipped around the policy before the step's updates, with the importance weight of that policy over the sampler's.
 
     Defaults: The clip is PPO's; the weight has no bounds. The paper has a critic; group advantages, as in AReaL
@@ -44,22 +41,12 @@ def decoupled_ppo(
     },
 )
 def tis(
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float | None = None,
-    weight_low: float | None = None,
-    weight_high: float = 2.0,
-    level: str = "token",
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    kl_place: str | None = None,
-    kl_unbiased: bool | str | None = None,
-    kl_bound: float | None = None,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = None,
+    weight_low: float | None = None, weight_high: float = 2.0, level: str = "token", kl_coefficient: float = 0.0,
+    kl_kind: str | None = None, kl_place: str | None = None, kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None, degrees_of_freedom: int | None = None, epsilon: float | None = None,
     alone: str | None = None,
-):
+):  # fmt: skip
     """GRPO weighted by how much likelier the samples are to the learner than to the sampler's engine, up to a bound.
 
     Defaults: The bound is the authors', on the weight of each token; `level` may also be "sequence" or "geometric" (the
@@ -84,22 +71,12 @@ def tis(
     },
 )
 def icepop(
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float | None = None,
-    weight_low: float | None = 0.5,
-    weight_high: float | None = 5.0,
-    level: str = "token",
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    kl_place: str | None = None,
-    kl_unbiased: bool | str | None = None,
-    kl_bound: float | None = None,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float | None = None,
+    weight_low: float | None = 0.5, weight_high: float | None = 5.0, level: str = "token", kl_coefficient: float = 0.0,
+    kl_kind: str | None = None, kl_place: str | None = None, kl_unbiased: bool | str | None = None,
+    kl_bound: float | None = None, degrees_of_freedom: int | None = None, epsilon: float | None = None,
     alone: str | None = None,
-):
+):  # fmt: skip
     """TIS that leaves out what the learner and the sampler's engine disagree on beyond bounds, rather than bounding its weight.
 
     Defaults: The bounds are the authors', on the weight of each token. TRL's default correction, "sequence_mask", takes whole
@@ -136,16 +113,10 @@ def remix(
     conventions={"trl-1.16": {"kl_coefficient": 1e-3, "mask_above": 0.5, "scale": "std", "aggregation": "token_mean"} | TRL},
 )
 def deepseek_v32(
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coefficient: float = 0.01,
-    mask_above: float = 0.1,
-    scale: str = "none",
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0.01, mask_above: float = 0.1,
+    scale: str = "none", degrees_of_freedom: int | None = None, epsilon: float | None = None,
     aggregation: str = "sequence_mean",
-):
+):  # fmt: skip
     """GRPO without wrong answers that the policy has left far behind, and with an unbiased estimate of the KL divergence.
 
     Defaults: All are ours, as the paper gives no numbers; the form is that of public code, and TRL's convention is its recipe
@@ -179,13 +150,9 @@ def luffy(
 
 @method("RL-PLUS: Countering Capability Boundary Collapse of LLMs (Dong et al., 2025)", "arXiv:2508.00222")
 def rl_plus(
-    samples: int = 7,
-    demonstrations: int = 1,
-    share: float = 0.25,
-    power: float = 0.5,
-    entropy_coefficient: float = 0.001,
+    samples: int = 7, demonstrations: int = 1, share: float = 0.25, power: float = 0.5, entropy_coefficient: float = 0.001,
     max_length: int = 8192,
-):
+):  # fmt: skip
     """GRPO with demonstrations whose ratio is to a mixture of the old policy and an author certain of every token.
 
     Defaults: All but `max_length`, which is ours, are those of the authors' script, whose baseline is over samples and
@@ -200,11 +167,9 @@ def rl_plus(
 
 @method("Tapered Off-Policy REINFORCE (Le Roux et al., 2025)", "arXiv:2503.14286")
 def topr(
-    samples: int = 16,
-    baseline: float = 0.5,
-    positive: tuple[float, float] = (1.0, 1.0),
+    samples: int = 16, baseline: float = 0.5, positive: tuple[float, float] = (1.0, 1.0),
     negative: tuple[float, float] = (0.0, 1.0),
-):
+):  # fmt: skip
     """REINFORCE off policy: right answers without importance weight, wrong ones with that of the whole answer, at most 1.
 
     Defaults: The bounds of the weights, `positive` of advantages of 0 or more and `negative` of others, are the paper's. Its

@@ -43,14 +43,9 @@ def _taught(samples: int, template: str, teacher: str, count: int, kind: str, co
 
 @method("Reinforcement Learning via Self-Distillation (Hübotter et al., 2026)", "arXiv:2601.20802")
 def sdpo(
-    *,
-    samples: int = 8,
-    template: str = "{prompt}\nA right answer to this is:\n{solution}",
-    teacher: str = "proximal",
-    count: int = 20,
-    kind: str = "jensen_shannon",
-    share: float = 1.0,
-):
+    samples: int = 8, template: str = "{prompt}\nA right answer to this is:\n{solution}", teacher: str = "proximal",
+    count: int = 20, kind: str = "jensen_shannon", share: float = 1.0,
+):  # fmt: skip
     """The policy is taught, token by token, by itself with a right answer of the group in its prompt.
 
     Defaults: The text, and the divergence over the policy's 20 likeliest tokens with all others as one, are ours. `teacher`
@@ -64,13 +59,10 @@ def sdpo(
 
 @method("Self-Distillation Enables Continual Learning (Shenfeld et al., 2026)", "arXiv:2601.19897")
 def sdft(
-    *,
     samples: int = 1,
     template: str = "{prompt}\nThis is an example of a good answer:\n{completion}\nNow answer with one of your own.",
-    teacher: str = "reference",
-    count: int = 20,
-    kind: str = "reverse",
-):
+    teacher: str = "reference", count: int = 20, kind: str = "reverse",
+):  # fmt: skip
     """Learns from demonstrations on its own samples: its teacher is itself with the demonstration in the prompt.
 
     Defaults: All but the reverse divergence are ours. The reference policy is the teacher: with `rl.reference` moving at each
@@ -82,13 +74,9 @@ def sdft(
 
 @method("On-Policy Self-Distillation for Large Language Models (Zhao et al., 2026)", "arXiv:2601.18734")
 def opsd(
-    *,
-    samples: int = 1,
-    template: str = "{prompt}\nThe answer is {answer}. Now answer with your own reasoning.",
-    teacher: str = "reference",
-    count: int = 64,
-    kind: str = "jensen_shannon",
-):
+    samples: int = 1, template: str = "{prompt}\nThe answer is {answer}. Now answer with your own reasoning.",
+    teacher: str = "reference", count: int = 64, kind: str = "jensen_shannon",
+):  # fmt: skip
     """Distils the policy of the beginning, which is told the answer, into the policy that is not, on the latter's samples.
 
     Defaults: The kind is the paper's, the text and the number of candidates are ours.
@@ -99,13 +87,9 @@ def opsd(
 
 @method("GHPO: Adaptive Guidance for Stable and Efficient LLM RL (Liu et al., 2025)", "arXiv:2507.10628")
 def ghpo(
-    *,
-    samples: int = 8,
-    levels: tuple[tuple[str, str, float], ...] = BEGINNINGS,
-    warmup_steps: int = 0,
-    clip_low: float = 0.2,
+    samples: int = 8, levels: tuple[tuple[str, str, float], ...] = BEGINNINGS, warmup_steps: int = 0, clip_low: float = 0.2,
     clip_high: float = 0.2,
-):
+):  # fmt: skip
     """GRPO that samples a group anew under a beginning of the solution, then a longer one, while all of its answers are wrong.
 
     Defaults: 8 samples and a quarter, half and three quarters of the column "solution" are the paper's; the text is ours.
@@ -116,14 +100,9 @@ def ghpo(
 
 @method("Scaf-GRPO: Scaffolded Group Relative Policy Optimization (Zhang et al., 2025)", "arXiv:2510.19807")
 def scaf_grpo(
-    *,
-    samples: int = 8,
-    levels: tuple[tuple[str, str, float], ...] = TIERS,
-    learned: str = "hinted",
-    warmup_steps: int = 50,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
+    samples: int = 8, levels: tuple[tuple[str, str, float], ...] = TIERS, learned: str = "hinted", warmup_steps: int = 50,
+    clip_low: float = 0.2, clip_high: float = 0.2,
+):  # fmt: skip
     """GRPO in which a group without a right answer gets one, under the least hint that leads to it, in place of a wrong one.
 
     Defaults: Those of the authors' program: 50 steps without hints, then three tiers of four parts each, the columns
@@ -136,16 +115,10 @@ def scaf_grpo(
 
 @method("Think Outside the Policy: In-Context Steered Policy Optimization (Huang et al., 2025)", "arXiv:2510.26519")
 def icpo(
-    *,
-    samples: int = 7,
-    guided: int = 1,
-    template: str = "Here is a task with its solution.\n{demonstration}\n\nNow solve this one.\n{prompt}",
-    gamma: float = 0.1,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float = 3.0,
-    kl_coefficient: float = 0.001,
-):
+    samples: int = 7, guided: int = 1,
+    template: str = "Here is a task with its solution.\n{demonstration}\n\nNow solve this one.\n{prompt}", gamma: float = 0.1,
+    clip_low: float = 0.2, clip_high: float = 0.2, clip_dual: float = 3.0, kl_coefficient: float = 0.001,
+):  # fmt: skip
     """GRPO with a row that was sampled under a demonstration and is learned without it, most at unlikely tokens.
 
     Defaults: The paper's, but for the text. A guided row that is not right takes no part. The bonus for right ones that decays
@@ -162,8 +135,7 @@ def icpo(
 
 @method("TAPO: Thought-Augmented Policy Optimization (Wu et al., 2025)", "arXiv:2505.15692")
 def thought_augmented(
-    *, samples: int = 6, guided: int = 2, template: str = "{prompt}\nA way to think about it: {thought}", learned: str =
-    "hinted",
+    samples: int = 6, guided: int = 2, template: str = "{prompt}\nA way to think about it: {thought}", learned: str = "hinted",
     clip_low: float = 0.2, clip_high: float = 0.2,
 ):  # fmt: skip
     """GRPO over groups of which some rows have a pattern of thought in their prompts, the column "thought".
@@ -194,12 +166,9 @@ def policy_rollout(
     "Thinking-Free Policy Initialization Makes Distilled Reasoning Models More Effective (Xu et al., 2025)", "arXiv:2509.26226"
 )
 def tfpi(
-    *,
-    samples: int = 8,
-    stages: tuple[tuple[int, str, str], ...] = ((0, "{prompt}", EMPTY_THOUGHTS),),
-    clip_low: float = 0.2,
+    samples: int = 8, stages: tuple[tuple[int, str, str], ...] = ((0, "{prompt}", EMPTY_THOUGHTS),), clip_low: float = 0.2,
     clip_high: float = 0.28,
-):
+):  # fmt: skip
     """DAPO's loss on answers that begin with an empty block of thoughts, before a run that thinks.
 
     Defaults: 8 samples are a reader's notes of the paper; the block is that of Qwen3. A stage `(step, "{prompt}", "")` goes
@@ -210,16 +179,9 @@ def tfpi(
 
 @method("Train Long, Think Short: Curriculum Learning for Efficient Reasoning (Hammoud et al., 2025)", "arXiv:2508.08940")
 def train_long_think_short(
-    *,
-    samples: int = 8,
-    budget: float = 256.0,
-    decay: float = 0.7,
-    interval: int = 200,
-    length_weight: float = 0.5,
-    template: str = "{prompt}\nUse exactly [budget] tokens.",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
+    samples: int = 8, budget: float = 256.0, decay: float = 0.7, interval: int = 200, length_weight: float = 0.5,
+    template: str = "{prompt}\nUse exactly [budget] tokens.", clip_low: float = 0.2, clip_high: float = 0.2,
+):  # fmt: skip
     """GRPO with a reward for answers as long as a budget that the prompt states and that shrinks in the training.
 
     Defaults: Samples, budget, decay and, from its budgets, the interval are the paper's. The weight is that of its
@@ -266,14 +228,9 @@ def svea(*, samples: int = 8, template: str = "Answer this question.\n{prompt}",
 
 @method("Perception-Aware Policy Optimization (Wang et al., 2025)", "arXiv:2507.06448")
 def papo(
-    *,
-    samples: int = 8,
-    template: str = "Answer.",
-    gamma: float = 0.01,
-    entropy_coefficient: float = 0.0,
-    clip_low: float = 0.2,
+    samples: int = 8, template: str = "Answer.", gamma: float = 0.01, entropy_coefficient: float = 0.0, clip_low: float = 0.2,
     clip_high: float = 0.28,
-):
+):  # fmt: skip
     """GRPO that rewards answers for depending on their prompt: the KL (k3) to the policy with the evidence taken away grows.
 
     Defaults: `gamma` is the paper's, which blackens parts of an image; the template without the evidence is ours. A negative

@@ -19,19 +19,9 @@ from jaxrl_llm.rollouts.choosing import (
 
 @method("RePO: Replay-Enhanced Policy Optimization (Li et al., 2025)", "arXiv:2506.09340")
 def repo(
-    *,
-    row_width: int = 768,
-    samples: int = 8,
-    taken: int = 8,
-    capacity: int = 4096,
-    components: int = 1,
-    rule: str = "best",
-    least: int = 16,
-    apart: bool = True,
-    coefficient: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
+    row_width: int = 768, samples: int = 8, taken: int = 8, capacity: int = 4096, components: int = 1, rule: str = "best",
+    least: int = 16, apart: bool = True, coefficient: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2,
+):  # fmt: skip
     """GRPO beside a second loss on earlier answers to the same prompt, clipped against the policy that sampled them.
 
     Defaults: 8 replayed rows, once 16 are stored, by reward, are those of the authors' script, whose buffer has 16 a prompt;
@@ -46,15 +36,9 @@ def repo(
 
 @method("Replay across Experiments (Tirumala et al., 2023)", "arXiv:2311.15951")
 def mixed_replay(
-    *,
-    row_width: int = 768,
-    samples: int = 8,
-    taken: int = 8,
-    capacity: int = 4096,
-    components: int = 1,
-    clip_low: float = 0.2,
+    row_width: int = 768, samples: int = 8, taken: int = 8, capacity: int = 4096, components: int = 1, clip_low: float = 0.2,
     clip_high: float = 0.2,
-):
+):  # fmt: skip
     """Half of each step is replayed, whatever prompt it answers: uniform over all that was sampled before.
 
     Defaults: A half is the paper's, which replays earlier experiments; symmetric sampling of RLPD (arXiv:2302.02948) is the
@@ -70,15 +54,9 @@ def mixed_replay(
 
 @method("SPEC-RL: Accelerating On-Policy RL via Speculative Rollouts (Liu et al., 2025)", "arXiv:2509.23232")
 def spec_rl(
-    *,
-    row_width: int = 768,
-    samples: int = 8,
-    capacity: int = 4096,
-    components: int = 1,
-    lenience: float = 0.5,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
+    row_width: int = 768, samples: int = 8, capacity: int = 4096, components: int = 1, lenience: float = 0.5,
+    clip_low: float = 0.2, clip_high: float = 0.2,
+):  # fmt: skip
     """GRPO whose answers begin with what the policy would still write of those of the last visit.
 
     Defaults: The lenience e^0.5 is the paper's recommendation.
@@ -89,14 +67,9 @@ def spec_rl(
 
 @method("Kimi k1.5: Scaling Reinforcement Learning with LLMs (Kimi Team, 2025)", "arXiv:2501.12599")
 def partial_rollouts(
-    *,
-    row_width: int = 768,
-    samples: int = 8,
-    window: int = 128,
-    capacity: int = 1024,
-    clip_low: float = 0.2,
+    row_width: int = 768, samples: int = 8, window: int = 128, capacity: int = 1024, clip_low: float = 0.2,
     clip_high: float = 0.2,
-):
+):  # fmt: skip
     """GRPO whose long answers go on in the next step; each token has the ratio to the policy that wrote it.
 
     Defaults: All are ours; the paper has another loss on such rows (`opmd`).
@@ -123,14 +96,9 @@ def knapsack_grpo(
 
 @method("Optimizing Chain-of-Thought Reasoners via Gradient Variance Minimization (Yao et al., 2025)", "arXiv:2505.02391")
 def gvm_grpo(
-    *,
-    examples: int = LARGEST,
-    samples: int = 8,
-    alpha: float = 1e-3,
-    beta: float = 2.0,
-    clip_low: float = 0.2,
+    examples: int = LARGEST, samples: int = 8, alpha: float = 1e-3, beta: float = 2.0, clip_low: float = 0.2,
     clip_high: float = 0.2,
-):
+):  # fmt: skip
     """GRPO that samples prompts more often where fewer samples are right, to even out the variance of their gradients.
 
     Defaults: alpha and beta are those of the authors' program. The norm of a prompt's gradient, by which it weighs too, is
@@ -153,14 +121,9 @@ def variance_aware(
 
 @method("DUMP: Automated Distribution-Level Curriculum Learning (Wang et al., 2025)", "arXiv:2504.09710")
 def dump(
-    *,
-    examples: int = LARGEST,
-    samples: int = 8,
-    column: str = "domain",
-    temperature: float = 0.1,
-    clip_low: float = 0.2,
+    examples: int = LARGEST, samples: int = 8, column: str = "domain", temperature: float = 0.1, clip_low: float = 0.2,
     clip_high: float = 0.2,
-):
+):  # fmt: skip
     """GRPO over a mixture of domains that follows a bandit: where rewards differ most, and where little was seen.
 
     Defaults: The temperature is the paper's. The mean |r - mean r| over all visits stands for the mean |advantage| of the

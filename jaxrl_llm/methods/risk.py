@@ -43,16 +43,9 @@ def counterpol(samples: int = 8, target: float = 0.5, kl_coefficient: float = 0.
 
 @method("Off-Policy Primal-Dual Safe Reinforcement Learning (Wu et al., 2024)", "arXiv:2401.14758")
 def cal(
-    samples: int = 8,
-    cost: int = 1,
-    limit: float = 0.1,
-    initial: float = 0.6931,
-    rate: float = 0.01,
-    penalty: float = 10.0,
-    confidence: float = 0.5,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
+    samples: int = 8, cost: int = 1, limit: float = 0.1, initial: float = 0.6931, rate: float = 0.01, penalty: float = 10.0,
+    confidence: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.2,
+):  # fmt: skip
     """GRPO on the reward less a cost, whose weight grows while a cautious estimate of the mean cost is above its limit.
 
     Defaults: `initial`, `penalty` (c) and `confidence` (k) are those of the authors' program; the rest is ours. `cost` is the
@@ -69,15 +62,9 @@ def cal(
 
 @method("Efficient Discovery of Pareto Front for Multi-Objective Reinforcement Learning (Liu et al., 2024)", "arXiv:2410.02236")
 def c_morl(
-    samples: int = 8,
-    component: int = 0,
-    returns: tuple[float, ...] = (0.5,),
-    share: float = 0.9,
-    sharpness: float = 20.0,
-    margin: float = 1e-3,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
+    samples: int = 8, component: int = 0, returns: tuple[float, ...] = (0.5,), share: float = 0.9, sharpness: float = 20.0,
+    margin: float = 1e-3, clip_low: float = 0.2, clip_high: float = 0.2,
+):  # fmt: skip
     """GRPO on one reward component, with log barriers that keep the others above a share of what a known policy has of them.
 
     Defaults: `share` (beta), `sharpness` (t), the smallest slack and the clip are those of the authors' program. `returns` are
@@ -107,13 +94,9 @@ def tabnas(samples: int = 8, decay: float = 0.9):
 
 @method("Supported Policy Optimization for Offline Reinforcement Learning (Wu et al., 2022)", "arXiv:2202.06239")
 def spot(
-    samples: int = 8,
-    coefficient: float = 0.05,
-    kind: str = "likelihood",
-    floor: float | None = None,
-    clip_low: float = 0.2,
+    samples: int = 8, coefficient: float = 0.05, kind: str = "likelihood", floor: float | None = None, clip_low: float = 0.2,
     clip_high: float = 0.2,
-):
+):  # fmt: skip
     """REINFORCE++ with a reward for tokens that the reference policy knows, in the place of a KL penalty.
 
     Defaults: All are ours. `kind` may also be "shortfall", for a penalty below the probability `floor` alone, or "exact", for

@@ -11,13 +11,9 @@ from jaxrl_llm.rollouts import grouped
 
 @method("Learning More with Less: A Dynamic Dual-Level Down-Sampling Framework (Wang et al., 2025)", "arXiv:2509.22115")
 def d3s(
-    samples: int = 8,
-    rows: float = 0.5,
-    tokens: float = 0.5,
-    steps_total: int = 1000,
-    clip_low: float = 0.2,
+    samples: int = 8, rows: float = 0.5, tokens: float = 0.5, steps_total: int = 1000, clip_low: float = 0.2,
     clip_high: float = 0.2,
-):
+):  # fmt: skip
     """GRPO on the answers of the step whose advantages vary most, and on their tokens with the largest |A| * entropy.
 
     Defaults: All are ours. `rows` and `tokens` are the shares at the start; both grow to 1 along a line within
@@ -31,15 +27,9 @@ def d3s(
 
 @method("Policy Filtration for RLHF to Mitigate Noise in Reward Models (Zhang et al., 2024)", "arXiv:2409.06957")
 def pf_ppo(
-    samples: int = 5,
-    keep: str = "best_and_random",
-    trace_decay: float = 0.95,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    value_coefficient: float = 0.5,
-    value_clip: float | None = 0.2,
-    kl_coefficient: float = 0.01,
-):
+    samples: int = 5, keep: str = "best_and_random", trace_decay: float = 0.95, clip_low: float = 0.2, clip_high: float = 0.2,
+    value_coefficient: float = 0.5, value_clip: float | None = 0.2, kl_coefficient: float = 0.01,
+):  # fmt: skip
     """PPO on two of the answers to each prompt, the best and another, where a reward model is most reliable.
 
     Defaults: Samples, rows kept and KL coefficient are those of the authors' program; the others are ours, as in `ppo`.
@@ -95,13 +85,9 @@ def mgpo(samples: int = 8, sharpness: float = 1.0, clip_low: float = 0.2, clip_h
     "arXiv:2503.22456",
 )
 def egsw(
-    samples: int = 8,
-    entropy_weight: float = 1.0,
-    temperature: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    samples: int = 8, entropy_weight: float = 1.0, temperature: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2,
     kl_coefficient: float = 0.04,
-):
+):  # fmt: skip
     """GRPO whose answers count by a softmax, over the group, of their advantage and entropy.
 
     Defaults: All are ours.

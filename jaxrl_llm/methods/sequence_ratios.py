@@ -14,15 +14,10 @@ from jaxrl_llm.rollouts import grouped, grouped_with_anchors
     conventions={"tunix-0.1": {"clip_low": 0.2, "clip_high": 0.2, "ratio_cap": 10.0} | TUNIX | TUNIX_KL},
 )
 def gspo_token(
-    samples: int = 8,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
-    ratio_cap: float | None = None,
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    degrees_of_freedom: int | None = None,
+    samples: int = 8, clip_low: float = 3e-4, clip_high: float = 4e-4, ratio_cap: float | None = None,
+    kl_coefficient: float = 0.0, kl_kind: str | None = None, degrees_of_freedom: int | None = None,
     epsilon: float | None = None,
-):
+):  # fmt: skip
     """GSPO whose tokens keep advantages and gradients of their own under the ratio of their sequence.
 
     Defaults: The clip is the paper's. `samples` is ours. `None` means no cap of the log-ratio (nats), a KL of kind k3, 0
@@ -40,12 +35,9 @@ def gspo_token(
     conventions={"trl-1.16": {"clip_low": 0.2, "clip_high": 0.2} | TRL},
 )
 def luspo(
-    samples: int = 8,
-    clip_low: float = 2e-3,
-    clip_high: float = 2.5e-3,
-    degrees_of_freedom: int | None = None,
+    samples: int = 8, clip_low: float = 2e-3, clip_high: float = 2.5e-3, degrees_of_freedom: int | None = None,
     epsilon: float | None = None,
-):
+):  # fmt: skip
     """GSPO with the loss of each sequence multiplied by its length, so that long answers are not under-weighted.
 
     Defaults: The clip is the paper's. `samples` is ours. `None` means 0 degrees of freedom and an epsilon of 1e-6.
@@ -61,15 +53,9 @@ def luspo(
     conventions={"trl-1.16": TRL, "verl-0.10": {"clip_low": 0.2, "clip_high": 0.2} | VERL},
 )
 def gmpo(
-    samples: int = 8,
-    clip_low: float = 0.4,
-    clip_high: float = 0.4,
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-    alone: str | None = None,
-):
+    samples: int = 8, clip_low: float = 0.4, clip_high: float = 0.4, kl_coefficient: float = 0.0, kl_kind: str | None = None,
+    degrees_of_freedom: int | None = None, epsilon: float | None = None, alone: str | None = None,
+):  # fmt: skip
     """GRPO on the geometric mean of the ratios of a sequence, each clipped in log space.
 
     Defaults: The clip, in nats, is the paper's. `samples` is ours. `None` means a KL of kind k3, which in TRL is not weighted
@@ -97,19 +83,11 @@ def minpro(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28):
     conventions={"trl-1.16": TRL | TRL_KL},
 )
 def vespo(
-    samples: int = 8,
-    positive_shape: float = 2.0,
-    positive_rate: float = 3.0,
-    negative_shape: float = 3.0,
-    negative_rate: float = 2.0,
-    weight_high: float | None = None,
-    weight_outside: str | None = None,
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    kl_unbiased: bool | str | None = None,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-):
+    samples: int = 8, positive_shape: float = 2.0, positive_rate: float = 3.0, negative_shape: float = 3.0,
+    negative_rate: float = 2.0, weight_high: float | None = None, weight_outside: str | None = None,
+    kl_coefficient: float = 0.0, kl_kind: str | None = None, kl_unbiased: bool | str | None = None,
+    degrees_of_freedom: int | None = None, epsilon: float | None = None,
+):  # fmt: skip
     """REINFORCE with group advantages and a weight of whole sequences that falls off on both sides of ratio 1.
 
     Defaults: Shapes k and rates lambda are those of TRL 1.16, which follows the paper. `samples` is ours. With a bound

@@ -22,13 +22,9 @@ def otc(samples: int = 8, smoothing: float = 1.0, clip_low: float = 0.2, clip_hi
 
 @method("Understanding Tool-Integrated Reasoning (Lin and Xu, 2025)", "arXiv:2508.19201")
 def aspo_tools(
-    samples: int = 8,
-    max_rounds: int = 8,
-    strength: float = -2.0,
-    bound: float = 0.7,
-    clip_low: float = 0.2,
+    samples: int = 8, max_rounds: int = 8, strength: float = -2.0, bound: float = 0.7, clip_low: float = 0.2,
     clip_high: float = 0.28,
-):
+):  # fmt: skip
     """DAPO whose advantages, not rewards, favour right answers that call a tool early.
 
     Defaults: Samples, strength and bound are the paper's conservative setting, the clip is DAPO's; `max_rounds` is ours.
@@ -42,14 +38,9 @@ def aspo_tools(
 
 @method("FAPO: Flawed-Aware Policy Optimization for Efficient and Reliable Reasoning (Ding et al., 2025)", "arXiv:2510.22543")
 def fapo(
-    samples: int = 8,
-    flaw_size: float = 1.0,
-    max_length: int = 20480,
-    overlong_buffer: int | None = None,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    clip_dual: float = 10.0,
-):
+    samples: int = 8, flaw_size: float = 1.0, max_length: int = 20480, overlong_buffer: int | None = None,
+    clip_low: float = 0.2, clip_high: float = 0.28, clip_dual: float = 10.0,
+):  # fmt: skip
     """DAPO with less reward for right answers whose reasoning is flawed: better than wrong ones, and worse than sound ones.
 
     Defaults: Samples, clip and `flaw_size` are the paper's, for rewards of 1 and -1. The overlong penalty is DAPO's, with
@@ -92,13 +83,9 @@ def ada_grpo(samples: int = 8, steps_total: int = 1000, clip_low: float = 0.2, c
     "Reinforcement Learning for Reasoning in Small LLMs: What Works and What Doesn't (Dang and Ngo, 2025)", "arXiv:2503.16219"
 )
 def open_rs(
-    samples: int = 6,
-    max_length: int = 3584,
-    reward_weights: tuple[float, ...] | None = None,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coefficient: float = 0.04,
-):
+    samples: int = 6, max_length: int = 3584, reward_weights: tuple[float, ...] | None = None, clip_low: float = 0.2,
+    clip_high: float = 0.2, kl_coefficient: float = 0.04,
+):  # fmt: skip
     """GRPO with a reward that falls along a cosine with the length, for right and for wrong answers.
 
     Defaults: All are those of the authors' program, but for the length, which it counts in characters, up to 1000 or
@@ -129,12 +116,9 @@ def grpo_lambda(samples: int = 8, share: float = 0.2, strength: float = 0.6, cli
 
 @method("ShorterBetter: Guiding Reasoning Models to Find Optimal Inference Length (Yi et al., 2025)", "arXiv:2504.21370")
 def shorter_better(
-    samples: int = 8,
-    length_coefficient: float = 5e-4,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    samples: int = 8, length_coefficient: float = 5e-4, clip_low: float = 0.2, clip_high: float = 0.2,
     kl_coefficient: float = 1e-3,
-):
+):  # fmt: skip
     """GRPO with a penalty on the distance of the length from that of the shortest right answer of the group.
 
     Defaults: Coefficient and KL (k3) are those of the authors' program, which takes 0.001 a token from a reward of 2 for right
@@ -149,13 +133,9 @@ def shorter_better(
     "arXiv:2505.11225",
 )
 def hapo_history(
-    samples: int = 8,
-    prompts: int = 100_000,
-    length_weight: float = 1.0,
-    lowest: float = -0.7,
-    clip_low: float = 0.2,
+    samples: int = 8, prompts: int = 100_000, length_weight: float = 1.0, lowest: float = -0.7, clip_low: float = 0.2,
     clip_high: float = 0.2,
-):
+):  # fmt: skip
     """GRPO with a reward for being shorter than the shortest right answer that the prompt has ever had.
 
     Defaults: The weight and the lowest reward are those of the authors' program; the rest is ours. `prompts` is the size of the

@@ -18,17 +18,10 @@ from jaxrl_llm.rollouts import dynamic_sampling, grouped
     conventions={"trl-1.16": TRL | TRL_KL, "verl-0.10": VERL | VERL_KL},
 )
 def sapo(
-    samples: int = 8,
-    temperature_positive: float = 1.0,
-    temperature_negative: float = 1.05,
-    kl_coefficient: float = 0.0,
-    kl_kind: str | None = None,
-    kl_unbiased: bool | str | None = None,
-    kl_bound: float | None = None,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-    alone: str | None = None,
-):
+    samples: int = 8, temperature_positive: float = 1.0, temperature_negative: float = 1.05, kl_coefficient: float = 0.0,
+    kl_kind: str | None = None, kl_unbiased: bool | str | None = None, kl_bound: float | None = None,
+    degrees_of_freedom: int | None = None, epsilon: float | None = None, alone: str | None = None,
+):  # fmt: skip
     """GRPO with a smooth gate in place of the clip: gradients fade with the distance of the ratio from 1.
 
     Defaults: The temperatures are the paper's. `samples` is ours. `None` means what it does for `grpo`.
@@ -58,13 +51,9 @@ def gppo(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28, clip_
 
 @method("CE-GPPO (Su et al., 2025)", "arXiv:2509.20712")
 def ce_gppo(
-    samples: int = 8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    low_gradient: float = 0.75,
-    high_gradient: float = 1.0,
+    samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.28, low_gradient: float = 0.75, high_gradient: float = 1.0,
     clip_dual: float | None = 3.0,
-):
+):  # fmt: skip
     """GPPO with two factors for the gradients of clipped tokens, by which the entropy is steered.
 
     Defaults: `low_gradient` (beta_1) 0.75 is the paper's for 7B models (0.5 for 1.5B), `high_gradient` (beta_2) 1 for both;
@@ -102,17 +91,10 @@ def aspo(samples: int = 16, clip_low: float = 0.2, clip_high: float = 0.2, weigh
     },
 )
 def dppo(
-    samples: int = 8,
-    divergence: str = "tv",
-    bound_low: float = 0.15,
-    bound_high: float = 0.15,
-    weight_cap: float | None = None,
-    penalty: float = 0.0,
-    scale: str = "std",
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
-    alone: str | None = None,
-):
+    samples: int = 8, divergence: str = "tv", bound_low: float = 0.15, bound_high: float = 0.15,
+    weight_cap: float | None = None, penalty: float = 0.0, scale: str = "std", degrees_of_freedom: int | None = None,
+    epsilon: float | None = None, alone: str | None = None,
+):  # fmt: skip
     """GRPO that masks tokens by how far their probability has moved, not by its ratio: rare tokens may move further.
 
     Defaults: The bound 0.15 on the total variation is the paper's. `samples` is ours. `weight_cap=None` leaves the importance
@@ -130,16 +112,9 @@ def dppo(
 
 @method("On the Design of KL-Regularized Policy Gradient Algorithms for LLM Reasoning (Zhang et al., 2025)", "arXiv:2505.17508")
 def rpg(
-    samples: int = 16,
-    max_rounds: int = 8,
-    kl_coefficient: float = 1e-4,
-    direction: str = "reverse",
-    normalised: bool = False,
-    style: str = "reinforce",
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    clip_dual: float | None = 10.0,
-):
+    samples: int = 16, max_rounds: int = 8, kl_coefficient: float = 1e-4, direction: str = "reverse", normalised: bool = False,
+    style: str = "reinforce", clip_low: float = 0.2, clip_high: float = 0.28, clip_dual: float | None = 10.0,
+):  # fmt: skip
     """Policy gradient of the reward with a KL penalty to the old policy, importance weights on both.
 
     Defaults: Those of the paper's experiments with RPG-REINFORCE on the unnormalised reverse KL; the dual clip is that of its

@@ -20,12 +20,9 @@ def ttrl(samples: int = 32, clip_low: float = 0.2, clip_high: float = 0.2):
 
 @method("Evolving Language Models without Labels (Zhou et al., 2025)", "arXiv:2509.15194")
 def evol_rl(
-    samples: int = 32,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    entropy_coefficient: float = 0.003,
+    samples: int = 32, clip_low: float = 0.2, clip_high: float = 0.28, entropy_coefficient: float = 0.003,
     kl_coefficient: float = 1e-3,
-):
+):  # fmt: skip
     """GRPO without labels: the majority decides the sign of the reward, and novelty of the reasoning its size.
 
     Defaults: All are those of the authors' program, which votes with 64 samples and trains on 32 of them; all of these do both
@@ -37,15 +34,9 @@ def evol_rl(
 
 @method("RESTRAIN: From Spurious Votes to Signals (Yu et al., 2025)", "arXiv:2510.02172")
 def restrain(
-    samples: int = 16,
-    center: float = 1.0,
-    width: float = 0.5,
-    quorum: int = 4,
-    offset: float = 1.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coefficient: float = 1e-3,
-):
+    samples: int = 16, center: float = 1.0, width: float = 0.5, quorum: int = 4, offset: float = 1.0, clip_low: float = 0.2,
+    clip_high: float = 0.2, kl_coefficient: float = 1e-3,
+):  # fmt: skip
     """GRPO without labels: each answer is taken for the right one with a weight by its frequency; without agreement all lose.
 
     Defaults: All are ours.

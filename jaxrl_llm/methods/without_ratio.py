@@ -52,12 +52,9 @@ def maxrl(samples: int = 8):
     conventions={"verl-0.10": VERL},
 )
 def dro(
-    samples: int = 8,
-    beta: float = 0.05,
-    degrees_of_freedom: int | None = None,
-    epsilon: float | None = None,
+    samples: int = 8, beta: float = 0.05, degrees_of_freedom: int | None = None, epsilon: float | None = None,
     alone: str | None = None,
-):
+):  # fmt: skip
     """REINFORCE with group advantages and a squared log-ratio to the sampler in place of ratio and clip.
 
     Defaults: `samples` and `beta` are ours (verl has no default for it). `None` means what it does for `grpo`. This is the

@@ -80,18 +80,9 @@ def visible_blocks(reach: Array, positions: Array, window: Array | int, queries:
 
 
 def blocked_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    reach: Array,
-    positions: Array,
-    visible: Visible,
-    window: Array | int,
-    asking: Queries = ALL,
-    *,
-    scale: float | None = None,
-    softcap: float | None = None,
-) -> Array:
+    query: Array, key: Array, value: Array, reach: Array, positions: Array, visible: Visible, window: Array | int,
+    asking: Queries = ALL, *, scale: float | None = None, softcap: float | None = None,
+) -> Array:  # fmt: skip
     """Attention [B, T, N, H] under `reach`, as of `attention.reference_attention`, over the visible blocks alone."""
     rows, length, heads, width = query.shape
     kv_heads, options = key.shape[2], Options(width**-0.5 if scale is None else scale, softcap)

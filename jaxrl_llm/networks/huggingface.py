@@ -25,16 +25,9 @@ _HEAD = "lm_head.weight"
 
 
 def load_huggingface(
-    directory,
-    dtype: str = "float32",
-    *,
-    compute_dtype: str | None = None,
-    value_head: int = 0,
-    remat: str = "dots",
-    attention: str = "auto",
-    shardings: Callable[[Network], Any] | None = None,
-    progress: bool = False,
-) -> Network:
+    directory, dtype: str = "float32", *, compute_dtype: str | None = None, value_head: int = 0, remat: str = "dots",
+    attention: str = "auto", shardings: Callable[[Network], Any] | None = None, progress: bool = False,
+) -> Network:  # fmt: skip
     """Network with the parameters of a directory that `transformers` could load.
 
     Causal language models give logits; sequence classification models, such as reward models, give values. Names, shapes

@@ -56,19 +56,10 @@ def kernel_blocks(reach: Array, positions: Array, window: Array | int, queries: 
 
 
 def kernel_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    reach: Array,
-    positions: Array,
-    visible: tuple[Visible, Visible],
-    window: Array | int,
-    asking: Queries = ALL,
-    *,
-    scale: float | None = None,
-    softcap: float | None = None,
+    query: Array, key: Array, value: Array, reach: Array, positions: Array, visible: tuple[Visible, Visible],
+    window: Array | int, asking: Queries = ALL, *, scale: float | None = None, softcap: float | None = None,
     interpret: bool = False,
-) -> Array:
+) -> Array:  # fmt: skip
     """Attention [B, T, N, H] under `reach`, `positions` and a window, see `attention`; queries that see nothing give 0.
 
     Args:

@@ -78,14 +78,9 @@ def draw_change(name: str, fan_in: int) -> dict[str, Callable]:
 
 
 def make_adapter(
-    module: nn.Module,
-    name: str,
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    length: Callable[[], Array],
-    inputs: int = 1,
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], length: Callable[[], Array], inputs: int = 1,
     leading: int = 0,
-) -> Leaves:
+) -> Leaves:  # fmt: skip
     """Leaves of an adapter that changes nothing yet, float32, over the kernel of a matrix.
 
     Args:

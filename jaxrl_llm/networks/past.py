@@ -114,14 +114,9 @@ def written(past: LayerPast, key: Array, value: Array, column: Array) -> LayerPa
 
 
 def past_attention(
-    query: Array,
-    past: LayerPast,
-    sight: Sight,
-    window: int | None = None,
-    *,
-    scale: float | None = None,
+    query: Array, past: LayerPast, sight: Sight, window: int | None = None, *, scale: float | None = None,
     softcap: float | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
     """Attention of one query a slot [S, N, H] over its context and its tail.
 
     A context is read once for all sequences that stand on it. Softmax over both parts is one: each is summed apart, with

@@ -20,15 +20,9 @@ MOST_BOUNDS = 10_000
 
 @composable(annotations=logp_name)
 def probability_clip(
-    log_ratio,
-    scores: Scores,
-    batch: Batch,
-    *,
-    low: float = 0.16,
-    high: float = 0.2,
-    dual: float = 10.0,
+    log_ratio, scores: Scores, batch: Batch, *, low: float = 0.16, high: float = 0.2, dual: float = 10.0,
     against: str = "behavior",
-):
+):  # fmt: skip
     """The clip at the ratios r where |(r - 1) r| q = `low` below 1 and = `high` above it: wider for rarer tokens.
 
     That is from 1/2 + sqrt(max(1/4 - low / q, 0)) to min(1/2 + sqrt(1/4 + high / q), max(`dual`, 10)), with the probability q
@@ -64,16 +58,9 @@ def proximal_clip(log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, 
 
 @composable(coupled=True)
 def balanced_clip(
-    log_ratio,
-    scores: Scores,
-    batch: Batch,
-    *,
-    lower: tuple[float, float] = (0.6, 0.9),
-    upper: tuple[float, float] = (1.2, 3.0),
-    step: float = 0.05,
-    positive_share: float = 0.5,
-    dual: float | None = 3.0,
-):
+    log_ratio, scores: Scores, batch: Batch, *, lower: tuple[float, float] = (0.6, 0.9),
+    upper: tuple[float, float] = (1.2, 3.0), step: float = 0.05, positive_share: float = 0.5, dual: float | None = 3.0,
+):  # fmt: skip
     """The clip with the narrowest bounds at which positive advantages make up `positive_share` of the loss.
 
     Bounds are raised on a fixed grid, first the lower one from its first to its last value, then the upper one, until
@@ -123,16 +110,9 @@ def _values(first: float, last: float, step: float) -> list[float]:
 
 @composable(annotations=("proximal_entropy",), coupled=True)
 def entropy_clip(
-    log_ratio,
-    scores: Scores,
-    batch: Batch,
-    *,
-    low: float = 0.2,
-    high: float = 0.2,
-    widening: float = 1.0,
-    level: float = 0.8,
+    log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, high: float = 0.2, widening: float = 1.0, level: float = 0.8,
     dual: float | None = 10.0,
-):
+):  # fmt: skip
     """The clip with a wider lower bound at tokens of low entropy and a wider upper bound at those of high entropy.
 
     With h in [-1, 1] of `relative_entropy`: from 1 - low (1 + `widening` max(-h, 0)) to 1 + high (1 + `widening` max(h, 0)).
@@ -156,16 +136,9 @@ def _widened(low: float, high: float, entropy, widening: float):
 
 @composable(annotations=("proximal_entropy",), coupled=True)
 def entropy_scale(
-    scores: Scores,
-    batch: Batch,
-    *,
-    low: float = 0.2,
-    high: float = 0.2,
-    widening: float = 1.0,
-    strength: float = 1.0,
-    level: float = 0.8,
-    ratio: Composable = TOKEN_RATIO,
-):
+    scores: Scores, batch: Batch, *, low: float = 0.2, high: float = 0.2, widening: float = 1.0, strength: float = 1.0,
+    level: float = 0.8, ratio: Composable = TOKEN_RATIO,
+):  # fmt: skip
     """Factor 1 + `strength` h of tokens, with h of `relative_entropy`, where the ratio and the entropy call for it.
 
     Tokens of high entropy (h > 0) count more where the ratio has left the inner half of the bounds of `entropy_clip`, those
@@ -199,14 +172,9 @@ EPSILON = 1e-3  # nats: log-ratios that are all but 0 are left alone
 
 @composable(annotations=lambda options: ("proximal_entropy",) if options["by"] == "entropy" else (), coupled=True)
 def bucket_normalised(
-    scores: Scores,
-    batch: Batch,
-    *,
-    ratio: Composable = TOKEN_RATIO,
-    by: str = "position",
-    buckets: int = 8,
+    scores: Scores, batch: Batch, *, ratio: Composable = TOKEN_RATIO, by: str = "position", buckets: int = 8,
     shrinkage: float = 0.1,
-):
+):  # fmt: skip
     """Log-ratios x with nearly equal mean and deviation in all buckets: (x - mean_b) (s + e) / (s_b + e).
 
     mean_b and s_b are mean and population's deviation over the actions of the bucket, s is the deviation of what is left

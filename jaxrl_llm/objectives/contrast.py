@@ -80,13 +80,9 @@ def brevity_weight(batch: Batch, groups: Groups, *, temperature: float = 0.1, ma
 
 @composable(annotations=("correct",), coupled=True)
 def discriminative(
-    scores: Scores,
-    batch: Batch,
-    *,
-    evidence: Composable = LIKELIHOOD,
-    temperature: float = 10.0,
+    scores: Scores, batch: Batch, *, evidence: Composable = LIKELIHOOD, temperature: float = 10.0,
     weighting: Composable | None = None,
-):
+):  # fmt: skip
     """-sum over correct i of w_i [s_i - tau log mean over wrong j of exp(s_j / tau)] of each group, tau = `temperature`.
 
     s is the mean over the actions of a rollout of `evidence`, and w sums to 1. Groups that are all correct or all wrong

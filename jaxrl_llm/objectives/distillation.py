@@ -97,16 +97,9 @@ VOCABULARY, JENSEN_SHANNON = vocabulary(of="teacher"), jensen_shannon()
 
 @composable(needs=("candidate_logp",), annotations=lambda options: ("candidates", f"{options['against']}_candidate_logp"))
 def divergence(
-    scores: Scores,
-    batch: Batch,
-    *,
-    kind: Composable = JENSEN_SHANNON,
-    candidates: Composable = VOCABULARY,
-    against: str = "teacher",
-    rest: str = "bucket",
-    floor: float | None = None,
-    coefficient: float | str = 1.0,
-):
+    scores: Scores, batch: Batch, *, kind: Composable = JENSEN_SHANNON, candidates: Composable = VOCABULARY,
+    against: str = "teacher", rest: str = "bucket", floor: float | None = None, coefficient: float | str = 1.0,
+):  # fmt: skip
     """`coefficient` times a divergence (nats) between the policy's distribution of the token and that of another policy.
 
     Args:

@@ -19,15 +19,9 @@ REFERENCE_RATIO = token_ratio(against="reference")
 
 
 def rollout_reward(
-    scores: Scores,
-    batch: Batch,
-    rollout,
-    *,
-    evidence: Composable = REFERENCE_RATIO,
-    factors: tuple[Composable, ...] = (),
-    average: bool | str = False,
-    transform: Composable | None = None,
-):
+    scores: Scores, batch: Batch, rollout, *, evidence: Composable = REFERENCE_RATIO, factors: tuple[Composable, ...] = (),
+    average: bool | str = False, transform: Composable | None = None,
+):  # fmt: skip
     """Implicit reward [S] of each rollout: `transform` of the sum, or mean, over its actions of evidence times factors.
 
     Args:

@@ -15,15 +15,9 @@ from jaxrl_llm.types import Batch, Scores
 
 @composable(annotations=logp_name)
 def divergence_mask(
-    scores: Scores,
-    batch: Batch,
-    *,
-    kind: str = "tv",
-    low: float = 0.15,
-    high: float = 0.15,
-    symmetric: bool = False,
+    scores: Scores, batch: Batch, *, kind: str = "tv", low: float = 0.15, high: float = 0.15, symmetric: bool = False,
     against: str = "behavior",
-):
+):  # fmt: skip
     """0 where the update would carry a token further from the old policy than a bound on a divergence allows, else 1.
 
     The divergence is that of the distributions over {this token, any other}, which the probabilities p of the policy and q of
@@ -62,16 +56,9 @@ def _binary_kl(logp, old_logp):
 
 @composable
 def ring_mask(
-    scores: Scores,
-    batch: Batch,
-    *,
-    low: float = 0.2,
-    high: float = 0.2,
-    far_low: float | None = None,
-    far_high: float | None = None,
-    two_sided: bool = False,
-    ratio: Composable = TOKEN_RATIO,
-):
+    scores: Scores, batch: Batch, *, low: float = 0.2, high: float = 0.2, far_low: float | None = None,
+    far_high: float | None = None, two_sided: bool = False, ratio: Composable = TOKEN_RATIO,
+):  # fmt: skip
     """1 where the clip of PPO keeps the gradient of a token, else 0: a clip for losses that have no ratio.
 
     One-sided: 1 where A >= 0 and r <= 1 + `high`, or A <= 0 and r >= 1 - `low`. Two-sided: 1 where r is within both bounds. A
@@ -147,17 +134,9 @@ def top_entropy_mask(scores: Scores, batch: Batch, *, share: float = 0.2, of: st
 
 @composable(coupled=True)
 def covariance_clip_mask(
-    scores: Scores,
-    batch: Batch,
-    *,
-    share: float = 2e-4,
-    lowest: float = 1.0,
-    highest: float = 5.0,
-    low: float = 1.0,
-    high: float = 1.0,
-    ratio: Composable = TOKEN_RATIO,
-    seed: int = 0,
-):
+    scores: Scores, batch: Batch, *, share: float = 2e-4, lowest: float = 1.0, highest: float = 5.0, low: float = 1.0,
+    high: float = 1.0, ratio: Composable = TOKEN_RATIO, seed: int = 0,
+):  # fmt: skip
     """0 at a random few of the actions whose log-probability and advantage vary together most, 1 elsewhere.
 
     Candidates are actions whose covariance (`log_probability_covariance`, over the whole batch) lies between `lowest` and

@@ -32,15 +32,9 @@ def log_weight(of: str, ratio: Composable, scores: Scores, batch: Batch):
 
 @composable(annotations=_logp_of_option)
 def importance_weight(
-    scores: Scores,
-    batch: Batch,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    outside: str = "truncate",
-    of: str = "proximal",
-    ratio: Composable = TOKEN_RATIO,
-):
+    scores: Scores, batch: Batch, *, low: float | None = None, high: float | None = None, outside: str = "truncate",
+    of: str = "proximal", ratio: Composable = TOKEN_RATIO,
+):  # fmt: skip
     """exp(ratio), bounded: importance weight of a token, of a sequence or of its geometric mean, by the `ratio`.
 
     Args:
@@ -90,17 +84,9 @@ def of_sequences(factor: Composable) -> bool:
 
 @composable(annotations=_logp_of_option)
 def rejection(
-    scores: Scores,
-    batch: Batch,
-    *,
-    kind: str = "k1",
-    over: str = "mean",
-    low: float | None = None,
-    high: float | None = None,
-    among: str = "all",
-    of: str = "proximal",
-    ratio: Composable = TOKEN_RATIO,
-):
+    scores: Scores, batch: Batch, *, kind: str = "k1", over: str = "mean", low: float | None = None, high: float | None = None,
+    among: str = "all", of: str = "proximal", ratio: Composable = TOKEN_RATIO,
+):  # fmt: skip
     """1 where an estimate of KL(mu || pi) lies within bounds, 0 elsewhere: drops tokens or whole sequences.
 
     pi is the policy named `of`, mu the one that `ratio` is against. With `over="max"`, kind "k1" and high = -log c, a sequence

@@ -17,13 +17,9 @@ CLIP = clip()
 
 @composable
 def policy(
-    scores: Scores,
-    batch: Batch,
-    *,
-    ratio: Composable | None = TOKEN_RATIO,
-    trust: Composable = CLIP,
+    scores: Scores, batch: Batch, *, ratio: Composable | None = TOKEN_RATIO, trust: Composable = CLIP,
     factors: tuple[Composable, ...] = (),
-):
+):  # fmt: skip
     """Token loss of a policy-gradient method and its diagnostics.
 
     On policy the value of a group-relative surrogate is 0 whatever the policy learns, so its parts from actions with

@@ -60,16 +60,10 @@ def bradley_terry(scores: Scores, batch: Batch, *, center: float | str = 0.0):
 
 @composable(annotations=("preference",), coupled=True)
 def preference(
-    scores: Scores,
-    batch: Batch,
-    *,
-    link: Composable = SIGMOID,
-    evidence: Composable = REFERENCE_RATIO,
-    factors: tuple[Composable, ...] = (),
-    average: bool | str = False,
-    transform: Composable | None = None,
+    scores: Scores, batch: Batch, *, link: Composable = SIGMOID, evidence: Composable = REFERENCE_RATIO,
+    factors: tuple[Composable, ...] = (), average: bool | str = False, transform: Composable | None = None,
     importance: Composable | None = None,
-):
+):  # fmt: skip
     """`link(c, r)` of each pair, from the implicit rewards c and r of the preferred and of the other rollout.
 
     A reward is `transform` of the sum over the actions of a rollout of `evidence` times `factors` (or of their mean, with
@@ -220,16 +214,9 @@ def running_reference_point(reward, labelled, batch: Batch, groups: Groups, *, t
 @composable(annotations=("preference",))
 @traits(level="rollout")
 def unpaired(
-    scores: Scores,
-    batch: Batch,
-    *,
-    link: Composable,
-    beta: float = 0.1,
-    evidence: Composable = REFERENCE_RATIO,
-    reference_point: Composable | None = None,
-    desirable: float = 1.0,
-    undesirable: float = 1.0,
-):
+    scores: Scores, batch: Batch, *, link: Composable, beta: float = 0.1, evidence: Composable = REFERENCE_RATIO,
+    reference_point: Composable | None = None, desirable: float = 1.0, undesirable: float = 1.0,
+):  # fmt: skip
     """w `link(y beta (r - z))` of each rollout: y is 1 and w `desirable` where it is preferred, else -1 and `undesirable`.
 
     r is the sum over the actions of `evidence`, and z, without gradient, what r is compared with. A rollout counts by the

@@ -66,14 +66,9 @@ def plackett_luce(
 
 @composable(annotations=("score",), coupled=True)
 def pairwise_ranking(
-    scores: Scores,
-    batch: Batch,
-    *,
-    beta: float = 0.1,
-    evidence: Composable = REFERENCE_RATIO,
-    gains: bool = True,
+    scores: Scores, batch: Batch, *, beta: float = 0.1, evidence: Composable = REFERENCE_RATIO, gains: bool = True,
     members: int = 16,
-):
+):  # fmt: skip
     """-sum over i, j with r_i > r_j of d_ij log s(`beta` (l_i - l_j)) of each group.
 
     r is `extras["score"]` and l the sum over the actions of a rollout of `evidence`. With `gains`, d_ij is

@@ -12,17 +12,10 @@ from jaxrl_llm.types import Batch, Scores
 
 @composable(annotations=logp_name)
 def kl(
-    scores: Scores,
-    batch: Batch,
-    *,
-    coefficient: float | str = 0.04,
-    kind: str = "k3",
-    against: str = "reference",
-    bound: float | None = None,
-    ratio_bound: float | None = MAX_LOG_RATIO,
-    ratio: Composable | None = None,
+    scores: Scores, batch: Batch, *, coefficient: float | str = 0.04, kind: str = "k3", against: str = "reference",
+    bound: float | None = None, ratio_bound: float | None = MAX_LOG_RATIO, ratio: Composable | None = None,
     factors: tuple[Composable, ...] = (),
-):
+):  # fmt: skip
     """`coefficient` times the estimate of KL(policy || reference) of each action, differentiated through the policy.
 
     On policy, the gradient of "k1" is 0 on average (its value is the KL, its gradient is not); that of "k2" is the gradient of
@@ -80,16 +73,9 @@ def top_entropy_bonus(scores: Scores, batch: Batch, *, coefficient: float | str 
 
 @composable(needs=("entropy",))
 def smoothed_entropy(
-    scores: Scores,
-    batch: Batch,
-    *,
-    coefficient: float | str = 1e-3,
-    smoothing: float | str = 1.0,
-    history: float | str = "entropy_history",
-    low: float = 0.8,
-    high: float = 1.2,
-    penalty: float = 0.1,
-):
+    scores: Scores, batch: Batch, *, coefficient: float | str = 1e-3, smoothing: float | str = 1.0,
+    history: float | str = "entropy_history", low: float = 0.8, high: float = 1.2, penalty: float = 0.1,
+):  # fmt: skip
     """-`coefficient` (H - `smoothing` P): an entropy bonus, and a penalty P where H leaves a band around its history.
 
     P is `penalty` where the entropy H of an action is outside of [low, high] times the mean of earlier steps. As in the

@@ -120,13 +120,9 @@ def sapo(log_ratio, scores: Scores, batch: Batch, *, positive: float = 1.0, nega
 
 @composable
 def vespo(
-    log_ratio,
-    scores: Scores,
-    batch: Batch,
-    *,
-    positive: tuple[float, float] = (2.0, 3.0),
+    log_ratio, scores: Scores, batch: Batch, *, positive: tuple[float, float] = (2.0, 3.0),
     negative: tuple[float, float] = (3.0, 2.0),
-):
+):  # fmt: skip
     """-sg(exp(lambda + k w - lambda e^w)) A log pi with the log-ratio w of the whole sequence (`sequence_total_ratio`).
 
     The weight is 1 at w = 0 and falls to 0 on both sides, as the density of a gamma distribution does.
@@ -144,16 +140,9 @@ def vespo(
 
 @composable
 def gradient_preserving_clip(
-    log_ratio,
-    scores: Scores,
-    batch: Batch,
-    *,
-    low: float = 0.2,
-    high: float = 0.2,
-    low_gradient: float = 1.0,
-    high_gradient: float = 1.0,
-    dual: float | None = None,
-):
+    log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, high: float = 0.2, low_gradient: float = 1.0,
+    high_gradient: float = 1.0, dual: float | None = None,
+):  # fmt: skip
     """The clip whose clipped tokens keep a gradient, as large as at the bound times a factor.
 
     The loss is -f r A with f = `low_gradient` (1 - low) / sg(r) where A < 0 and r < 1 - low, `high_gradient` (1 + high) / sg(r)
@@ -195,13 +184,9 @@ def shaped(log_ratio, scores: Scores, batch: Batch, *, gamma: float = 0.1):
 
 @composable
 def tapered(
-    log_ratio,
-    scores: Scores,
-    batch: Batch,
-    *,
-    positive: tuple[float, float] = (1.0, 1.0),
+    log_ratio, scores: Scores, batch: Batch, *, positive: tuple[float, float] = (1.0, 1.0),
     negative: tuple[float, float] = (0.0, 1.0),
-):
+):  # fmt: skip
     """-stop_gradient(clip(r, low, high)) A log pi, with bounds of their own for A >= 0 and for A < 0.
 
     By default the weight of what is good is 1, however unlikely it has become, so that it is imitated; that of what is bad is r
@@ -254,18 +239,9 @@ DIRECTIONS, STYLES = ("reverse", "forward"), ("reinforce", "differentiable")
 
 @composable
 def rpg(
-    log_ratio,
-    scores: Scores,
-    batch: Batch,
-    *,
-    beta: float = 1e-4,
-    direction: str = "reverse",
-    normalised: bool = False,
-    style: str = "reinforce",
-    low: float = 0.2,
-    high: float = 0.28,
-    dual: float | None = 10.0,
-):
+    log_ratio, scores: Scores, batch: Batch, *, beta: float = 1e-4, direction: str = "reverse", normalised: bool = False,
+    style: str = "reinforce", low: float = 0.2, high: float = 0.28, dual: float | None = 10.0,
+):  # fmt: skip
     """Clipped surrogate of A and of `beta` times a KL divergence to the old policy, with the importance weight on both.
 
     With w = pi / mu the divergence is, reverse: w log w; reverse of unnormalised measures: w log w - w; forward: -log pi;

@@ -30,15 +30,9 @@ def dro(log_ratio, scores: Scores, batch: Batch, *, beta: float):
 
 @composable(annotations=("correct", "accuracy"))
 def nft(
-    log_ratio,
-    scores: Scores,
-    batch: Batch,
-    *,
-    negative: float = 1.0,
-    weighting: str = "std",
-    floor: float = 1.0,
+    log_ratio, scores: Scores, batch: Batch, *, negative: float = 1.0, weighting: str = "std", floor: float = 1.0,
     accuracy_bounds: tuple[float, float] = (0.02, 0.98),
-):
+):  # fmt: skip
     """Likelihood of right answers, and of wrong ones under the implicit negative policy that the accuracy q leaves.
 
     With R = min(r, e^10): -log R for right answers, -`negative` log max((1 - q R) / (1 - q), `floor`) for wrong ones, whose

@@ -33,15 +33,9 @@ def _targets(options: dict) -> tuple[str, ...]:
 
 @composable(needs=("value_outputs",), annotations=_targets)
 def gaussian_value_loss(
-    scores: Scores,
-    batch: Batch,
-    *,
-    coefficient: float = 0.5,
-    least_deviation: float = 0.1,
-    bound: float | str | None = None,
-    scale: float | str | None = None,
-    samples: str | None = None,
-):
+    scores: Scores, batch: Batch, *, coefficient: float = 0.5, least_deviation: float = 0.1, bound: float | str | None = None,
+    scale: float | str | None = None, samples: str | None = None,
+):  # fmt: skip
     """`coefficient` times the mean over pairs of outputs (q, s) of -log N(R; q, sigma^2).
 
     sigma = softplus(s) + `least_deviation`.

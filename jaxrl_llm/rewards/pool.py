@@ -61,13 +61,9 @@ class RewardPool:
     """
 
     def __init__(
-        self,
-        workers: int | None = None,
-        *,
-        row_seconds: float = 10.0,
-        timeout_value: float | None = 0.0,
+        self, workers: int | None = None, *, row_seconds: float = 10.0, timeout_value: float | None = 0.0,
         memory_gb: float = 0.0,
-    ):
+    ):  # fmt: skip
         """Workers start when they are first needed.
 
         Args:
@@ -102,14 +98,10 @@ class RewardPool:
         self._guard.close()
 
     def score(
-        self,
-        rewards: Mapping[str, Callable],
-        prompts: Sequence[Any],
-        completions: Sequence[str],
-        columns: Mapping[str, Sequence[Any]] | None = None,
-        deadline_seconds: float = 60.0,
+        self, rewards: Mapping[str, Callable], prompts: Sequence[Any], completions: Sequence[str],
+        columns: Mapping[str, Sequence[Any]] | None = None, deadline_seconds: float = 60.0,
         groups: Sequence[tuple[int, int]] = (),
-    ) -> tuple[np.ndarray, list[RewardFailure]]:
+    ) -> tuple[np.ndarray, list[RewardFailure]]:  # fmt: skip
         """Evaluates every reward on every row.
 
         Args:

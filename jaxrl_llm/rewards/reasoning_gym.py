@@ -12,12 +12,9 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def reasoning_gym_score(
-    prompts: Sequence[Any],
-    completions: Sequence[str],
-    entry: Sequence[Mapping[str, Any]],
-    generator: Sequence[Mapping[str, Any]],
-    **columns,
-) -> list[float]:
+    prompts: Sequence[Any], completions: Sequence[str], entry: Sequence[Mapping[str, Any]],
+    generator: Sequence[Mapping[str, Any]], **columns,
+) -> list[float]:  # fmt: skip
     """What the generator of each problem thinks of the answer, in [0, 1]; some give part marks.
 
     The answer is the last `<answer>...</answer>` of the completion, else the completion as it is, white space at both

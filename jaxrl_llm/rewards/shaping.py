@@ -32,13 +32,9 @@ def length_soft_penalty(max_tokens: int, buffer_tokens: int) -> Reward:
 
 
 def length_cosine(
-    reward: Callable,
-    max_tokens: int,
-    *,
-    correct: tuple[float, float] = (2.0, 1.0),
-    wrong: tuple[float, float] = (-10.0, 0.0),
+    reward: Callable, max_tokens: int, *, correct: tuple[float, float] = (2.0, 1.0), wrong: tuple[float, float] = (-10.0, 0.0),
     exceeded: float = -10.0,
-) -> Reward:
+) -> Reward:  # fmt: skip
     """Reward: correctness scaled along half a cosine of the length, so that right answers are short and wrong ones long.
 
     "Demystifying Long Chain-of-Thought Reasoning in LLMs" (arXiv:2502.03373, section 4.2). Needs the column

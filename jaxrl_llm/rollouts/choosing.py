@@ -162,17 +162,9 @@ IN_TURN, EVENLY = in_turn(), evenly()
 
 @stateful_strategy(empty_table)
 def chosen(
-    io: Io,
-    table: Table,
-    prompts: int,
-    *,
-    samples: int = 8,
-    examples: int = LARGEST,
-    draws: Composable = IN_TURN,
-    shares: Composable = EVENLY,
-    momentum: float = 0.0,
-    threshold: float = 0.0,
-) -> tuple[Collection, Table, Metrics]:
+    io: Io, table: Table, prompts: int, *, samples: int = 8, examples: int = LARGEST, draws: Composable = IN_TURN,
+    shares: Composable = EVENLY, momentum: float = 0.0, threshold: float = 0.0,
+) -> tuple[Collection, Table, Metrics]:  # fmt: skip
     """Prompts drawn by a rule from a table of earlier steps, with `samples` completions each on average, shared out by another.
 
     Args:

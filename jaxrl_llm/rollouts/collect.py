@@ -77,19 +77,10 @@ def fork(collection: Collection, row: int, column: int, **changes) -> Request:
 
 
 def sample_requests(
-    requests: Sequence[Request],
-    uids: Sequence[int],
-    *,
-    tokenizer: Tokenizer,
-    policies: Mapping[str, Callable[[], tuple[Any, Any]]],
-    sampling: dict[str, Any],
-    max_prompt_tokens: int,
-    seed: int,
-    step: int,
-    version: int | None = None,
-    keeps_entropy: bool = False,
-    submit: Submit | None = None,
-) -> Collection:
+    requests: Sequence[Request], uids: Sequence[int], *, tokenizer: Tokenizer,
+    policies: Mapping[str, Callable[[], tuple[Any, Any]]], sampling: dict[str, Any], max_prompt_tokens: int, seed: int,
+    step: int, version: int | None = None, keeps_entropy: bool = False, submit: Submit | None = None,
+) -> Collection:  # fmt: skip
     """Samples of requests, without rewards; see `Io`, whose attributes the arguments are, and `Io.sample`.
 
     Args:

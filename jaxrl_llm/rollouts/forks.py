@@ -216,15 +216,9 @@ def with_text(prefix: Prefix | None, text: str, io: Io) -> Prefix | None:
 
 @stateless_strategy(annotations=lambda options: () if options["by"] == "given" else (f"{options['by']}_samples",))
 def begun(
-    io: Io,
-    prompts: int,
-    *,
-    samples: int = 8,
-    by: Literal["given", "reference", "teacher"] = "given",
-    share: float = 1.0,
-    tokens: int | None = None,
-    shrinks_over: int | None = None,
-) -> tuple[Collection, Metrics]:
+    io: Io, prompts: int, *, samples: int = 8, by: Literal["given", "reference", "teacher"] = "given", share: float = 1.0,
+    tokens: int | None = None, shrinks_over: int | None = None,
+) -> tuple[Collection, Metrics]:  # fmt: skip
     """Completions that go on from a beginning that somebody else wrote, which nobody learns.
 
     Args:

@@ -31,16 +31,9 @@ def scores_of(collection: Collection) -> np.ndarray:
 
 @stateless_strategy
 def escalated(
-    io: Io,
-    prompts: int,
-    *,
-    samples: int = 8,
-    levels: tuple[tuple[str, str, float], ...] = BEGINNINGS,
-    replaced: Literal["group", "one"] = "group",
-    learned: Learned = "hinted",
-    warmup_steps: int = 0,
-    threshold: float = 0.0,
-) -> tuple[Collection, Metrics]:
+    io: Io, prompts: int, *, samples: int = 8, levels: tuple[tuple[str, str, float], ...] = BEGINNINGS,
+    replaced: Literal["group", "one"] = "group", learned: Learned = "hinted", warmup_steps: int = 0, threshold: float = 0.0,
+) -> tuple[Collection, Metrics]:  # fmt: skip
     """Asks again, with more and more of a hint, the prompts of which no sample is right.
 
     Args:
@@ -95,16 +88,10 @@ def _learning(request: Request, learned: str) -> dict:
 
 @stateless_strategy(provides=("rows_of_guided",))
 def steered(
-    io: Io,
-    prompts: int,
-    *,
-    samples: int = 7,
-    guided: int = 1,
-    template: str = "{prompt}\nA solution of a similar task: {demonstration}",
-    learned: Learned = "plain",
-    rejects_wrong: bool = False,
-    threshold: float = 0.0,
-) -> tuple[Collection, Metrics]:
+    io: Io, prompts: int, *, samples: int = 7, guided: int = 1,
+    template: str = "{prompt}\nA solution of a similar task: {demonstration}", learned: Learned = "plain",
+    rejects_wrong: bool = False, threshold: float = 0.0,
+) -> tuple[Collection, Metrics]:  # fmt: skip
     """Groups of `samples` rows under the plain prompt and `guided` ones under a template.
 
     Args:
@@ -163,14 +150,9 @@ def staged(
 
 @stateless_strategy(provides=("rows_of_views",))
 def self_taught(
-    io: Io,
-    prompts: int,
-    *,
-    samples: int = 8,
-    template: str = "{prompt}\nA right answer: {solution}",
-    teacher: Policy = "proximal",
-    threshold: float = 0.0,
-) -> tuple[Collection, Metrics]:
+    io: Io, prompts: int, *, samples: int = 8, template: str = "{prompt}\nA right answer: {solution}",
+    teacher: Policy = "proximal", threshold: float = 0.0,
+) -> tuple[Collection, Metrics]:  # fmt: skip
     """The policy that trains is taught by one that is told more: `teacher` reads the rows behind a template.
 
     "{solution}" is another completion of the group that is right, the first one; rows that have none take no part. All other
@@ -220,14 +202,9 @@ def contrasted(
 
 @stateless_strategy(provides=("rows_of_hindsight",))
 def relabelled(
-    io: Io,
-    prompts: int,
-    *,
-    samples: int = 8,
-    template: str = "{prompt}\nThe answer is to be {achieved}.",
-    threshold: float = 0.0,
-    only_wrong: bool = True,
-) -> tuple[Collection, Metrics]:
+    io: Io, prompts: int, *, samples: int = 8, template: str = "{prompt}\nThe answer is to be {achieved}.",
+    threshold: float = 0.0, only_wrong: bool = True,
+) -> tuple[Collection, Metrics]:  # fmt: skip
     """Rows that are wrong are learned a second time, as right answers to what they did achieve.
 
     The second row of each stands in a group of its own with source 1, rewards of 1, the prompt in the template, "{achieved}" is

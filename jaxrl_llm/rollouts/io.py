@@ -129,12 +129,9 @@ class Io:
         return rewarded if self.facts is None else with_facts(rewarded, self.facts(*as_call(rewarded)), self.tokenizer)
 
     def score(
-        self,
-        collection: Collection,
-        by: str,
-        statistics: Sequence[str] = ("logp",),
+        self, collection: Collection, by: str, statistics: Sequence[str] = ("logp",),
         view: Callable[[Request], Prompt] | Sequence[Prompt] | None = None,
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, np.ndarray]:  # fmt: skip
         """What a policy says of the rows, [N, T, ...] by name: "logp" (nats) and the other statistics of `scoring`.
 
         Args:

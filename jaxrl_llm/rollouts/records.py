@@ -17,17 +17,10 @@ _PER_TOKEN = {"tokens": np.int32, "mask": np.float32, "behavior_logp": np.float3
 
 
 def make_rollouts(
-    prompts: Sequence[Sequence[int]],
-    samples: Samples,
-    rewards: np.ndarray,
-    prompt_ids: Sequence[int],
-    *,
-    width: int,
-    version: int = 0,
-    samples_of: Sequence[int] | None = None,
-    prefixes: Sequence[Prefix | None] | None = None,
+    prompts: Sequence[Sequence[int]], samples: Samples, rewards: np.ndarray, prompt_ids: Sequence[int], *, width: int,
+    version: int = 0, samples_of: Sequence[int] | None = None, prefixes: Sequence[Prefix | None] | None = None,
     keeps_entropy: bool = False,
-) -> Rollouts:
+) -> Rollouts:  # fmt: skip
     """One row for each sample: its prompt, the prefix of its prompt, then its completion, from column 0.
 
     Args:

@@ -18,20 +18,9 @@ Rule = Literal["recent", "best", "variance", "random"]
 
 @stateful_strategy(empty_store, provides=("rows_of_replay",))
 def replayed(
-    io: Io,
-    store: Store,
-    prompts: int,
-    *,
-    samples: int = 8,
-    capacity: int = 1024,
-    row_width: int = 768,
-    components: int = 1,
-    taken: int = 8,
-    rule: Rule = "best",
-    least: int = 1,
-    of: Literal["prompt", "any"] = "prompt",
-    apart: bool = False,
-) -> tuple[Collection, Store, Metrics]:
+    io: Io, store: Store, prompts: int, *, samples: int = 8, capacity: int = 1024, row_width: int = 768, components: int = 1,
+    taken: int = 8, rule: Rule = "best", least: int = 1, of: Literal["prompt", "any"] = "prompt", apart: bool = False,
+) -> tuple[Collection, Store, Metrics]:  # fmt: skip
     """`samples` fresh completions of each prompt, and up to `taken` of earlier steps, with source 2, from a store.
 
     Args:
@@ -91,16 +80,9 @@ def _chosen(store: Store, pool: np.ndarray, count: int, rule: Rule, io: Io) -> n
 
 @stateful_strategy(empty_store)
 def speculative(
-    io: Io,
-    store: Store,
-    prompts: int,
-    *,
-    samples: int = 8,
-    capacity: int = 1024,
-    row_width: int = 768,
-    components: int = 1,
+    io: Io, store: Store, prompts: int, *, samples: int = 8, capacity: int = 1024, row_width: int = 768, components: int = 1,
     lenience: float = 0.5,
-) -> tuple[Collection, Store, Metrics]:
+) -> tuple[Collection, Store, Metrics]:  # fmt: skip
     """Completions that go on from as much of the last visit's as the policy would write again with some luck.
 
     A token stays while log u <= log pi_new - log pi_old + `lenience`, u uniform on [0, 1); sampling goes on at the first that

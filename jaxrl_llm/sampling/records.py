@@ -84,18 +84,9 @@ class Sampling:
 
 
 def make_sampling(
-    rows: int,
-    vocab_size: int,
-    *,
-    max_new_tokens,
-    temperature=1.0,
-    top_k=None,
-    top_p=None,
-    min_p=None,
-    stop_ids: Sequence[int] = (),
-    logit_mask=None,
-    forced=None,
-) -> Sampling:
+    rows: int, vocab_size: int, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, min_p=None,
+    stop_ids: Sequence[int] = (), logit_mask=None, forced=None,
+) -> Sampling:  # fmt: skip
     """Checked `Sampling` of `rows` rows; numbers may be given once for all rows or as [rows].
 
     Args:

@@ -39,14 +39,9 @@ def tokenizer_name(config: ConfigDict) -> str:
 
 
 def build_source(
-    config: ConfigDict,
-    tokenizer: Tokenizer,
-    *,
-    test: bool = False,
-    vocab_size: int | None = None,
-    given: Given = NOTHING,
+    config: ConfigDict, tokenizer: Tokenizer, *, test: bool = False, vocab_size: int | None = None, given: Given = NOTHING,
     counts: dict[str, int] | None = None,
-) -> Sequence[dict[str, Any]]:
+) -> Sequence[dict[str, Any]]:  # fmt: skip
     """Examples to train on, or held-out ones (`task.options` updated by `task.test_options`), all of them encoded once.
 
     Nothing of them is to be found wrong by the step that draws it.
@@ -135,12 +130,9 @@ def _preferences(path: str = "", **options):
 
 
 def build_network(
-    config: ConfigDict,
-    tokenizer: Tokenizer,
-    mesh: jax.sharding.Mesh | None = None,
-    report: Callable[[Callable[..., networks.QuantizationGap]], None] | None = None,
-    given: networks.Network | None = None,
-) -> networks.Network:
+    config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh | None = None,
+    report: Callable[[Callable[..., networks.QuantizationGap]], None] | None = None, given: networks.Network | None = None,
+) -> networks.Network:  # fmt: skip
     """The checkpoint's network with its parameters, or one from scratch, initialised by the seed; laid out on the mesh.
 
     A base that is to be quantised is, and an adapter lies over it. `report` is told of the former: it is given a function

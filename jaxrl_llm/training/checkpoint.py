@@ -64,13 +64,9 @@ def open_manager(directory: str | Folder, *, keep: int, best_metric: str = "") -
 
 
 def save(
-    manager: ocp.CheckpointManager,
-    step: int,
-    arrays,
-    progress: dict[str, Any],
-    metrics: dict[str, float],
+    manager: ocp.CheckpointManager, step: int, arrays, progress: dict[str, Any], metrics: dict[str, float],
     samples: dict[str, np.ndarray] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Begins to save `arrays` (any pytree, PRNG keys included) and `progress` (plain values) as checkpoint `step`.
 
     `samples` are host arrays of any shapes, which `restore_samples` gives back.

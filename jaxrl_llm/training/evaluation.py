@@ -36,16 +36,9 @@ Agree = Callable[[Rollouts, int], Agreement]
 
 
 def make_agree(
-    network,
-    params,
-    *,
-    temperature: float,
-    bound: float,
-    width: int = 0,
-    parts: int = 0,
-    shards: int = 1,
+    network, params, *, temperature: float, bound: float, width: int = 0, parts: int = 0, shards: int = 1,
     place: Callable[[Batch], Batch] = lambda batch: batch,
-) -> Agree:
+) -> Agree:  # fmt: skip
     """Builds `agree(rollouts, count) -> Agreement` of the first `count` rows: one forward pass over them, packed.
 
     Args:
@@ -186,17 +179,10 @@ def summarise(
 
 
 def evaluate(
-    sample: Callable[[Sequence[Request]], Collection],
-    examples: Sequence[dict[str, Any]],
-    *,
-    samples: int,
-    batch: int,
-    final_answer: Callable[[str], Any] | None = None,
-    agree: Agree | None = None,
-    greedy: bool = False,
-    success: float = 1.0,
+    sample: Callable[[Sequence[Request]], Collection], examples: Sequence[dict[str, Any]], *, samples: int, batch: int,
+    final_answer: Callable[[str], Any] | None = None, agree: Agree | None = None, greedy: bool = False, success: float = 1.0,
     told: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> tuple[dict[str, float], list[dict[str, Any]]]:  # fmt: skip
     """Samples, scores and summarises.
 
     Args:

@@ -17,17 +17,9 @@ PART_TOKENS = 16_384
 
 
 def lay_out(
-    network: Network,
-    rollouts: Rollouts,
-    width: int = 0,
-    micro_batches: int = 0,
-    *,
-    shards: int = 1,
-    part_tokens: int = 0,
-    columns: int = 0,
-    platform: str | None = None,
-    **options,
-) -> Batch:
+    network: Network, rollouts: Rollouts, width: int = 0, micro_batches: int = 0, *, shards: int = 1, part_tokens: int = 0,
+    columns: int = 0, platform: str | None = None, **options,
+) -> Batch:  # fmt: skip
     """Packed rows for a network: a forest where it reads forests, a segment for each rollout elsewhere.
 
     Args:

@@ -49,15 +49,10 @@ class Files:
 
 
 def train(
-    config: ConfigDict,
-    workdir: str | pathlib.Path,
-    *,
-    rewards: Sequence[Callable | str] = (),
-    data: Sequence[Mapping[str, Any]] | None = None,
-    held_out: Sequence[Mapping[str, Any]] | None = None,
-    network: Network | None = None,
-    callbacks: Sequence[Callable[..., None]] = (),
-) -> dict[str, Any]:
+    config: ConfigDict, workdir: str | pathlib.Path, *, rewards: Sequence[Callable | str] = (),
+    data: Sequence[Mapping[str, Any]] | None = None, held_out: Sequence[Mapping[str, Any]] | None = None,
+    network: Network | None = None, callbacks: Sequence[Callable[..., None]] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Runs, or resumes, the run in `workdir` to its end.
 
     Resuming gives the very bits of an uninterrupted run (on CPU, with the same number of cores): parameters, optimizer,

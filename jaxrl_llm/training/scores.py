@@ -23,15 +23,9 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def make_score(
-    pool: RewardPool,
-    rewards: Mapping[str, Callable],
-    deadline_seconds: float,
-    *,
-    told: set,
-    failures: list[RewardFailure],
-    log: pathlib.Path | None = None,
-    step: int = 0,
-) -> tuple[Score, Ahead | None]:
+    pool: RewardPool, rewards: Mapping[str, Callable], deadline_seconds: float, *, told: set, failures: list[RewardFailure],
+    log: pathlib.Path | None = None, step: int = 0,
+) -> tuple[Score, Ahead | None]:  # fmt: skip
     """Builds `score(*call) -> rewards [N, K]`, NaN where missing, of the fields of a `Call`, and the same ahead of time.
 
     The second is a context of `(submit, score)`, see `rollouts.Io`, of rewards that promise to look at one row at a time;
@@ -101,15 +95,9 @@ def make_score(
 
 
 def make_facts(
-    pool: RewardPool,
-    functions: Mapping[str, Callable],
-    deadline_seconds: float,
-    *,
-    told: set,
-    failures: list[RewardFailure],
-    log: pathlib.Path | None = None,
-    step: int = 0,
-) -> Callable[..., dict[str, list]]:
+    pool: RewardPool, functions: Mapping[str, Callable], deadline_seconds: float, *, told: set, failures: list[RewardFailure],
+    log: pathlib.Path | None = None, step: int = 0,
+) -> Callable[..., dict[str, list]]:  # fmt: skip
     """Builds `facts(*call) -> values of N rows by name`, NaN where missing: what functions say of rows beside rewards.
 
     The first process asks for all. The arguments are those of `make_score`.

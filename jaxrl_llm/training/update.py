@@ -26,14 +26,9 @@ Update = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_update(
-    apply_fn,
-    objective,
-    optimizer: optax.GradientTransformation,
-    *,
-    micro_batches: int = 0,
-    temperature: float = 1.0,
+    apply_fn, objective, optimizer: optax.GradientTransformation, *, micro_batches: int = 0, temperature: float = 1.0,
     scorer: Scorer | None = None,
-) -> Update:
+) -> Update:  # fmt: skip
     """Builds `update(state, batch, frozen=None) -> (state, metrics)`, a pure function to jit, shard or call anywhere.
 
     Where `frozen` is given, parameters are nested dicts and the policy's are those of the state together with the frozen
