@@ -14,7 +14,7 @@ from jaxrl_llm.estimators import (
 )  # fmt: skip
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
-from jaxrl_llm.rollouts import branching, exits, uncertain_tree, valued
+from jaxrl_llm.rollouts import branching, budgeted, exits, uncertain_tree, valued
 from jaxrl_llm.rollouts.forks import separators, shares, unlikely
 
 
@@ -105,3 +105,21 @@ def s_grpo(
     """
     strategy = exits(samples=samples, text=text, cuts=shares(count=count))
     return strategy, chain(exit_rewards(), group_advantage(scale=None), sequence_mean()), clipped(clip_low, clip_high)
+
+
+@method("Optimizing Anytime Reasoning via Budget Relative Policy Optimization (Qi et al., 2025)", "arXiv:2505.13438")
+def brpo(
+    samples: int = 8,
+    budgets: tuple[int, ...] = (2000, 4000, 6000, 8000),
+    summaries: int = 4,
+    text: str = "\n</think>\n\n",
+    prior: str = "uniform",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+):
+    """Thoughts are cut at several budgets and answered from there: a thought is worth what its beginnings are worth.
+
+    Defaults: 8 thoughts, 4 budgets up to 8000 tokens and 4 answers at each are the paper's; clip and text are ours.
+    """
+    strategy = budgeted(samples=samples, budgets=budgets, summaries=summaries, text=text, prior=prior)
+    return strategy, chain(segment_advantage(), token_mean()), clipped(clip_low, clip_high)

@@ -1,5 +1,6 @@
 """Strategies that turn prompts into scored rollouts."""
 
+from jaxrl_llm.rollouts.budgets import budgeted
 from jaxrl_llm.rollouts.choosing import best_and_worst_of, chosen
 from jaxrl_llm.rollouts.collect import Collection, arranged, fork, joined
 from jaxrl_llm.rollouts.facts import with_facts
@@ -14,8 +15,8 @@ from jaxrl_llm.rollouts.strategies import dynamic_sampling, grouped, grouped_wit
 from jaxrl_llm.rollouts.strategy import Strategy, stateful_strategy, stateless_strategy
 
 __all__ = [
-    "Collection", "Io", "Prefix", "Request", "Strategy", "arranged", "begun", "best_and_worst_of", "branching", "chosen",
-    "concatenate", "contrasted", "doubled", "dynamic_sampling", "empty_store", "escalated", "exits", "fork", "grouped",
+    "Collection", "Io", "Prefix", "Request", "Strategy", "arranged", "begun", "best_and_worst_of", "branching", "budgeted",
+    "chosen", "concatenate", "contrasted", "doubled", "dynamic_sampling", "empty_store", "escalated", "exits", "fork", "grouped",
     "grouped_with_anchors", "grouped_with_greedy", "guided", "informative_groups", "joined", "make_prefix", "make_rollouts",
     "mixed",
     "prompt_text", "put", "relabelled", "replayed", "requests_for", "resumed", "select_rows", "self_taught", "speculative",

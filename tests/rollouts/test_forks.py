@@ -7,7 +7,8 @@ import pytest
 from rollouts.test_requests import LIMIT, TOKENIZER, answers, io
 from rollouts.texts import BYTES, collection_of
 
-from jaxrl_llm.rollouts import begun, branching, exits, fork, uncertain_tree, valued
+from jaxrl_llm.rollouts import begun, branching, budgeted, exits, fork, uncertain_tree, valued
+from jaxrl_llm.rollouts.budgets import budget_values
 from jaxrl_llm.rollouts.forks import every, least_likely, separators, shares, unlikely
 
 EXAMPLES = [{"prompt": f"{digit}+2=", "completion": "123456"} for digit in range(6)]
@@ -135,3 +136,46 @@ def test_beginnings_are_given_and_shrink():
     assert begun(by="teacher").annotations == {"teacher_samples"} and begun().annotations == frozenset()
     with pytest.raises(ValueError, match="shrinks_over is 5"):
         step(begun(shrinks_over=5))
+
+
+def budget_oracle(reward, group, prior):
+    worth, baseline = np.zeros(reward.shape), np.zeros(reward.shape)
+    rows, count = reward.shape
+    for row in range(rows):
+        for j in range(count):
+            worth[row, j] = sum(prior[k] * reward[row, k] for k in range(j, count))
+    for row in range(rows):
+        mates = [other for other in range(rows) if group[other] == group[row]]
+        for j in range(count):
+            first = 0.0
+            if j:
+                first = sum(2**i * reward[row, i] for i in range(j)) / sum(2**i for i in range(j)) * sum(prior[j:])
+            baseline[row, j] = j / count * first + (count - j) / count * np.mean([worth[other, j] for other in mates])
+    return worth, baseline
+
+
+def test_values_of_budgets_are_those_of_the_formula():
+    reward, group = np.random.default_rng(0).random((5, 4)), np.array([0, 0, 1, 1, 1])
+    prior = np.array([0.1, 0.2, 0.3, 0.4])
+    for found, expected in zip(budget_values(reward, group, prior), budget_oracle(reward, group, prior), strict=True):
+        np.testing.assert_allclose(found, expected)
+
+
+def test_thoughts_are_cut_and_answered():
+    found, metrics = step(budgeted(samples=2, budgets=(2, 4), summaries=3, text="="))
+    rollouts, equals = found.rollouts, TOKENIZER.encode("=")[0]
+    assert set(metrics) == {"budget/2", "budget/4"}
+    thoughts = 4
+    for row in range(thoughts, len(rollouts.length)):
+        start, prefix = found.prompt_length[row], len(found.requests[row].prefix.tokens)
+        assert prefix - 1 in (2, 4) and rollouts.tokens[row, start + prefix - 1] == equals
+        assert not rollouts.mask[row, : start + prefix].any() and rollouts.mask[row, start + prefix]
+        mates = rollouts.group == rollouts.group[row]
+        assert mates.sum() == 3
+        assert rollouts.extras["value_before"][row, -1] == pytest.approx(rollouts.rewards[mates].mean())
+        assert rollouts.extras["value_behind"][row, -1] == rollouts.rewards[row, 0]
+    assert (rollouts.length[:thoughts] - found.prompt_length[:thoughts] <= 4).all()
+    gain = rollouts.extras["value_behind"] - rollouts.extras["value_before"]
+    for row in range(thoughts):  # the first segment against the group: both thoughts of a prompt sum to nothing
+        mate = row ^ 1
+        assert gain[row, found.prompt_length[row]] == pytest.approx(-gain[mate, found.prompt_length[mate]], abs=1e-6)

@@ -8,6 +8,7 @@ LEVELS = (("{prompt}{part}", "answer", 0.5), ("{prompt}{part}", "answer", 1.0))
 # Method -> its options; the alphabet of the tiny task has digits and signs alone.
 OPTIONS = {
     "branch_grpo": {"widths": (2, 2, 2), "segment": 3},
+    "brpo": {"samples": 2, "budgets": (3, 6), "summaries": 2, "text": "="},
     "deepvideo_r1": {"levels": LEVELS},
     "dr_po": {"samples": 2},
     "dump": {"column": "answer", "examples": 50},
