@@ -41,6 +41,7 @@ CARRIERS = {
     "rounds": "`config.rounds`: runs that feed each other",
     "staleness": "`config.rl.staleness`: samples of older parameters",
     "layout": "how rows, slots and parameters are laid out",
+    "inside the network": "networks that are combined, what single layers say or are told",
     "evaluation": "measures of a policy",
 }
 # ...and what a row that is not carried would need first; "no port" are those that mean nothing for tokens.
@@ -49,7 +50,6 @@ WANTED = {
     "several modules": "several models that train in one loop (to come)",
     "judges": "language models that grade (to come)",
     "masked diffusion": "masked-diffusion language models (to come)",
-    "inside the network": "what single layers say, or are told",
     "bilevel updates": "gradients through an update",
     "latents": "continuous inputs of the policy",
     "other networks": "heads and layers of other kinds",
@@ -78,7 +78,8 @@ beside it: `config.preference.steps` or `config.sft.steps` where it names a meth
 (`config.task.source`), and `config.rl.steps = 0` where it names nothing of the RL phase. Values at the end of a line, without a
 key, are strategy, estimator, objective and perhaps critic of a method of your own, as a function under
 `@methods.method(paper, url)` returns them, for `config.method.name`; their names are those of `jaxrl_llm.rollouts`,
-`estimators`, `objectives` and `methods`. A store that has `capacity` takes the run's `row_width`, prompt and answer together.
+`estimators`, `objectives` and `methods`. In such a composition a store, which has `capacity`, is
+given the `row_width` of the run, prompt and answer together.
 `my_rewards:...` and `my_facts:...` are functions of your own, see [tasks](tasks.md).
 
 ## All papers

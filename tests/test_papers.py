@@ -11,6 +11,7 @@ from jaxrl_llm import estimators, methods, objectives, rollouts
 from jaxrl_llm.estimators import off_policy_evaluation
 from jaxrl_llm.methods import base
 from jaxrl_llm.methods.critics import Critic
+from jaxrl_llm.networks import combined
 from jaxrl_llm.objectives.heads import ensemble
 from jaxrl_llm.optimizers import extrapolate_every, online_dare, online_ties
 from jaxrl_llm.rewards import FACTORIES, final_answer
@@ -39,7 +40,7 @@ NAMES = {
 NAMES |= {"methods": methods, "choosing": choosing, "Critic": Critic, "ensemble": ensemble}
 NAMES |= {"off_policy_evaluation": off_policy_evaluation}
 # What "here" may name beside methods and these.
-OTHERS = {"whole_groups", "token_rewards", "thought", "flawed", final_answer.__name__, *FACTORIES}
+OTHERS = {"whole_groups", "share", "train", final_answer.__name__, *FACTORIES} | set(dir(combined))
 OTHERS |= {wrapper.__name__ for wrapper in (online_dare, online_ties, extrapolate_every)}
 
 

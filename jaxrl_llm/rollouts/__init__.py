@@ -16,9 +16,9 @@ from jaxrl_llm.rollouts.strategy import Strategy, stateful_strategy, stateless_s
 
 __all__ = [
     "Collection", "Io", "Prefix", "Request", "Strategy", "arranged", "begun", "best_and_worst_of", "branching", "budgeted",
-    "chosen", "concatenate", "contrasted", "doubled", "dynamic_sampling", "empty_store", "escalated", "exits", "fork", "grouped",
-    "grouped_with_anchors", "grouped_with_greedy", "guided", "informative_groups", "joined", "make_prefix", "make_rollouts",
-    "mixed",
-    "prompt_text", "put", "relabelled", "replayed", "requests_for", "resumed", "select_rows", "self_taught", "speculative",
-    "staged", "stateful_strategy", "stateless_strategy", "steered", "stored", "uncertain_tree", "valued", "with_facts",
+    "chosen", "concatenate", "contrasted", "doubled", "dynamic_sampling", "empty_store", "escalated", "exits", "fork",
+    "grouped", "grouped_with_anchors", "grouped_with_greedy", "guided", "informative_groups", "joined", "make_prefix",
+    "make_rollouts", "mixed", "prompt_text", "put", "relabelled", "replayed", "requests_for", "resumed", "select_rows",
+    "self_taught", "speculative", "staged", "stateful_strategy", "stateless_strategy", "steered", "stored",
+    "uncertain_tree", "valued", "with_facts",
 ]  # fmt: skip

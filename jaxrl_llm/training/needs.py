@@ -19,7 +19,7 @@ GIVEN = {
     "completions": frozenset({"candidates"}),
 }
 # In the preference phase each batch makes one update, so that the policy before it is the one that trains.
-_ABSENT = {"pairs": ("proximal_",)}
+_ABSENT = {"pairs": ("proximal_",), "completions": ("reference_",)}
 
 
 def refuse_missing(method: Method, facts: Collection[str] = ()) -> None:
