@@ -20,19 +20,12 @@ Example = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A sequence of examples, each of them a pure function of its index. A list of dicts will do in its place.
+    """A sequence of examples, each of them a pure function of its index. A list of dicts will do in its place."""
 
-    Attributes:
-      name: what messages call it.
-      length: number of examples.
-      fetch: index in [0, length) to example.
-      place: index to what messages call that example; its number by default.
-    """
-
-    name: str
-    length: int
-    fetch: Callable[[int], Example]
-    place: Callable[[int], str] | None = None
+    name: str  # what messages call it
+    length: int  # number of examples
+    fetch: Callable[[int], Example]  # index in [0, length) to example
+    place: Callable[[int], str] | None = None  # index to what messages call that example; its number by default
 
     def __len__(self) -> int:
         return self.length

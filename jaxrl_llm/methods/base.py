@@ -138,21 +138,15 @@ class Entry:
 
     The docstring of `build` begins with one sentence on what the method changes. A paragraph "Defaults: ..." says where its
     defaults come from, and "Unconfirmed: ..." what of its formula could not be confirmed.
-
-    Attributes:
-      build: options -> (strategy, estimator, objective), and behind them a dict of controllers, a `Critic`, a `Wrap` or an
-        `Evolution`.
-      paper: title, authors and year.
-      url: of the paper.
-      certainty: "exact" where the formula is that of the paper or of its authors' code; "sketch" where part of it is ours.
-      conventions: options by the name of a library or paper that uses the method's name for another formula; an option may
-        be given as `When(...)`.
     """
 
+    # options -> (strategy, estimator, objective), and behind them a dict of controllers, a `Critic`, a `Wrap` or an `Evolution`
     build: Callable[..., tuple]
-    paper: str
-    url: str
-    certainty: str
+    paper: str  # title, authors and year
+    url: str  # of the paper
+    certainty: str  # "exact" where the formula is that of the paper or of its authors' code; "sketch" where part of it is ours
+    # options by the name of a library or paper that uses the method's name for another formula; an option may be given as
+    # `When(...)`
     conventions: dict[str, dict[str, Any]]
 
 

@@ -2,13 +2,7 @@
 
 from jaxrl_llm.controllers import until_drift
 from jaxrl_llm.estimators import (
-    chain,
-    fair_rewards,
-    group_advantage,
-    leave_one_out_baseline,
-    objective_advantages,
-    sequence_mean_token_sum,
-    token_mean,
+    chain, fair_rewards, group_advantage, leave_one_out_baseline, objective_advantages, sequence_mean_token_sum, token_mean,
 )  # fmt: skip
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method

@@ -20,18 +20,9 @@ import jax.numpy as jnp
 
 from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig
 from jaxrl_llm.networks.matrices import (
-    ADAPTER_LEAVES,
-    Matrix,
-    base_lengths,
-    each_layer,
-    is_adapted,
-    is_quantized,
-    leaves_of,
-    matrices,
-    merged,
-    unmerged,
+    ADAPTER_LEAVES, Matrix, base_lengths, each_layer, is_adapted, is_quantized, leaves_of, matrices, merged, unmerged,
     with_kernels,
-)
+)  # fmt: skip
 from jaxrl_llm.networks.modules import draw_change
 from jaxrl_llm.networks.network import Network, decoder
 from jaxrl_llm.networks.trees import Params, join_params, split_params

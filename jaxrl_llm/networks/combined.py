@@ -116,13 +116,9 @@ def allowed(logits, second):
 
 @dataclasses.dataclass(frozen=True)
 class AutomatonSize:
-    """What stands for the configuration of an automaton.
+    """What stands for the configuration of an automaton."""
 
-    Attributes:
-      vocab_size: tokens.
-    """
-
-    vocab_size: int
+    vocab_size: int  # tokens
 
 
 def automaton(vocab_size: int) -> Network:

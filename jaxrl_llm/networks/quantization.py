@@ -16,17 +16,11 @@ from jaxrl_llm.networks.trees import Params
 
 
 class QuantizationGap(NamedTuple):
-    """How far a network is from the one that it approximates, in nats a token.
+    """How far a network is from the one that it approximates, in nats a token."""
 
-    Attributes:
-      mean: of the distances of the tokens' log-probabilities.
-      largest: of them.
-      kl: mean of KL(exact || approximate) over the tokens' distributions.
-    """
-
-    mean: float
-    largest: float
-    kl: float
+    mean: float  # of the distances of the tokens' log-probabilities
+    largest: float  # of them
+    kl: float  # mean of KL(exact || approximate) over the tokens' distributions
 
 
 def quantize(network: Network, params: Params, kind: str, pattern: str = "") -> tuple[Network, Params]:

@@ -18,14 +18,10 @@ class Objective:
 
     A term is a composable `term(scores, batch) -> (token_loss [B, T], metrics)`. The loss is additive over rows, as
     weights are fixed before any split, unless a term is coupled.
-
-    Attributes:
-      terms: what is added up.
-      coupled: whether a token's loss depends on other rows.
     """
 
-    terms: tuple[Composable, ...]
-    coupled: bool = False
+    terms: tuple[Composable, ...]  # what is added up
+    coupled: bool = False  # whether a token's loss depends on other rows
 
     @property
     def needs(self) -> frozenset[str]:

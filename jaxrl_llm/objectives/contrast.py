@@ -12,17 +12,9 @@ from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, safe_divide, without_infin
 from jaxrl_llm.objectives.base import logp_name
 from jaxrl_llm.objectives.batch_statistics import action_mean, counted
 from jaxrl_llm.objectives.groups import (
-    Groups,
-    find_groups,
-    group_count,
-    group_logmeanexp,
-    group_mean,
-    group_sum,
-    rollout_mean,
-    rollout_sum,
-    rollout_to_tokens,
+    Groups, find_groups, group_count, group_logmeanexp, group_mean, group_sum, rollout_mean, rollout_sum, rollout_to_tokens,
     rollout_value,
-)
+)  # fmt: skip
 from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
 from jaxrl_llm.objectives.ratios import likelihood, token_ratio
 from jaxrl_llm.types import Batch, Scores

@@ -7,12 +7,7 @@ from jaxrl_llm.compose import composable
 from jaxrl_llm.numerics import masked, without_infinities
 from jaxrl_llm.objectives.base import traits
 from jaxrl_llm.objectives.groups import (
-    find_pairs,
-    pair_statistics,
-    pair_to_tokens,
-    rollout_mean,
-    rollout_sum,
-    two_sides,
+    find_pairs, pair_statistics, pair_to_tokens, rollout_mean, rollout_sum, two_sides,
 )  # fmt: skip
 from jaxrl_llm.types import Batch, Scores
 

@@ -9,15 +9,10 @@ import optax
 
 
 class Average(NamedTuple):
-    """A pair in the manner of optax.
+    """A pair in the manner of optax."""
 
-    Attributes:
-      init: `init(params) -> state`.
-      update: `update(params, state) -> (average, state)`, after each step.
-    """
-
-    init: Callable[[Any], Any]
-    update: Callable[[Any, Any], tuple[Any, Any]]
+    init: Callable[[Any], Any]  # `init(params) -> state`
+    update: Callable[[Any, Any], tuple[Any, Any]]  # `update(params, state) -> (average, state)`, after each step
 
 
 def polyak(*, share: float, every: int = 1) -> Average:

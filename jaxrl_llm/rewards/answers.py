@@ -4,8 +4,6 @@ A gold answer of None is no answer, and the reward of its row missing. What a re
 its attribute `answer`, by which majority votes and methods that compare answers go too: see `answer_of`.
 """
 
-from __future__ import annotations
-
 import decimal
 import functools
 from collections.abc import Callable, Hashable, Sequence

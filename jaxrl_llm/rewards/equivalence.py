@@ -3,8 +3,6 @@
 Importing this module imports SymPy.
 """
 
-from __future__ import annotations
-
 import decimal
 import fractions
 import logging

@@ -1,7 +1,5 @@
 """Rewards that were learned: networks with a head of one output."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -10,7 +8,7 @@ from typing import Any
 SMALLEST_WIDTH = 16
 
 
-def reward_model(network: Any, encode: Callable[[Any, str], list[int]], *, batch: int = 32) -> RewardModel:
+def reward_model(network: Any, encode: Callable[[Any, str], list[int]], *, batch: int = 32) -> "RewardModel":
     """Reward: what the head of `network` says of the last token of prompt and completion.
 
     It runs in the process that it is called in, on its accelerator, and no deadline applies.

@@ -1,7 +1,5 @@
 """Mathematical equivalence with a time limit that holds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ Requests come as pickles of the pool. What goes back is lines of JSON, which the
 descriptor of its process, and whatever it writes there must not become code.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools
@@ -42,7 +40,7 @@ class Call(NamedTuple):
     columns: dict[str, Sequence[Any]]
     groups: Sequence[tuple[int, int]] = ()
 
-    def at(self, rows: Sequence[int]) -> Call:
+    def at(self, rows: Sequence[int]) -> "Call":
         """The same call on some of the rows."""
         prompts, completions = ([values[row] for row in rows] for values in (self.prompts, self.completions))
         columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}

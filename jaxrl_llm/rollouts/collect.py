@@ -1,7 +1,5 @@
 """From requests to rewarded samples: encode, sample, decode, reward."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +38,7 @@ class Collection:
     requests: Sequence[Request]
     prompt_length: np.ndarray
 
-    def take(self, rows: np.ndarray) -> Collection:
+    def take(self, rows: np.ndarray) -> "Collection":
         """The given rows, their groups numbered anew."""
         return Collection(
             select_rows(self.rollouts, rows),

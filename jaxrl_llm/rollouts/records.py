@@ -1,7 +1,5 @@
 """Building `Rollouts` from samples, and joining them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

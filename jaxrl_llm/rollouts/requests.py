@@ -1,7 +1,5 @@
 """`Request`: the only way to ask for text, whoever asks."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -22,21 +20,13 @@ Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prefix:
-    """Tokens that already stand behind a prompt: a fork, a partial rollout, the turns before.
+    """Tokens that already stand behind a prompt: a fork, a partial rollout, the turns before."""
 
-    Attributes:
-      tokens: int [n].
-      logp: float [n], log-probability (nats) of each under the policy that sampled it, tempered; 0 where nobody did.
-      mask: float [n], 1 where the token is an action that the row learns.
-      version: int [n], training step of the parameters that sampled the token.
-      turn: int [n], number of the turn that the token belongs to; what is sampled continues the last one.
-    """
-
-    tokens: np.ndarray
-    logp: np.ndarray
-    mask: np.ndarray
-    version: np.ndarray
-    turn: np.ndarray
+    tokens: np.ndarray  # int [n]
+    logp: np.ndarray  # float [n], log-probability (nats) of each under the policy that sampled it, tempered; 0 where nobody did
+    mask: np.ndarray  # float [n], 1 where the token is an action that the row learns
+    version: np.ndarray  # int [n], training step of the parameters that sampled the token
+    turn: np.ndarray  # int [n], number of the turn that the token belongs to; what is sampled continues the last one
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -1,7 +1,5 @@
 """Strategies: which prompts are sampled, how often, and what of it is kept."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Views: the same answers behind other prompts, for whoever samples, scores or learns them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,15 +16,10 @@ HOME = "view_from"
 
 
 class View(NamedTuple):
-    """Prompts that stand in front of the completions of N rows in place of their own.
+    """Prompts that stand in front of the completions of N rows in place of their own."""
 
-    Attributes:
-      prompts: N lists of token ids.
-      home: int [N], column where the completion of each row begins behind its own prompt.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    home: np.ndarray
+    prompts: Sequence[Sequence[int]]  # N lists of token ids
+    home: np.ndarray  # int [N], column where the completion of each row begins behind its own prompt
 
 
 def templated(prompt: Prompt, template: str, columns: Mapping[str, Any], tokenizer: Tokenizer) -> Prompt:

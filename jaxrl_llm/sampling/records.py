@@ -60,26 +60,16 @@ class Samples:
 
 @record
 class Sampling:
-    """How each of N rows is sampled. Every value is traced: none of them ever recompiles or is frozen into a program.
+    """How each of N rows is sampled. Every value is traced: none of them ever recompiles or is frozen into a program."""
 
-    Attributes:
-      temperature: float32 [N], 0 is greedy.
-      top_k: int32 [N], number of best tokens that stay; the vocabulary's size or more keeps all.
-      top_p: float32 [N], probability mass that stays; 1 keeps all.
-      min_p: float32 [N], least probability that stays, as a share of the best token's; 0 keeps all.
-      stop_ids: int32 [S], tokens that end a row; -1 stands for none.
-      limit: int32 [N], most tokens of a row.
-      logit_mask: bool [N, V] or [1, V] or None, False where a token may not be sampled.
-      forced: int32 [N, L] or None, tokens to take instead of sampled ones; -1 leaves the choice to the sampler.
-    """
-
-    temperature: Array
-    top_k: Array
-    top_p: Array
-    min_p: Array
-    stop_ids: Array
-    limit: Array
-    logit_mask: Array | None = None
+    temperature: Array  # float32 [N], 0 is greedy
+    top_k: Array  # int32 [N], number of best tokens that stay; the vocabulary's size or more keeps all
+    top_p: Array  # float32 [N], probability mass that stays; 1 keeps all
+    min_p: Array  # float32 [N], least probability that stays, as a share of the best token's; 0 keeps all
+    stop_ids: Array  # int32 [S], tokens that end a row; -1 stands for none
+    limit: Array  # int32 [N], most tokens of a row
+    logit_mask: Array | None = None  # bool [N, V] or [1, V] or None, False where a token may not be sampled
+    # int32 [N, L] or None, tokens to take instead of sampled ones; -1 leaves the choice to the sampler
     forced: Array | None = None
 
 

@@ -5,8 +5,6 @@ are written to a folder of this machine and copied to the bucket before each che
 measured up to it is there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

@@ -1,7 +1,5 @@
 """From a configuration to the things it names."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

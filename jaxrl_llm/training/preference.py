@@ -17,13 +17,8 @@ from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.fitting import make_fitted
 from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.method_state import (
-    after_step,
-    coefficients,
-    initial_method_state,
-    make_estimate,
-    moving_reference,
-    reference_params,
-)
+    after_step, coefficients, initial_method_state, make_estimate, moving_reference, reference_params,
+)  # fmt: skip
 from jaxrl_llm.training.needs import MISMATCHED, texts_of
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import TrainState

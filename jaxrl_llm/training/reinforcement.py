@@ -1,7 +1,5 @@
 """One step of the RL phase: rollouts, annotations, advantages, updates."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable
@@ -27,14 +25,8 @@ from jaxrl_llm.training.annotate import Annotator, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.fitting import make_fitted
 from jaxrl_llm.training.method_state import (
-    after_step,
-    coefficients,
-    initial_method_state,
-    make_estimate,
-    moving_reference,
-    reference_params,
-    with_strategy_state,
-)
+    after_step, coefficients, initial_method_state, make_estimate, moving_reference, reference_params, with_strategy_state,
+)  # fmt: skip
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
 from jaxrl_llm.training.state import TrainState

@@ -16,16 +16,8 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm.methods import Method
 from jaxrl_llm.optimizers import (
-    extrapolate_every,
-    implicit_transport,
-    objective_weights,
-    online_dare,
-    online_ties,
-    polyak_step,
-    recursive_momentum,
-    slow_fast,
-    soft_reset,
-    task_vector,
+    extrapolate_every, implicit_transport, objective_weights, online_dare, online_ties, polyak_step, recursive_momentum,
+    slow_fast, soft_reset, task_vector,
 )  # fmt: skip
 
 FRONT = {"recursive_momentum": recursive_momentum, "objective_weights": objective_weights}
