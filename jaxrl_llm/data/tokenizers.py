@@ -13,38 +13,25 @@ CHARACTERS_PREFIX = "characters:"
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to token ids and back.
+    """Text to token ids and back."""
 
-    Attributes:
-      encode_text: `(text, add_special_tokens) -> ids`.
-      decode_ids: `(ids, skip_special_tokens) -> text`.
-      vocab_size: ids lie in [0, vocab_size).
-      eos_id: the token that ends a completion, or None.
-      bos_id: the token that begins a text, or None.
-      pad_id: a value to fill arrays with; it may equal `eos_id`, so a mask must never be derived from it.
-      stop_ids: tokens that end a generation, `eos_id` first.
-      stop_strings: texts that end a generation, as the checkpoint's generation configuration has them.
-      chat_template: jinja source, or None.
-      named_templates: pairs of the name and the source of further templates, such as ("tool_use", ...).
-      special_tokens: pairs such as ("bos_token", "<s>"), the names that chat templates use.
-      open_ids: tokens after which the text of those before may still change: bytes of characters that have no token of
-        their own, and what decoding leaves out between them. Empty where bytes need no such care.
-      encode_spans: text that a chat template wrote to its ids and, for each id, the characters [start, end) that it
-        stands for; special tokens that are written in the text become themselves. None where this cannot be told.
-    """
-
-    encode_text: Callable[[str, bool], list[int]]
-    decode_ids: Callable[[list[int], bool], str]
-    vocab_size: int
-    eos_id: int | None = None
-    bos_id: int | None = None
-    pad_id: int = 0
-    stop_ids: tuple[int, ...] = ()
-    stop_strings: tuple[str, ...] = ()
-    chat_template: str | None = None
+    encode_text: Callable[[str, bool], list[int]]  # `(text, add_special_tokens) -> ids`
+    decode_ids: Callable[[list[int], bool], str]  # `(ids, skip_special_tokens) -> text`
+    vocab_size: int  # ids lie in [0, vocab_size)
+    eos_id: int | None = None  # the token that ends a completion, or None
+    bos_id: int | None = None  # the token that begins a text, or None
+    pad_id: int = 0  # a value to fill arrays with; it may equal `eos_id`, so a mask must never be derived from it
+    stop_ids: tuple[int, ...] = ()  # tokens that end a generation, `eos_id` first
+    stop_strings: tuple[str, ...] = ()  # texts that end a generation, as the checkpoint's generation configuration has them
+    chat_template: str | None = None  # jinja source, or None
+    # pairs of the name and the source of further templates, such as ("tool_use", ...)
     named_templates: tuple[tuple[str, str], ...] = ()
-    special_tokens: tuple[tuple[str, str], ...] = ()
+    special_tokens: tuple[tuple[str, str], ...] = ()  # pairs such as ("bos_token", "<s>"), the names that chat templates use
+    # tokens after which the text of those before may still change: bytes of characters that have no token of their own, and
+    # what decoding leaves out between them. Empty where bytes need no such care
     open_ids: frozenset[int] = frozenset()
+    # text that a chat template wrote to its ids and, for each id, the characters [start, end) that it stands for; special
+    # tokens that are written in the text become themselves. None where this cannot be told
     encode_spans: Callable[[str], tuple[list[int], list[Span]]] | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:

@@ -24,19 +24,12 @@ Submit = Callable[[np.ndarray, list[str], list[str], dict[str, list]], None]
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-    """Rollouts with one record a row for people to read.
+    """Rollouts with one record a row for people to read."""
 
-    Attributes:
-      rollouts: N rows.
-      records: N of them.
-      requests: that each row answers.
-      prompt_length: int [N], tokens of each row in front of its completion.
-    """
-
-    rollouts: Rollouts
-    records: list[dict[str, Any]]
-    requests: Sequence[Request]
-    prompt_length: np.ndarray
+    rollouts: Rollouts  # N rows
+    records: list[dict[str, Any]]  # N of them
+    requests: Sequence[Request]  # that each row answers
+    prompt_length: np.ndarray  # int [N], tokens of each row in front of its completion
 
     def take(self, rows: np.ndarray) -> "Collection":
         """The given rows, their groups numbered anew."""

@@ -30,32 +30,24 @@ def finish_name(code: int) -> str:
 
 @record
 class Samples:
-    """Completions of N rows in L columns. Past `length`, tokens, log-probabilities and entropies are 0.
+    """Completions of N rows in L columns. Past `length`, tokens, log-probabilities and entropies are 0."""
 
-    Attributes:
-      tokens: int32 [N, L], sampled tokens, a stop id included.
-      logp: float32 [N, L], log-probability (nats) of each token under the policy, `log_softmax(logits)`.
-      tempered_logp: float32 [N, L], the same under `log_softmax(logits / temperature)`, without mask and truncation: the
-        policy that reinforcement learning trains. Equal to `logp` in greedy rows.
-      sampling_logp: float32 [N, L], the same under the distribution that the token was drawn from: temperature, mask,
-        top-k, top-p and min-p. 0 for greedy and forced tokens, which were certain.
-      length: int32 [N], number of tokens.
-      finish_reason: int32 [N], `STOP` (a stop id or a stop string) or `LENGTH`; see `finish_name`.
-      entropy: float32 [N, L] or None, entropy (nats) of the tempered policy at each token: how open the choice was.
-      routes: int16 [N, L, layers, k] or None, experts that each token was sent to when it was read; -1 for tokens that
-        were not read any more, such as the last ones.
-      prompt_routes: int16 [P, T, layers, k] or None, the same of the prompts' tokens.
-    """
-
-    tokens: Array
-    logp: Array
+    tokens: Array  # int32 [N, L], sampled tokens, a stop id included
+    logp: Array  # float32 [N, L], log-probability (nats) of each token under the policy, `log_softmax(logits)`
+    # float32 [N, L], the same under `log_softmax(logits / temperature)`, without mask and truncation: the policy that
+    # reinforcement learning trains. Equal to `logp` in greedy rows
     tempered_logp: Array
+    # float32 [N, L], the same under the distribution that the token was drawn from: temperature, mask, top-k, top-p and min-p.
+    # 0 for greedy and forced tokens, which were certain
     sampling_logp: Array
-    length: Array
-    finish_reason: Array
+    length: Array  # int32 [N], number of tokens
+    finish_reason: Array  # int32 [N], `STOP` (a stop id or a stop string) or `LENGTH`; see `finish_name`
+    # float32 [N, L] or None, entropy (nats) of the tempered policy at each token: how open the choice was
     entropy: Array | None = None
+    # int16 [N, L, layers, k] or None, experts that each token was sent to when it was read; -1 for tokens that were not read
+    # any more, such as the last ones
     routes: Array | None = None
-    prompt_routes: Array | None = None
+    prompt_routes: Array | None = None  # int16 [P, T, layers, k] or None, the same of the prompts' tokens
 
 
 @record
