@@ -135,15 +135,10 @@ def _rollouts(rows: Sequence[tuple], width: int) -> Rollouts:
         mask[row, len(prompt) : end] = 1.0
         length[row] = end + 1
     return Rollouts(
-        tokens=tokens,
-        length=length,
-        mask=mask,
-        rewards=np.zeros((len(rows), 1), np.float32),
-        group=np.array(groups, np.int32),
-        prompt_id=np.array(numbers, np.int32),
-        source=np.array([side == "gold" for side in sides], np.int32),
+        tokens=tokens, length=length, mask=mask, rewards=np.zeros((len(rows), 1), np.float32), group=np.array(groups, np.int32),
+        prompt_id=np.array(numbers, np.int32), source=np.array([side == "gold" for side in sides], np.int32),
         extras={"preference": np.array([SIDES[side] for side in sides], np.float32), "margin": np.array(margins, np.float32)},
-    )
+    )  # fmt: skip
 
 
 def mismatched_rollouts(tokenizer: Tokenizer, examples: Sequence[Example], width: int) -> Rollouts:

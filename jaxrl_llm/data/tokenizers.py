@@ -83,16 +83,10 @@ def stop_at_turns(tokenizer: Tokenizer) -> Tokenizer:
 def byte_tokenizer() -> Tokenizer:
     """UTF-8 bytes as ids 0 to 255, then beginning of text (256), end of text (257) and padding (258)."""
     return Tokenizer(
-        encode_text=_encode_bytes,
-        decode_ids=_decode_bytes,
-        vocab_size=259,
-        bos_id=256,
-        eos_id=257,
-        pad_id=258,
-        stop_ids=(257,),
-        special_tokens=(("bos_token", "<bos>"), ("eos_token", "<eos>"), ("pad_token", "<pad>")),
+        encode_text=_encode_bytes, decode_ids=_decode_bytes, vocab_size=259, bos_id=256, eos_id=257, pad_id=258,
+        stop_ids=(257,), special_tokens=(("bos_token", "<bos>"), ("eos_token", "<eos>"), ("pad_token", "<pad>")),
         encode_spans=functools.partial(encode_between, {"<bos>": 256, "<eos>": 257, "<pad>": 258}, _byte_spans),
-    )
+    )  # fmt: skip
 
 
 def character_tokenizer(alphabet: str) -> Tokenizer:

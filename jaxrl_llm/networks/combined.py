@@ -169,14 +169,9 @@ def _automaton(vocab_size: int) -> Network:
         return state, jax.lax.dynamic_update_slice_in_dim(tails, state[:, None], sight.column, 1), None
 
     return Network(
-        apply=apply,
-        config=AutomatonSize(vocab_size),
-        unembed=unembed,
-        read=read,
-        step=step,
-        each_layer=lambda params: (),
+        apply=apply, config=AutomatonSize(vocab_size), unembed=unembed, read=read, step=step, each_layer=lambda params: (),
         init_tails=lambda slots, width: jnp.zeros((slots, width), jnp.int32),
-    )
+    )  # fmt: skip
 
 
 def behind(table, token: int):

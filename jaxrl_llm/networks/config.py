@@ -211,12 +211,8 @@ class DecoderConfig:
 
 
 _CHOICES = {
-    "activation": ACTIVATIONS,
-    "qk_norm": QK_NORMS,
-    "remat": tuple(REMAT),
-    "attention": ATTENTION,
-    "cache_dtype": CACHE_DTYPES,
-}
+    "activation": ACTIVATIONS, "qk_norm": QK_NORMS, "remat": tuple(REMAT), "attention": ATTENTION, "cache_dtype": CACHE_DTYPES,
+}  # fmt: skip
 
 
 def _dtype_name(field: str, dtype) -> str:

@@ -94,22 +94,13 @@ def decoder(config: DecoderConfig) -> Network:
         return unembed(params, hidden(params, tokens, positions, segments, reach))
 
     return Network(
-        apply=apply,
-        config=config,
-        init=jax.jit(lambda key: _each_box(lambda box: box.value, _boxed_params(config, key))),
-        hidden=hidden,
-        unembed=unembed,
-        unembedding=bound("unembedding"),
-        logit_softcap=config.logit_softcap,
-        read=functools.partial(read_contexts, config),
-        step=functools.partial(step, config),
-        each_layer=functools.partial(each_layer, config),
-        init_tails=functools.partial(init_tails, config),
-        routed=bound("routed") if config.experts else None,
-        value=bound("value") if config.value_head else None,
-        value_outputs=bound("value_outputs") if config.value_head else None,
-        reads_forests=True,
-    )
+        apply=apply, config=config, init=jax.jit(lambda key: _each_box(lambda box: box.value, _boxed_params(config, key))),
+        hidden=hidden, unembed=unembed, unembedding=bound("unembedding"), logit_softcap=config.logit_softcap,
+        read=functools.partial(read_contexts, config), step=functools.partial(step, config),
+        each_layer=functools.partial(each_layer, config), init_tails=functools.partial(init_tails, config),
+        routed=bound("routed") if config.experts else None, value=bound("value") if config.value_head else None,
+        value_outputs=bound("value_outputs") if config.value_head else None, reads_forests=True,
+    )  # fmt: skip
 
 
 def as_computed(network: Network, params: Params) -> Params:

@@ -107,16 +107,11 @@ def sample_requests(
             options = {"seed": seed, "step": step, "uids": own_uids, "finished": tell}
             samples = _generated(_mixed(policies, who, beside, mix), asked, heads, sampling, **options)
         rollouts = make_rollouts(
-            [learned for _, learned in heads],
-            samples,
-            np.full((len(own_rows), 1), np.nan),
-            [request.prompt_id for request in asked],
-            width=width,
-            version=step if version is None else version,
-            samples_of=[request.samples for request in asked],
-            prefixes=[request.prefix for request in asked],
+            [learned for _, learned in heads], samples, np.full((len(own_rows), 1), np.nan),
+            [request.prompt_id for request in asked], width=width, version=step if version is None else version,
+            samples_of=[request.samples for request in asked], prefixes=[request.prefix for request in asked],
             keeps_entropy=keeps_entropy,
-        )
+        )  # fmt: skip
         source = np.full(len(own_rows), int(who != POLICY or beside is not None), np.int32)
         group = np.repeat([request.group for request in asked], [request.samples for request in asked])
         parts.append((own_rows, rollouts.replace(source=source), group, samples.finish_reason))
@@ -201,15 +196,10 @@ def _generated(policy, requests: Sequence[Request], prompts, sampling: dict[str,
     if any(request.mask is not None for request in requests):
         options["logit_mask"] = _masks(requests, options.get("logit_mask"))
     samples = generate(
-        network,
-        params,
-        [[*prompt, *prefix] for (prompt, _), prefix in zip(prompts, prefixes, strict=True)],
-        max_new_tokens=sampling["max_new_tokens"],
-        limits=None if set(limits) == {sampling["max_new_tokens"]} else limits,
-        num_samples=[request.samples for request in requests],
-        **others,
-        **options,
-    )
+        network, params, [[*prompt, *prefix] for (prompt, _), prefix in zip(prompts, prefixes, strict=True)],
+        max_new_tokens=sampling["max_new_tokens"], limits=None if set(limits) == {sampling["max_new_tokens"]} else limits,
+        num_samples=[request.samples for request in requests], **others, **options,
+    )  # fmt: skip
     return samples if samples.routes is None else _with_routes_of_learned(samples, prompts, prefixes)
 
 

@@ -86,18 +86,10 @@ class Io:
         first, self.sampled = self.sampled, self.sampled + sum(request.samples for request in requests)
         with self.around():
             return sample_requests(
-                requests,
-                range(first, self.sampled),
-                tokenizer=self.tokenizer,
-                policies=self.policies,
-                sampling=self.sampling,
-                max_prompt_tokens=self.max_prompt_tokens,
-                seed=self.seed,
-                step=self.step,
-                version=self.version,
-                keeps_entropy=self.keeps_entropy,
-                submit=submit,
-            )
+                requests, range(first, self.sampled), tokenizer=self.tokenizer, policies=self.policies, sampling=self.sampling,
+                max_prompt_tokens=self.max_prompt_tokens, seed=self.seed, step=self.step, version=self.version,
+                keeps_entropy=self.keeps_entropy, submit=submit,
+            )  # fmt: skip
 
     def reward(self, collection: Collection) -> Collection:
         """The collection with the rewards of its completions, and with what is found out about them."""

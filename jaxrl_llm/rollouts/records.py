@@ -70,13 +70,9 @@ def make_rollouts(
             extras["routes"][row, :head] = samples.prompt_routes[number, :head]
             extras["routes"][row, own] = samples.routes[row, :count]
     return Rollouts(
-        **fields,
-        length=length,
-        rewards=np.asarray(rewards, np.float32),
-        group=prompt_of.astype(np.int32),
-        prompt_id=np.repeat(np.asarray(prompt_ids, np.int32), counts),
-        extras=extras,
-    )
+        **fields, length=length, rewards=np.asarray(rewards, np.float32), group=prompt_of.astype(np.int32),
+        prompt_id=np.repeat(np.asarray(prompt_ids, np.int32), counts), extras=extras,
+    )  # fmt: skip
 
 
 def _lay_prefix(row: dict[str, np.ndarray], prefix: Prefix, place: slice, behind: slice) -> None:

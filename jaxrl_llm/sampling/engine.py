@@ -162,14 +162,9 @@ def _run(network, places: int, params, layers, contexts, lengths, queue: Queue, 
     def body(slots: Slots) -> Slots:
         own = _of_requests(queue, slots.request)
         sight = Sight(
-            position=own.length - 1 + slots.count,
-            cell=jnp.where(slots.request < queue.size, own.cell, idle),
-            lengths=lengths,
-            start=slots.start,
-            column=slots.column,
-            origin=own.length - 1,
-            places=places,
-        )
+            position=own.length - 1 + slots.count, cell=jnp.where(slots.request < queue.size, own.cell, idle), lengths=lengths,
+            start=slots.start, column=slots.column, origin=own.length - 1, places=places,
+        )  # fmt: skip
         hidden, tails, routes = network.step(params, layers, slots.token, contexts, slots.tails, sight)
         return _drawn(slots.replace(tails=tails), queue, own, network.unembed(params, hidden), routes)
 

@@ -52,16 +52,11 @@ def samples_of(found: Found) -> Samples:
     kept = np.arange(found.tokens.shape[1]) < found.length[:, None]
     logp, tempered_logp, sampling_logp, entropy = np.where(kept, found.numbers, 0.0)
     return Samples(
-        tokens=np.where(kept, found.tokens, 0),
-        logp=logp,
-        tempered_logp=tempered_logp,
-        sampling_logp=sampling_logp,
-        entropy=entropy,
-        length=found.length,
-        finish_reason=found.reason,
+        tokens=np.where(kept, found.tokens, 0), logp=logp, tempered_logp=tempered_logp, sampling_logp=sampling_logp,
+        entropy=entropy, length=found.length, finish_reason=found.reason,
         routes=None if found.routes is None else np.where(kept[..., None, None], found.routes, -1),
         prompt_routes=found.prompt_routes,
-    )
+    )  # fmt: skip
 
 
 class Work(NamedTuple):

@@ -79,21 +79,10 @@ def planned_run(config: ConfigDict, devices) -> PlannedRun:
         network = networks.decoder(dataclasses.replace(network.config, attention="pallas"))
     trained, frozen = build.trained_and_frozen(config, distributed.abstract_params(network, mesh))
     return PlannedRun(
-        config=config,
-        workdir=pathlib.Path(),
-        tokenizer=tokenizer,
-        network=network.with_params(trained),
-        frozen=frozen,
-        mesh=mesh,
-        sampling_mesh=meshes.build_sampling_mesh(config, mesh, devices),
-        source=(),
-        test_source=(),
-        method=method,
-        preference_method=preference_method(config),
-        supervised_method=supervised_method(config),
-        pool=None,
-        rewards={},
-    )
+        config=config, workdir=pathlib.Path(), tokenizer=tokenizer, network=network.with_params(trained), frozen=frozen,
+        mesh=mesh, sampling_mesh=meshes.build_sampling_mesh(config, mesh, devices), source=(), test_source=(), method=method,
+        preference_method=preference_method(config), supervised_method=supervised_method(config), pool=None, rewards={},
+    )  # fmt: skip
 
 
 def all_programs(run: PlannedRun, memory: float) -> list[Program]:

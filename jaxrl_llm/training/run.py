@@ -217,26 +217,12 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
         trained, frozen = build.trained_and_frozen(config, network.params)
         tell(_what_trains(network.params, trained))
         run = Run(
-            config=config,
-            workdir=workdir,
-            tokenizer=tokenizer,
-            network=network.with_params(trained),
-            frozen=frozen,
-            mesh=mesh,
-            sampling_mesh=sampling_mesh,
-            teacher=build_teacher(config, network, mesh),
-            source=source,
-            test_source=test_source,
-            method=reinforcement_method(config),
-            preference_method=preference_method(config),
-            supervised_method=supervised_method(config),
-            pool=pool,
-            rewards=functions,
-            given=given,
-            counts=counts,
-            store=store,
+            config=config, workdir=workdir, tokenizer=tokenizer, network=network.with_params(trained), frozen=frozen, mesh=mesh,
+            sampling_mesh=sampling_mesh, teacher=build_teacher(config, network, mesh), source=source, test_source=test_source,
+            method=reinforcement_method(config), preference_method=preference_method(config),
+            supervised_method=supervised_method(config), pool=pool, rewards=functions, given=given, counts=counts, store=store,
             copy=copy,
-        )
+        )  # fmt: skip
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
         copy()
