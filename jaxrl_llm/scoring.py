@@ -71,8 +71,7 @@ def actor_critic_scorer(actor: Scorer, critic, needs=("value",)) -> Scorer:
         what it expects after reading each token.
       needs: what is asked of the critic: "value", "value_outputs" or both; a function gives "value" alone.
 
-    Raises:
-      ValueError: "value_outputs" are asked of a function.
+    Raises ValueError: "value_outputs" are asked of a function.
     """
     if getattr(critic, "hidden", None) is None:
         if set(needs) - {"value"}:
@@ -107,8 +106,7 @@ def is_first(batch: Batch):
 def _read(policy, function: Callable, params, batch: Batch, **options):
     """What a function of the policy's says of the tokens that it reads: those of the batch's forest, or its own.
 
-    Raises:
-      ValueError: the batch has a forest, and the policy reads sequences alone.
+    Raises ValueError: the batch has a forest, and the policy reads sequences alone.
     """
     if batch.forest is None:
         return function(params, batch.tokens, batch.positions, batch.segment, **options)

@@ -21,8 +21,7 @@ def token_table(tokenizer: Tokenizer, *, pattern: str = "", schema: Mapping[str,
       int32 [states, V]: the state behind each token, -1 where it may not come. State 0 is the beginning; behind a stop token
       comes one in which everything may follow.
 
-    Raises:
-      ValueError: both or neither are given, the package `outlines-core` is missing, or no text of these tokens matches.
+    Raises ValueError: both or neither are given, the package `outlines-core` is missing, or no text of these tokens matches.
 
     Source: Willard and Louf, https://arxiv.org/abs/2307.09702, by way of https://github.com/dottxt-ai/outlines-core
     """

@@ -31,11 +31,9 @@ def filter_long_pairs(
       vocab_size: of the network, which knows no other ids; by default they are not looked at.
       mend: what messages say to do about a pair that is too long.
 
-    Returns:
-      The examples that fit and the number of those left out.
+    Returns: The examples that fit and the number of those left out.
 
-    Raises:
-      ValueError: an example lacks a text, or is longer and `drop` is false, or none is left.
+    Raises ValueError: an example lacks a text, or is longer and `drop` is false, or none is left.
     """
     name, kept = getattr(source, "name", "examples"), []
     for index in range(len(source)):
@@ -75,8 +73,7 @@ def preference_rollouts(
       Rollouts of NumPy arrays; `group` is the number of the example, `extras` hold "preference" [N] (1 or -1) and
       "margin" [N] (0 where a pair has none), `rewards` are 0.
 
-    Raises:
-      ValueError: an example lacks a text, or is longer than `width`; the message gives its number.
+    Raises ValueError: an example lacks a text, or is longer than `width`; the message gives its number.
     """
     numbers = range(len(examples)) if numbers is None else numbers
     rows = []
@@ -102,11 +99,9 @@ def batch_of_pairs(
       margin: by how much the one is better; 0 by default.
       width: T, places of a row; by default the longest text and the place behind it (see `preference_rollouts`).
 
-    Returns:
-      A batch [2 * pairs, T] of NumPy arrays.
+    Returns: A batch [2 * pairs, T] of NumPy arrays.
 
-    Raises:
-      ValueError: the lists differ in length or are empty, or a text does not fit into `width`.
+    Raises ValueError: the lists differ in length or are empty, or a text does not fit into `width`.
     """
     margin = [0.0] * len(prompts) if margin is None else margin
     counts = {"prompts": len(prompts), "chosen": len(chosen), "rejected": len(rejected), "margin": len(margin)}
@@ -153,8 +148,7 @@ def mismatched_rollouts(tokenizer: Tokenizer, examples: Sequence[Example], width
       examples: as those of `preference_source`.
       width: T, places of a row.
 
-    Raises:
-      ValueError: all examples have one prompt.
+    Raises ValueError: all examples have one prompt.
 
     Source: the KL term of KTO, https://arxiv.org/abs/2402.01306, section 4.1
     """

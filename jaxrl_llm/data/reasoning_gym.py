@@ -27,8 +27,7 @@ def reasoning_gym_source(name: str, size: int, seed: int, **config: Any) -> Sour
       Examples with "prompt", "answer" (None where only the generator can tell), "entry" (the problem as the generator
       made it) and "generator" (its name and options), which is what `rewards.reasoning_gym_score` needs.
 
-    Raises:
-      ValueError: an unknown generator, or options that it does not take.
+    Raises ValueError: an unknown generator, or options that it does not take.
     """
     request = pickle.dumps((name, {**config, "size": size, "seed": seed}))
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}

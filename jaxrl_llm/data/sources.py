@@ -62,8 +62,7 @@ def as_chat(source: Sequence[Example], *, system: str | None = None, suffix: str
 
     Prompts that are chat messages already stay as they are, and so do dialogues.
 
-    Raises:
-      ValueError: when such an example is read, if `system` or `suffix` is given.
+    Raises ValueError: when such an example is read, if `system` or `suffix` is given.
     """
     begin = [] if system is None else [{"role": "system", "content": system}]
 
@@ -107,8 +106,7 @@ def filter_long(
       drop: leave longer ones out instead of raising.
       vocab_size: of the network, which knows no other ids; by default they are not looked at.
 
-    Returns:
-      The examples that fit and the number of those left out.
+    Returns: The examples that fit and the number of those left out.
 
     Raises:
       ValueError: a prompt is longer and `drop` is false, none is left, a prompt has no tokens or some that the network does
@@ -163,8 +161,7 @@ def chosen_of(source: Sequence[Example], indices: Sequence[int]) -> Source:
 def check_ids(ids: Sequence[int], vocab_size: int | None, place: str) -> None:
     """Refuses token ids that a network of `vocab_size` tokens does not have.
 
-    Raises:
-      ValueError: the message begins with `place`.
+    Raises ValueError: the message begins with `place`.
     """
     if vocab_size is not None and ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         unknown = next(i for i in ids if not 0 <= i < vocab_size)

@@ -51,8 +51,7 @@ def load_tokenizer(path_or_name: str | pathlib.Path) -> Tokenizer:
       path_or_name: "bytes"; "characters:" followed by an alphabet; a SentencePiece `.model` file; a `tokenizer.json`;
         or a directory that holds one of these files, as a Hugging Face checkpoint does.
 
-    Raises:
-      ValueError: nothing can be loaded from there; the message says what was found and what to do.
+    Raises ValueError: nothing can be loaded from there; the message says what was found and what to do.
     """
     name = str(path_or_name)
     if name == "bytes":
@@ -92,8 +91,7 @@ def byte_tokenizer() -> Tokenizer:
 def character_tokenizer(alphabet: str) -> Tokenizer:
     """One id for each character of `alphabet` in its order, then end of text and padding.
 
-    Raises:
-      ValueError: `alphabet` is empty or names a character twice.
+    Raises ValueError: `alphabet` is empty or names a character twice.
     """
     repeated = sorted({c for c in alphabet if alphabet.count(c) > 1})
     if repeated or not alphabet:

@@ -57,8 +57,7 @@ def td_targets(rollouts: Rollouts, *, steps: int = 1, discount: float = 1.0, of:
       discount: gamma.
       of: "behavior" or "target".
 
-    Raises:
-      ValueError: `steps` is below 1.
+    Raises ValueError: `steps` is below 1.
 
     Source: n-step returns, https://arxiv.org/abs/1602.01783
     """
@@ -86,8 +85,7 @@ def blended_targets(
       discount: gamma.
       of: "behavior" or "target".
 
-    Raises:
-      ValueError: an unknown `by`, or a share outside of [0, 1].
+    Raises ValueError: an unknown `by`, or a share outside of [0, 1].
 
     Source: HUBL, https://arxiv.org/abs/2306.00321, section 3
     """
@@ -165,8 +163,7 @@ def distribution_targets(rollouts: Rollouts, state, key, *, kind: str, discount:
       discount: gamma.
       expected: whether "returns" are the means, or else the means of the samples: of one draw, the draw.
 
-    Raises:
-      ValueError: an unknown kind.
+    Raises ValueError: an unknown kind.
 
     Source: https://arxiv.org/abs/1710.10044; DSAC, https://arxiv.org/abs/2001.02811
     """
@@ -197,8 +194,7 @@ def stock_advantage(rollouts: Rollouts, *, share: float = 0.25, trace_decay: flo
       share: of the returns that count.
       trace_decay: lambda.
 
-    Raises:
-      ValueError: the share is not between 0 and 1.
+    Raises ValueError: the share is not between 0 and 1.
 
     Source: https://arxiv.org/abs/2501.13028, section on the conditional value at risk
     """

@@ -29,8 +29,7 @@ def group_advantage(
       baseline, scale: see `baselines`; None for none.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a baseline or scale that is no function.
+    Raises ValueError: a baseline or scale that is no function.
 
     Source: GRPO, https://arxiv.org/abs/2402.03300; Dr. GRPO (no scale), https://arxiv.org/abs/2503.20783.
     """
@@ -81,8 +80,7 @@ def token_group_advantage(
       epsilon: added to the deviations.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a limit that is not positive.
+    Raises ValueError: a limit that is not positive.
 
     Source: HAPO, https://arxiv.org/abs/2509.16591, section 3.2, with the limit of https://github.com/starriver030515/HAPO
     """
@@ -188,8 +186,7 @@ def pass_at_k_advantage(
       threshold: scores above it are right.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: k is below 1.
+    Raises ValueError: k is below 1.
 
     Source: https://arxiv.org/abs/2508.10751
     """
@@ -241,8 +238,7 @@ def optimal_token_baseline(
       by: "action" compares the t-th actions of the rows, "place" what stands at the same distance from the first action, tool
         output included (verl's "optimal_token_baseline", where "tir_..." compares actions).
 
-    Raises:
-      ValueError: an unknown tail or alignment.
+    Raises ValueError: an unknown tail or alignment.
 
     Source: https://github.com/verl-project/verl, compute_multi_turn_optimal_token_baseline_advantage
     """

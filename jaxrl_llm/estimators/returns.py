@@ -14,8 +14,7 @@ from jaxrl_llm.types import Rollouts
 def rewards_per_token(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = None):
     """Rewards [N, T] at the actions they follow: components at the last action, token rewards at their own.
 
-    Returns:
-      rewards [N, T] and present [N].
+    Returns: rewards [N, T] and present [N].
     """
     score, present = row_scores(rollouts.replace(token_rewards=None), reward_weights)
     rewards = masked(score, present)[:, None] * last_action(rollouts.mask)
@@ -36,8 +35,7 @@ def kl_in_reward(rollouts: Rollouts, *, coefficient: float = 0.05, kind: str = "
       kind: see `numerics.kl_estimate`.
       bound: largest size of an estimate (nats); OpenRLHF bounds every kind at 10.
 
-    Raises:
-      ValueError: an unknown kind, or one such as "k3+", whose other gradient has no meaning in a reward.
+    Raises ValueError: an unknown kind, or one such as "k3+", whose other gradient has no meaning in a reward.
 
     Source: Ziegler et al., https://arxiv.org/abs/1909.08593; kinds: `numerics.kl_estimate`.
     """
@@ -60,8 +58,7 @@ def kl_in_advantage(rollouts: Rollouts, *, coefficient: float = 0.01, kind: str 
       coefficient: of the penalty.
       kind, bound: as in `kl_in_reward`.
 
-    Raises:
-      ValueError: as in `kl_in_reward`.
+    Raises ValueError: as in `kl_in_reward`.
 
     Source: OpenRLHF, whose advantages of groups are rewards to which the penalty is added
     """
@@ -240,8 +237,7 @@ def gae(
         first of them; all share its advantage and target.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: an unknown step.
+    Raises ValueError: an unknown step.
 
     Source: https://arxiv.org/abs/1506.02438; decoupled and length-adaptive decays: VAPO, https://arxiv.org/abs/2504.05118
     """

@@ -50,8 +50,7 @@ def entropy_guided_weight(rollouts: Rollouts, *, entropy_weight: float = 1.0, te
 
     A is the mean advantage of the row and H its mean entropy in nats. Equal rows keep what they have.
 
-    Raises:
-      ValueError: a temperature that is not positive.
+    Raises ValueError: a temperature that is not positive.
 
     Source: EGSW, https://arxiv.org/abs/2503.22456
     """
@@ -89,8 +88,7 @@ def semantic_entropy_weight(rollouts: Rollouts, *, strength: float = 0.0417) -> 
 def exponential_weight(rollouts: Rollouts, *, temperature: float = 1.0) -> Rollouts:
     """Multiplies advantages by exp(A / temperature): what was better than expected counts more.
 
-    Raises:
-      ValueError: a temperature that is not positive.
+    Raises ValueError: a temperature that is not positive.
 
     Source: RED-Weight, https://arxiv.org/abs/2509.24203
     """
@@ -108,8 +106,7 @@ def advantage_weight(rollouts: Rollouts, *, temperature: float = 1.0, largest: f
       temperature: above 0.
       largest: bound of a weight, above 0.
 
-    Raises:
-      ValueError: one of them is not above 0.
+    Raises ValueError: one of them is not above 0.
 
     Source: AWR, https://arxiv.org/abs/1910.00177, which has the bound 20
     """
@@ -153,8 +150,7 @@ def long_wrong_penalty(rollouts: Rollouts, *, base: float = 1.00001) -> Rollouts
       rollouts: with `extras["correct"]` [N].
       base: above 1; the larger, the sooner the factor nears 2.
 
-    Raises:
-      ValueError: `base` is 1 or less.
+    Raises ValueError: `base` is 1 or less.
 
     Source: suboptimal trajectory complexity regularisation, https://arxiv.org/abs/2506.21655
     """

@@ -37,8 +37,7 @@ def risk_advantage(
         group (evenly where these add up to 0), "std", divided by the deviation of their group, or "uniform", to each.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a bundle below 1, levels that are not 0 < a < b < 1, or an unknown credit.
+    Raises ValueError: a bundle below 1, levels that are not 0 < a < b < 1, or an unknown credit.
 
     Source: RiskPO, https://arxiv.org/abs/2510.00911
     """
@@ -117,8 +116,7 @@ def cvar_advantage(
       level: alpha, above 0 and up to 1.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a share that is not from 0 to 1, or a level out of (0, 1].
+    Raises ValueError: a share that is not from 0 to 1, or a level out of (0, 1].
 
     Source: expected conditional risk measures, https://arxiv.org/abs/2301.10932
     """
@@ -155,8 +153,7 @@ def lagrangian_advantage(
       penalty: c, factor of the quadratic term.
       confidence: k, standard errors that the estimate lies above the mean.
 
-    Raises:
-      ValueError: there is no such component.
+    Raises ValueError: there is no such component.
 
     Source: CAL, https://arxiv.org/abs/2401.14758
     """

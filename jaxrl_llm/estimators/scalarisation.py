@@ -26,8 +26,7 @@ def objective_advantages(rollouts: Rollouts, state, key, *, inner: Estimator, ob
       inner: estimator of advantages, such as `group_advantage()`.
       objectives: K.
 
-    Raises:
-      ValueError: the rollouts have another number of reward components.
+    Raises ValueError: the rollouts have another number of reward components.
 
     Source: https://arxiv.org/abs/2509.11452
     """
@@ -63,8 +62,7 @@ def fair_rewards(rollouts: Rollouts, state, key, *, objectives: int, floor: floa
       floor: above 0.
       decay: share of what was known that each step keeps.
 
-    Raises:
-      ValueError: `floor` is 0 or less, or the rollouts have another number of reward components.
+    Raises ValueError: `floor` is 0 or less, or the rollouts have another number of reward components.
 
     Source: MO-TSIVR-PG, https://arxiv.org/abs/2508.10608, for the scalarisation that is proportionally fair
     """

@@ -21,8 +21,7 @@ def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = No
       score [N] (weighted sum of components plus the masked sum of token rewards) and present [N] (1 where the row is
       valid and has at least one component).
 
-    Raises:
-      ValueError: the number of weights is not K.
+    Raises ValueError: the number of weights is not K.
     """
     rewards = rollouts.rewards.astype(jnp.float32)
     weights = jnp.asarray(component_weights(rollouts, reward_weights), jnp.float32)
@@ -111,8 +110,7 @@ def by_place(mask, *arrays):
 def component_of(rollouts: Rollouts, component: int):
     """Values [N] of a reward component, 0 where it is missing, and where it is there and the row valid, [N].
 
-    Raises:
-      ValueError: there is no such component.
+    Raises ValueError: there is no such component.
     """
     count = rollouts.rewards.shape[1]
     if not 0 <= component < count:

@@ -36,8 +36,7 @@ def policy_filtration(rollouts, state, key, *, keep: str = "best_and_random", re
       keep: "best_and_random" (the best and one of the others, drawn from the key), "best_and_worst", or "best".
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: an unknown kind of rows.
+    Raises ValueError: an unknown kind of rows.
 
     Source: PF-PPO, https://arxiv.org/abs/2409.06957
     """
@@ -68,8 +67,7 @@ def resample_by_score(
       power: of the score, for the emphasis "power"; None for 2.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: an unknown emphasis, or a power for another one than "power".
+    Raises ValueError: an unknown emphasis, or a power for another one than "power".
 
     Source: PF-PPO in verl, compute_pf_ppo_reweight_data, https://github.com/verl-project/verl
     """
@@ -121,8 +119,7 @@ def down_sample(
       tokens: share of tokens at the start and at the end.
       steps_total: steps from one to the other.
 
-    Raises:
-      ValueError: shares that are not in (0, 1], or `steps_total` below 1.
+    Raises ValueError: shares that are not in (0, 1], or `steps_total` below 1.
 
     Source: D3S, https://arxiv.org/abs/2509.22115
     """
@@ -207,8 +204,7 @@ def moving_average_advantage(
       decay: share of the average that each step keeps, from 0 up to 1.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a decay that is not from 0 up to 1.
+    Raises ValueError: a decay that is not from 0 up to 1.
 
     Source: REINFORCE with a moving baseline, https://doi.org/10.1007/BF00992696
     """

@@ -22,8 +22,7 @@ def overlong_penalty(rollouts: Rollouts, *, max_length: int, buffer: int, penalt
     With L = number of actions of the row, in tokens: 0 up to `max_length - buffer`, falling linearly to `-penalty` at
     `max_length`, and `-penalty` beyond.
 
-    Raises:
-      ValueError: the buffer is not in [1, max_length].
+    Raises ValueError: the buffer is not in [1, max_length].
 
     Source: DAPO, equation 13, https://arxiv.org/abs/2503.14476
     """
@@ -41,8 +40,7 @@ def repetition_penalty(rollouts: Rollouts, *, size: int = 3, penalty: float = 1.
 
     The share is 1 - different runs / all runs of consecutive actions; rows with fewer actions have none.
 
-    Raises:
-      ValueError: a size below 1.
+    Raises ValueError: a size below 1.
 
     Source: https://arxiv.org/abs/2502.03373, appendix C.2, as in TRL
     """
@@ -90,8 +88,7 @@ def tool_call_reward(rollouts: Rollouts, *, smoothing: float = 1.0, threshold: f
       threshold: rewards above it are right.
       component: the reward component that is multiplied.
 
-    Raises:
-      ValueError: smoothing that is not positive.
+    Raises ValueError: smoothing that is not positive.
 
     Source: OTC, https://arxiv.org/abs/2504.14870
     """
@@ -203,8 +200,7 @@ def cosine_length_reward(
       threshold: rewards above it are right.
       component: the reward component that is replaced.
 
-    Raises:
-      ValueError: `max_length` is below 1.
+    Raises ValueError: `max_length` is below 1.
 
     Source: Open-RS, https://arxiv.org/abs/2503.16219; the shape is that of https://arxiv.org/abs/2502.03373
     """
@@ -225,8 +221,7 @@ def efficient_length_reward(
     population's deviation of the lengths of the right answers of its group; in all others it gets 1. Wrong answers get 0.
     Groups that tie with the last of the best are among them.
 
-    Raises:
-      ValueError: a share that is not from 0 to 1.
+    Raises ValueError: a share that is not from 0 to 1.
 
     Source: GRPO-lambda, https://arxiv.org/abs/2505.18086
     """

@@ -51,8 +51,7 @@ def tracked_advantage(
       forgetting: smallest and largest rho, equal ones without `half_life`.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: no prompts, bounds of forgetting that are not 0 <= low <= high <= 1, or two of them without `half_life`.
+    Raises ValueError: no prompts, bounds of forgetting that are not 0 <= low <= high <= 1, or two of them without `half_life`.
 
     Source: SPO, https://arxiv.org/abs/2509.13232, with `whiten(over="rows")` behind it.
     """
@@ -96,8 +95,7 @@ def cumulative_advantage(rollouts, state, key, *, prompts: int, reward_weights: 
       prompts: size of the table; every visit of prompts numbered from there on is the first.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: no prompts.
+    Raises ValueError: no prompts.
 
     Source: DCPO, https://arxiv.org/abs/2509.02333
     """
@@ -139,8 +137,7 @@ def role_advantage(
       decay: of the mean.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: no roles.
+    Raises ValueError: no roles.
 
     Source: role-conditioned advantage estimation in SPIRAL, https://arxiv.org/abs/2506.24119
     """
@@ -173,8 +170,7 @@ def budget_length_reward(
       weight: reward of an answer of just that length.
       component: the reward component that it is added to.
 
-    Raises:
-      ValueError: an interval below 1.
+    Raises ValueError: an interval below 1.
 
     Source: Train Long, Think Short, https://arxiv.org/abs/2508.08940
     """
@@ -207,8 +203,7 @@ def history_length_reward(
       threshold: rewards above it are right.
       component: the reward component that it is added to.
 
-    Raises:
-      ValueError: no prompts.
+    Raises ValueError: no prompts.
 
     Source: HAPO, https://arxiv.org/abs/2505.11225
     """
@@ -234,8 +229,7 @@ def format_diversity_reward(rollouts, steps, key, *, steps_total: int, component
       steps_total: T.
       component: the reward component that is multiplied.
 
-    Raises:
-      ValueError: `steps_total` is below 1.
+    Raises ValueError: `steps_total` is below 1.
 
     Source: ARM, Ada-GRPO, https://arxiv.org/abs/2505.20258
     """

@@ -115,8 +115,7 @@ def whiten(
       epsilon: keeps the division finite.
       placement: of epsilon, as in `std_scale`.
 
-    Raises:
-      ValueError: an unknown unit or placement.
+    Raises ValueError: an unknown unit or placement.
 
     Source: REINFORCE++ "global advantage normalisation", https://arxiv.org/abs/2501.03262; PPO practice,
       https://arxiv.org/abs/2006.05990.
@@ -151,8 +150,7 @@ def running_scale(
       placement: of epsilon, as in `std_scale`.
       reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a decay out of (0, 1], or an unknown placement.
+    Raises ValueError: a decay out of (0, 1], or an unknown placement.
     """
     require(0 < decay <= 1, "decay", decay, "above 0 and at most 1")
     score, present = row_scores(rollouts, reward_weights)

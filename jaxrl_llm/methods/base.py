@@ -169,8 +169,7 @@ def get(name: str, *, convention: str = "paper", **options) -> Method:
         default. It stands for options; those given beside it come on top. See `conventions_of(name)`.
       **options: of the method; see `options_of(name)`.
 
-    Raises:
-      ValueError: an unknown name, convention or option, or an option that would change nothing.
+    Raises ValueError: an unknown name, convention or option, or an option that would change nothing.
 
     Example:
       >>> get("dapo", clip_high=0.3).objective

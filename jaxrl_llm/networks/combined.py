@@ -23,8 +23,7 @@ def combined(first: Network, second: Network, mix: Composable) -> Network:
       second: the same, over the same vocabulary.
       mix: `(logits, second_logits) -> logits`, float32 [..., V], such as `geometric(share=0.1)`.
 
-    Raises:
-      ValueError: a network with parameters or without a cache, or another vocabulary.
+    Raises ValueError: a network with parameters or without a cache, or another vocabulary.
     """
     for name, network in (("first", first), ("second", second)):
         if network.params is not None or network.step is None:
@@ -181,8 +180,7 @@ def behind(table, token: int):
       table: int32 [states, V], see `automaton`.
       token: such as the last one of an assistant's header.
 
-    Returns:
-      int32 [states + 1, V], of which state 0 waits.
+    Returns: int32 [states + 1, V], of which state 0 waits.
     """
     waiting = jnp.zeros((1, table.shape[1]), jnp.int32).at[0, token].set(1)
     return jnp.concatenate([waiting, jnp.where(table >= 0, table + 1, -1)])

@@ -96,8 +96,7 @@ def from_huggingface(theirs: dict[str, Any], place: str = "config.json", **setti
       place: of the file, for messages.
       **settings: fields that it says nothing about.
 
-    Raises:
-      ValueError: a field is of another type, out of bounds or not supported; the message names file, field and value.
+    Raises ValueError: a field is of another type, out of bounds or not supported; the message names file, field and value.
     """
     removed = {name: None for name in _NULLABLE if name in theirs and theirs[name] is None}
     found = reading.fields(theirs, _CHECKS, f"{place}: ") | removed

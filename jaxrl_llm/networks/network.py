@@ -78,8 +78,7 @@ def from_apply(apply_fn: Callable[..., Any], params: Params = None) -> Network:
 def decoder(config: DecoderConfig) -> Network:
     """Decoder transformer without parameters; equal configurations give the same network.
 
-    Raises:
-      ValueError: the configuration does not fit the family that it names, or an adapter or a quantisation fits no matrix.
+    Raises ValueError: the configuration does not fit the family that it names, or an adapter or a quantisation fits no matrix.
     """
     check_family(config)
     check_matrices(config)
@@ -132,8 +131,7 @@ def _each_box(function: Callable[[Any], Any], boxed: Params) -> Params:
 def logical_axes(network: Network) -> Params:
     """Names of the logical axes of each parameter: a tree like `params`, with tuples of names as leaves.
 
-    Raises:
-      ValueError: the network was not made by `decoder`, so that nothing is known of its parameters.
+    Raises ValueError: the network was not made by `decoder`, so that nothing is known of its parameters.
     """
     if not isinstance(network.config, DecoderConfig):
         raise ValueError(f"network.config={network.config!r} has no logical axes; give partition rules by parameter path")

@@ -77,8 +77,7 @@ def quantization_gap(network: Network, params: Params, other: Network, its_param
       tokens: int [B, T].
       segments: int [B, T] as of `Network`; by default each row is one sequence.
 
-    Returns:
-      A `QuantizationGap` over the tokens that follow another one of their sequence.
+    Returns: A `QuantizationGap` over the tokens that follow another one of their sequence.
     """
     tokens = jnp.asarray(tokens)
     segments = jnp.ones_like(tokens) if segments is None else jnp.asarray(segments)

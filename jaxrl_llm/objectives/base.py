@@ -183,8 +183,7 @@ def weighted(scores: Scores, batch: Batch, *, term: Composable, name: str):
       term: any term of an objective.
       name: of the shares.
 
-    Raises:
-      ValueError: it stands within another term, which would take the shares of all.
+    Raises ValueError: it stands within another term, which would take the shares of all.
     """
     raise ValueError(f"weighted(name={name!r}) stands within another term; make it a term of the objective, around {term!r}")
 

@@ -60,8 +60,7 @@ def brevity_weight(batch: Batch, groups: Groups, *, temperature: float = 0.1, ma
 
     It is proportional to exp(reward / `temperature`) for a reward of 1 - length / `max_length`.
 
-    Raises:
-      ValueError: `temperature` is not above 0, or `max_length` not at least 1.
+    Raises ValueError: `temperature` is not above 0, or `max_length` not at least 1.
 
     Source: DRPO, https://arxiv.org/abs/2510.04474
     """
@@ -85,8 +84,7 @@ def discriminative(
       temperature: tau; the lower, the more the likeliest wrong rollout counts.
       weighting: function `(batch, groups) -> [S]` that the w of correct rollouts are proportional to; equal by default.
 
-    Raises:
-      ValueError: `temperature` is not above 0.
+    Raises ValueError: `temperature` is not above 0.
 
     Source: DisCO, https://arxiv.org/abs/2505.12366; DRPO for `weighting`, https://arxiv.org/abs/2510.04474
     """

@@ -53,8 +53,7 @@ def gaussian_value_loss(
       The loss, whose gradients are exact with neither bound nor scale; with a bound the value is that of R kept within it, and
       the mean learns from R itself. Metrics: "critic/deviation" and "critic/variance", means of sigma and sigma^2.
 
-    Raises:
-      ValueError: `least_deviation` is 0 or less.
+    Raises ValueError: `least_deviation` is 0 or less.
 
     Source: DSAC, https://arxiv.org/abs/2001.02811; bound and scale: DSAC-T, https://arxiv.org/abs/2310.05858
     """
@@ -92,8 +91,7 @@ def expectile_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0
       coefficient: factor of the whole term.
       level: 1/2 for the mean; towards 1 for the best that the samples reach.
 
-    Raises:
-      ValueError: the level is not between 0 and 1.
+    Raises ValueError: the level is not between 0 and 1.
 
     Source: IQL, https://arxiv.org/abs/2110.06169, equation 5
     """
@@ -118,8 +116,7 @@ def dual_value_loss(
       divergence: as above.
       bound: of z, beyond which "gumbel" goes on along its tangent.
 
-    Raises:
-      ValueError: an unknown divergence, or a share that is not between 0 and 1.
+    Raises ValueError: an unknown divergence, or a share that is not between 0 and 1.
 
     Source: f-DVL, https://arxiv.org/abs/2302.08560, equation 14; "gumbel": XQL, https://arxiv.org/abs/2301.02328
     """

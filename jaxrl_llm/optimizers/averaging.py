@@ -22,8 +22,7 @@ def polyak(*, share: float, every: int = 1) -> Average:
       share: of the current parameters, in (0, 1].
       every: steps between two changes.
 
-    Raises:
-      ValueError: an impossible share or number of steps.
+    Raises ValueError: an impossible share or number of steps.
 
     Source: TR-DPO, https://arxiv.org/abs/2404.09656, which has share 0.6 every 512 steps
     """
@@ -98,8 +97,7 @@ def extrapolate_every(every: int, *, share: float = 0.3) -> optax.GradientTransf
       every: steps of an iteration.
       share: alpha.
 
-    Raises:
-      ValueError: `every` is below 1.
+    Raises ValueError: `every` is below 1.
 
     Source: https://arxiv.org/abs/2410.06293; that the practical step is one on parameters could not be confirmed
     """
@@ -138,8 +136,7 @@ def slow_fast(update: Callable, *, fast_steps: int = 3, reposition: float | str 
       An update of the same form that counts as one step; its metrics are those of the last update, at theta', and
       "fast/loss" of the first.
 
-    Raises:
-      ValueError: `fast_steps` is below 1.
+    Raises ValueError: `fast_steps` is below 1.
 
     Source: SFPO, https://arxiv.org/abs/2510.04072
     """

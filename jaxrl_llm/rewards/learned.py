@@ -20,8 +20,7 @@ def reward_model(network: Any, encode: Callable[[Any, str], list[int]], *, batch
         chat messages of it, where the column "conversation" has them.
       batch: rows that are scored at a time; with a mesh, a multiple of its devices along data and fsdp.
 
-    Raises:
-      ValueError: the network has no parameters, or no head of one output.
+    Raises ValueError: the network has no parameters, or no head of one output.
     """
     if network.params is None:
         raise ValueError("network.params is None; give a network with parameters, as network.with_params(params)")

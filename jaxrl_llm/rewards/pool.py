@@ -210,8 +210,7 @@ class RewardPool:
           reward and row, which `timed_out` says of rows that took too long alone. None from a reward is missing without being
           a failure. Apart from time-outs the result does not depend on timing.
 
-        Raises:
-          ValueError: the columns differ in length.
+        Raises ValueError: the columns differ in length.
         """
         _check_lengths(call := protocol.Call(prompts, completions, dict(columns or {}), groups))
         sheet = _Sheet(list(rewards), len(completions))

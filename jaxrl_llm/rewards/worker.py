@@ -99,8 +99,7 @@ def encode(message: Message) -> bytes:
 def decode(line: bytes) -> Message:
     """The message of a line.
 
-    Raises:
-      ValueError: it is none.
+    Raises ValueError: it is none.
     """
     try:
         kind, *content = json.loads(line)
@@ -227,8 +226,7 @@ def _evaluate(reward: Callable, read: Callable[[Any], Result], call: Call) -> li
 def call_reward(reward: Callable, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Any]) -> Any:
     """What the reward returns; it is given by keyword what its signature names, and all columns where it has `**columns`.
 
-    Raises:
-      MissingColumn: it needs a column that there is not.
+    Raises MissingColumn: it needs a column that there is not.
     """
     # Whatever data call their columns: these two are what the sampler wrote and was asked.
     given = {**columns, "prompts": prompts, "completions": completions}

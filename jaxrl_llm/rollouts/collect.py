@@ -285,8 +285,7 @@ def _record(tokenizer: Tokenizer, request: Request, tokens: np.ndarray, start: i
 def rewarded_collection(collection: Collection, score: Score, weights: Sequence[float] = ()) -> Collection:
     """The collection with rewards in its rollouts, times `weights` where there are some, and in its records.
 
-    Raises:
-      ValueError: a reward out of range.
+    Raises ValueError: a reward out of range.
     """
     records, rewards = collection.records, score(*as_call(collection))
     weighted = rewards * np.asarray(weights) if len(weights) else rewards

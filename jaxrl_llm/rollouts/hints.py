@@ -46,8 +46,7 @@ def escalated(
       learned: whether the learner reads the "hinted" prompt, as the sampler did, or the "plain" one; such rows have source 1.
       warmup_steps: steps without hints.
 
-    Returns:
-      With the metric "hints/asked", the share of the groups that were asked with a hint.
+    Returns: With the metric "hints/asked", the share of the groups that were asked with a hint.
 
     Source: GHPO, https://arxiv.org/abs/2507.10628 ("group"); Scaf-GRPO, https://arxiv.org/abs/2510.19807 ("one")
     """
@@ -127,8 +126,7 @@ def staged(
       stages: of each the first step, the template, and a text that all completions begin with and nobody learns, such as an
         empty block of thoughts.
 
-    Raises:
-      ValueError: no stage begins at step 0.
+    Raises ValueError: no stage begins at step 0.
 
     Source: TFPI, https://arxiv.org/abs/2509.26226; "Train Long, Think Short", https://arxiv.org/abs/2508.08940
     """

@@ -55,8 +55,7 @@ class Io:
           weights: [examples of the source], at least 0: they are drawn without replacement in proportion to them, from noise
             that depends on the seed and the place in the data alone; None takes them in the order of the epoch.
 
-        Raises:
-          ValueError: fewer than `count` weights are above 0, or one is negative or not finite.
+        Raises ValueError: fewer than `count` weights are above 0, or one is negative or not finite.
         """
         examples, prompt_ids, self.cursor = self._part("drawing")(self.cursor, count, weights)
         return examples, prompt_ids
@@ -112,8 +111,7 @@ class Io:
           view: prompts that the policy reads in place of the rows' own, one each or by a function of the request; what it says
             stands at the row's own tokens behind the prompt, and is 0 elsewhere.
 
-        Raises:
-          ValueError: a policy that the run does not have, or a statistic that is none.
+        Raises ValueError: a policy that the run does not have, or a statistic that is none.
         """
         scored = self._part("statistics")
         if view is None:

@@ -91,8 +91,7 @@ def speculative(
       capacity: rows of the store, `samples` for each prompt of the data to find all again.
       lenience: nats by which a token may have become less likely.
 
-    Returns:
-      With the metric "speculative/kept", the share of the stored tokens that stay.
+    Returns: With the metric "speculative/kept", the share of the stored tokens that stay.
 
     Source: SPEC-RL, https://arxiv.org/abs/2509.23232
     """

@@ -28,11 +28,9 @@ def dynamic_sampling(io: Io, prompts: int, *, samples: int = 16, max_rounds: int
     Groups without signal are left out, and so are informative ones beyond `prompts`. Where the rounds end too early,
     the groups found stand alone; where there is none, the last round stands, and the step changes nothing.
 
-    Returns:
-      With the metrics "dynamic_sampling/rounds" and "dynamic_sampling/kept" (share of sampled groups that are kept).
+    Returns: With the metrics "dynamic_sampling/rounds" and "dynamic_sampling/kept" (share of sampled groups that are kept).
 
-    Raises:
-      ValueError: `max_rounds` is below 1.
+    Raises ValueError: `max_rounds` is below 1.
 
     Source: DAPO, section 3.2, https://arxiv.org/abs/2503.14476
     """

@@ -31,8 +31,7 @@ def templated(prompt: Prompt, template: str, columns: Mapping[str, Any], tokeniz
       columns: those of the example, and what the strategy knows.
       tokenizer: of prompts that are token ids, which are refused.
 
-    Raises:
-      ValueError: the template names a column that is missing or None, or the prompt is given as token ids.
+    Raises ValueError: the template names a column that is missing or None, or the prompt is given as token ids.
     """
     if not isinstance(prompt, str) and not isinstance(prompt[0], dict):
         raise ValueError("a prompt of token ids cannot be put into a template; give a text or the messages of a chat")
@@ -106,8 +105,7 @@ def moved_behind(collection: Collection, prompts: Sequence[Prompt], tokenizer: T
       tokenizer: of the prompts.
       logp: [N, T] (nats), of the rows' own tokens behind the new prompts: the `behavior_logp` of the new rows.
 
-    Raises:
-      ValueError: a row does not fit into the columns that there are.
+    Raises ValueError: a row does not fit into the columns that there are.
     """
     rollouts, view = collection.rollouts, view_of(collection, prompts, tokenizer)
     starts, width = np.array([len(ids) for ids in view.prompts], np.int32), rollouts.tokens.shape[1]

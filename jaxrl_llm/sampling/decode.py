@@ -29,8 +29,7 @@ def decode(
       max_new_tokens: L, columns of the result.
       record_routes: whether the samples say which experts their tokens were sent to; the network must have experts.
 
-    Returns:
-      `Samples` of N rows and L columns.
+    Returns: `Samples` of N rows and L columns.
     """
     rows, places = keys.shape[0], keys.shape[0] // prompts.shape[0]
     _check_rows(rows, prompts.shape[0], sampling, max_new_tokens)

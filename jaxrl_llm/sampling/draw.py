@@ -72,8 +72,7 @@ def inverse_cdf(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
       weights: float32 [N, V], at least 0, with a positive one in each row; they need not sum to 1.
       uniforms: float32 [N, 2] in [0, 1), one for each level.
 
-    Returns:
-      int32 [N], always of a positive weight; with uniforms 0 the first such.
+    Returns: int32 [N], always of a positive weight; with uniforms 0 the first such.
     """
     blocks = _blocks(weights, 0.0)
     block = _pick(blocks.sum(-1), uniforms[:, 0])

@@ -83,8 +83,7 @@ def make_sampling(
       logit_mask: bool [V], [1, V] or [rows, V].
       forced: int [rows, L] as in `Sampling`.
 
-    Raises:
-      ValueError: a value out of its range; the message names it.
+    Raises ValueError: a value out of its range; the message names it.
     """
     return Sampling(
         temperature=_per_row("temperature", temperature, rows),

@@ -49,8 +49,7 @@ def opened(workdir: str | pathlib.Path) -> Iterator[tuple[pathlib.Path, Folder, 
 
     All processes begin with the files of the bucket, and the first one copies. Of a folder of this machine both are the same.
 
-    Raises:
-      ValueError: an address that is none of Google Cloud Storage, or its bucket cannot be reached.
+    Raises ValueError: an address that is none of Google Cloud Storage, or its bucket cannot be reached.
     """
     if not str(workdir).startswith(SCHEME):
         place = reading.local(workdir)

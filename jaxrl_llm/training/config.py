@@ -88,8 +88,7 @@ def free_section(config: ConfigDict, path: str) -> ConfigDict:
 def read_config(path: str | pathlib.Path) -> ConfigDict:
     """The configuration in the `config.json` of a run; keys that are newer than the run have their defaults.
 
-    Raises:
-      ValueError: the file is damaged, or a key is unknown or of another type; the message names file and key.
+    Raises ValueError: the file is damaged, or a key is unknown or of another type; the message names file and key.
     """
     checked = _checked(_defaults(), reading.read_object(path), f"{path}: ", "")
     config = default_config()
@@ -129,8 +128,7 @@ _AS_STORED = {
 def check_config(config: ConfigDict) -> None:
     """Checks what no single key can tell.
 
-    Raises:
-      ValueError: an impossible value or combination; the message names the keys and the mend.
+    Raises ValueError: an impossible value or combination; the message names the keys and the mend.
     """
     _check_sections(config)
     _check_positive(config)

@@ -41,8 +41,7 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
       config: its sections `task`, `evaluation` and `rewards`, and of `rl` the `max_new_tokens`, `max_logp_gap` and
         `micro_batches` count.
 
-    Raises:
-      ValueError: the folder holds no policy, or the configuration is impossible.
+    Raises ValueError: the folder holds no policy, or the configuration is impossible.
     """
     check_config(config)
     mesh = meshes.build_mesh(config)
@@ -73,8 +72,7 @@ def evaluate_pairs(directory: str | pathlib.Path, config: ConfigDict) -> dict[st
       directory: of the network; its own tokenizer is used.
       config: its sections `task`, `preference` and `evaluation` count.
 
-    Raises:
-      ValueError: the folder holds no network with the head that the method needs, or the configuration is impossible.
+    Raises ValueError: the folder holds no network with the head that the method needs, or the configuration is impossible.
     """
     with _opened(directory, config) as run:
         if run.preference_method.needs_value_head and run.network.value is None:
@@ -89,8 +87,7 @@ def evaluate_completions(directory: str | pathlib.Path, config: ConfigDict) -> d
       directory: of the policy; its own tokenizer is used.
       config: its sections `task`, `sft` and `evaluation` count.
 
-    Raises:
-      ValueError: the folder holds no policy, or the configuration is impossible.
+    Raises ValueError: the folder holds no policy, or the configuration is impossible.
     """
     with _opened(directory, config) as run:
         if samples_are_scored(config) and not can_be_learned(run.test_source):

@@ -104,8 +104,7 @@ def pass_at_k(correct: np.ndarray, k: int) -> tuple[float, float]:
       correct: bool [P, n].
       k: from 1 to n.
 
-    Raises:
-      ValueError: k is not in that range.
+    Raises ValueError: k is not in that range.
 
     Source: https://arxiv.org/abs/2107.03374
     """
@@ -196,8 +195,7 @@ def evaluate(
       success: reward from which on a completion is correct.
       told: called before each part with the prompts that are done, and with all of them.
 
-    Returns:
-      Measures and one record for each completion.
+    Returns: Measures and one record for each completion.
     """
     records, agreement = [], Agreement()
     for start in range(0, len(examples), batch):

@@ -69,8 +69,7 @@ def train(
       callbacks: called after each step with its number, its metrics (a dict) and its records of completions (a list of
         dicts), of several processes in the first one; they must not change either.
 
-    Returns:
-      The summary that stands in `workdir/summary.json`.
+    Returns: The summary that stands in `workdir/summary.json`.
 
     Raises:
       ValueError: the configuration is impossible or is not that of the run in `workdir`.

@@ -10,8 +10,7 @@ from jaxrl_llm.objectives import objective as make_objective
 def with_router_losses(config: ConfigDict, network: networks.Network, objective: Objective) -> Objective:
     """The objective and the losses on routers that the configuration asks for.
 
-    Raises:
-      ValueError: it asks for some, or for replayed routes, and the network has no experts.
+    Raises ValueError: it asks for some, or for replayed routes, and the network has no experts.
     """
     router, experts = config.network.router, getattr(network.config, "experts", None)
     if experts is None and (router.load_balancing or router.z or router.replay):

@@ -61,8 +61,7 @@ class PlannedRun(Run):
 def planned_run(config: ConfigDict, devices) -> PlannedRun:
     """The run of a configuration on these devices, without weights, data or rewards.
 
-    Raises:
-      ValueError: an impossible configuration, one without an RL phase, or one that needs a teacher.
+    Raises ValueError: an impossible configuration, one without an RL phase, or one that needs a teacher.
     """
     check_config(config)
     method = reinforcement_method(config)

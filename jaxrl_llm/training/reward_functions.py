@@ -39,8 +39,7 @@ def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None =
     A name with options in `config.rewards.options`, and one of `rewards.FACTORIES`, is a function that makes the reward out of
     them. "max_tokens" is the longest completion of the run unless it is set, and "reward" the name of another reward.
 
-    Raises:
-      ValueError: as `load_reward` says, or options that the function does not take.
+    Raises ValueError: as `load_reward` says, or options that the function does not take.
     """
     if name == REWARD_MODEL:
         return load_reward_model(config.rewards.model, mesh)
@@ -80,8 +79,7 @@ def load_reward(name: str) -> Callable:
 def load_reward_model(directory: str, mesh: jax.sharding.Mesh | None = None) -> Callable:
     """The reward of the network in any folder that `load_policy` reads, see `rewards.reward_model`.
 
-    Raises:
-      ValueError: there is none, or it has no value head of one output.
+    Raises ValueError: there is none, or it has no value head of one output.
     """
     network, tokenizer = load_policy(directory, mesh=mesh)
     return rewards.reward_model(network, functools.partial(_encode, tokenizer))

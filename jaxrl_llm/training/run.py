@@ -70,8 +70,7 @@ class Run:
     def base_params(self, directory: str):
         """Parameters of the structure of those that train: of the folder, or, of "", those with which the run began.
 
-        Raises:
-          ValueError: the network in the folder is another one.
+        Raises ValueError: the network in the folder is another one.
         """
         if directory:
             found = load_policy(directory, dtype=self.config.network.param_dtype, mesh=self.mesh)[0].params
@@ -286,8 +285,7 @@ def _report_gap(workdir: pathlib.Path, source, tokenizer: Tokenizer, gap: Callab
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path, store: Folder) -> list[str]:
     """The keys of the run in `workdir`, or a `store`, in which the configuration differs from it, all of which may change.
 
-    Raises:
-      ValueError: another one differs.
+    Raises ValueError: another one differs.
     """
     path = workdir / "config.json"
     # A learning rate that falls until the last step is another one when that step moves.

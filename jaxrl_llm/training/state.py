@@ -26,8 +26,7 @@ class TrainState:
     def create(cls, params, optimizer: optax.GradientTransformation, *, method_state=(), key=None) -> "TrainState":
         """State before the first update; the key defaults to `jax.random.key(0)`.
 
-        Raises:
-          ValueError: some parameters hold no real numbers, such as the codes of a quantised base, and so cannot train.
+        Raises ValueError: some parameters hold no real numbers, such as the codes of a quantised base, and so cannot train.
         """
         _check_trainable(params)
         key = jax.random.key(0) if key is None else key

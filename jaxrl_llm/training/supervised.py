@@ -85,8 +85,7 @@ def make_loss_evaluation(run: Run) -> Callable[[Any, int], dict[str, float]]:
 
     It is the negative log-likelihood of the first `evaluation.prompts` of them, whatever the method's own loss is.
 
-    Raises:
-      ValueError: the held-out examples have nothing to imitate.
+    Raises ValueError: the held-out examples have nothing to imitate.
     """
     settings, count = run.config.sft, min(run.config.evaluation.prompts, len(run.test_source))
     if not can_be_learned(run.test_source):
@@ -123,8 +122,7 @@ def _make_annotate(run: Run):
 def demonstrations(tokenizer: Tokenizer, examples, width: int) -> Rollouts:
     """One row for each example, with what is to be learned as actions: its completion, or the assistant's turns.
 
-    Raises:
-      ValueError: an example that `data.encode_example` refuses, or longer than `width` tokens.
+    Raises ValueError: an example that `data.encode_example` refuses, or longer than `width` tokens.
     """
     rows = len(examples)
     tokens, mask, length = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.float32), np.zeros(rows, np.int32)

@@ -51,8 +51,7 @@ def make_update(
       The update; its metrics are float32 scalars: "loss", "gradient_norm", "skipped", "logp_gap" (largest
       difference in nats between policy and sampler) and those of the objective, all of the whole batch.
 
-    Raises:
-      ValueError: `micro_batches` below 0, or statistics that the scorer cannot give.
+    Raises ValueError: `micro_batches` below 0, or statistics that the scorer cannot give.
     """
     if micro_batches < 0:
         raise ValueError(f"micro_batches is {micro_batches}; it must be at least 1, or 0 for those of the batch")

@@ -40,8 +40,7 @@ def wrap_of(settings: ConfigDict, method: Method | None = None) -> Wrap:
 def check_wrap(config: ConfigDict, phase: str, method: Method | None = None) -> None:
     """Refuses wrappers that do not exist, that have no direction, or whose options are not theirs.
 
-    Raises:
-      ValueError: as said; the message names the key.
+    Raises ValueError: as said; the message names the key.
     """
     settings, name = config[phase].optimizer, f"config.{phase}.optimizer.wrap"
     if settings.wrap and not config[phase].steps:
