@@ -54,7 +54,6 @@ def td_targets(rollouts: Rollouts, *, steps: int = 1, discount: float = 1.0, of:
     Args:
       rollouts: with `extras["{of}_value"]` [N, T].
       steps: n, at least 1.
-      discount: gamma.
       of: "behavior" or "target".
 
     Raises ValueError: `steps` is below 1.
@@ -82,7 +81,6 @@ def blended_targets(
       rollouts: with `extras["{of}_value"]` [N, T].
       share: largest l, from 0 to 1.
       by: as above.
-      discount: gamma.
       of: "behavior" or "target".
 
     Raises ValueError: an unknown `by`, or a share outside of [0, 1].
@@ -122,7 +120,6 @@ def v_trace(
 
     Args:
       rollouts: with values and both log-probabilities [N, T].
-      discount: gamma.
       trace_decay: lambda.
       clip_rho: which policy's value is learnt; without bound that of the policy itself.
       clip_c: how far corrections reach back.
@@ -157,10 +154,8 @@ def distribution_targets(rollouts: Rollouts, state, key, *, kind: str, discount:
 
     Args:
       rollouts: with what the averaged critic says, [N, T] and [N, T, n].
-      state: none.
       key: of the draw.
       kind: as above.
-      discount: gamma.
       expected: whether "returns" are the means, or else the means of the samples: of one draw, the draw.
 
     Raises ValueError: an unknown kind.
@@ -225,7 +220,6 @@ def greedy_targets(rollouts: Rollouts, *, greedy: Composable, alpha: float = 0.1
       rollouts: with values, and what the policy before the step says of its candidates, [N, T, 1].
       greedy: rule that picks the candidate, such as the reference policy's likeliest token.
       alpha: size of a nat in values.
-      discount: gamma.
 
     Source: the conservative Bellman operator of B-Coder, https://arxiv.org/abs/2310.03173
     """
@@ -251,7 +245,6 @@ def soft_reward(rollouts: Rollouts, state, key, *, initial: float = 0.01, target
     Args:
       rollouts: with `behavior_logp` [N, T].
       state: log alpha.
-      key: unused.
       initial: alpha at the first step, above 0.
       target: entropy of an action (nats) that is aimed at; None for a fixed alpha.
       rate: of the change.

@@ -27,7 +27,6 @@ def group_advantage(
     Args:
       rollouts: N rows; groups may differ in size.
       baseline, scale: see `baselines`; None for none.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: a baseline or scale that is no function.
 
@@ -48,7 +47,6 @@ def component_advantage(
     of its statistics, and get none of it. Token rewards have no part here.
 
     Args:
-      rollouts: N rows with K reward components.
       baseline, scale: as in `group_advantage`, of each component.
       reward_weights: factor w_k of each component; 1 by default.
 
@@ -75,10 +73,8 @@ def token_group_advantage(
     reached has the advantages of GRPO in place of these, with statistics over rows and Bessel's deviation.
 
     Args:
-      rollouts: N rows.
       limit: of |A|.
       epsilon: added to the deviations.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: a limit that is not positive.
 
@@ -119,7 +115,6 @@ def prefix_tree_advantage(
       rollouts: N rows whose prompts are alike within a group, place by place.
       baseline: b, as in `group_advantage`.
       scale: s, as in `group_advantage`.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: TEMPO, https://arxiv.org/abs/2509.18314
     """
@@ -155,7 +150,6 @@ def best_lead_advantage(
     Args:
       rollouts: N rows; groups may differ in size.
       scale: what the lead is divided by, as in `group_advantage`; None for nothing.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: https://arxiv.org/abs/2503.19595; "grpo_passk" of verl
     """
@@ -184,7 +178,6 @@ def pass_at_k_advantage(
       rollouts: N rows; groups may differ in size.
       k: size of the sets.
       threshold: scores above it are right.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: k is below 1.
 

@@ -151,9 +151,7 @@ def state_advantage(
 
     Args:
       rollouts: with `extras["state"]` int [N, T], a hash of what the turn of the token has seen of its environment.
-      discount: gamma.
       epsilon: added to the deviation; None for no division.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: GiGPO, step-level advantages, https://arxiv.org/abs/2505.10978
     """
@@ -181,7 +179,6 @@ def turn_returns(
       rollouts: with `token_rewards`, such as what a turn adds to the log-probability of the right answer.
       discount: gamma, by turn.
       epsilon: added to the deviation; None for no division.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: IGPO, https://arxiv.org/abs/2510.14967
     """
@@ -230,12 +227,10 @@ def gae(
 
     Args:
       rollouts: with `extras["behavior_value"]` [N, T], value of the state before each token.
-      discount: gamma.
       trace_decay: lambda, or a function of the rollouts that gives one for each row, such as `length_adaptive_decay()`.
       value_trace_decay: another lambda for the critic's targets; None for the same.
       step: "token", or "turn": the actions of one turn are one step with the sum of their rewards and the value before the
         first of them; all share its advantage and target.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: an unknown step.
 

@@ -102,7 +102,6 @@ def advantage_weight(rollouts: Rollouts, *, temperature: float = 1.0, largest: f
     """exp(A / temperature), at most `largest`, in place of each advantage: imitation, of better actions the more.
 
     Args:
-      rollouts: with advantages.
       temperature: above 0.
       largest: bound of a weight, above 0.
 
@@ -128,7 +127,6 @@ def group_gap_weight(rollouts: Rollouts, *, strength: float = 1.0, reward_weight
     Args:
       rollouts: with `extras["easy"]` [N], the probability p_i1 that the row is of the easy part; that of the other is 1 - p_i1.
       strength: of the penalty on the variance between the parts.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: group invariant learning, https://arxiv.org/abs/2310.11971
     """

@@ -35,7 +35,6 @@ def risk_advantage(
       rate: step size of the quantiles.
       credit: how a paper's advantage goes to its rows: "share", in proportion to their difference from the mean score of their
         group (evenly where these add up to 0), "std", divided by the deviation of their group, or "uniform", to each.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: a bundle below 1, levels that are not 0 < a < b < 1, or an unknown credit.
 
@@ -111,10 +110,8 @@ def cvar_advantage(
     of one and groups whose scores are equal have advantage 0.
 
     Args:
-      rollouts: N rows.
       share: lambda, from 0 (the mean alone) to 1 (the worst rows alone).
       level: alpha, above 0 and up to 1.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: a share that is not from 0 to 1, or a level out of (0, 1].
 
@@ -181,7 +178,6 @@ def log_barrier_advantage(
     below its bound pulls with the full weight 1 / (t margin). A component that no row has pulls at nothing.
 
     Args:
-      rollouts: N rows with K reward components.
       bounds: least mean of each of the other components, in their order.
       objective: the component that is maximised.
       sharpness: t; the larger, the nearer to its bound a component may go.
@@ -216,9 +212,7 @@ def target_return(rollouts: Rollouts, *, target: float, reward_weights: tuple[fl
     of the same rows, so that their product is biased by a share of 1 / N.
 
     Args:
-      rollouts: with advantages.
       target: mean score that is aimed at.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: CounterPol, https://arxiv.org/abs/2307.13192
     """

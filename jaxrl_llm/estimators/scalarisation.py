@@ -20,7 +20,6 @@ def objective_advantages(rollouts: Rollouts, state, key, *, inner: Estimator, ob
     A row must be valid for all of them. `optimizers.objective_weights` weighs the gradients of the components.
 
     Args:
-      rollouts: with rewards [N, K].
       state: of the inner estimators.
       key: of the step.
       inner: estimator of advantages, such as `group_advantage()`.
@@ -55,9 +54,7 @@ def fair_rewards(rollouts: Rollouts, state, key, *, objectives: int, floor: floa
     J_k is a running mean of the component over the valid rows of the steps so far, this one included, of at least 0.
 
     Args:
-      rollouts: with rewards [N, K].
       state: the running means.
-      key: unused.
       objectives: K.
       floor: above 0.
       decay: share of what was known that each step keeps.

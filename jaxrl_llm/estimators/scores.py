@@ -14,7 +14,6 @@ def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = No
     by no more than their rounding (0.1 + 0.2 against 0.3 + 0), all get the smallest: what is uniform is exactly uniform.
 
     Args:
-      rollouts: N rows.
       reward_weights: one factor for each of the K components; 1 by default.
 
     Returns:

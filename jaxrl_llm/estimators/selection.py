@@ -34,7 +34,6 @@ def policy_filtration(rollouts, state, key, *, keep: str = "best_and_random", re
 
     Args:
       keep: "best_and_random" (the best and one of the others, drawn from the key), "best_and_worst", or "best".
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: an unknown kind of rows.
 
@@ -65,7 +64,6 @@ def resample_by_score(
         highest and the lowest score and 0 for others ("largest"), or to 0.4 for those with the highest score and 0.1 for
         others ("largest_and_random").
       power: of the score, for the emphasis "power"; None for 2.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: an unknown emphasis, or a power for another one than "power".
 
@@ -202,7 +200,6 @@ def moving_average_advantage(
 
     Args:
       decay: share of the average that each step keeps, from 0 up to 1.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: a decay that is not from 0 up to 1.
 
@@ -225,9 +222,7 @@ def row_statistics(rollouts: Rollouts, *, threshold: float = 0.5, reward_weights
     of it over the present rows of the group. All are 0 for rows without any reward, except for the accuracy of their group.
 
     Args:
-      rollouts: N rows.
       threshold: scores above it are correct.
-      reward_weights: factor of each reward component; 1 by default.
     """
     score, present = row_scores(rollouts, reward_weights)
     score = masked(score, present)

@@ -193,7 +193,6 @@ def cosine_length_reward(
     """Replaces the reward by one that goes along half a cosine from length 0 to `max_length`, and stays there beyond.
 
     Args:
-      rollouts: N rows.
       max_length: in tokens.
       right: the reward of right answers at length 0 and at `max_length`.
       wrong: that of wrong answers; by default they are punished for their length, as the authors' program does when it is run.

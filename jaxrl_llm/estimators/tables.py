@@ -49,7 +49,6 @@ def tracked_advantage(
       prior: successes a and failures b at the start.
       half_life: drift that halves the counts; None for one rho whatever the drift.
       forgetting: smallest and largest rho, equal ones without `half_life`.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: no prompts, bounds of forgetting that are not 0 <= low <= high <= 1, or two of them without `half_life`.
 
@@ -93,7 +92,6 @@ def cumulative_advantage(rollouts, state, key, *, prompts: int, reward_weights: 
     Args:
       rollouts: N rows; all rows of a prompt are one visit.
       prompts: size of the table; every visit of prompts numbered from there on is the first.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: no prompts.
 
@@ -135,7 +133,6 @@ def role_advantage(
       rollouts: with `extras["role"]` int [N].
       roles: number of roles; rows with another number have the baseline 0.
       decay: of the mean.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: no roles.
 

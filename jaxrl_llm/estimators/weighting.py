@@ -65,7 +65,6 @@ def named_weighting(rollouts: Rollouts, *, name: str, weighting: Estimator, mask
     counts are those of the whole step here too.
 
     Args:
-      rollouts: N rows.
       name: as in `objectives.weighted`.
       weighting: an estimator of shares without a state, such as `token_mean()`.
       mask: name of `extras` [N, T] that stands for the mask of the actions.
@@ -108,7 +107,6 @@ def whiten(
     degrees of freedom, or equal advantages, give 0 (or the mean).
 
     Args:
-      rollouts: with advantages.
       over: "tokens", so that long rows count more in mean and variance, or "rows": each row counts as one, its actions sharing.
       shift_mean: whether the mean is taken off.
       degrees_of_freedom: taken off the number of tokens or rows in the variance.
@@ -148,7 +146,6 @@ def running_scale(
       decay: in (0, 1].
       epsilon: keeps the division finite.
       placement: of epsilon, as in `std_scale`.
-      reward_weights: factor of each reward component; 1 by default.
 
     Raises ValueError: a decay out of (0, 1], or an unknown placement.
     """

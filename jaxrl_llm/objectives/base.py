@@ -167,7 +167,6 @@ def scaled(scores: Scores, batch: Batch, *, term: Composable, coefficient: float
 
     Args:
       term: any term of an objective.
-      coefficient: a number, or the name of a scalar in `batch.coefficients`.
     """
     token_loss, metrics = term(scores, batch)
     return coefficient_value(coefficient, batch) * token_loss, metrics

@@ -106,7 +106,6 @@ def divergence(
       rest: what becomes of other tokens, see `candidates.distributions`.
       floor: least log-probability (nats) of a candidate, below which it has no gradient, on both sides; None for none. Those
         that are not there stay so.
-      coefficient: a number, or the name of a scalar in `batch.coefficients`.
 
     Raises ValueError: `generalised_divergence` with a `rest` that makes masses equal, as it would change nothing.
 

@@ -18,7 +18,6 @@ def dueling_value_loss(scores: Scores, batch: Batch, *, alpha: float = 0.1, coef
 
     Args:
       alpha: size of a nat in values.
-      coefficient: factor of the whole term.
 
     Source: B-Coder, https://arxiv.org/abs/2310.03173
     """

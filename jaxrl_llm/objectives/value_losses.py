@@ -17,7 +17,6 @@ def ensemble_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.
     """`coefficient` times the mean over the members of a critic of (V_i - R)^2, or of a Huber loss.
 
     Args:
-      coefficient: factor of the whole term.
       huber: threshold of the Huber loss; None for squares.
 
     Source: https://arxiv.org/abs/1802.09477
@@ -41,7 +40,6 @@ def gaussian_value_loss(
     sigma = softplus(s) + `least_deviation`.
 
     Args:
-      coefficient: factor of the whole term.
       least_deviation: keeps the scale away from 0, above 0.
       bound: for the deviation R is kept within q +- `bound`, which then stands for its mean; a number, or the name of a scalar
         in `batch.coefficients` (0 for none yet); None for no bound.
@@ -88,7 +86,6 @@ def expectile_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0
     """`coefficient` times |`level` - [R < V]| (R - V)^2: V becomes the expectile of that level of the returns.
 
     Args:
-      coefficient: factor of the whole term.
       level: 1/2 for the mean; towards 1 for the best that the samples reach.
 
     Raises ValueError: the level is not between 0 and 1.
@@ -111,7 +108,6 @@ def dual_value_loss(
     weighs nothing: its loss is f alone).
 
     Args:
-      coefficient: factor of the whole term.
       share: lambda, between 0 and 1; the larger, the nearer to the best return.
       divergence: as above.
       bound: of z, beyond which "gumbel" goes on along its tangent.

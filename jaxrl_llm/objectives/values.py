@@ -17,7 +17,6 @@ def value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.5, clip: 
     0). With `clip` = c it is the larger of the errors of V and of V_old + clip(V - V_old, -c, c).
 
     Args:
-      coefficient: factor of the whole term.
       clip: largest change of the value that is not penalised again; None for none.
       huber: threshold of the Huber loss; None for squares.
 
@@ -47,7 +46,6 @@ def categorical_value_loss(
     Args:
       low: value of the first bin, as in `heads.bins`.
       high: value of the last bin.
-      coefficient: factor of the whole term.
       smoothing: above 0; None shares the return out between the two bins beside it, so that their mean is the return.
 
     Raises ValueError: `high` is not above `low`, or `smoothing` not above 0.
@@ -76,7 +74,6 @@ def quantile_value_loss(
     """`coefficient` times the mean over quantiles of |tau_i - [R < q_i]| Huber(R - q_i) / `huber`, tau_i = (i + 1/2) / n.
 
     Args:
-      coefficient: factor of the whole term.
       huber: threshold of the Huber loss, above 0.
       samples: "returns", or the name of `batch.extras` [B, T, m] with samples of the return, over which the mean is taken too.
 

@@ -106,7 +106,6 @@ def make_annotate(
     A policy for which the rollouts have a view, see `rollouts.views`, reads the prompts of that in its statistics.
 
     Args:
-      run: the run.
       passes: see `scoring_passes`.
       width: tokens of a packed row; 0 for rows that the longest rollout fits into.
       parts: number of parts that the rows are scored in; 0 for as many as `lay_out` makes.
@@ -134,7 +133,6 @@ def make_statistics(run: Run, method: str, annotators: Mapping[str, Annotator], 
     """Builds `statistics(state, step, rollouts, who, names) -> arrays [N, T, ...] by name`, for strategies that score.
 
     Args:
-      run: the run.
       method: name of the method that asks.
       annotators: policies by name.
       width: tokens of a packed row, more where a rollout has more; 0 for rows that the longest fits into.

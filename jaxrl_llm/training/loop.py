@@ -185,7 +185,6 @@ def _enter(
     """Measures and saves the beginning of a phase behind the supervised one, with the reference policy that it needs.
 
     Args:
-      run: the run.
       files: its files.
       phase: that begins.
       params: with which it does.

@@ -59,7 +59,6 @@ def make_preference_step(run: Run, reference=None) -> Callable:
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`.
 
     Args:
-      run: the run.
       reference: parameters of the reference policy, or None where the method needs none.
     """
     settings, method = run.config.preference, run.preference_method
@@ -154,7 +153,6 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
     """Builds `evaluate(params, number) -> measures` of the first `evaluation.prompts` held-out pairs.
 
     Args:
-      run: the run.
       reference: parameters of the reference policy; None stands for those that are evaluated.
     """
     settings, method = run.config.preference, run.preference_method

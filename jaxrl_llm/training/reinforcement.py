@@ -100,7 +100,6 @@ def optimizer(run: Run, params=None) -> optax.GradientTransformation:
     """The optimizer of the RL phase; policy and critic are clipped apart and may learn at different rates.
 
     Args:
-      run: the run.
       params: with which the phase begins, for what `wrap` takes from them; only `init` looks at them.
     """
     rl = run.config.rl
@@ -132,7 +131,6 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`.
 
     Args:
-      run: the run.
       reference: parameters of the reference policy, or None where the method needs none.
       ahead: the samples of the coming steps; None where none is made before its turn.
     """
