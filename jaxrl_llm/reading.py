@@ -69,9 +69,8 @@ def parse_object(
       pairs: makes an object of its names and values, and may refuse it with a ValueError; by default the last of one name
         counts.
 
-    Raises:
-      ValueError: it is something else, or holds what JSON does not have or Python cannot use: numbers that are not finite,
-        integers of thousands of digits, brackets within hundreds of brackets, halves of surrogate pairs.
+    Raises ValueError: it is something else, or holds what JSON does not have or Python cannot use: numbers that are not finite,
+      integers of thousands of digits, brackets within hundreds of brackets, halves of surrogate pairs.
     """
     try:
         value = json.loads(

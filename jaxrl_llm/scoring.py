@@ -35,9 +35,8 @@ def make_scorer(
       value: `value(params, tokens, positions, segments) -> [B, T]`, what a policy that is a bare `apply` expects after
         reading each token, from the same parameters; see `actor_critic_scorer` for a critic with parameters of its own.
 
-    Raises:
-      ValueError: an unknown statistic, a statistic that the policy cannot give, routes for a policy without experts, or a
-        temperature of 0 or less.
+    Raises ValueError: an unknown statistic, a statistic that the policy cannot give, routes for a policy without experts, or a
+      temperature of 0 or less.
     """
     needs = frozenset(needs)
     unknown = sorted(name for name in needs if name.partition(":")[0] not in STATISTICS)

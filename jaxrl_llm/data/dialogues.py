@@ -35,11 +35,9 @@ def encode_dialogue(
       **variables: of the template, as in `render_chat`.
 
     Returns: Ids and mask of 0 and 1, of the same length.
-
-    Raises:
-      ValueError: malformed messages, a tokenizer that cannot place its tokens in a text, or a template that leaves out
-        tools, tool calls or reasoning to learn, or writes a turn in another way once the dialogue goes on, as those do that
-        drop earlier reasoning.
+    Raises ValueError: malformed messages, a tokenizer that cannot place its tokens in a text, or a template that leaves out
+      tools, tool calls or reasoning to learn, or writes a turn in another way once the dialogue goes on, as those do that drop
+      earlier reasoning.
     """
     check_dialogue(messages, "messages")
     if turns not in TURNS:

@@ -64,7 +64,6 @@ def rows_of(leaves: Leaves, groups: np.ndarray, width: int) -> list[list[int]]:
       width: columns of a row.
 
     Returns: The numbers of the leaves in each row, in rising order.
-
     Raises ValueError: a leaf is longer than `width`.
     """
     if len(leaves.length) and leaves.length.max() > width:
@@ -135,7 +134,6 @@ def pack_forest(
       **placing: `rows`, `multiple`, `parts` and `part_tokens`, as in `data.pack`.
 
     Returns: A batch of NumPy arrays, T at most W where rollouts part before their actions.
-
     Raises ValueError: a rollout longer than `width`, or more rows needed than `rows`.
 
     Example:

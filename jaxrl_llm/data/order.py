@@ -41,7 +41,6 @@ def next_indices(size: int, cursor: Cursor, count: int, seed: int) -> tuple[np.n
       seed: seed of the order.
 
     Returns: int64 [count] and the next `Cursor`.
-
     Raises ValueError: the cursor lies outside the data set, as when a run resumes with another data set.
     """
     epoch, position = (int(value) for value in cursor)
@@ -70,9 +69,7 @@ def weighted_indices(weights: np.ndarray, cursor: Cursor, count: int, seed: int)
       seed: seed of the order.
 
     Returns: int64 [count] in the order in which they were drawn, and the next `Cursor`.
-
     Raises ValueError: a weight that is negative or not finite, or fewer than `count` above 0.
-
     Source: Efraimidis and Spirakis, Weighted random sampling with a reservoir (2006)
     """
     weights = np.asarray(weights, np.float64)

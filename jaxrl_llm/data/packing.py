@@ -18,10 +18,8 @@ def first_fit(lengths, width: int) -> list[list[int]]:
       lengths: tokens of each sequence.
       width: tokens of a row.
 
-    Returns:
-      For each row the sequence numbers in it, in rising order; rows are ordered by their first sequence. Sequences of
+    Returns: For each row the sequence numbers in it, in rising order; rows are ordered by their first sequence. Sequences of
       length 0 are placed nowhere.
-
     Raises ValueError: a sequence longer than `width`.
     """
     lengths = np.asarray(lengths)
@@ -131,7 +129,6 @@ def pack(
       columns: `width` is filled up to a multiple of it.
 
     Returns: A batch of NumPy arrays.
-
     Raises ValueError: a rollout longer than `width`, or more rows needed than `rows`.
     """
     lengths = np.asarray(rollouts.length) if keep is None else np.where(keep, rollouts.length, 0)
@@ -170,7 +167,6 @@ def batch_from(rollouts: Rollouts, *, step: int = 0, coefficients=None) -> Batch
       coefficients: scalars for the objective.
 
     Returns: A batch [N, T] of NumPy arrays.
-
     Raises ValueError: no token has a weight, although there are actions: no estimator has been there.
 
     Example:

@@ -32,7 +32,6 @@ def filter_long_pairs(
       mend: what messages say to do about a pair that is too long.
 
     Returns: The examples that fit and the number of those left out.
-
     Raises ValueError: an example lacks a text, or is longer and `drop` is false, or none is left.
     """
     name, kept = getattr(source, "name", "examples"), []
@@ -69,10 +68,8 @@ def preference_rollouts(
       texts: those that each example must have, none for marked answers; with "gold" among them it gives a third row, of
         source 1 and preference 0.
 
-    Returns:
-      Rollouts of NumPy arrays; `group` is the number of the example, `extras` hold "preference" [N] (1 or -1) and
+    Returns: Rollouts of NumPy arrays; `group` is the number of the example, `extras` hold "preference" [N] (1 or -1) and
       "margin" [N] (0 where a pair has none), `rewards` are 0.
-
     Raises ValueError: an example lacks a text, or is longer than `width`; the message gives its number.
     """
     numbers = range(len(examples)) if numbers is None else numbers
@@ -100,7 +97,6 @@ def batch_of_pairs(
       width: T, places of a row; by default the longest text and the place behind it (see `preference_rollouts`).
 
     Returns: A batch [2 * pairs, T] of NumPy arrays.
-
     Raises ValueError: the lists differ in length or are empty, or a text does not fit into `width`.
     """
     margin = [0.0] * len(prompts) if margin is None else margin
@@ -149,7 +145,6 @@ def mismatched_rollouts(tokenizer: Tokenizer, examples: Sequence[Example], width
       width: T, places of a row.
 
     Raises ValueError: all examples have one prompt.
-
     Source: the KL term of KTO, https://arxiv.org/abs/2402.01306, section 4.1
     """
     prompts = [example["prompt"] for example in examples]

@@ -107,10 +107,8 @@ def filter_long(
       vocab_size: of the network, which knows no other ids; by default they are not looked at.
 
     Returns: The examples that fit and the number of those left out.
-
-    Raises:
-      ValueError: a prompt is longer and `drop` is false, none is left, a prompt has no tokens or some that the network does
-        not know, or the template refuses it; the message names the line.
+    Raises ValueError: a prompt is longer and `drop` is false, none is left, a prompt has no tokens or some that the network
+      does not know, or the template refuses it; the message names the line.
     """
     mend = "raise max_prompt_tokens or drop long prompts with drop=True"
     return _filter(source, lambda example: _prompt_ids(tokenizer, example), max_prompt_tokens, drop, vocab_size, mend)

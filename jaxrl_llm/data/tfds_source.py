@@ -51,7 +51,6 @@ def prepare_jsonl(files: Mapping[str, str | pathlib.Path], data_dir: str | pathl
       data_dir: the folder for prepared data sets.
 
     Returns: The name under which `tfds_source(name, split, data_dir)` reads it; it changes with the contents of the files.
-
     Raises ValueError: a line is malformed or lacks a column that the first row has.
     """
     from jaxrl_llm.data.tfds_builder import JsonlRows, config_for

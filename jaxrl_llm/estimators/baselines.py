@@ -31,7 +31,6 @@ def mean_baseline(score, present, rollouts, *, over: str = "group", virtual: tup
       alone: the baseline of a row without others: "own", the mean of it and of the virtual ones, or "none", 0 (verl).
 
     Raises ValueError: an unknown kind of baseline for rows alone, or "none" beside virtual samples, with which no row is alone.
-
     Source: GRPO, https://arxiv.org/abs/2402.03300; virtual samples: NGRPO, https://arxiv.org/abs/2509.18851
     """
     if virtual and alone == "none":
@@ -50,7 +49,6 @@ def leave_one_out_baseline(score, present, rollouts, *, over: str = "group", alo
         its "rloo_vectorized" is the first).
 
     Raises ValueError: an unknown kind of baseline for rows alone.
-
     Source: RLOO, https://arxiv.org/abs/2402.14740
     """
     pool = pool_of(rollouts, over)
@@ -71,7 +69,6 @@ def length_weighted_baseline(score, present, rollouts, *, over: str = "group", a
       alone: the baseline of a row without others: "own", its own score, or "none", 0 (verl).
 
     Raises ValueError: an unknown kind of baseline for rows alone.
-
     Source: OPO, https://arxiv.org/abs/2505.23585
     """
     pool = pool_of(rollouts, over)
@@ -140,7 +137,6 @@ def std_scale(
       alone: for a row without others "own", the deviation of one number, or "none": it is divided by 1 (verl).
 
     Raises ValueError: an unknown placement or word for rows alone, or virtual samples beside `others` or `alone="none"`.
-
     Source: GRPO, https://arxiv.org/abs/2402.03300; over the batch: Lite-PPO, https://arxiv.org/abs/2508.08221
     """
     if virtual and (others or alone == "none"):

@@ -77,7 +77,6 @@ def support_reward(rollouts: Rollouts, *, coefficient: float = 0.05, floor: floa
       kind: "likelihood" or "shortfall".
 
     Raises ValueError: an unknown kind, or a floor out of (0, 1].
-
     Source: SPOT, https://arxiv.org/abs/2202.06239, whose constraint is on the density of whole actions
     """
     require(kind in SUPPORTS, "kind", kind, f"one of {SUPPORTS}")
@@ -101,7 +100,6 @@ def teacher_advantage(rollouts: Rollouts, *, emphasis: float = 0.0) -> Rollouts:
       emphasis: gamma, not negative; 0.5 in the paper.
 
     Raises ValueError: a negative emphasis.
-
     Source: IW-OPD, https://arxiv.org/abs/2606.22600
     """
     require(emphasis >= 0, "emphasis", emphasis, "at least 0")
@@ -123,7 +121,6 @@ def optimal_value(rollouts: Rollouts, *, beta: float = 0.5, solvable: bool = Tru
       solvable: rows of prompts for which no anchor has a positive reward leave the training.
 
     Raises ValueError: `beta` is not above 0.
-
     Source: A*-PO, https://arxiv.org/abs/2505.20686, equation 3
     """
     require(beta > 0, "beta", beta, "above 0")

@@ -57,7 +57,6 @@ def td_targets(rollouts: Rollouts, *, steps: int = 1, discount: float = 1.0, of:
       of: "behavior" or "target".
 
     Raises ValueError: `steps` is below 1.
-
     Source: n-step returns, https://arxiv.org/abs/1602.01783
     """
     require(steps >= 1, "steps", steps, "at least 1")
@@ -84,7 +83,6 @@ def blended_targets(
       of: "behavior" or "target".
 
     Raises ValueError: an unknown `by`, or a share outside of [0, 1].
-
     Source: HUBL, https://arxiv.org/abs/2306.00321, section 3
     """
     if by not in SHARES or not 0 <= share <= 1:
@@ -159,11 +157,9 @@ def distribution_targets(rollouts: Rollouts, state, key, *, kind: str, discount:
       expected: whether "returns" are the means, or else the means of the samples: of one draw, the draw.
 
     Raises ValueError: an unknown kind.
-
     Source: https://arxiv.org/abs/1710.10044; DSAC, https://arxiv.org/abs/2001.02811
     """
-    if kind not in ("quantiles", "gaussian"):
-        raise ValueError(f"kind is {kind!r}; it must be 'quantiles' or 'gaussian'")
+    require(kind in ("quantiles", "gaussian"), "kind", kind, "'quantiles' or 'gaussian'")
     rewards, _ = rewards_per_token(rollouts)
     outputs = masked(rollouts.extras["target_value_outputs"], rollouts.mask[..., None])
     if kind == "gaussian":
@@ -190,7 +186,6 @@ def stock_advantage(rollouts: Rollouts, *, share: float = 0.25, trace_decay: flo
       trace_decay: lambda.
 
     Raises ValueError: the share is not between 0 and 1.
-
     Source: https://arxiv.org/abs/2501.13028, section on the conditional value at risk
     """
     require(0 < share < 1, "share", share, "above 0 and below 1")

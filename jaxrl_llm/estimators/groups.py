@@ -29,7 +29,6 @@ def group_advantage(
       baseline, scale: see `baselines`; None for none.
 
     Raises ValueError: a baseline or scale that is no function.
-
     Source: GRPO, https://arxiv.org/abs/2402.03300; Dr. GRPO (no scale), https://arxiv.org/abs/2503.20783.
     """
     score, present = row_scores(rollouts, reward_weights)
@@ -77,7 +76,6 @@ def token_group_advantage(
       epsilon: added to the deviations.
 
     Raises ValueError: a limit that is not positive.
-
     Source: HAPO, https://arxiv.org/abs/2509.16591, section 3.2, with the limit of https://github.com/starriver030515/HAPO
     """
     require(limit > 0, "limit", limit, "positive")
@@ -180,7 +178,6 @@ def pass_at_k_advantage(
       threshold: scores above it are right.
 
     Raises ValueError: k is below 1.
-
     Source: https://arxiv.org/abs/2508.10751
     """
     require(k >= 1, "k", k, "at least 1")
@@ -232,7 +229,6 @@ def optimal_token_baseline(
         output included (verl's "optimal_token_baseline", where "tir_..." compares actions).
 
     Raises ValueError: an unknown tail or alignment.
-
     Source: https://github.com/verl-project/verl, compute_multi_turn_optimal_token_baseline_advantage
     """
     require(tail in TAILS, "tail", tail, f"one of {TAILS}")

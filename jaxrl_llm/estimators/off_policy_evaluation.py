@@ -117,7 +117,6 @@ def sharpe_ratio_at_k(estimates, values, *, baseline: float, k: int):
       k: at least 2, at most P.
 
     Raises ValueError: an impossible `k`.
-
     Source: https://arxiv.org/abs/2311.18207
     """
     count = len(estimates)

@@ -36,7 +36,6 @@ def kl_in_reward(rollouts: Rollouts, *, coefficient: float = 0.05, kind: str = "
       bound: largest size of an estimate (nats); OpenRLHF bounds every kind at 10.
 
     Raises ValueError: an unknown kind, or one such as "k3+", whose other gradient has no meaning in a reward.
-
     Source: Ziegler et al., https://arxiv.org/abs/1909.08593; kinds: `numerics.kl_estimate`.
     """
     if kind.endswith("+"):
@@ -59,7 +58,6 @@ def kl_in_advantage(rollouts: Rollouts, *, coefficient: float = 0.01, kind: str 
       kind, bound: as in `kl_in_reward`.
 
     Raises ValueError: as in `kl_in_reward`.
-
     Source: OpenRLHF, whose advantages of groups are rewards to which the penalty is added
     """
     bare = rollouts.replace(token_rewards=None)
@@ -233,7 +231,6 @@ def gae(
         first of them; all share its advantage and target.
 
     Raises ValueError: an unknown step.
-
     Source: https://arxiv.org/abs/1506.02438; decoupled and length-adaptive decays: VAPO, https://arxiv.org/abs/2504.05118
     """
     require(step in STEPS, "step", step, f"one of {STEPS}")

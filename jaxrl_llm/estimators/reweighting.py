@@ -51,7 +51,6 @@ def entropy_guided_weight(rollouts: Rollouts, *, entropy_weight: float = 1.0, te
     A is the mean advantage of the row and H its mean entropy in nats. Equal rows keep what they have.
 
     Raises ValueError: a temperature that is not positive.
-
     Source: EGSW, https://arxiv.org/abs/2503.22456
     """
     require(temperature > 0, "temperature", temperature, "positive")
@@ -89,7 +88,6 @@ def exponential_weight(rollouts: Rollouts, *, temperature: float = 1.0) -> Rollo
     """Multiplies advantages by exp(A / temperature): what was better than expected counts more.
 
     Raises ValueError: a temperature that is not positive.
-
     Source: RED-Weight, https://arxiv.org/abs/2509.24203
     """
     require(temperature > 0, "temperature", temperature, "positive")
@@ -106,7 +104,6 @@ def advantage_weight(rollouts: Rollouts, *, temperature: float = 1.0, largest: f
       largest: bound of a weight, above 0.
 
     Raises ValueError: one of them is not above 0.
-
     Source: AWR, https://arxiv.org/abs/1910.00177, which has the bound 20
     """
     if temperature <= 0 or largest <= 0:
@@ -149,7 +146,6 @@ def long_wrong_penalty(rollouts: Rollouts, *, base: float = 1.00001) -> Rollouts
       base: above 1; the larger, the sooner the factor nears 2.
 
     Raises ValueError: `base` is 1 or less.
-
     Source: suboptimal trajectory complexity regularisation, https://arxiv.org/abs/2506.21655
     """
     require(base > 1, "base", base, "above 1")

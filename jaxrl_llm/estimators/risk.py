@@ -37,7 +37,6 @@ def risk_advantage(
         group (evenly where these add up to 0), "std", divided by the deviation of their group, or "uniform", to each.
 
     Raises ValueError: a bundle below 1, levels that are not 0 < a < b < 1, or an unknown credit.
-
     Source: RiskPO, https://arxiv.org/abs/2510.00911
     """
     _check(bundle, levels, credit)
@@ -114,7 +113,6 @@ def cvar_advantage(
       level: alpha, above 0 and up to 1.
 
     Raises ValueError: a share that is not from 0 to 1, or a level out of (0, 1].
-
     Source: expected conditional risk measures, https://arxiv.org/abs/2301.10932
     """
     if not 0 <= share <= 1 or not 0 < level <= 1:
@@ -151,7 +149,6 @@ def lagrangian_advantage(
       confidence: k, standard errors that the estimate lies above the mean.
 
     Raises ValueError: there is no such component.
-
     Source: CAL, https://arxiv.org/abs/2401.14758
     """
     value, known = component_of(rollouts, cost)
@@ -183,10 +180,8 @@ def log_barrier_advantage(
       sharpness: t; the larger, the nearer to its bound a component may go.
       margin: smallest slack.
 
-    Raises:
-      ValueError: `bounds` is not for K - 1 components, there is no component `objective`, or sharpness or margin are not
-        above 0.
-
+    Raises ValueError: `bounds` is not for K - 1 components, there is no component `objective`, or sharpness or margin are not
+      above 0.
     Source: C-MORL, https://arxiv.org/abs/2410.02236; the barrier is that of IPO, https://arxiv.org/abs/1910.09615
     """
     if sharpness <= 0 or margin <= 0:

@@ -26,7 +26,6 @@ def objective_advantages(rollouts: Rollouts, state, key, *, inner: Estimator, ob
       objectives: K.
 
     Raises ValueError: the rollouts have another number of reward components.
-
     Source: https://arxiv.org/abs/2509.11452
     """
     if rollouts.rewards.shape[1] != objectives:
@@ -60,7 +59,6 @@ def fair_rewards(rollouts: Rollouts, state, key, *, objectives: int, floor: floa
       decay: share of what was known that each step keeps.
 
     Raises ValueError: `floor` is 0 or less, or the rollouts have another number of reward components.
-
     Source: MO-TSIVR-PG, https://arxiv.org/abs/2508.10608, for the scalarisation that is proportionally fair
     """
     del key

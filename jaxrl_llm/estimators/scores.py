@@ -16,10 +16,8 @@ def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = No
     Args:
       reward_weights: one factor for each of the K components; 1 by default.
 
-    Returns:
-      score [N] (weighted sum of components plus the masked sum of token rewards) and present [N] (1 where the row is
+    Returns: score [N] (weighted sum of components plus the masked sum of token rewards) and present [N] (1 where the row is
       valid and has at least one component).
-
     Raises ValueError: the number of weights is not K.
     """
     rewards = rollouts.rewards.astype(jnp.float32)
@@ -78,8 +76,7 @@ def last_action(mask):
 def by_action(mask, *arrays):
     """Arrays [N, T] with the t-th action of each row in column t, behind which comes what is no action; and the way back.
 
-    Returns:
-      A list of the arrays, 0 where a row has no t-th action, and a function that takes such an array to the places it
+    Returns: A list of the arrays, 0 where a row has no t-th action, and a function that takes such an array to the places it
       came from.
     """
     order = jnp.argsort(mask <= 0, axis=1, stable=True)

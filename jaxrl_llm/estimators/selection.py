@@ -36,7 +36,6 @@ def policy_filtration(rollouts, state, key, *, keep: str = "best_and_random", re
       keep: "best_and_random" (the best and one of the others, drawn from the key), "best_and_worst", or "best".
 
     Raises ValueError: an unknown kind of rows.
-
     Source: PF-PPO, https://arxiv.org/abs/2409.06957
     """
     require(keep in KEPT, "keep", keep, f"one of {KEPT}")
@@ -66,7 +65,6 @@ def resample_by_score(
       power: of the score, for the emphasis "power"; None for 2.
 
     Raises ValueError: an unknown emphasis, or a power for another one than "power".
-
     Source: PF-PPO in verl, compute_pf_ppo_reweight_data, https://github.com/verl-project/verl
     """
     require(emphasis in EMPHASES, "emphasis", emphasis, f"one of {EMPHASES}")
@@ -118,7 +116,6 @@ def down_sample(
       steps_total: steps from one to the other.
 
     Raises ValueError: shares that are not in (0, 1], or `steps_total` below 1.
-
     Source: D3S, https://arxiv.org/abs/2509.22115
     """
     _check_shares(rows, tokens, steps_total)
@@ -202,7 +199,6 @@ def moving_average_advantage(
       decay: share of the average that each step keeps, from 0 up to 1.
 
     Raises ValueError: a decay that is not from 0 up to 1.
-
     Source: REINFORCE with a moving baseline, https://doi.org/10.1007/BF00992696
     """
     require(0 <= decay < 1, "decay", decay, "from 0 up to 1")

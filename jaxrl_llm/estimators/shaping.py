@@ -23,7 +23,6 @@ def overlong_penalty(rollouts: Rollouts, *, max_length: int, buffer: int, penalt
     `max_length`, and `-penalty` beyond.
 
     Raises ValueError: the buffer is not in [1, max_length].
-
     Source: DAPO, equation 13, https://arxiv.org/abs/2503.14476
     """
     if not 1 <= buffer <= max_length:
@@ -41,7 +40,6 @@ def repetition_penalty(rollouts: Rollouts, *, size: int = 3, penalty: float = 1.
     The share is 1 - different runs / all runs of consecutive actions; rows with fewer actions have none.
 
     Raises ValueError: a size below 1.
-
     Source: https://arxiv.org/abs/2502.03373, appendix C.2, as in TRL
     """
     require(size >= 1, "size", size, "at least 1 token")
@@ -89,7 +87,6 @@ def tool_call_reward(rollouts: Rollouts, *, smoothing: float = 1.0, threshold: f
       component: the reward component that is multiplied.
 
     Raises ValueError: smoothing that is not positive.
-
     Source: OTC, https://arxiv.org/abs/2504.14870
     """
     require(smoothing > 0, "smoothing", smoothing, "positive")
@@ -200,7 +197,6 @@ def cosine_length_reward(
       component: the reward component that is replaced.
 
     Raises ValueError: `max_length` is below 1.
-
     Source: Open-RS, https://arxiv.org/abs/2503.16219; the shape is that of https://arxiv.org/abs/2502.03373
     """
     require(max_length >= 1, "max_length", max_length, "at least 1 token")
@@ -221,7 +217,6 @@ def efficient_length_reward(
     Groups that tie with the last of the best are among them.
 
     Raises ValueError: a share that is not from 0 to 1.
-
     Source: GRPO-lambda, https://arxiv.org/abs/2505.18086
     """
     require(0 <= share <= 1, "share", share, "from 0 to 1")

@@ -51,7 +51,6 @@ def tracked_advantage(
       forgetting: smallest and largest rho, equal ones without `half_life`.
 
     Raises ValueError: no prompts, bounds of forgetting that are not 0 <= low <= high <= 1, or two of them without `half_life`.
-
     Source: SPO, https://arxiv.org/abs/2509.13232, with `whiten(over="rows")` behind it.
     """
     if not 0 <= forgetting[0] <= forgetting[1] <= 1:
@@ -94,7 +93,6 @@ def cumulative_advantage(rollouts, state, key, *, prompts: int, reward_weights: 
       prompts: size of the table; every visit of prompts numbered from there on is the first.
 
     Raises ValueError: no prompts.
-
     Source: DCPO, https://arxiv.org/abs/2509.02333
     """
     score, present = row_scores(rollouts, reward_weights)
@@ -135,7 +133,6 @@ def role_advantage(
       decay: of the mean.
 
     Raises ValueError: no roles.
-
     Source: role-conditioned advantage estimation in SPIRAL, https://arxiv.org/abs/2506.24119
     """
     score, present = row_scores(rollouts, reward_weights)
@@ -168,7 +165,6 @@ def budget_length_reward(
       component: the reward component that it is added to.
 
     Raises ValueError: an interval below 1.
-
     Source: Train Long, Think Short, https://arxiv.org/abs/2508.08940
     """
     require(interval >= 1, "interval", interval, "at least 1 step")
@@ -201,7 +197,6 @@ def history_length_reward(
       component: the reward component that it is added to.
 
     Raises ValueError: no prompts.
-
     Source: HAPO, https://arxiv.org/abs/2505.11225
     """
     value, present = component_of(rollouts, component)
@@ -227,7 +222,6 @@ def format_diversity_reward(rollouts, steps, key, *, steps_total: int, component
       component: the reward component that is multiplied.
 
     Raises ValueError: `steps_total` is below 1.
-
     Source: ARM, Ada-GRPO, https://arxiv.org/abs/2505.20258
     """
     require(steps_total >= 1, "steps_total", steps_total, "at least 1")

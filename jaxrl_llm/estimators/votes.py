@@ -90,7 +90,6 @@ def pseudo_label_advantage(
       offset: size of the penalty.
 
     Raises ValueError: a width that is not positive.
-
     Source: RESTRAIN, https://arxiv.org/abs/2510.02172
     """
     if width <= 0:

@@ -47,8 +47,7 @@ def constant(rollouts: Rollouts, *, length: int) -> Rollouts:
 
     Source: Dr. GRPO, https://arxiv.org/abs/2503.20783
     """
-    if length < 1:
-        raise ValueError(f"length is {length}; it must be at least 1 token")
+    require(length >= 1, "length", length, "at least 1 token")
     actions = _actions(rollouts)
     return rollouts.replace(weight=safe_divide(actions, jnp.float32(length) * rollouts.valid.sum()))
 
@@ -114,7 +113,6 @@ def whiten(
       placement: of epsilon, as in `std_scale`.
 
     Raises ValueError: an unknown unit or placement.
-
     Source: REINFORCE++ "global advantage normalisation", https://arxiv.org/abs/2501.03262; PPO practice,
       https://arxiv.org/abs/2006.05990.
     """

@@ -61,7 +61,6 @@ def brevity_weight(batch: Batch, groups: Groups, *, temperature: float = 0.1, ma
     It is proportional to exp(reward / `temperature`) for a reward of 1 - length / `max_length`.
 
     Raises ValueError: `temperature` is not above 0, or `max_length` not at least 1.
-
     Source: DRPO, https://arxiv.org/abs/2510.04474
     """
     if temperature <= 0 or max_length < 1:
@@ -85,7 +84,6 @@ def discriminative(
       weighting: function `(batch, groups) -> [S]` that the w of correct rollouts are proportional to; equal by default.
 
     Raises ValueError: `temperature` is not above 0.
-
     Source: DisCO, https://arxiv.org/abs/2505.12366; DRPO for `weighting`, https://arxiv.org/abs/2510.04474
     """
     require(temperature > 0, "temperature", temperature, "above 0")

@@ -43,7 +43,6 @@ def jensen_shannon(other, policy, *, beta: float = 0.5):
     which is itself 0 there.
 
     Raises ValueError: `beta` is not in [0, 1].
-
     Source: generalised knowledge distillation, https://arxiv.org/abs/2306.13649, equation 1
     """
     require(0 <= beta <= 1, "beta", beta, "from 0 to 1")
@@ -59,7 +58,6 @@ def alpha_divergence(other, policy, *, alpha: float = 0.5):
     """(1 - sum policy^alpha other^(1 - alpha)) / (alpha (1 - alpha)): forward at alpha -> 0, reverse at alpha -> 1.
 
     Raises ValueError: `alpha` is 0 or 1, which have functions of their own.
-
     Source: Amari, Differential-Geometrical Methods in Statistics (1985), chapter 3
     """
     if alpha in (0, 1):
@@ -80,7 +78,6 @@ def generalised_divergence(other, policy, *, direction: str = "forward"):
       direction: "forward", p = other and q = policy; or "reverse", p = policy and q = other.
 
     Raises ValueError: an unknown direction.
-
     Source: Csiszar, I-divergence geometry (1975), https://doi.org/10.1214/aop/1176996454, for measures as in
       https://doi.org/10.1214/aos/1176348385
     """
@@ -108,7 +105,6 @@ def divergence(
         that are not there stay so.
 
     Raises ValueError: `generalised_divergence` with a `rest` that makes masses equal, as it would change nothing.
-
     Source: https://arxiv.org/abs/2306.13649
     """
     del candidates  # who fills the batch reads it
@@ -161,7 +157,6 @@ def score_centering(
       high: upper bound of the importance weight.
 
     Raises ValueError: bounds of a weight that are negative or not in order.
-
     Source: https://arxiv.org/abs/2609.20807
     """
     del candidates  # who fills the batch reads it
@@ -207,7 +202,6 @@ def projected(
       candidates: the rule that fills `batch.extras["candidates"]`; it has to include the token itself.
 
     Raises ValueError: the bound is not above 0.
-
     Source: TROLL, https://arxiv.org/abs/2510.03817
     """
     if bound <= 0:

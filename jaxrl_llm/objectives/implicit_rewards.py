@@ -83,7 +83,6 @@ def beyond_shared_length(scores: Scores, batch: Batch, *, alpha: float = 0.5):
     """1 for as many first actions of each member of a pair as both have, `alpha` for those that the longer has beyond.
 
     Raises ValueError: `alpha` is outside of [0, 1].
-
     Source: LD-DPO, https://arxiv.org/abs/2409.06411
     """
     require(0 <= alpha <= 1, "alpha", alpha, "from 0 (cut to the shared length) to 1 (plain DPO)")

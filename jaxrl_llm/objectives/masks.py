@@ -35,7 +35,6 @@ def divergence_mask(
       against: whose probability q is, that of the ratio: "behavior" or "proximal".
 
     Raises ValueError: an unknown kind.
-
     Source: DPPO, https://arxiv.org/abs/2602.04879
     """
     require(kind in ("tv", "kl"), "kind", kind, "'tv' or 'kl'")
@@ -72,7 +71,6 @@ def ring_mask(
       ratio: log importance ratio.
 
     Raises ValueError: bounds of a ring that is not two-sided.
-
     Source: REC, https://arxiv.org/abs/2509.24203
     """
     if not two_sided and (far_low is not None or far_high is not None):
@@ -211,7 +209,6 @@ def difficulty_weight(scores: Scores, batch: Batch, *, steepness: float = math.e
       steepness: above 0; the larger, the fewer prompts count as hard.
 
     Raises ValueError: `steepness` is not above 0.
-
     Source: difficulty-adaptive divergence shaping, https://arxiv.org/abs/2506.21655
     """
     require(steepness > 0, "steepness", steepness, "above 0")

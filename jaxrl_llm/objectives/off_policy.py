@@ -45,7 +45,6 @@ def importance_weight(
       ratio: `token_ratio()`, `sequence_total_ratio()`, `sequence_ratio()` (geometric mean).
 
     Raises ValueError: an unknown `outside`, or "mask" without any bound.
-
     Source: decoupled PPO, https://arxiv.org/abs/2110.00641 (no bounds); TIS,
       https://fengyao.notion.site/off-policy-rl; IcePop, https://arxiv.org/abs/2510.18855
     """
@@ -105,7 +104,6 @@ def rejection(
       ratio: log-ratio of a token.
 
     Raises ValueError: an unknown `over`, `among` or kind, or no bound.
-
     Source: rejection of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html; DeepSeek-V3.2,
       https://arxiv.org/abs/2512.02556; VACO, https://arxiv.org/abs/2603.01365, as in open-instruct
     """
@@ -148,7 +146,6 @@ def renormalised(scores: Scores, batch: Batch, *, factor: Composable, over: str 
         are left out: under a mean over sequences, the mean over those that are left, of the mean over their tokens.
 
     Raises ValueError: an unknown `over`.
-
     Source: rejection of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html
     """
     require(over in DENOMINATORS, "over", over, f"one of {DENOMINATORS}")

@@ -35,7 +35,6 @@ def clip(log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, high: flo
     dual clip with c = d.
 
     Raises ValueError: `dual` is 1 or less.
-
     Source: PPO, https://arxiv.org/abs/1707.06347; dual clip, https://arxiv.org/abs/1912.09729; asymmetric bounds
       ("clip-higher"), DAPO, https://arxiv.org/abs/2503.14476; INTELLECT-2, https://arxiv.org/abs/2505.07291
     """
@@ -84,7 +83,6 @@ def flipped(log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, high: 
     loss is -A `cap` log pi: the weight is bounded, the gradient stays.
 
     Raises ValueError: `cap` is 1 or less.
-
     Source: ASPO, https://arxiv.org/abs/2510.06062
     """
     require(cap > 1, "cap", cap, "above 1")
@@ -105,7 +103,6 @@ def sapo(log_ratio, scores: Scores, batch: Batch, *, positive: float = 1.0, nega
       negative: tau elsewhere.
 
     Raises ValueError: a tau of 0 or less.
-
     Source: SAPO, https://arxiv.org/abs/2511.20347
     """
     if positive <= 0 or negative <= 0:
@@ -152,7 +149,6 @@ def gradient_preserving_clip(
       dual: as in `clip`; beyond it there is no gradient.
 
     Raises ValueError: `dual` is 1 or less.
-
     Source: GPPO, https://arxiv.org/abs/2508.07629 (both factors 1); CE-GPPO, https://arxiv.org/abs/2509.20712
     """
     ratio, advantage = jnp.exp(log_ratio), batch.advantage
@@ -167,7 +163,6 @@ def shaped(log_ratio, scores: Scores, batch: Batch, *, gamma: float = 0.1):
     """-A r / (r + `gamma`): a bounded ratio whose gradient is largest at tokens of small probability.
 
     Raises ValueError: `gamma` is 0 or less.
-
     Source: LUFFY, https://arxiv.org/abs/2504.14945, for demonstrations, with the ratio `likelihood`; also ICPO,
       https://arxiv.org/abs/2510.26519
     """
@@ -191,7 +186,6 @@ def tapered(
       negative: likewise where A < 0.
 
     Raises ValueError: a lower bound that is negative or above the upper one.
-
     Source: TOPR, https://arxiv.org/abs/2503.14286, with the ratio of whole answers
     """
     for name, (low, high) in (("positive", positive), ("negative", negative)):
@@ -213,7 +207,6 @@ def discovered_drift(log_ratio, scores: Scores, batch: Batch, *, alpha: float = 
       beta: where A < 0.
 
     Raises ValueError: `alpha` or `beta` is not above 0.
-
     Source: Discovered Policy Optimisation, https://arxiv.org/abs/2210.05639
     """
     if alpha <= 0 or beta <= 0:
@@ -249,7 +242,6 @@ def rpg(
       low, high, dual: as in `clip`.
 
     Raises ValueError: an unknown direction or style, or a bad `dual`.
-
     Source: RPG, https://arxiv.org/abs/2505.17508, tables 1 and 2, section 3.3
     """
     require(direction in DIRECTIONS, "direction", direction, f"one of {DIRECTIONS}")

@@ -49,7 +49,6 @@ def categorical_value_loss(
       smoothing: above 0; None shares the return out between the two bins beside it, so that their mean is the return.
 
     Raises ValueError: `high` is not above `low`, or `smoothing` not above 0.
-
     Source: HL-Gauss, https://arxiv.org/abs/2403.03950, section 3.1; two bins: https://arxiv.org/abs/1707.06887, equation 7
     """
     if not low < high or (smoothing is not None and smoothing <= 0):
@@ -78,7 +77,6 @@ def quantile_value_loss(
       samples: "returns", or the name of `batch.extras` [B, T, m] with samples of the return, over which the mean is taken too.
 
     Raises ValueError: `huber` is not above 0.
-
     Source: QR-DQN, https://arxiv.org/abs/1710.10044, equations 9 and 10
     """
     require(huber > 0, "huber", huber, "above 0")

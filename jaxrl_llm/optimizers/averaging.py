@@ -23,7 +23,6 @@ def polyak(*, share: float, every: int = 1) -> Average:
       every: steps between two changes.
 
     Raises ValueError: an impossible share or number of steps.
-
     Source: TR-DPO, https://arxiv.org/abs/2404.09656, which has share 0.6 every 512 steps
     """
     if not 0 < share <= 1:
@@ -98,7 +97,6 @@ def extrapolate_every(every: int, *, share: float = 0.3) -> optax.GradientTransf
       share: alpha.
 
     Raises ValueError: `every` is below 1.
-
     Source: https://arxiv.org/abs/2410.06293; that the practical step is one on parameters could not be confirmed
     """
     if every < 1:
@@ -132,12 +130,9 @@ def slow_fast(update: Callable, *, fast_steps: int = 3, reposition: float | str 
       fast_steps: K, at least 1.
       reposition: a, or the name of a scalar in `batch.coefficients` that a controller sets.
 
-    Returns:
-      An update of the same form that counts as one step; its metrics are those of the last update, at theta', and
+    Returns: An update of the same form that counts as one step; its metrics are those of the last update, at theta', and
       "fast/loss" of the first.
-
     Raises ValueError: `fast_steps` is below 1.
-
     Source: SFPO, https://arxiv.org/abs/2510.04072
     """
     if fast_steps < 1:

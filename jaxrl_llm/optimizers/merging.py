@@ -26,7 +26,6 @@ def task_vector(tuned, base, *, density: float = 1.0, bound: float = 1.0):
       bound: largest magnitude of an entry.
 
     Raises ValueError: the density is not in (0, 1].
-
     Source: https://arxiv.org/abs/2405.17931
     """
     _check_density(density)
@@ -43,7 +42,6 @@ def online_dare(direction, *, keep: float, mix: float, seed: int = 0) -> optax.G
       seed: of the mask; a step's mask depends on seed, step and leaf alone.
 
     Raises ValueError: `keep` is not in (0, 1].
-
     Source: https://arxiv.org/abs/2405.17931; the authors' script has keep 0.01 and mix 1e-7
     """
     _check_density(keep, "keep")
@@ -76,7 +74,6 @@ def online_ties(direction, *, density: float, mix: float) -> optax.GradientTrans
       mix: share of the direction in each step.
 
     Raises ValueError: the density is not in (0, 1].
-
     Source: https://arxiv.org/abs/2405.17931
     """
     _check_density(density)

@@ -205,11 +205,9 @@ class RewardPool:
           deadline_seconds: longest time for a call on all rows, and again for trying its rows one by one.
           groups: of each row the number and the size of its group, for rewards of whole groups.
 
-        Returns:
-          [N, K], float64, or objects where a `Fact` is among the rewards, NaN where a reward is missing, and the failures, by
-          reward and row, which `timed_out` says of rows that took too long alone. None from a reward is missing without being
-          a failure. Apart from time-outs the result does not depend on timing.
-
+        Returns: [N, K], float64, or objects where a `Fact` is among the rewards, NaN where a reward is missing, and the
+          failures, by reward and row, which `timed_out` says of rows that took too long alone. None from a reward is missing
+          without being a failure. Apart from time-outs the result does not depend on timing.
         Raises ValueError: the columns differ in length.
         """
         _check_lengths(call := protocol.Call(prompts, completions, dict(columns or {}), groups))

@@ -47,7 +47,6 @@ def escalated(
       warmup_steps: steps without hints.
 
     Returns: With the metric "hints/asked", the share of the groups that were asked with a hint.
-
     Source: GHPO, https://arxiv.org/abs/2507.10628 ("group"); Scaf-GRPO, https://arxiv.org/abs/2510.19807 ("one")
     """
     asked = requests_for(*io.draw(prompts), samples=samples)
@@ -127,7 +126,6 @@ def staged(
         empty block of thoughts.
 
     Raises ValueError: no stage begins at step 0.
-
     Source: TFPI, https://arxiv.org/abs/2509.26226; "Train Long, Think Short", https://arxiv.org/abs/2508.08940
     """
     begun = [stage for stage in sorted(stages) if stage[0] <= io.step]

@@ -71,9 +71,8 @@ class Io:
           requests: whom to ask for what.
           rewarded: whether the rewards are asked at once; otherwise all are NaN, see `reward`.
 
-        Raises:
-          ValueError: a prompt of more than `max_prompt_tokens` tokens, a completion for which no room is left, an example
-            without the completion that it is to give, a policy that the run does not have, or a reward out of range.
+        Raises ValueError: a prompt of more than `max_prompt_tokens` tokens, a completion for which no room is left, an example
+          without the completion that it is to give, a policy that the run does not have, or a reward out of range.
         """
         if rewarded and self.ahead is not None:
             with self.ahead() as (submit, score):

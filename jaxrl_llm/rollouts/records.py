@@ -32,13 +32,10 @@ def make_rollouts(
       prefixes: what stands between each prompt and its samples; nothing by default.
       keeps_entropy: whether `extras["behavior_entropy"]` has the entropies of the samples, 0 at other tokens.
 
-    Returns:
-      Rollouts of NumPy arrays, each prompt a group; `behavior_logp` is that of the tempered policy, without truncation. Where
-      the samples have routes, so has `extras["routes"]`, int16 [N, T, layers, k].
-
-    Raises:
-      ValueError: a prompt, prefix and completion do not fit into `width`, or a reward that is infinite or larger than
-        `rewards.LARGEST_REWARD`, 1e6: squares of such rewards would not stay finite in float32.
+    Returns: Rollouts of NumPy arrays, each prompt a group; `behavior_logp` is that of the tempered policy, without truncation.
+      Where the samples have routes, so has `extras["routes"]`, int16 [N, T, layers, k].
+    Raises ValueError: a prompt, prefix and completion do not fit into `width`, or a reward that is infinite or larger than
+      `rewards.LARGEST_REWARD`, 1e6: squares of such rewards would not stay finite in float32.
     """
     check_range(rewards)
     rows = len(samples.length)

@@ -92,7 +92,6 @@ def speculative(
       lenience: nats by which a token may have become less likely.
 
     Returns: With the metric "speculative/kept", the share of the stored tokens that stay.
-
     Source: SPEC-RL, https://arxiv.org/abs/2509.23232
     """
     examples, numbers = io.draw(prompts)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.compose import Composable
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.data.chat import encode_prompt
 from jaxrl_llm.data.tokenizers import Tokenizer
 
@@ -67,8 +67,7 @@ class Request:
     mask: np.ndarray | None = None  # bool [V], False where a token may not be sampled; None for no mask
 
     def __post_init__(self):
-        if self.samples < 1:
-            raise ValueError(f"Request.samples is {self.samples}; it must be at least 1")
+        require(self.samples >= 1, "Request.samples", self.samples, "at least 1")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"Request.limit is {self.limit}; it must be at least 1, or None for as many as the run allows")
         if isinstance(self.stop, str):

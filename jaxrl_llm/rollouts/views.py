@@ -63,6 +63,8 @@ def with_view(rollouts: Rollouts, who: str, view: View) -> Rollouts:
 def taken_views(rollouts: Rollouts) -> tuple[Rollouts, dict[str, View]]:
     """The rollouts without their views, and the views by who reads them."""
     names = [name for name in rollouts.extras if name.endswith("_view")]
+    if not names:
+        return rollouts, {}
     prompts = {name.removesuffix("_view"): np.asarray(rollouts.extras[name]) for name in names}
     views = {who: View([row[row >= 0].tolist() for row in rows], rollouts.extras[HOME]) for who, rows in prompts.items()}
     rest = {name: value for name, value in rollouts.extras.items() if name not in (*names, HOME)}

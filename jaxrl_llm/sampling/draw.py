@@ -27,9 +27,8 @@ def draw(logits: jax.Array, uniforms: jax.Array, sampling: Sampling, forced: jax
       sampling: see `Sampling`; its `forced`, `limit` and `stop_ids` play no part here.
       forced: int32 [N], tokens to take instead; -1 draws.
 
-    Returns:
-      `(token, logps)`: int32 [N], and float32 [3, N] with its log-probability (nats) under the policy, under the tempered
-      policy and under the distribution that it was drawn from (0 where the token was certain), as in `Samples`.
+    Returns: `(token, logps)`: int32 [N], and float32 [3, N] with its log-probability (nats) under the policy, under the
+      tempered policy and under the distribution that it was drawn from (0 where the token was certain), as in `Samples`.
     """
     # What follows decides on these very numbers: computed anew for each use, they would not be the same in all of them.
     logits = materialised(logits.astype(jnp.float32))

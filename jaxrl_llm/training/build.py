@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxrl_llm import data, distributed, methods, networks, reading, rewards
+from jaxrl_llm.compose import require
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.chat import encode_rendered
 from jaxrl_llm.networks import families
@@ -113,8 +114,7 @@ def _open_source(name: str, options: dict[str, Any]):
         "reasoning_gym": data.reasoning_gym_source,
         "preferences": _preferences,
     }
-    if name not in openers:
-        raise ValueError(f"config.task.source is {name!r}; it must be one of {SOURCES}")
+    require(name in openers, "config.task.source", name, f"one of {SOURCES}")
     try:
         return openers[name](**options)
     except TypeError as error:
@@ -338,8 +338,7 @@ def build_schedule(settings: ConfigDict, total_steps: int, factor: float = 1.0) 
 
     Raises ValueError: an unknown decay.
     """
-    if settings.decay not in DECAYS:
-        raise ValueError(f"optimizer.decay is {settings.decay!r}; it must be one of {DECAYS}")
+    require(settings.decay in DECAYS, "optimizer.decay", settings.decay, f"one of {DECAYS}")
     peak, warmup = settings.learning_rate * factor, settings.warmup_steps
     rest = max(total_steps - warmup, 1)
     decays = {

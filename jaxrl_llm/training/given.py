@@ -54,9 +54,8 @@ NOTHING = Given()
 def named(config: ConfigDict, given: Given) -> ConfigDict:
     """The configuration with the names of what is given, in `config.given` and, of rewards, in `config.rewards.names`.
 
-    Raises:
-      ValueError: two rewards have one name, there are no rows or no parameters, or the configuration names objects that are
-        not given.
+    Raises ValueError: two rewards have one name, there are no rows or no parameters, or the configuration names objects that
+      are not given.
     """
     names = [reward if isinstance(reward, str) else qualified_name(reward) for reward in given.rewards]
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, rollouts
-from jaxrl_llm.compose import Composable, keyword_defaults
+from jaxrl_llm.compose import Composable, keyword_defaults, require
 from jaxrl_llm.rollouts import choosing, forks
 from jaxrl_llm.training.critics import with_settings
 
@@ -113,8 +113,7 @@ def method_options(config: ConfigDict) -> dict:
         hint = "config.method.options come from the file; --config.method.options='{}' drops them all"
         raise ValueError(f"{error} ({hint})") from error
     samples = method.strategy.options["samples"]
-    if not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"config.method.options.samples is {samples!r}; it must be an integer of at least 1")
+    require(isinstance(samples, int) and samples >= 1, "config.method.options.samples", samples, "an integer of at least 1")
     return options
 
 

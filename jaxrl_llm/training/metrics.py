@@ -157,7 +157,6 @@ def keep_until(path: pathlib.Path, step: int) -> list[int]:
     """Removes the records after `step`, which the resumed run will write again; the file is replaced at once.
 
     Returns: The steps that are left.
-
     Raises ValueError: as `read_jsonl` says, or a line without a step.
     """
     if not path.exists():

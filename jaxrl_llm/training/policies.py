@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, networks, reading
+from jaxrl_llm.compose import require
 from jaxrl_llm.data import Tokenizer, load_tokenizer
 from jaxrl_llm.networks import Network
 from jaxrl_llm.networks.config import DTYPES
@@ -135,17 +136,14 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
         of those of a Hugging Face directory.
 
     Returns: Names of the tokenizer files; none where the tokenizer is one that has no files.
-
     Raises ValueError: the target exists, or an unknown format or dtype.
     """
     source, target = reading.local(source), reading.local(target)
     if target.exists():
         raise ValueError(f"{target} exists already; give a folder that does not, so that nothing is lost")
     writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax, "peft": functools.partial(_write_peft, source)}
-    if to not in writers:
-        raise ValueError(f"to is {to!r}; it must be one of {sorted(writers)}")
-    if dtype and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be one of {DTYPES}")
+    require(to in writers, "to", to, f"one of {sorted(writers)}")
+    require(not dtype or dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
     network, tokenizer = load_policy(source, dtype=dtype or "float32")
     if folder_kind(source) == "run" and _is_reward_model(run_config(source)):
         network = _without_language_head(network, tokenizer)

@@ -21,9 +21,8 @@ def build_rewards(
 ) -> dict[str, Callable]:
     """Functions of training and evaluation by name, facts among them; a reward model is laid out on the mesh.
 
-    Raises:
-      ValueError: a name that neither `given` nor `jaxrl_llm.rewards` has and that cannot be imported, or options for one that
-        is given.
+    Raises ValueError: a name that neither `given` nor `jaxrl_llm.rewards` has and that cannot be imported, or options for one
+      that is given.
     """
     given, options = given or {}, config.rewards.options
     inert = [short_name(name) for name in given if short_name(name) in options]

@@ -39,7 +39,6 @@ def train_in_rounds(config: ConfigDict, workdir: str | pathlib.Path, callbacks: 
     the configuration, which hold for this round. With a learning rate of 0 an RL round only samples.
 
     Returns: The summaries of all rounds, which stand in `workdir/summary.json`.
-
     Raises ValueError: an impossible round, or one that finds nothing to learn from; the message names it.
     """
     workdir = reading.local(workdir)

@@ -177,9 +177,8 @@ class Run:
 def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOTHING) -> Iterator[Run]:
     """Checks the configuration, opens what it names and writes it to `workdir/config.json`.
 
-    Raises:
-      ValueError: an impossible configuration, one that differs from that of the run in `workdir`, or another process
-        is at work there.
+    Raises ValueError: an impossible configuration, one that differs from that of the run in `workdir`, or another process is at
+      work there.
     """
     config = named(config, given)
     check_config(config)
