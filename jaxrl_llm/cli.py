@@ -130,8 +130,7 @@ def load_config(path: str, overrides: list[str]):
       path: of the file; one such as "configs/gsm8k.py" that is not there is looked for among those of the program.
       overrides: the arguments.
 
-    Raises:
-      ValueError: no such file, an unknown key, or a value of another type.
+    Raises ValueError: no such file, an unknown key, or a value of another type.
     """
     file = next((place for place in (pathlib.Path(path), CONFIGS.parent / path) if place.is_file()), None)
     if file is None:
@@ -143,8 +142,7 @@ def load_config(path: str, overrides: list[str]):
 def override(build, overrides: list[str], place: str):
     """The configuration that `build()` makes, changed by `--config.section.key=value` arguments.
 
-    Raises:
-      ValueError: an unknown key, or a value of another type; `place` says where the others come from.
+    Raises ValueError: an unknown key, or a value of another type; `place` says where the others come from.
     """
     from absl import flags
     from ml_collections import config_flags

@@ -16,17 +16,12 @@ from jaxrl_llm.compose import Composable, factory_of
 
 @dataclasses.dataclass(frozen=True)
 class Controller:
-    """One scalar of `batch.coefficients`.
+    """One scalar of `batch.coefficients`."""
 
-    Attributes:
-      init: `init() -> state`, a pytree of arrays.
-      value: `value(state, step) -> float32 []`; it has the options, and prints as the code that makes the controller.
-      update: `update(state, metrics) -> state`, from the metrics of a step.
-    """
-
-    init: Callable[[], Any]
+    init: Callable[[], Any]  # `init() -> state`, a pytree of arrays
+    # `value(state, step) -> float32 []`; it has the options, and prints as the code that makes the controller
     value: Composable
-    update: Callable[[Any, Mapping[str, Any]], Any]
+    update: Callable[[Any, Mapping[str, Any]], Any]  # `update(state, metrics) -> state`, from the metrics of a step
 
     def __repr__(self) -> str:
         return repr(self.value)

@@ -29,8 +29,7 @@ def dense_statistics(head: Callable, inputs: tuple, batch: Batch, needs) -> dict
       batch: of the tokens.
       needs: names, others among them.
 
-    Raises:
-      ValueError: candidates are needed that the batch does not carry.
+    Raises ValueError: candidates are needed that the batch does not carry.
     """
     asked = {name.partition(":")[0]: name.partition(":")[2] for name in sorted(needs) if name.partition(":")[0] in DENSE}
     if not asked:

@@ -35,8 +35,7 @@ def token_statistics(
       token_chunk: tokens of a block on each device, the same number from each row.
       vocabulary_chunk: vocabulary entries of a block.
 
-    Returns:
-      "logp" and what is asked for, float32 [B, T], in nats.
+    Returns: "logp" and what is asked for, float32 [B, T], in nats.
     """
     wanted = ("logp", *sorted(needs & {"entropy", "mean_logp", "max_logp"}))
     split = _split(targets.shape, matrix.shape)

@@ -113,9 +113,7 @@ def kl_estimate(logp, reference_logp, kind: str, bound: float | None = MAX_LOG_R
       kind: one of `KL_KINDS`.
       bound: of |x| (nats), see `log_ratio`; None for none, and then exp(x) is constant beyond 80 nats.
 
-    Raises:
-      ValueError: an unknown kind.
-
+    Raises ValueError: an unknown kind.
     Source: J. Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html; the gradients of k1, k2 and k3,
       and the kinds with "+", https://arxiv.org/abs/2510.01555 and verl
     """

@@ -22,8 +22,7 @@ Check = Callable[[Any, str], Any]
 def local(path: str | pathlib.Path) -> pathlib.Path:
     """The absolute path of a file or folder of this machine.
 
-    Raises:
-      ValueError: it is an address such as gs://bucket/model, which would become a local folder of that name.
+    Raises ValueError: it is an address such as gs://bucket/model, which would become a local folder of that name.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
         raise ValueError(f"{path} is no folder of this machine; mount the bucket or copy what is there, and give that")
@@ -41,8 +40,7 @@ _HALVES = re.compile(r"\\u[dD][89a-fA-F]")
 def read_text(path: str | pathlib.Path) -> str:
     """The text of a UTF-8 file, without the byte order mark that some editors put before it.
 
-    Raises:
-      ValueError: the file is not UTF-8, or larger than `MOST_BYTES`.
+    Raises ValueError: the file is not UTF-8, or larger than `MOST_BYTES`.
     """
     path = pathlib.Path(path)
     size = path.stat().st_size
@@ -71,9 +69,8 @@ def parse_object(
       pairs: makes an object of its names and values, and may refuse it with a ValueError; by default the last of one name
         counts.
 
-    Raises:
-      ValueError: it is something else, or holds what JSON does not have or Python cannot use: numbers that are not finite,
-        integers of thousands of digits, brackets within hundreds of brackets, halves of surrogate pairs.
+    Raises ValueError: it is something else, or holds what JSON does not have or Python cannot use: numbers that are not finite,
+      integers of thousands of digits, brackets within hundreds of brackets, halves of surrogate pairs.
     """
     try:
         value = json.loads(
@@ -244,8 +241,7 @@ def fields(values: Mapping[str, Any], checks: Mapping[str, Check], before: str) 
 def build(kind: type, values: Mapping[str, Any], before: str) -> Any:
     """The dataclass `kind` from a JSON object, each field of the type with which it is annotated.
 
-    Raises:
-      ValueError: a field is unknown, missing or of another type, or the dataclass itself refuses it.
+    Raises ValueError: a field is unknown, missing or of another type, or the dataclass itself refuses it.
     """
     checks, needed = _checks_of(kind)
     unknown = sorted(values.keys() - checks.keys())

@@ -35,9 +35,8 @@ def make_scorer(
       value: `value(params, tokens, positions, segments) -> [B, T]`, what a policy that is a bare `apply` expects after
         reading each token, from the same parameters; see `actor_critic_scorer` for a critic with parameters of its own.
 
-    Raises:
-      ValueError: an unknown statistic, a statistic that the policy cannot give, routes for a policy without experts, or a
-        temperature of 0 or less.
+    Raises ValueError: an unknown statistic, a statistic that the policy cannot give, routes for a policy without experts, or a
+      temperature of 0 or less.
     """
     needs = frozenset(needs)
     unknown = sorted(name for name in needs if name.partition(":")[0] not in STATISTICS)
@@ -71,8 +70,7 @@ def actor_critic_scorer(actor: Scorer, critic, needs=("value",)) -> Scorer:
         what it expects after reading each token.
       needs: what is asked of the critic: "value", "value_outputs" or both; a function gives "value" alone.
 
-    Raises:
-      ValueError: "value_outputs" are asked of a function.
+    Raises ValueError: "value_outputs" are asked of a function.
     """
     if getattr(critic, "hidden", None) is None:
         if set(needs) - {"value"}:
@@ -107,8 +105,7 @@ def is_first(batch: Batch):
 def _read(policy, function: Callable, params, batch: Batch, **options):
     """What a function of the policy's says of the tokens that it reads: those of the batch's forest, or its own.
 
-    Raises:
-      ValueError: the batch has a forest, and the policy reads sequences alone.
+    Raises ValueError: the batch has a forest, and the policy reads sequences alone.
     """
     if batch.forest is None:
         return function(params, batch.tokens, batch.positions, batch.segment, **options)

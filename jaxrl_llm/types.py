@@ -148,18 +148,12 @@ class Forest:
 
     Such sequences are trees of tokens, laid out depth first, so that what goes on from a token stands in the columns up to its
     `reach`: query q sees key k where k <= q < reach[k].
-
-    Attributes:
-      tokens: int [B, W].
-      positions: int [B, W], place of the token in the sequences that it belongs to.
-      reach: int [B, W], first column behind all that goes on from the token, more than its own; 0 for padding.
-      routes: int [B, W, layers, k] or None, experts that the sampler sent the token to.
     """
 
-    tokens: Array
-    positions: Array
-    reach: Array
-    routes: Array | None = None
+    tokens: Array  # int [B, W]
+    positions: Array  # int [B, W], place of the token in the sequences that it belongs to
+    reach: Array  # int [B, W], first column behind all that goes on from the token, more than its own; 0 for padding
+    routes: Array | None = None  # int [B, W, layers, k] or None, experts that the sampler sent the token to
 
     def __post_init__(self):
         _check_rank(self, self.tokens)

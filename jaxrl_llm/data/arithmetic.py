@@ -33,8 +33,7 @@ def arithmetic_source(
       careless: share of the examples whose completion forgets every carry or borrow ("7+5=12;3+4=7#72"), while
         "answer" stays right. A model that imitates such demonstrations has something to learn from a verifier.
 
-    Returns:
-      Examples with "prompt", "completion" (the working, then "#" and the result) and "answer" (the result).
+    Returns: Examples with "prompt", "completion" (the working, then "#" and the result) and "answer" (the result).
     """
     fewest, most = digits
     if not 1 <= fewest <= most <= 9:

@@ -28,8 +28,7 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generatio
         as dicts: with it a template named "tool_use" is taken, if there is one. Templates that write the date of today
         ask for `date_string`: give it, so that prompts do not depend on the day.
 
-    Raises:
-      ValueError: no template, malformed messages or tools, or a template that refuses them.
+    Raises ValueError: no template, malformed messages or tools, or a template that refuses them.
     """
     return render_with(templates.render, tokenizer, messages, add_generation_prompt, variables)
 
@@ -86,8 +85,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[Message], **varia
     What the tokenizer would put behind a text, such as its end token, is left out. Messages that end with one of the role
     "assistant" are gone on from: the prompt ends with its content.
 
-    Raises:
-      ValueError: an empty text, or what `render_chat` refuses, or tools or tool calls that the template leaves out.
+    Raises ValueError: an empty text, or what `render_chat` refuses, or tools or tool calls that the template leaves out.
     """
     if isinstance(prompt, str):
         return _begun(tokenizer, prompt)
@@ -125,8 +123,7 @@ def refuse_losses(
       variables: of the template.
       learned: numbers of the messages that are learned; thoughts of others may be dropped, as many templates do.
 
-    Raises:
-      ValueError: the text is the same without them.
+    Raises ValueError: the text is the same without them.
     """
     if variables.get("tools") and _same(render, (messages, variables), (messages, {**variables, "tools": None})):
         raise ValueError("the chat template leaves out the tools; use one that writes them, or leave the column 'tools' out")

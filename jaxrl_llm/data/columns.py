@@ -25,8 +25,7 @@ def select_columns(row: Mapping[str, Any], columns: Mapping[str, str] | None, pl
     Dialogues of ShareGPT ("conversations" of "from" and "value") become "messages", and a completion that is a list of one
     message of the assistant becomes its text, or a dialogue where it has more than a text.
 
-    Raises:
-      ValueError: a column is missing, or holds what it cannot; the message begins with `place`.
+    Raises ValueError: a column is missing, or holds what it cannot; the message begins with `place`.
     """
     mapping = {name: name for name in row} if columns is None else columns
     missing = next((theirs for theirs in mapping.values() if theirs not in row), None)
@@ -47,8 +46,7 @@ def select_columns(row: Mapping[str, Any], columns: Mapping[str, str] | None, pl
 def require_prompt(example: Example, row: Mapping[str, Any], place: str) -> Example:
     """The example, which has a prompt.
 
-    Raises:
-      ValueError: it has none.
+    Raises ValueError: it has none.
     """
     if "prompt" in example:
         return example
@@ -63,8 +61,7 @@ def require_prompt(example: Example, row: Mapping[str, Any], place: str) -> Exam
 def check_prompt(prompt: Any, place: str) -> None:
     """Refuses what is no prompt: neither a text that is not empty nor a list of chat messages.
 
-    Raises:
-      ValueError: the message begins with `place`, such as "train.jsonl, line 3: 'prompt'".
+    Raises ValueError: the message begins with `place`, such as "train.jsonl, line 3: 'prompt'".
     """
     if isinstance(prompt, str):
         if not prompt:
@@ -134,8 +131,7 @@ def _check_kinds(example: Example, place: str) -> None:
 def common_prompt(chosen: str, rejected: str, place: str) -> tuple[str, str, str]:
     """Prompt, chosen and rejected text of two texts that begin alike: what both begin with, up to a word and a space before it.
 
-    Raises:
-      ValueError: they begin with different words, or are equal.
+    Raises ValueError: they begin with different words, or are equal.
     """
     shared = next(
         (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))

@@ -34,13 +34,10 @@ def encode_dialogue(
       turns: "all" or "last", the assistant turns that are marked; with "last", messages after that turn are left out.
       **variables: of the template, as in `render_chat`.
 
-    Returns:
-      Ids and mask of 0 and 1, of the same length.
-
-    Raises:
-      ValueError: malformed messages, a tokenizer that cannot place its tokens in a text, or a template that leaves out
-        tools, tool calls or reasoning to learn, or writes a turn in another way once the dialogue goes on, as those do that
-        drop earlier reasoning.
+    Returns: Ids and mask of 0 and 1, of the same length.
+    Raises ValueError: malformed messages, a tokenizer that cannot place its tokens in a text, or a template that leaves out
+      tools, tool calls or reasoning to learn, or writes a turn in another way once the dialogue goes on, as those do that drop
+      earlier reasoning.
     """
     check_dialogue(messages, "messages")
     if turns not in TURNS:
@@ -70,8 +67,7 @@ def encode_example(tokenizer: Tokenizer, example: Mapping[str, Any]) -> tuple[li
     Either "messages", with "tools" and "turns" as in `encode_dialogue`; or "prompt" and "completion", the latter with the
     end token. These two are encoded apart, so that the prompt has the very ids that sampling will give it.
 
-    Raises:
-      ValueError: neither or both of them, or what `encode_dialogue` refuses.
+    Raises ValueError: neither or both of them, or what `encode_dialogue` refuses.
     """
     if "messages" in example and "completion" in example:
         raise ValueError("an example has both 'messages' and 'completion' to learn from; leave out one of the columns")
@@ -125,8 +121,7 @@ def continue_dialogue(tokenizer: Tokenizer, ids: Sequence[int], messages: Sequen
         content of that message is not used, it is in `ids`.
       **variables: of the template, the same as for the first prompt.
 
-    Raises:
-      ValueError: no assistant turn or nothing after it, or a template that does not write what an assistant says as it is.
+    Raises ValueError: no assistant turn or nothing after it, or a template that does not write what an assistant says as it is.
     """
     said = assistant_turns(messages)
     if not said or said[-1] == len(messages) - 1:
@@ -152,8 +147,7 @@ def assistant_turns(messages: Sequence[Message]) -> list[int]:
 def check_dialogue(messages: Any, place: str, tools: Any = None) -> None:
     """Refuses what is no dialogue to learn from.
 
-    Raises:
-      ValueError: the message begins with `place`, such as "train.jsonl, line 3: messages".
+    Raises ValueError: the message begins with `place`, such as "train.jsonl, line 3: messages".
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"{place} is {messages!r}; give a non-empty list of dicts with 'role' and 'content'")

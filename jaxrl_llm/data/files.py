@@ -21,8 +21,7 @@ def read_rows(path: str | pathlib.Path) -> list[Row]:
       path: JSON lines in UTF-8 (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`; a byte-order mark is no part of them), Parquet, or a
         folder with such files or with what `datasets.Dataset.save_to_disk` wrote. Parquet, Arrow and zstd need pyarrow.
 
-    Raises:
-      ValueError: there is no such file, it holds no rows, or a line is no JSON object; the message gives file and line.
+    Raises ValueError: there is no such file, it holds no rows, or a line is no JSON object; the message gives file and line.
     """
     path = pathlib.Path(path)
     rows = [row for file in _files(path) for row in _rows_of(file)]
@@ -34,8 +33,7 @@ def read_rows(path: str | pathlib.Path) -> list[Row]:
 def parse_row(line: str, place: str) -> dict[str, Any]:
     """The JSON object that `line` is.
 
-    Raises:
-      ValueError: as `reading.parse_object` says, or a column stands twice.
+    Raises ValueError: as `reading.parse_object` says, or a column stands twice.
     """
     mend = "write one complete JSON object a line, with line breaks inside strings as \\n and null where there is no value"
     if line.lstrip().startswith("["):

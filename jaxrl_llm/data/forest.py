@@ -63,11 +63,8 @@ def rows_of(leaves: Leaves, groups: np.ndarray, width: int) -> list[list[int]]:
       groups: int [M], which leaves go together.
       width: columns of a row.
 
-    Returns:
-      The numbers of the leaves in each row, in rising order.
-
-    Raises:
-      ValueError: a leaf is longer than `width`.
+    Returns: The numbers of the leaves in each row, in rising order.
+    Raises ValueError: a leaf is longer than `width`.
     """
     if len(leaves.length) and leaves.length.max() > width:
         worst = int(leaves.length.argmax())
@@ -136,11 +133,8 @@ def pack_forest(
       columns: W and T are filled up to a multiple of it.
       **placing: `rows`, `multiple`, `parts` and `part_tokens`, as in `data.pack`.
 
-    Returns:
-      A batch of NumPy arrays, T at most W where rollouts part before their actions.
-
-    Raises:
-      ValueError: a rollout longer than `width`, or more rows needed than `rows`.
+    Returns: A batch of NumPy arrays, T at most W where rollouts part before their actions.
+    Raises ValueError: a rollout longer than `width`, or more rows needed than `rows`.
 
     Example:
       >>> rollouts = Rollouts(tokens=np.array([[7, 8, 1], [7, 8, 2]]), length=np.array([3, 3]), rewards=np.zeros((2, 1)),

@@ -15,12 +15,8 @@ def goal_conditioned(source: Sequence[Example], *, goal: str = "overall score: {
       source: pairs with numbers "chosen_score" and "rejected_score".
       goal: text with a place for the score; a line before a prompt of text, or a system message before chat messages.
 
-    Returns:
-      A source in which examples 2 i and 2 i + 1 come from example i; they have no margin.
-
-    Raises:
-      ValueError: when it is read, an example without scores or whose chosen text has the lower one.
-
+    Returns: A source in which examples 2 i and 2 i + 1 come from example i; they have no margin.
+    Raises ValueError: when it is read, an example without scores or whose chosen text has the lower one.
     Source: reward-augmented data, https://arxiv.org/abs/2410.08067
     """
     name = getattr(source, "name", "examples")

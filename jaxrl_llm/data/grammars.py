@@ -17,13 +17,9 @@ def token_table(tokenizer: Tokenizer, *, pattern: str = "", schema: Mapping[str,
       pattern: a regular expression that whole completions match.
       schema: a JSON schema in its place.
 
-    Returns:
-      int32 [states, V]: the state behind each token, -1 where it may not come. State 0 is the beginning; behind a stop token
-      comes one in which everything may follow.
-
-    Raises:
-      ValueError: both or neither are given, the package `outlines-core` is missing, or no text of these tokens matches.
-
+    Returns: int32 [states, V]: the state behind each token, -1 where it may not come. State 0 is the beginning; behind a stop
+      token comes one in which everything may follow.
+    Raises ValueError: both or neither are given, the package `outlines-core` is missing, or no text of these tokens matches.
     Source: Willard and Louf, https://arxiv.org/abs/2307.09702, by way of https://github.com/dottxt-ai/outlines-core
     """
     if bool(pattern) == (schema is not None):

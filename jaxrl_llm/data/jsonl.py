@@ -18,9 +18,8 @@ def jsonl_source(path: str | pathlib.Path, columns: Mapping[str, str] | None = N
         Without it every column keeps its name. See `columns.select_columns` for the forms that are known.
       split_turns: dialogues become one example for each of their assistant turns, as `sources.split_turns` says.
 
-    Raises:
-      ValueError: the file is empty, or a line is no JSON object, lacks a column or has a prompt, completion or dialogue that
-        is none; the message gives its number.
+    Raises ValueError: the file is empty, or a line is no JSON object, lacks a column or has a prompt, completion or dialogue
+      that is none; the message gives its number.
     """
     found = [(place, require_prompt(select_columns(row, columns, place), row, place)) for place, row in read_rows(path)]
     places, rows = zip(*found, strict=True)

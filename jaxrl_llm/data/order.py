@@ -40,11 +40,8 @@ def next_indices(size: int, cursor: Cursor, count: int, seed: int) -> tuple[np.n
       count: number of examples to take.
       seed: seed of the order.
 
-    Returns:
-      int64 [count] and the next `Cursor`.
-
-    Raises:
-      ValueError: the cursor lies outside the data set, as when a run resumes with another data set.
+    Returns: int64 [count] and the next `Cursor`.
+    Raises ValueError: the cursor lies outside the data set, as when a run resumes with another data set.
     """
     epoch, position = (int(value) for value in cursor)
     if not 0 <= position < size:
@@ -71,12 +68,8 @@ def weighted_indices(weights: np.ndarray, cursor: Cursor, count: int, seed: int)
       count: number of examples to take.
       seed: seed of the order.
 
-    Returns:
-      int64 [count] in the order in which they were drawn, and the next `Cursor`.
-
-    Raises:
-      ValueError: a weight that is negative or not finite, or fewer than `count` above 0.
-
+    Returns: int64 [count] in the order in which they were drawn, and the next `Cursor`.
+    Raises ValueError: a weight that is negative or not finite, or fewer than `count` above 0.
     Source: Efraimidis and Spirakis, Weighted random sampling with a reservoir (2006)
     """
     weights = np.asarray(weights, np.float64)

@@ -18,12 +18,9 @@ def first_fit(lengths, width: int) -> list[list[int]]:
       lengths: tokens of each sequence.
       width: tokens of a row.
 
-    Returns:
-      For each row the sequence numbers in it, in rising order; rows are ordered by their first sequence. Sequences of
+    Returns: For each row the sequence numbers in it, in rising order; rows are ordered by their first sequence. Sequences of
       length 0 are placed nowhere.
-
-    Raises:
-      ValueError: a sequence longer than `width`.
+    Raises ValueError: a sequence longer than `width`.
     """
     lengths = np.asarray(lengths)
     if len(lengths) and lengths.max() > width:
@@ -91,8 +88,7 @@ def place_rows(
       parts: P, number of micro-batches; 0 for no cuts, or as many as `part_tokens` make.
       part_tokens: tokens of a micro-batch, at least one row.
 
-    Raises:
-      ValueError: more packed rows than `rows`.
+    Raises ValueError: more packed rows than `rows`.
     """
     if rows is not None and number > rows:
         raise ValueError(f"rows is {rows}; the rollouts need {number} packed rows of {width} tokens")
@@ -132,11 +128,8 @@ def pack(
       coefficients: scalars for the objective.
       columns: `width` is filled up to a multiple of it.
 
-    Returns:
-      A batch of NumPy arrays.
-
-    Raises:
-      ValueError: a rollout longer than `width`, or more rows needed than `rows`.
+    Returns: A batch of NumPy arrays.
+    Raises ValueError: a rollout longer than `width`, or more rows needed than `rows`.
     """
     lengths = np.asarray(rollouts.length) if keep is None else np.where(keep, rollouts.length, 0)
     width += -width % columns
@@ -173,11 +166,8 @@ def batch_from(rollouts: Rollouts, *, step: int = 0, coefficients=None) -> Batch
       step: training step of the batch.
       coefficients: scalars for the objective.
 
-    Returns:
-      A batch [N, T] of NumPy arrays.
-
-    Raises:
-      ValueError: no token has a weight, although there are actions: no estimator has been there.
+    Returns: A batch [N, T] of NumPy arrays.
+    Raises ValueError: no token has a weight, although there are actions: no estimator has been there.
 
     Example:
       >>> rollouts = Rollouts(tokens=np.ones((2, 3), int), length=np.array([3, 2]), mask=np.ones((2, 3), np.float32),

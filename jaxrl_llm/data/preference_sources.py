@@ -35,8 +35,7 @@ def preference_source(path: str | pathlib.Path, columns: Mapping[str, str] | Non
       columns: our name -> name in the file, as in {"prompt": "question", "chosen": "better", "rejected": "worse"}.
       split: "train", or "test" for about a tenth of all prompts, chosen by a hash, that "train" never shows; or "all".
 
-    Raises:
-      ValueError: a line is no pair; the message gives its number and what is wrong.
+    Raises ValueError: a line is no pair; the message gives its number and what is wrong.
     """
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split is {split!r}; it must be one of {(*SPLITS, 'all')}")
@@ -65,8 +64,7 @@ def arithmetic_preferences(
       digits: as there.
       operations: some of "+-".
 
-    Raises:
-      ValueError: an operation that is not worked column by column.
+    Raises ValueError: an operation that is not worked column by column.
     """
     if set(operations) - set("+-"):
         raise ValueError(f"operations is {operations!r}; slips are made in columns: give some of '+-'")
@@ -106,8 +104,7 @@ def as_marked_answer(example: Mapping[str, Any], place: str) -> Example:
       example: as in a file; see `preference_source`.
       place: what messages call it.
 
-    Raises:
-      ValueError: a label that is neither true nor false, or a prompt or completion that is none.
+    Raises ValueError: a label that is neither true nor false, or a prompt or completion that is none.
     """
     prompt, completion, label = (example.get(name) for name in ("prompt", "completion", "label"))
     if label not in (True, False) or not isinstance(label, bool | int):
@@ -126,8 +123,7 @@ def as_pair(example: Mapping[str, Any], place: str) -> Example:
       example: as in a file; see `preference_source`.
       place: what messages call it.
 
-    Raises:
-      ValueError: the example is no pair.
+    Raises ValueError: the example is no pair.
     """
     missing = next((name for name in ("chosen", "rejected") if name not in example), None)
     if missing:

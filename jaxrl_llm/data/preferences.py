@@ -31,11 +31,8 @@ def filter_long_pairs(
       vocab_size: of the network, which knows no other ids; by default they are not looked at.
       mend: what messages say to do about a pair that is too long.
 
-    Returns:
-      The examples that fit and the number of those left out.
-
-    Raises:
-      ValueError: an example lacks a text, or is longer and `drop` is false, or none is left.
+    Returns: The examples that fit and the number of those left out.
+    Raises ValueError: an example lacks a text, or is longer and `drop` is false, or none is left.
     """
     name, kept = getattr(source, "name", "examples"), []
     for index in range(len(source)):
@@ -71,12 +68,9 @@ def preference_rollouts(
       texts: those that each example must have, none for marked answers; with "gold" among them it gives a third row, of
         source 1 and preference 0.
 
-    Returns:
-      Rollouts of NumPy arrays; `group` is the number of the example, `extras` hold "preference" [N] (1 or -1) and
+    Returns: Rollouts of NumPy arrays; `group` is the number of the example, `extras` hold "preference" [N] (1 or -1) and
       "margin" [N] (0 where a pair has none), `rewards` are 0.
-
-    Raises:
-      ValueError: an example lacks a text, or is longer than `width`; the message gives its number.
+    Raises ValueError: an example lacks a text, or is longer than `width`; the message gives its number.
     """
     numbers = range(len(examples)) if numbers is None else numbers
     rows = []
@@ -102,11 +96,8 @@ def batch_of_pairs(
       margin: by how much the one is better; 0 by default.
       width: T, places of a row; by default the longest text and the place behind it (see `preference_rollouts`).
 
-    Returns:
-      A batch [2 * pairs, T] of NumPy arrays.
-
-    Raises:
-      ValueError: the lists differ in length or are empty, or a text does not fit into `width`.
+    Returns: A batch [2 * pairs, T] of NumPy arrays.
+    Raises ValueError: the lists differ in length or are empty, or a text does not fit into `width`.
     """
     margin = [0.0] * len(prompts) if margin is None else margin
     counts = {"prompts": len(prompts), "chosen": len(chosen), "rejected": len(rejected), "margin": len(margin)}
@@ -135,15 +126,10 @@ def _rollouts(rows: Sequence[tuple], width: int) -> Rollouts:
         mask[row, len(prompt) : end] = 1.0
         length[row] = end + 1
     return Rollouts(
-        tokens=tokens,
-        length=length,
-        mask=mask,
-        rewards=np.zeros((len(rows), 1), np.float32),
-        group=np.array(groups, np.int32),
-        prompt_id=np.array(numbers, np.int32),
-        source=np.array([side == "gold" for side in sides], np.int32),
+        tokens=tokens, length=length, mask=mask, rewards=np.zeros((len(rows), 1), np.float32), group=np.array(groups, np.int32),
+        prompt_id=np.array(numbers, np.int32), source=np.array([side == "gold" for side in sides], np.int32),
         extras={"preference": np.array([SIDES[side] for side in sides], np.float32), "margin": np.array(margins, np.float32)},
-    )
+    )  # fmt: skip
 
 
 def mismatched_rollouts(tokenizer: Tokenizer, examples: Sequence[Example], width: int) -> Rollouts:
@@ -158,9 +144,7 @@ def mismatched_rollouts(tokenizer: Tokenizer, examples: Sequence[Example], width
       examples: as those of `preference_source`.
       width: T, places of a row.
 
-    Raises:
-      ValueError: all examples have one prompt.
-
+    Raises ValueError: all examples have one prompt.
     Source: the KL term of KTO, https://arxiv.org/abs/2402.01306, section 4.1
     """
     prompts = [example["prompt"] for example in examples]

@@ -23,12 +23,9 @@ def reasoning_gym_source(name: str, size: int, seed: int, **config: Any) -> Sour
       seed: seed of the problems.
       **config: options of the generator; for "composite", `datasets` as dicts with name, weight and config.
 
-    Returns:
-      Examples with "prompt", "answer" (None where only the generator can tell), "entry" (the problem as the generator
+    Returns: Examples with "prompt", "answer" (None where only the generator can tell), "entry" (the problem as the generator
       made it) and "generator" (its name and options), which is what `rewards.reasoning_gym_score` needs.
-
-    Raises:
-      ValueError: an unknown generator, or options that it does not take.
+    Raises ValueError: an unknown generator, or options that it does not take.
     """
     request = pickle.dumps((name, {**config, "size": size, "seed": seed}))
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}

@@ -20,19 +20,12 @@ Example = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A sequence of examples, each of them a pure function of its index. A list of dicts will do in its place.
+    """A sequence of examples, each of them a pure function of its index. A list of dicts will do in its place."""
 
-    Attributes:
-      name: what messages call it.
-      length: number of examples.
-      fetch: index in [0, length) to example.
-      place: index to what messages call that example; its number by default.
-    """
-
-    name: str
-    length: int
-    fetch: Callable[[int], Example]
-    place: Callable[[int], str] | None = None
+    name: str  # what messages call it
+    length: int  # number of examples
+    fetch: Callable[[int], Example]  # index in [0, length) to example
+    place: Callable[[int], str] | None = None  # index to what messages call that example; its number by default
 
     def __len__(self) -> int:
         return self.length
@@ -69,8 +62,7 @@ def as_chat(source: Sequence[Example], *, system: str | None = None, suffix: str
 
     Prompts that are chat messages already stay as they are, and so do dialogues.
 
-    Raises:
-      ValueError: when such an example is read, if `system` or `suffix` is given.
+    Raises ValueError: when such an example is read, if `system` or `suffix` is given.
     """
     begin = [] if system is None else [{"role": "system", "content": system}]
 
@@ -114,12 +106,9 @@ def filter_long(
       drop: leave longer ones out instead of raising.
       vocab_size: of the network, which knows no other ids; by default they are not looked at.
 
-    Returns:
-      The examples that fit and the number of those left out.
-
-    Raises:
-      ValueError: a prompt is longer and `drop` is false, none is left, a prompt has no tokens or some that the network does
-        not know, or the template refuses it; the message names the line.
+    Returns: The examples that fit and the number of those left out.
+    Raises ValueError: a prompt is longer and `drop` is false, none is left, a prompt has no tokens or some that the network
+      does not know, or the template refuses it; the message names the line.
     """
     mend = "raise max_prompt_tokens or drop long prompts with drop=True"
     return _filter(source, lambda example: _prompt_ids(tokenizer, example), max_prompt_tokens, drop, vocab_size, mend)
@@ -170,8 +159,7 @@ def chosen_of(source: Sequence[Example], indices: Sequence[int]) -> Source:
 def check_ids(ids: Sequence[int], vocab_size: int | None, place: str) -> None:
     """Refuses token ids that a network of `vocab_size` tokens does not have.
 
-    Raises:
-      ValueError: the message begins with `place`.
+    Raises ValueError: the message begins with `place`.
     """
     if vocab_size is not None and ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         unknown = next(i for i in ids if not 0 <= i < vocab_size)

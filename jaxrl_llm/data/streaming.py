@@ -29,8 +29,7 @@ def decode_step(
       state: what the previous call returned; `DecoderState()` at the start.
       last: whether the stream ends here.
 
-    Returns:
-      The new text and the state for the next call.
+    Returns: The new text and the state for the next call.
     """
     seen = state.ids + tuple(int(i) for i in ids if 0 <= i < tokenizer.vocab_size)
     text = tokenizer.decode(seen if last else _settled(tokenizer, seen))

@@ -324,12 +324,9 @@ _OPERATOR_SIZES = {
     "%": lambda left, right, *_: _size_of_format(left, right) if isinstance(left, str) else 1,
 }
 _METHOD_SIZES = dict.fromkeys(("center", "ljust", "rjust", "zfill"), lambda text, width=0, *_: _size(width)) | {
-    "join": lambda text, values: len(text) * len(values),
-    "replace": _size_of_replaced,
-    "expandtabs": lambda text, width=8: text.count("\t") * _size(width),
-    "format": _size_of_format,
-    "format_map": _size_of_format,
-}
+    "join": lambda text, values: len(text) * len(values), "replace": _size_of_replaced, "expandtabs": lambda text,
+    width=8: text.count("\t") * _size(width), "format": _size_of_format, "format_map": _size_of_format,
+}  # fmt: skip
 # Filters that may make much more than they are given, from their arguments by name.
 _FILTER_SIZES = {
     "batch": lambda given: _size(given["linecount"]),

@@ -19,8 +19,7 @@ def tfds_source(name: str, split: str, data_dir: str | pathlib.Path, columns: Ma
       data_dir: the folder with prepared data sets.
       columns: our name -> name in the data set; others are left out. Without it every column keeps its name.
 
-    Raises:
-      ValueError: the data set is not prepared there, or it lacks a column or the split.
+    Raises ValueError: the data set is not prepared there, or it lacks a column or the split.
     """
     import tensorflow_datasets as tfds
 
@@ -51,11 +50,8 @@ def prepare_jsonl(files: Mapping[str, str | pathlib.Path], data_dir: str | pathl
       files: split -> file, as in {"train": "train.jsonl", "test": "test.jsonl"}; all rows have the same columns.
       data_dir: the folder for prepared data sets.
 
-    Returns:
-      The name under which `tfds_source(name, split, data_dir)` reads it; it changes with the contents of the files.
-
-    Raises:
-      ValueError: a line is malformed or lacks a column that the first row has.
+    Returns: The name under which `tfds_source(name, split, data_dir)` reads it; it changes with the contents of the files.
+    Raises ValueError: a line is malformed or lacks a column that the first row has.
     """
     from jaxrl_llm.data.tfds_builder import JsonlRows, config_for
 

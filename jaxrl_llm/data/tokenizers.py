@@ -13,38 +13,25 @@ CHARACTERS_PREFIX = "characters:"
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to token ids and back.
+    """Text to token ids and back."""
 
-    Attributes:
-      encode_text: `(text, add_special_tokens) -> ids`.
-      decode_ids: `(ids, skip_special_tokens) -> text`.
-      vocab_size: ids lie in [0, vocab_size).
-      eos_id: the token that ends a completion, or None.
-      bos_id: the token that begins a text, or None.
-      pad_id: a value to fill arrays with; it may equal `eos_id`, so a mask must never be derived from it.
-      stop_ids: tokens that end a generation, `eos_id` first.
-      stop_strings: texts that end a generation, as the checkpoint's generation configuration has them.
-      chat_template: jinja source, or None.
-      named_templates: pairs of the name and the source of further templates, such as ("tool_use", ...).
-      special_tokens: pairs such as ("bos_token", "<s>"), the names that chat templates use.
-      open_ids: tokens after which the text of those before may still change: bytes of characters that have no token of
-        their own, and what decoding leaves out between them. Empty where bytes need no such care.
-      encode_spans: text that a chat template wrote to its ids and, for each id, the characters [start, end) that it
-        stands for; special tokens that are written in the text become themselves. None where this cannot be told.
-    """
-
-    encode_text: Callable[[str, bool], list[int]]
-    decode_ids: Callable[[list[int], bool], str]
-    vocab_size: int
-    eos_id: int | None = None
-    bos_id: int | None = None
-    pad_id: int = 0
-    stop_ids: tuple[int, ...] = ()
-    stop_strings: tuple[str, ...] = ()
-    chat_template: str | None = None
+    encode_text: Callable[[str, bool], list[int]]  # `(text, add_special_tokens) -> ids`
+    decode_ids: Callable[[list[int], bool], str]  # `(ids, skip_special_tokens) -> text`
+    vocab_size: int  # ids lie in [0, vocab_size)
+    eos_id: int | None = None  # the token that ends a completion, or None
+    bos_id: int | None = None  # the token that begins a text, or None
+    pad_id: int = 0  # a value to fill arrays with; it may equal `eos_id`, so a mask must never be derived from it
+    stop_ids: tuple[int, ...] = ()  # tokens that end a generation, `eos_id` first
+    stop_strings: tuple[str, ...] = ()  # texts that end a generation, as the checkpoint's generation configuration has them
+    chat_template: str | None = None  # jinja source, or None
+    # pairs of the name and the source of further templates, such as ("tool_use", ...)
     named_templates: tuple[tuple[str, str], ...] = ()
-    special_tokens: tuple[tuple[str, str], ...] = ()
+    special_tokens: tuple[tuple[str, str], ...] = ()  # pairs such as ("bos_token", "<s>"), the names that chat templates use
+    # tokens after which the text of those before may still change: bytes of characters that have no token of their own, and
+    # what decoding leaves out between them. Empty where bytes need no such care
     open_ids: frozenset[int] = frozenset()
+    # text that a chat template wrote to its ids and, for each id, the characters [start, end) that it stands for; special
+    # tokens that are written in the text become themselves. None where this cannot be told
     encode_spans: Callable[[str], tuple[list[int], list[Span]]] | None = None
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -64,8 +51,7 @@ def load_tokenizer(path_or_name: str | pathlib.Path) -> Tokenizer:
       path_or_name: "bytes"; "characters:" followed by an alphabet; a SentencePiece `.model` file; a `tokenizer.json`;
         or a directory that holds one of these files, as a Hugging Face checkpoint does.
 
-    Raises:
-      ValueError: nothing can be loaded from there; the message says what was found and what to do.
+    Raises ValueError: nothing can be loaded from there; the message says what was found and what to do.
     """
     name = str(path_or_name)
     if name == "bytes":
@@ -96,23 +82,16 @@ def stop_at_turns(tokenizer: Tokenizer) -> Tokenizer:
 def byte_tokenizer() -> Tokenizer:
     """UTF-8 bytes as ids 0 to 255, then beginning of text (256), end of text (257) and padding (258)."""
     return Tokenizer(
-        encode_text=_encode_bytes,
-        decode_ids=_decode_bytes,
-        vocab_size=259,
-        bos_id=256,
-        eos_id=257,
-        pad_id=258,
-        stop_ids=(257,),
-        special_tokens=(("bos_token", "<bos>"), ("eos_token", "<eos>"), ("pad_token", "<pad>")),
+        encode_text=_encode_bytes, decode_ids=_decode_bytes, vocab_size=259, bos_id=256, eos_id=257, pad_id=258,
+        stop_ids=(257,), special_tokens=(("bos_token", "<bos>"), ("eos_token", "<eos>"), ("pad_token", "<pad>")),
         encode_spans=functools.partial(encode_between, {"<bos>": 256, "<eos>": 257, "<pad>": 258}, _byte_spans),
-    )
+    )  # fmt: skip
 
 
 def character_tokenizer(alphabet: str) -> Tokenizer:
     """One id for each character of `alphabet` in its order, then end of text and padding.
 
-    Raises:
-      ValueError: `alphabet` is empty or names a character twice.
+    Raises ValueError: `alphabet` is empty or names a character twice.
     """
     repeated = sorted({c for c in alphabet if alphabet.count(c) > 1})
     if repeated or not alphabet:

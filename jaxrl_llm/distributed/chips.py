@@ -61,8 +61,7 @@ class Slice(NamedTuple):
 def parse_topology(name: str, slices: int = 1) -> Slice:
     """The slice that a name such as "v5p:4x4x4" stands for.
 
-    Raises:
-      ValueError: an unknown chip, sides that are no numbers or of another number of dimensions.
+    Raises ValueError: an unknown chip, sides that are no numbers or of another number of dimensions.
     """
     kind, _, sides = name.partition(":")
     known = ", ".join(f"{kind}:{'x'.join('4' * chip.dimensions)}" for kind, chip in CHIPS.items())
@@ -79,8 +78,7 @@ def parse_topology(name: str, slices: int = 1) -> Slice:
 def topology_devices(wanted: Slice) -> Sequence[jax.Device]:
     """Devices that programs can be compiled for, none of which is there.
 
-    Raises:
-      ValueError: libtpu is not installed, or has no slice of these sides.
+    Raises ValueError: libtpu is not installed, or has no slice of these sides.
     """
     from jax.experimental import topologies
 

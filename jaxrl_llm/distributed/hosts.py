@@ -36,8 +36,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
       processes: how many there are; 1 for a process that is alone whatever the environment says.
       process: number of this one, from 0.
 
-    Raises:
-      ValueError: some arguments are given and others not, or they name no process, or the others cannot be joined.
+    Raises ValueError: some arguments are given and others not, or they name no process, or the others cannot be joined.
     """
     given = (coordinator, processes, process)
     if processes == 1 or jax.distributed.is_initialized():
@@ -82,8 +81,7 @@ def gathered(value: Any) -> list[Any]:
 def check_same(value: dict[str, Any], what: str) -> None:
     """Refuses a run whose processes were started unlike each other.
 
-    Raises:
-      ValueError: a process has another `value` than the first one; on all of them, and the message names process and key.
+    Raises ValueError: a process has another `value` than the first one; on all of them, and the message names process and key.
     """
     first, *others = gathered(value)
     for number, other in enumerate(others, 1):

@@ -27,8 +27,7 @@ def make_mesh(
       context: devices that share out the columns of each row, and all else as those of fsdp.
       devices: in place of `jax.devices()`; those of a topology, for instance, to compile ahead of time.
 
-    Raises:
-      ValueError: the product of the sizes is not the number of devices, or slices do not divide `data`.
+    Raises ValueError: the product of the sizes is not the number of devices, or slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "expert": expert, "context": context}

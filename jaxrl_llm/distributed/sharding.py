@@ -43,8 +43,7 @@ def parameter_shardings(network: Network, mesh: Mesh, rules=None) -> Any:
 
     An axis that its mesh axis does not divide is not split: two key heads on `tensor=4` are on all four devices.
 
-    Raises:
-      ValueError: nothing is known of the network's parameters, see `networks.logical_axes`.
+    Raises ValueError: nothing is known of the network's parameters, see `networks.logical_axes`.
     """
     names, rules = logical_axes(network), rules_of(mesh) if rules is None else rules
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))  # The key too: the mesh may be another machine's.
@@ -92,8 +91,7 @@ def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
 
     With several hosts, all must give the same rows; each keeps those of its devices.
 
-    Raises:
-      ValueError: the devices that share out rows do not divide them.
+    Raises ValueError: the devices that share out rows do not divide them.
     """
     if mesh is None:
         return batch
@@ -136,8 +134,7 @@ def sampling_mesh(devices: np.ndarray, tensor: int = 1, expert: int = 1) -> Mesh
       tensor: devices that share out a copy of the parameters, and see the same rows.
       expert: devices that share out experts in training.
 
-    Raises:
-      ValueError: `tensor` does not divide the devices.
+    Raises ValueError: `tensor` does not divide the devices.
     """
     if tensor < 1 or devices.size % tensor:
         raise ValueError(

@@ -1,4 +1,8 @@
-"""From rewards to advantages and weights: pure functions from `Rollouts` to `Rollouts`."""
+"""From rewards to advantages and weights: pure functions from `Rollouts` to `Rollouts`.
+
+Everywhere `rollouts` are N rows with K reward components, `reward_weights` the factors of these, 1 by default, `state` what the
+estimator remembers, `key` that of the step, and `discount` the gamma of returns.
+"""
 
 from jaxrl_llm.estimators.base import Estimator, chain, stateful, stateless
 from jaxrl_llm.estimators.baselines import (

@@ -14,17 +14,12 @@ from jaxrl_llm.types import Rollouts, missing
 
 @dataclasses.dataclass(frozen=True)
 class Estimator:
-    """A transformation of rollouts with explicit state.
+    """A transformation of rollouts with explicit state."""
 
-    Attributes:
-      init: `init() -> state`, a pytree of arrays.
-      update: `update(rollouts, state, key) -> (rollouts, state)`, pure and jittable; it sees the whole step.
-      parts: the functions it is made of, for printing and for what they need.
-    """
-
-    init: Callable[[], Any]
+    init: Callable[[], Any]  # `init() -> state`, a pytree of arrays
+    # `update(rollouts, state, key) -> (rollouts, state)`, pure and jittable; it sees the whole step
     update: Callable[[Rollouts, Any, jax.Array], tuple[Rollouts, Any]]
-    parts: tuple[Any, ...] = ()
+    parts: tuple[Any, ...] = ()  # the functions it is made of, for printing and for what they need
 
     @property
     def annotations(self) -> frozenset[str]:

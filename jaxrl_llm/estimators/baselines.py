@@ -30,9 +30,7 @@ def mean_baseline(score, present, rollouts, *, over: str = "group", virtual: tup
       virtual: scores of samples that nobody drew, added to each pool: with (1.0,), groups of wrong answers learn too.
       alone: the baseline of a row without others: "own", the mean of it and of the virtual ones, or "none", 0 (verl).
 
-    Raises:
-      ValueError: an unknown kind of baseline for rows alone, or "none" beside virtual samples, with which no row is alone.
-
+    Raises ValueError: an unknown kind of baseline for rows alone, or "none" beside virtual samples, with which no row is alone.
     Source: GRPO, https://arxiv.org/abs/2402.03300; virtual samples: NGRPO, https://arxiv.org/abs/2509.18851
     """
     if virtual and alone == "none":
@@ -50,9 +48,7 @@ def leave_one_out_baseline(score, present, rollouts, *, over: str = "group", alo
       alone: the baseline of a row without others: "own", its own score, so that it learns nothing, or "none" (verl's "rloo";
         its "rloo_vectorized" is the first).
 
-    Raises:
-      ValueError: an unknown kind of baseline for rows alone.
-
+    Raises ValueError: an unknown kind of baseline for rows alone.
     Source: RLOO, https://arxiv.org/abs/2402.14740
     """
     pool = pool_of(rollouts, over)
@@ -72,9 +68,7 @@ def length_weighted_baseline(score, present, rollouts, *, over: str = "group", a
       over: the pool, as in `mean_baseline`.
       alone: the baseline of a row without others: "own", its own score, or "none", 0 (verl).
 
-    Raises:
-      ValueError: an unknown kind of baseline for rows alone.
-
+    Raises ValueError: an unknown kind of baseline for rows alone.
     Source: OPO, https://arxiv.org/abs/2505.23585
     """
     pool = pool_of(rollouts, over)
@@ -91,8 +85,7 @@ def median_baseline(score, present, rollouts, *, over: str = "group", alone: str
       over: the pool, as in `mean_baseline`.
       alone: the baseline of a row without others: "own", its own score, or "none", 0.
 
-    Raises:
-      ValueError: an unknown kind of baseline for rows alone.
+    Raises ValueError: an unknown kind of baseline for rows alone.
     """
     pool = pool_of(rollouts, over)
     return _unless_alone(group_quantile(score, present, pool, 0.5), present, pool, alone)
@@ -143,9 +136,7 @@ def std_scale(
       others: whether it is that of the other rows of the pool, as beside a leave-one-out baseline in NeMo-RL.
       alone: for a row without others "own", the deviation of one number, or "none": it is divided by 1 (verl).
 
-    Raises:
-      ValueError: an unknown placement or word for rows alone, or virtual samples beside `others` or `alone="none"`.
-
+    Raises ValueError: an unknown placement or word for rows alone, or virtual samples beside `others` or `alone="none"`.
     Source: GRPO, https://arxiv.org/abs/2402.03300; over the batch: Lite-PPO, https://arxiv.org/abs/2508.08221
     """
     if virtual and (others or alone == "none"):

@@ -76,9 +76,7 @@ def support_reward(rollouts: Rollouts, *, coefficient: float = 0.05, floor: floa
       floor: epsilon, the probability where the support ends, above 0 and up to 1.
       kind: "likelihood" or "shortfall".
 
-    Raises:
-      ValueError: an unknown kind, or a floor out of (0, 1].
-
+    Raises ValueError: an unknown kind, or a floor out of (0, 1].
     Source: SPOT, https://arxiv.org/abs/2202.06239, whose constraint is on the density of whole actions
     """
     require(kind in SUPPORTS, "kind", kind, f"one of {SUPPORTS}")
@@ -101,9 +99,7 @@ def teacher_advantage(rollouts: Rollouts, *, emphasis: float = 0.0) -> Rollouts:
       rollouts: with `behavior_logp` and `extras["teacher_logp"]` [N, T].
       emphasis: gamma, not negative; 0.5 in the paper.
 
-    Raises:
-      ValueError: a negative emphasis.
-
+    Raises ValueError: a negative emphasis.
     Source: IW-OPD, https://arxiv.org/abs/2606.22600
     """
     require(emphasis >= 0, "emphasis", emphasis, "at least 0")
@@ -124,9 +120,7 @@ def optimal_value(rollouts: Rollouts, *, beta: float = 0.5, solvable: bool = Tru
       beta: above 0.
       solvable: rows of prompts for which no anchor has a positive reward leave the training.
 
-    Raises:
-      ValueError: `beta` is not above 0.
-
+    Raises ValueError: `beta` is not above 0.
     Source: A*-PO, https://arxiv.org/abs/2505.20686, equation 3
     """
     require(beta > 0, "beta", beta, "above 0")

@@ -54,12 +54,9 @@ def td_targets(rollouts: Rollouts, *, steps: int = 1, discount: float = 1.0, of:
     Args:
       rollouts: with `extras["{of}_value"]` [N, T].
       steps: n, at least 1.
-      discount: gamma.
       of: "behavior" or "target".
 
-    Raises:
-      ValueError: `steps` is below 1.
-
+    Raises ValueError: `steps` is below 1.
     Source: n-step returns, https://arxiv.org/abs/1602.01783
     """
     require(steps >= 1, "steps", steps, "at least 1")
@@ -83,12 +80,9 @@ def blended_targets(
       rollouts: with `extras["{of}_value"]` [N, T].
       share: largest l, from 0 to 1.
       by: as above.
-      discount: gamma.
       of: "behavior" or "target".
 
-    Raises:
-      ValueError: an unknown `by`, or a share outside of [0, 1].
-
+    Raises ValueError: an unknown `by`, or a share outside of [0, 1].
     Source: HUBL, https://arxiv.org/abs/2306.00321, section 3
     """
     if by not in SHARES or not 0 <= share <= 1:
@@ -124,7 +118,6 @@ def v_trace(
 
     Args:
       rollouts: with values and both log-probabilities [N, T].
-      discount: gamma.
       trace_decay: lambda.
       clip_rho: which policy's value is learnt; without bound that of the policy itself.
       clip_c: how far corrections reach back.
@@ -159,19 +152,14 @@ def distribution_targets(rollouts: Rollouts, state, key, *, kind: str, discount:
 
     Args:
       rollouts: with what the averaged critic says, [N, T] and [N, T, n].
-      state: none.
       key: of the draw.
       kind: as above.
-      discount: gamma.
       expected: whether "returns" are the means, or else the means of the samples: of one draw, the draw.
 
-    Raises:
-      ValueError: an unknown kind.
-
+    Raises ValueError: an unknown kind.
     Source: https://arxiv.org/abs/1710.10044; DSAC, https://arxiv.org/abs/2001.02811
     """
-    if kind not in ("quantiles", "gaussian"):
-        raise ValueError(f"kind is {kind!r}; it must be 'quantiles' or 'gaussian'")
+    require(kind in ("quantiles", "gaussian"), "kind", kind, "'quantiles' or 'gaussian'")
     rewards, _ = rewards_per_token(rollouts)
     outputs = masked(rollouts.extras["target_value_outputs"], rollouts.mask[..., None])
     if kind == "gaussian":
@@ -197,9 +185,7 @@ def stock_advantage(rollouts: Rollouts, *, share: float = 0.25, trace_decay: flo
       share: of the returns that count.
       trace_decay: lambda.
 
-    Raises:
-      ValueError: the share is not between 0 and 1.
-
+    Raises ValueError: the share is not between 0 and 1.
     Source: https://arxiv.org/abs/2501.13028, section on the conditional value at risk
     """
     require(0 < share < 1, "share", share, "above 0 and below 1")
@@ -229,7 +215,6 @@ def greedy_targets(rollouts: Rollouts, *, greedy: Composable, alpha: float = 0.1
       rollouts: with values, and what the policy before the step says of its candidates, [N, T, 1].
       greedy: rule that picks the candidate, such as the reference policy's likeliest token.
       alpha: size of a nat in values.
-      discount: gamma.
 
     Source: the conservative Bellman operator of B-Coder, https://arxiv.org/abs/2310.03173
     """
@@ -255,7 +240,6 @@ def soft_reward(rollouts: Rollouts, state, key, *, initial: float = 0.01, target
     Args:
       rollouts: with `behavior_logp` [N, T].
       state: log alpha.
-      key: unused.
       initial: alpha at the first step, above 0.
       target: entropy of an action (nats) that is aimed at; None for a fixed alpha.
       rate: of the change.

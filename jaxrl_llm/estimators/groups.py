@@ -27,11 +27,8 @@ def group_advantage(
     Args:
       rollouts: N rows; groups may differ in size.
       baseline, scale: see `baselines`; None for none.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a baseline or scale that is no function.
-
+    Raises ValueError: a baseline or scale that is no function.
     Source: GRPO, https://arxiv.org/abs/2402.03300; Dr. GRPO (no scale), https://arxiv.org/abs/2503.20783.
     """
     score, present = row_scores(rollouts, reward_weights)
@@ -49,7 +46,6 @@ def component_advantage(
     of its statistics, and get none of it. Token rewards have no part here.
 
     Args:
-      rollouts: N rows with K reward components.
       baseline, scale: as in `group_advantage`, of each component.
       reward_weights: factor w_k of each component; 1 by default.
 
@@ -76,14 +72,10 @@ def token_group_advantage(
     reached has the advantages of GRPO in place of these, with statistics over rows and Bessel's deviation.
 
     Args:
-      rollouts: N rows.
       limit: of |A|.
       epsilon: added to the deviations.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a limit that is not positive.
-
+    Raises ValueError: a limit that is not positive.
     Source: HAPO, https://arxiv.org/abs/2509.16591, section 3.2, with the limit of https://github.com/starriver030515/HAPO
     """
     require(limit > 0, "limit", limit, "positive")
@@ -121,7 +113,6 @@ def prefix_tree_advantage(
       rollouts: N rows whose prompts are alike within a group, place by place.
       baseline: b, as in `group_advantage`.
       scale: s, as in `group_advantage`.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: TEMPO, https://arxiv.org/abs/2509.18314
     """
@@ -157,7 +148,6 @@ def best_lead_advantage(
     Args:
       rollouts: N rows; groups may differ in size.
       scale: what the lead is divided by, as in `group_advantage`; None for nothing.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: https://arxiv.org/abs/2503.19595; "grpo_passk" of verl
     """
@@ -186,11 +176,8 @@ def pass_at_k_advantage(
       rollouts: N rows; groups may differ in size.
       k: size of the sets.
       threshold: scores above it are right.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: k is below 1.
-
+    Raises ValueError: k is below 1.
     Source: https://arxiv.org/abs/2508.10751
     """
     require(k >= 1, "k", k, "at least 1")
@@ -241,9 +228,7 @@ def optimal_token_baseline(
       by: "action" compares the t-th actions of the rows, "place" what stands at the same distance from the first action, tool
         output included (verl's "optimal_token_baseline", where "tir_..." compares actions).
 
-    Raises:
-      ValueError: an unknown tail or alignment.
-
+    Raises ValueError: an unknown tail or alignment.
     Source: https://github.com/verl-project/verl, compute_multi_turn_optimal_token_baseline_advantage
     """
     require(tail in TAILS, "tail", tail, f"one of {TAILS}")

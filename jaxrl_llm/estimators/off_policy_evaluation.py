@@ -83,8 +83,7 @@ def return_variance(log_weight, returns):
 def return_quantile(log_weight, returns, *, level: float):
     """The smallest return that is not exceeded with a probability of `level` (self-normalised).
 
-    Raises:
-      ValueError: a level that is not from 0 to 1.
+    Raises ValueError: a level that is not from 0 to 1.
     """
     require(0 <= level <= 1, "level", level, "from 0 to 1")
     ordered, probability = return_distribution(log_weight, returns)
@@ -96,8 +95,7 @@ def return_quantile(log_weight, returns, *, level: float):
 def conditional_value_at_risk(log_weight, returns, *, level: float):
     """Mean of the worst returns that make up a probability of `level` (self-normalised): CVaR, the expected shortfall.
 
-    Raises:
-      ValueError: a level out of (0, 1].
+    Raises ValueError: a level out of (0, 1].
     """
     require(0 < level <= 1, "level", level, "above 0 and at most 1")
     ordered, probability = return_distribution(log_weight, returns)
@@ -118,9 +116,7 @@ def sharpe_ratio_at_k(estimates, values, *, baseline: float, k: int):
       baseline: value of the policy that sampled.
       k: at least 2, at most P.
 
-    Raises:
-      ValueError: an impossible `k`.
-
+    Raises ValueError: an impossible `k`.
     Source: https://arxiv.org/abs/2311.18207
     """
     count = len(estimates)

@@ -70,8 +70,7 @@ def group_range(values, present, group):
 def alone_in(present, group, alone: str):
     """Which rows [N] are the only present one of their group where `alone` is "none"; None where it is "own".
 
-    Raises:
-      ValueError: another word.
+    Raises ValueError: another word.
     """
     require(alone in ALONE, "alone", alone, f"one of {ALONE}")
     return None if alone == "own" else group_sum(present, group) - present <= 0
@@ -140,8 +139,7 @@ def divisor(variance, epsilon: float, placement: str):
 
     "floor" is max(sqrt(v), epsilon), and "where_positive" sqrt(v) + epsilon where v > 0 and 1 elsewhere.
 
-    Raises:
-      ValueError: an unknown placement.
+    Raises ValueError: an unknown placement.
     """
     require(placement in PLACEMENTS, "placement", placement, f"one of {PLACEMENTS}")
     if placement == "inside":

@@ -14,8 +14,7 @@ from jaxrl_llm.types import Rollouts
 def rewards_per_token(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = None):
     """Rewards [N, T] at the actions they follow: components at the last action, token rewards at their own.
 
-    Returns:
-      rewards [N, T] and present [N].
+    Returns: rewards [N, T] and present [N].
     """
     score, present = row_scores(rollouts.replace(token_rewards=None), reward_weights)
     rewards = masked(score, present)[:, None] * last_action(rollouts.mask)
@@ -36,9 +35,7 @@ def kl_in_reward(rollouts: Rollouts, *, coefficient: float = 0.05, kind: str = "
       kind: see `numerics.kl_estimate`.
       bound: largest size of an estimate (nats); OpenRLHF bounds every kind at 10.
 
-    Raises:
-      ValueError: an unknown kind, or one such as "k3+", whose other gradient has no meaning in a reward.
-
+    Raises ValueError: an unknown kind, or one such as "k3+", whose other gradient has no meaning in a reward.
     Source: Ziegler et al., https://arxiv.org/abs/1909.08593; kinds: `numerics.kl_estimate`.
     """
     if kind.endswith("+"):
@@ -60,9 +57,7 @@ def kl_in_advantage(rollouts: Rollouts, *, coefficient: float = 0.01, kind: str 
       coefficient: of the penalty.
       kind, bound: as in `kl_in_reward`.
 
-    Raises:
-      ValueError: as in `kl_in_reward`.
-
+    Raises ValueError: as in `kl_in_reward`.
     Source: OpenRLHF, whose advantages of groups are rewards to which the penalty is added
     """
     bare = rollouts.replace(token_rewards=None)
@@ -154,9 +149,7 @@ def state_advantage(
 
     Args:
       rollouts: with `extras["state"]` int [N, T], a hash of what the turn of the token has seen of its environment.
-      discount: gamma.
       epsilon: added to the deviation; None for no division.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: GiGPO, step-level advantages, https://arxiv.org/abs/2505.10978
     """
@@ -184,7 +177,6 @@ def turn_returns(
       rollouts: with `token_rewards`, such as what a turn adds to the log-probability of the right answer.
       discount: gamma, by turn.
       epsilon: added to the deviation; None for no division.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: IGPO, https://arxiv.org/abs/2510.14967
     """
@@ -233,16 +225,12 @@ def gae(
 
     Args:
       rollouts: with `extras["behavior_value"]` [N, T], value of the state before each token.
-      discount: gamma.
       trace_decay: lambda, or a function of the rollouts that gives one for each row, such as `length_adaptive_decay()`.
       value_trace_decay: another lambda for the critic's targets; None for the same.
       step: "token", or "turn": the actions of one turn are one step with the sum of their rewards and the value before the
         first of them; all share its advantage and target.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: an unknown step.
-
+    Raises ValueError: an unknown step.
     Source: https://arxiv.org/abs/1506.02438; decoupled and length-adaptive decays: VAPO, https://arxiv.org/abs/2504.05118
     """
     require(step in STEPS, "step", step, f"one of {STEPS}")

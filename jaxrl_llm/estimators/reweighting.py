@@ -50,9 +50,7 @@ def entropy_guided_weight(rollouts: Rollouts, *, entropy_weight: float = 1.0, te
 
     A is the mean advantage of the row and H its mean entropy in nats. Equal rows keep what they have.
 
-    Raises:
-      ValueError: a temperature that is not positive.
-
+    Raises ValueError: a temperature that is not positive.
     Source: EGSW, https://arxiv.org/abs/2503.22456
     """
     require(temperature > 0, "temperature", temperature, "positive")
@@ -89,9 +87,7 @@ def semantic_entropy_weight(rollouts: Rollouts, *, strength: float = 0.0417) -> 
 def exponential_weight(rollouts: Rollouts, *, temperature: float = 1.0) -> Rollouts:
     """Multiplies advantages by exp(A / temperature): what was better than expected counts more.
 
-    Raises:
-      ValueError: a temperature that is not positive.
-
+    Raises ValueError: a temperature that is not positive.
     Source: RED-Weight, https://arxiv.org/abs/2509.24203
     """
     require(temperature > 0, "temperature", temperature, "positive")
@@ -104,13 +100,10 @@ def advantage_weight(rollouts: Rollouts, *, temperature: float = 1.0, largest: f
     """exp(A / temperature), at most `largest`, in place of each advantage: imitation, of better actions the more.
 
     Args:
-      rollouts: with advantages.
       temperature: above 0.
       largest: bound of a weight, above 0.
 
-    Raises:
-      ValueError: one of them is not above 0.
-
+    Raises ValueError: one of them is not above 0.
     Source: AWR, https://arxiv.org/abs/1910.00177, which has the bound 20
     """
     if temperature <= 0 or largest <= 0:
@@ -131,7 +124,6 @@ def group_gap_weight(rollouts: Rollouts, *, strength: float = 1.0, reward_weight
     Args:
       rollouts: with `extras["easy"]` [N], the probability p_i1 that the row is of the easy part; that of the other is 1 - p_i1.
       strength: of the penalty on the variance between the parts.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: group invariant learning, https://arxiv.org/abs/2310.11971
     """
@@ -153,9 +145,7 @@ def long_wrong_penalty(rollouts: Rollouts, *, base: float = 1.00001) -> Rollouts
       rollouts: with `extras["correct"]` [N].
       base: above 1; the larger, the sooner the factor nears 2.
 
-    Raises:
-      ValueError: `base` is 1 or less.
-
+    Raises ValueError: `base` is 1 or less.
     Source: suboptimal trajectory complexity regularisation, https://arxiv.org/abs/2506.21655
     """
     require(base > 1, "base", base, "above 1")

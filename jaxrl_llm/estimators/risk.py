@@ -35,11 +35,8 @@ def risk_advantage(
       rate: step size of the quantiles.
       credit: how a paper's advantage goes to its rows: "share", in proportion to their difference from the mean score of their
         group (evenly where these add up to 0), "std", divided by the deviation of their group, or "uniform", to each.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a bundle below 1, levels that are not 0 < a < b < 1, or an unknown credit.
-
+    Raises ValueError: a bundle below 1, levels that are not 0 < a < b < 1, or an unknown credit.
     Source: RiskPO, https://arxiv.org/abs/2510.00911
     """
     _check(bundle, levels, credit)
@@ -112,14 +109,10 @@ def cvar_advantage(
     of one and groups whose scores are equal have advantage 0.
 
     Args:
-      rollouts: N rows.
       share: lambda, from 0 (the mean alone) to 1 (the worst rows alone).
       level: alpha, above 0 and up to 1.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a share that is not from 0 to 1, or a level out of (0, 1].
-
+    Raises ValueError: a share that is not from 0 to 1, or a level out of (0, 1].
     Source: expected conditional risk measures, https://arxiv.org/abs/2301.10932
     """
     if not 0 <= share <= 1 or not 0 < level <= 1:
@@ -155,9 +148,7 @@ def lagrangian_advantage(
       penalty: c, factor of the quadratic term.
       confidence: k, standard errors that the estimate lies above the mean.
 
-    Raises:
-      ValueError: there is no such component.
-
+    Raises ValueError: there is no such component.
     Source: CAL, https://arxiv.org/abs/2401.14758
     """
     value, known = component_of(rollouts, cost)
@@ -184,16 +175,13 @@ def log_barrier_advantage(
     below its bound pulls with the full weight 1 / (t margin). A component that no row has pulls at nothing.
 
     Args:
-      rollouts: N rows with K reward components.
       bounds: least mean of each of the other components, in their order.
       objective: the component that is maximised.
       sharpness: t; the larger, the nearer to its bound a component may go.
       margin: smallest slack.
 
-    Raises:
-      ValueError: `bounds` is not for K - 1 components, there is no component `objective`, or sharpness or margin are not
-        above 0.
-
+    Raises ValueError: `bounds` is not for K - 1 components, there is no component `objective`, or sharpness or margin are not
+      above 0.
     Source: C-MORL, https://arxiv.org/abs/2410.02236; the barrier is that of IPO, https://arxiv.org/abs/1910.09615
     """
     if sharpness <= 0 or margin <= 0:
@@ -219,9 +207,7 @@ def target_return(rollouts: Rollouts, *, target: float, reward_weights: tuple[fl
     of the same rows, so that their product is biased by a share of 1 / N.
 
     Args:
-      rollouts: with advantages.
       target: mean score that is aimed at.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: CounterPol, https://arxiv.org/abs/2307.13192
     """

@@ -20,15 +20,12 @@ def objective_advantages(rollouts: Rollouts, state, key, *, inner: Estimator, ob
     A row must be valid for all of them. `optimizers.objective_weights` weighs the gradients of the components.
 
     Args:
-      rollouts: with rewards [N, K].
       state: of the inner estimators.
       key: of the step.
       inner: estimator of advantages, such as `group_advantage()`.
       objectives: K.
 
-    Raises:
-      ValueError: the rollouts have another number of reward components.
-
+    Raises ValueError: the rollouts have another number of reward components.
     Source: https://arxiv.org/abs/2509.11452
     """
     if rollouts.rewards.shape[1] != objectives:
@@ -56,16 +53,12 @@ def fair_rewards(rollouts: Rollouts, state, key, *, objectives: int, floor: floa
     J_k is a running mean of the component over the valid rows of the steps so far, this one included, of at least 0.
 
     Args:
-      rollouts: with rewards [N, K].
       state: the running means.
-      key: unused.
       objectives: K.
       floor: above 0.
       decay: share of what was known that each step keeps.
 
-    Raises:
-      ValueError: `floor` is 0 or less, or the rollouts have another number of reward components.
-
+    Raises ValueError: `floor` is 0 or less, or the rollouts have another number of reward components.
     Source: MO-TSIVR-PG, https://arxiv.org/abs/2508.10608, for the scalarisation that is proportionally fair
     """
     del key

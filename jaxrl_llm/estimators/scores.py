@@ -14,15 +14,11 @@ def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = No
     by no more than their rounding (0.1 + 0.2 against 0.3 + 0), all get the smallest: what is uniform is exactly uniform.
 
     Args:
-      rollouts: N rows.
       reward_weights: one factor for each of the K components; 1 by default.
 
-    Returns:
-      score [N] (weighted sum of components plus the masked sum of token rewards) and present [N] (1 where the row is
+    Returns: score [N] (weighted sum of components plus the masked sum of token rewards) and present [N] (1 where the row is
       valid and has at least one component).
-
-    Raises:
-      ValueError: the number of weights is not K.
+    Raises ValueError: the number of weights is not K.
     """
     rewards = rollouts.rewards.astype(jnp.float32)
     weights = jnp.asarray(component_weights(rollouts, reward_weights), jnp.float32)
@@ -80,8 +76,7 @@ def last_action(mask):
 def by_action(mask, *arrays):
     """Arrays [N, T] with the t-th action of each row in column t, behind which comes what is no action; and the way back.
 
-    Returns:
-      A list of the arrays, 0 where a row has no t-th action, and a function that takes such an array to the places it
+    Returns: A list of the arrays, 0 where a row has no t-th action, and a function that takes such an array to the places it
       came from.
     """
     order = jnp.argsort(mask <= 0, axis=1, stable=True)
@@ -111,8 +106,7 @@ def by_place(mask, *arrays):
 def component_of(rollouts: Rollouts, component: int):
     """Values [N] of a reward component, 0 where it is missing, and where it is there and the row valid, [N].
 
-    Raises:
-      ValueError: there is no such component.
+    Raises ValueError: there is no such component.
     """
     count = rollouts.rewards.shape[1]
     if not 0 <= component < count:

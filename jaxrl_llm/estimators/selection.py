@@ -34,11 +34,8 @@ def policy_filtration(rollouts, state, key, *, keep: str = "best_and_random", re
 
     Args:
       keep: "best_and_random" (the best and one of the others, drawn from the key), "best_and_worst", or "best".
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: an unknown kind of rows.
-
+    Raises ValueError: an unknown kind of rows.
     Source: PF-PPO, https://arxiv.org/abs/2409.06957
     """
     require(keep in KEPT, "keep", keep, f"one of {KEPT}")
@@ -66,11 +63,8 @@ def resample_by_score(
         highest and the lowest score and 0 for others ("largest"), or to 0.4 for those with the highest score and 0.1 for
         others ("largest_and_random").
       power: of the score, for the emphasis "power"; None for 2.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: an unknown emphasis, or a power for another one than "power".
-
+    Raises ValueError: an unknown emphasis, or a power for another one than "power".
     Source: PF-PPO in verl, compute_pf_ppo_reweight_data, https://github.com/verl-project/verl
     """
     require(emphasis in EMPHASES, "emphasis", emphasis, f"one of {EMPHASES}")
@@ -121,9 +115,7 @@ def down_sample(
       tokens: share of tokens at the start and at the end.
       steps_total: steps from one to the other.
 
-    Raises:
-      ValueError: shares that are not in (0, 1], or `steps_total` below 1.
-
+    Raises ValueError: shares that are not in (0, 1], or `steps_total` below 1.
     Source: D3S, https://arxiv.org/abs/2509.22115
     """
     _check_shares(rows, tokens, steps_total)
@@ -205,11 +197,8 @@ def moving_average_advantage(
 
     Args:
       decay: share of the average that each step keeps, from 0 up to 1.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a decay that is not from 0 up to 1.
-
+    Raises ValueError: a decay that is not from 0 up to 1.
     Source: REINFORCE with a moving baseline, https://doi.org/10.1007/BF00992696
     """
     require(0 <= decay < 1, "decay", decay, "from 0 up to 1")
@@ -229,9 +218,7 @@ def row_statistics(rollouts: Rollouts, *, threshold: float = 0.5, reward_weights
     of it over the present rows of the group. All are 0 for rows without any reward, except for the accuracy of their group.
 
     Args:
-      rollouts: N rows.
       threshold: scores above it are correct.
-      reward_weights: factor of each reward component; 1 by default.
     """
     score, present = row_scores(rollouts, reward_weights)
     score = masked(score, present)

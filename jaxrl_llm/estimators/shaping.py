@@ -22,9 +22,7 @@ def overlong_penalty(rollouts: Rollouts, *, max_length: int, buffer: int, penalt
     With L = number of actions of the row, in tokens: 0 up to `max_length - buffer`, falling linearly to `-penalty` at
     `max_length`, and `-penalty` beyond.
 
-    Raises:
-      ValueError: the buffer is not in [1, max_length].
-
+    Raises ValueError: the buffer is not in [1, max_length].
     Source: DAPO, equation 13, https://arxiv.org/abs/2503.14476
     """
     if not 1 <= buffer <= max_length:
@@ -41,9 +39,7 @@ def repetition_penalty(rollouts: Rollouts, *, size: int = 3, penalty: float = 1.
 
     The share is 1 - different runs / all runs of consecutive actions; rows with fewer actions have none.
 
-    Raises:
-      ValueError: a size below 1.
-
+    Raises ValueError: a size below 1.
     Source: https://arxiv.org/abs/2502.03373, appendix C.2, as in TRL
     """
     require(size >= 1, "size", size, "at least 1 token")
@@ -90,9 +86,7 @@ def tool_call_reward(rollouts: Rollouts, *, smoothing: float = 1.0, threshold: f
       threshold: rewards above it are right.
       component: the reward component that is multiplied.
 
-    Raises:
-      ValueError: smoothing that is not positive.
-
+    Raises ValueError: smoothing that is not positive.
     Source: OTC, https://arxiv.org/abs/2504.14870
     """
     require(smoothing > 0, "smoothing", smoothing, "positive")
@@ -196,16 +190,13 @@ def cosine_length_reward(
     """Replaces the reward by one that goes along half a cosine from length 0 to `max_length`, and stays there beyond.
 
     Args:
-      rollouts: N rows.
       max_length: in tokens.
       right: the reward of right answers at length 0 and at `max_length`.
       wrong: that of wrong answers; by default they are punished for their length, as the authors' program does when it is run.
       threshold: rewards above it are right.
       component: the reward component that is replaced.
 
-    Raises:
-      ValueError: `max_length` is below 1.
-
+    Raises ValueError: `max_length` is below 1.
     Source: Open-RS, https://arxiv.org/abs/2503.16219; the shape is that of https://arxiv.org/abs/2502.03373
     """
     require(max_length >= 1, "max_length", max_length, "at least 1 token")
@@ -225,9 +216,7 @@ def efficient_length_reward(
     population's deviation of the lengths of the right answers of its group; in all others it gets 1. Wrong answers get 0.
     Groups that tie with the last of the best are among them.
 
-    Raises:
-      ValueError: a share that is not from 0 to 1.
-
+    Raises ValueError: a share that is not from 0 to 1.
     Source: GRPO-lambda, https://arxiv.org/abs/2505.18086
     """
     require(0 <= share <= 1, "share", share, "from 0 to 1")

@@ -49,11 +49,8 @@ def tracked_advantage(
       prior: successes a and failures b at the start.
       half_life: drift that halves the counts; None for one rho whatever the drift.
       forgetting: smallest and largest rho, equal ones without `half_life`.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: no prompts, bounds of forgetting that are not 0 <= low <= high <= 1, or two of them without `half_life`.
-
+    Raises ValueError: no prompts, bounds of forgetting that are not 0 <= low <= high <= 1, or two of them without `half_life`.
     Source: SPO, https://arxiv.org/abs/2509.13232, with `whiten(over="rows")` behind it.
     """
     if not 0 <= forgetting[0] <= forgetting[1] <= 1:
@@ -94,11 +91,8 @@ def cumulative_advantage(rollouts, state, key, *, prompts: int, reward_weights: 
     Args:
       rollouts: N rows; all rows of a prompt are one visit.
       prompts: size of the table; every visit of prompts numbered from there on is the first.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: no prompts.
-
+    Raises ValueError: no prompts.
     Source: DCPO, https://arxiv.org/abs/2509.02333
     """
     score, present = row_scores(rollouts, reward_weights)
@@ -137,11 +131,8 @@ def role_advantage(
       rollouts: with `extras["role"]` int [N].
       roles: number of roles; rows with another number have the baseline 0.
       decay: of the mean.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: no roles.
-
+    Raises ValueError: no roles.
     Source: role-conditioned advantage estimation in SPIRAL, https://arxiv.org/abs/2506.24119
     """
     score, present = row_scores(rollouts, reward_weights)
@@ -173,9 +164,7 @@ def budget_length_reward(
       weight: reward of an answer of just that length.
       component: the reward component that it is added to.
 
-    Raises:
-      ValueError: an interval below 1.
-
+    Raises ValueError: an interval below 1.
     Source: Train Long, Think Short, https://arxiv.org/abs/2508.08940
     """
     require(interval >= 1, "interval", interval, "at least 1 step")
@@ -207,9 +196,7 @@ def history_length_reward(
       threshold: rewards above it are right.
       component: the reward component that it is added to.
 
-    Raises:
-      ValueError: no prompts.
-
+    Raises ValueError: no prompts.
     Source: HAPO, https://arxiv.org/abs/2505.11225
     """
     value, present = component_of(rollouts, component)
@@ -234,9 +221,7 @@ def format_diversity_reward(rollouts, steps, key, *, steps_total: int, component
       steps_total: T.
       component: the reward component that is multiplied.
 
-    Raises:
-      ValueError: `steps_total` is below 1.
-
+    Raises ValueError: `steps_total` is below 1.
     Source: ARM, Ada-GRPO, https://arxiv.org/abs/2505.20258
     """
     require(steps_total >= 1, "steps_total", steps_total, "at least 1")

@@ -54,7 +54,6 @@ def tree_advantage(
       kind: see above; "ancestors" is one number a row.
       depths: of "depth", levels with statistics of their own; deeper nodes are counted with the last.
       epsilon: of "depth".
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: SPO-tree, https://arxiv.org/abs/2505.23564; TreeRL, https://arxiv.org/abs/2506.11902; TreePO,
       https://arxiv.org/abs/2508.17445; BranchGRPO, https://arxiv.org/abs/2509.06040
@@ -128,7 +127,6 @@ def exit_rewards(rollouts: Rollouts, *, threshold: float = 0.0, reward_weights: 
     Args:
       rollouts: with cuts.
       threshold: total reward above which a row is right.
-      reward_weights: factor of each reward component; 1 by default.
 
     Source: S-GRPO, https://arxiv.org/abs/2505.07686
     """

@@ -89,9 +89,7 @@ def pseudo_label_advantage(
       quorum: votes.
       offset: size of the penalty.
 
-    Raises:
-      ValueError: a width that is not positive.
-
+    Raises ValueError: a width that is not positive.
     Source: RESTRAIN, https://arxiv.org/abs/2510.02172
     """
     if width <= 0:

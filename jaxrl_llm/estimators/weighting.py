@@ -47,8 +47,7 @@ def constant(rollouts: Rollouts, *, length: int) -> Rollouts:
 
     Source: Dr. GRPO, https://arxiv.org/abs/2503.20783
     """
-    if length < 1:
-        raise ValueError(f"length is {length}; it must be at least 1 token")
+    require(length >= 1, "length", length, "at least 1 token")
     actions = _actions(rollouts)
     return rollouts.replace(weight=safe_divide(actions, jnp.float32(length) * rollouts.valid.sum()))
 
@@ -65,7 +64,6 @@ def named_weighting(rollouts: Rollouts, *, name: str, weighting: Estimator, mask
     counts are those of the whole step here too.
 
     Args:
-      rollouts: N rows.
       name: as in `objectives.weighted`.
       weighting: an estimator of shares without a state, such as `token_mean()`.
       mask: name of `extras` [N, T] that stands for the mask of the actions.
@@ -108,16 +106,13 @@ def whiten(
     degrees of freedom, or equal advantages, give 0 (or the mean).
 
     Args:
-      rollouts: with advantages.
       over: "tokens", so that long rows count more in mean and variance, or "rows": each row counts as one, its actions sharing.
       shift_mean: whether the mean is taken off.
       degrees_of_freedom: taken off the number of tokens or rows in the variance.
       epsilon: keeps the division finite.
       placement: of epsilon, as in `std_scale`.
 
-    Raises:
-      ValueError: an unknown unit or placement.
-
+    Raises ValueError: an unknown unit or placement.
     Source: REINFORCE++ "global advantage normalisation", https://arxiv.org/abs/2501.03262; PPO practice,
       https://arxiv.org/abs/2006.05990.
     """
@@ -149,10 +144,8 @@ def running_scale(
       decay: in (0, 1].
       epsilon: keeps the division finite.
       placement: of epsilon, as in `std_scale`.
-      reward_weights: factor of each reward component; 1 by default.
 
-    Raises:
-      ValueError: a decay out of (0, 1], or an unknown placement.
+    Raises ValueError: a decay out of (0, 1], or an unknown placement.
     """
     require(0 < decay <= 1, "decay", decay, "above 0 and at most 1")
     score, present = row_scores(rollouts, reward_weights)

@@ -2,17 +2,8 @@
 
 from jaxrl_llm.controllers import moving_average
 from jaxrl_llm.estimators import (
-    blended_targets,
-    chain,
-    distribution_targets,
-    gae,
-    monte_carlo_targets,
-    soft_reward,
-    stock_advantage,
-    td_targets,
-    token_mean,
-    v_trace,
-    whiten,
+    blended_targets, chain, distribution_targets, gae, monte_carlo_targets, soft_reward, stock_advantage, td_targets,
+    token_mean, v_trace, whiten,
 )  # fmt: skip
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
@@ -20,14 +11,7 @@ from jaxrl_llm.methods.choices import choice, kl_reward
 from jaxrl_llm.methods.critics import Critic
 from jaxrl_llm.methods.updates import Wrap
 from jaxrl_llm.objectives import (
-    ensemble_value_loss,
-    entropy_bonus,
-    gaussian_value_loss,
-    objective,
-    policy,
-    quantile_value_loss,
-    score_function,
-    value_loss,
+    ensemble_value_loss, entropy_bonus, gaussian_value_loss, objective, policy, quantile_value_loss, score_function, value_loss,
 )  # fmt: skip
 from jaxrl_llm.objectives.heads import ensemble, gaussian, quantiles, tail_mean, wang
 from jaxrl_llm.rollouts import grouped

@@ -24,33 +24,20 @@ CERTAINTIES = ("exact", "sketch")
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A policy-optimisation method as a composition.
+    """A policy-optimisation method as a composition."""
 
-    Attributes:
-      name: as in `get(name)`.
-      paper: title, authors and year.
-      url: of the paper.
-      strategy: which prompts are sampled and what is kept; None for methods that learn from given text.
-      estimator: rollouts -> rollouts with advantages and weights.
-      objective: scores and batch -> loss.
-      options: those the method was made with, as pairs.
-      controllers: pairs of a name in `batch.coefficients` and the controller that sets it at each step.
-      critic: its targets are part of the estimator and its loss is a term of the objective; None for none.
-      wrap: what it lays over the optimizer.
-      evolution: the update that it has in the place of gradients; None for gradients.
-    """
-
-    name: str
-    paper: str
-    url: str
-    strategy: Strategy | None
-    estimator: Estimator
-    objective: Objective
-    options: tuple[tuple[str, Any], ...] = ()
+    name: str  # as in `get(name)`
+    paper: str  # title, authors and year
+    url: str  # of the paper
+    strategy: Strategy | None  # which prompts are sampled and what is kept; None for methods that learn from given text
+    estimator: Estimator  # rollouts -> rollouts with advantages and weights
+    objective: Objective  # scores and batch -> loss
+    options: tuple[tuple[str, Any], ...] = ()  # those the method was made with, as pairs
+    # pairs of a name in `batch.coefficients` and the controller that sets it at each step
     controllers: tuple[tuple[str, Controller], ...] = ()
-    critic: Critic | None = None
-    wrap: Wrap = Wrap({})
-    evolution: Evolution | None = None
+    critic: Critic | None = None  # its targets are part of the estimator and its loss is a term of the objective; None for none
+    wrap: Wrap = Wrap({})  # what it lays over the optimizer
+    evolution: Evolution | None = None  # the update that it has in the place of gradients; None for gradients
 
     @property
     def needs(self) -> frozenset[str]:
@@ -138,21 +125,15 @@ class Entry:
 
     The docstring of `build` begins with one sentence on what the method changes. A paragraph "Defaults: ..." says where its
     defaults come from, and "Unconfirmed: ..." what of its formula could not be confirmed.
-
-    Attributes:
-      build: options -> (strategy, estimator, objective), and behind them a dict of controllers, a `Critic`, a `Wrap` or an
-        `Evolution`.
-      paper: title, authors and year.
-      url: of the paper.
-      certainty: "exact" where the formula is that of the paper or of its authors' code; "sketch" where part of it is ours.
-      conventions: options by the name of a library or paper that uses the method's name for another formula; an option may
-        be given as `When(...)`.
     """
 
+    # options -> (strategy, estimator, objective), and behind them a dict of controllers, a `Critic`, a `Wrap` or an `Evolution`
     build: Callable[..., tuple]
-    paper: str
-    url: str
-    certainty: str
+    paper: str  # title, authors and year
+    url: str  # of the paper
+    certainty: str  # "exact" where the formula is that of the paper or of its authors' code; "sketch" where part of it is ours
+    # options by the name of a library or paper that uses the method's name for another formula; an option may be given as
+    # `When(...)`
     conventions: dict[str, dict[str, Any]]
 
 
@@ -188,8 +169,7 @@ def get(name: str, *, convention: str = "paper", **options) -> Method:
         default. It stands for options; those given beside it come on top. See `conventions_of(name)`.
       **options: of the method; see `options_of(name)`.
 
-    Raises:
-      ValueError: an unknown name, convention or option, or an option that would change nothing.
+    Raises ValueError: an unknown name, convention or option, or an option that would change nothing.
 
     Example:
       >>> get("dapo", clip_high=0.3).objective

@@ -9,23 +9,16 @@ from jaxrl_llm.objectives.heads import plain, width
 
 @dataclasses.dataclass(frozen=True)
 class Critic:
-    """A critic as three slots, and how it is trained beside the policy.
+    """A critic as three slots, and how it is trained beside the policy."""
 
-    Attributes:
-      loss: term of the objective, such as `value_loss()`.
-      head: outputs of the value head -> value, see `objectives.heads`.
-      targets: estimator that provides `returns` behind those of the method; None where these provide them, as `gae` does.
-      follow: share of the critic that its average (`target_value`...) takes over after each step; None for no average.
-      warmup_steps: first steps of the phase, in which the critic alone learns.
-      frozen: whether it stays as the warm-up has left it.
-    """
-
-    loss: Composable
-    head: Composable = plain()
+    loss: Composable  # term of the objective, such as `value_loss()`
+    head: Composable = plain()  # outputs of the value head -> value, see `objectives.heads`
+    # estimator that provides `returns` behind those of the method; None where these provide them, as `gae` does
     targets: Estimator | None = None
+    # share of the critic that its average (`target_value`...) takes over after each step; None for no average
     follow: float | None = None
-    warmup_steps: int = 0
-    frozen: bool = False
+    warmup_steps: int = 0  # first steps of the phase, in which the critic alone learns
+    frozen: bool = False  # whether it stays as the warm-up has left it
 
     def __post_init__(self):
         if self.follow is not None and not 0 < self.follow <= 1:

@@ -3,14 +3,7 @@
 import math
 
 from jaxrl_llm.estimators import (
-    chain,
-    exit_rewards,
-    group_advantage,
-    segment_advantage,
-    sequence_mean,
-    token_mean,
-    tree_advantage,
-    whiten,
+    chain, exit_rewards, group_advantage, segment_advantage, sequence_mean, token_mean, tree_advantage, whiten,
 )  # fmt: skip
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method

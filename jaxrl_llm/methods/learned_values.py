@@ -2,33 +2,15 @@
 
 from jaxrl_llm.compose import Composable
 from jaxrl_llm.estimators import (
-    advantage_weight,
-    chain,
-    gae,
-    greedy_targets,
-    monte_carlo_targets,
-    pair_mean,
-    td_targets,
-    token_mean,
-    whiten,
+    advantage_weight, chain, gae, greedy_targets, monte_carlo_targets, pair_mean, td_targets, token_mean, whiten,
 )  # fmt: skip
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import kl_reward
 from jaxrl_llm.methods.critics import Critic
 from jaxrl_llm.objectives import (
-    categorical_value_loss,
-    dro,
-    dual_value_loss,
-    dueling_value_loss,
-    expectile_value_loss,
-    inverse_preference,
-    objective,
-    policy,
-    score_function,
-    token_ratio,
-    top,
-    value_loss,
+    categorical_value_loss, dro, dual_value_loss, dueling_value_loss, expectile_value_loss, inverse_preference, objective,
+    policy, score_function, token_ratio, top, value_loss,
 )  # fmt: skip
 from jaxrl_llm.objectives.heads import bins, soft_maximum
 from jaxrl_llm.rollouts import Collection, Io, Strategy, grouped, requests_for, stateless_strategy

@@ -2,13 +2,7 @@
 
 from jaxrl_llm.controllers import until_drift
 from jaxrl_llm.estimators import (
-    chain,
-    fair_rewards,
-    group_advantage,
-    leave_one_out_baseline,
-    objective_advantages,
-    sequence_mean_token_sum,
-    token_mean,
+    chain, fair_rewards, group_advantage, leave_one_out_baseline, objective_advantages, sequence_mean_token_sum, token_mean,
 )  # fmt: skip
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
@@ -98,8 +92,7 @@ def mo_tsivr_pg(samples: int = 8, components: int = 2, floor: float = 0.1, decay
 def dynamic_weights(samples: int = 8, components: int = 2, rate: float = 0.1, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO on each reward by itself; those whose gradients agree with all of them gain weight.
 
-    Defaults: The rate is that of the authors' program, 1e-6 / 1e-5; the others are ours. `components` is the number of
-      rewards.
+    Defaults: The rate is that of the authors' program, 1e-6 / 1e-5; the others are ours. `components` is the number of rewards.
     """
     return (
         grouped(samples=samples),

@@ -5,20 +5,9 @@ from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.distillation import KINDS
 from jaxrl_llm.objectives import (
-    advantage_regression,
-    by_source,
-    clip,
-    divergence,
-    jensen_shannon,
-    kl,
-    likelihood,
-    negative_log_likelihood,
-    objective,
-    policy,
-    scaled,
-    shaped,
-    top,
-)
+    advantage_regression, by_source, clip, divergence, jensen_shannon, kl, likelihood, negative_log_likelihood, objective,
+    policy, scaled, shaped, top,
+)  # fmt: skip
 from jaxrl_llm.rollouts import contrasted, doubled, escalated, relabelled, self_taught, staged, steered
 from jaxrl_llm.rollouts.hints import BEGINNINGS
 

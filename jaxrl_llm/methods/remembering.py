@@ -6,14 +6,7 @@ from jaxrl_llm.methods.base import method
 from jaxrl_llm.objectives import by_source, clip, objective, policy, scaled
 from jaxrl_llm.rollouts import begun, chosen, replayed, resumed, speculative
 from jaxrl_llm.rollouts.choosing import (
-    LARGEST,
-    by_acceptance,
-    by_difficulty,
-    domain_bandit,
-    knapsack,
-    uncertainty,
-    variance_mix,
-    worst_domain,
+    LARGEST, by_acceptance, by_difficulty, domain_bandit, knapsack, uncertainty, variance_mix, worst_domain,
 )  # fmt: skip
 
 

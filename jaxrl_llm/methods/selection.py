@@ -37,15 +37,12 @@ def pf_ppo(
     return (
         grouped(samples=samples),
         chain(
-            estimators.policy_filtration(keep=keep),
-            estimators.kl_in_reward(coefficient=kl_coefficient),
-            gae(trace_decay=trace_decay),
-            whiten(),
-            token_mean(),
+            estimators.policy_filtration(keep=keep), estimators.kl_in_reward(coefficient=kl_coefficient),
+            gae(trace_decay=trace_decay), whiten(), token_mean(),
         ),
         clipped(clip_low, clip_high),
         Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip)),
-    )
+    )  # fmt: skip
 
 
 @method("Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm (Yao et al., 2025)", "arXiv:2509.24203")

@@ -8,28 +8,18 @@ from jaxrl_llm.optimizers.evolution import centred_ranks
 
 
 class Wrap(NamedTuple):
-    """What a method lays over the optimizer of its phase, as `config.PHASE.optimizer.wrap` does, which may set other options.
+    """What a method lays over its phase's optimizer, as `config.PHASE.optimizer.wrap` does, which may set other options."""
 
-    Attributes:
-      layers: options by name, see `training.wrapping`.
-    """
-
-    layers: dict[str, dict[str, Any]]
+    layers: dict[str, dict[str, Any]]  # options by name, see `training.wrapping`
 
 
 @dataclasses.dataclass(frozen=True)
 class Evolution:
-    """An update from the rewards of perturbed parameters; such a method has neither loss nor advantages.
+    """An update from the rewards of perturbed parameters; such a method has neither loss nor advantages."""
 
-    Attributes:
-      pairs: of perturbations of opposite sign, each of which answers all prompts of the step.
-      scale: standard deviation of the noise on each parameter.
-      shaping: mean rewards [pairs, 2] -> weights of the same shape, see `optimizers.evolution`.
-    """
-
-    pairs: int = 8
-    scale: float = 0.01
-    shaping: Composable = centred_ranks()
+    pairs: int = 8  # of perturbations of opposite sign, each of which answers all prompts of the step
+    scale: float = 0.01  # standard deviation of the noise on each parameter
+    shaping: Composable = centred_ranks()  # mean rewards [pairs, 2] -> weights of the same shape, see `optimizers.evolution`
 
     def __post_init__(self):
         if self.pairs < 1 or self.scale <= 0:

@@ -20,18 +20,9 @@ import jax.numpy as jnp
 
 from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig
 from jaxrl_llm.networks.matrices import (
-    ADAPTER_LEAVES,
-    Matrix,
-    base_lengths,
-    each_layer,
-    is_adapted,
-    is_quantized,
-    leaves_of,
-    matrices,
-    merged,
-    unmerged,
+    ADAPTER_LEAVES, Matrix, base_lengths, each_layer, is_adapted, is_quantized, leaves_of, matrices, merged, unmerged,
     with_kernels,
-)
+)  # fmt: skip
 from jaxrl_llm.networks.modules import draw_change
 from jaxrl_llm.networks.network import Network, decoder
 from jaxrl_llm.networks.trees import Params, join_params, split_params
@@ -46,8 +37,7 @@ def add_adapter(network: Network, params: Params, adapter: AdapterConfig, key: j
     normal; DoRA's magnitudes are the lengths of the base's columns. New leaves are float32. Where embedding and head are
     tied, each may have an adapter and neither sees that of the other.
 
-    Raises:
-      ValueError: the pattern is found in no matrix, DoRA is asked of experts, or there is an adapter already.
+    Raises ValueError: the pattern is found in no matrix, DoRA is asked of experts, or there is an adapter already.
     """
     adapted = with_adapter(network, adapter)
     fresh = _fresh(adapted, key)
@@ -101,8 +91,7 @@ def unmerge_adapter(params: Params, network: Network, adapter: Params) -> Params
       network: the adapted one.
       adapter: the leaves of its adapter, `split_params(..., ADAPTER)[0]`.
 
-    Raises:
-      ValueError: the adapter is DoRA, or the base was quantised: merging forgets the lengths or the codes.
+    Raises ValueError: the adapter is DoRA, or the base was quantised: merging forgets the lengths or the codes.
     """
     config = network.config
     if config.adapter.kind == "dora" or config.quantization is not None:

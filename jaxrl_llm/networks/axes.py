@@ -97,8 +97,7 @@ def _axes_of(name: str) -> tuple[str, ...]:
 def check_rows(rows: int, what: str) -> None:
     """Refuses rows that would be copied: what does not go evenly over devices is computed by all of them.
 
-    Raises:
-      ValueError: the message begins with `what` they are.
+    Raises ValueError: the message begins with `what` they are.
     """
     shards = current_row_shards()
     if rows % shards:
@@ -108,8 +107,7 @@ def check_rows(rows: int, what: str) -> None:
 def check_columns(width: int, what: str) -> None:
     """Refuses widths of rows that would be copied, as `check_rows` does.
 
-    Raises:
-      ValueError: the message begins with `what` is so wide.
+    Raises ValueError: the message begins with `what` is so wide.
     """
     shards = current_column_shards()
     if width % shards:

@@ -23,8 +23,7 @@ def combined(first: Network, second: Network, mix: Composable) -> Network:
       second: the same, over the same vocabulary.
       mix: `(logits, second_logits) -> logits`, float32 [..., V], such as `geometric(share=0.1)`.
 
-    Raises:
-      ValueError: a network with parameters or without a cache, or another vocabulary.
+    Raises ValueError: a network with parameters or without a cache, or another vocabulary.
     """
     for name, network in (("first", first), ("second", second)):
         if network.params is not None or network.step is None:
@@ -116,13 +115,9 @@ def allowed(logits, second):
 
 @dataclasses.dataclass(frozen=True)
 class AutomatonSize:
-    """What stands for the configuration of an automaton.
+    """What stands for the configuration of an automaton."""
 
-    Attributes:
-      vocab_size: tokens.
-    """
-
-    vocab_size: int
+    vocab_size: int  # tokens
 
 
 def automaton(vocab_size: int) -> Network:
@@ -173,14 +168,9 @@ def _automaton(vocab_size: int) -> Network:
         return state, jax.lax.dynamic_update_slice_in_dim(tails, state[:, None], sight.column, 1), None
 
     return Network(
-        apply=apply,
-        config=AutomatonSize(vocab_size),
-        unembed=unembed,
-        read=read,
-        step=step,
-        each_layer=lambda params: (),
+        apply=apply, config=AutomatonSize(vocab_size), unembed=unembed, read=read, step=step, each_layer=lambda params: (),
         init_tails=lambda slots, width: jnp.zeros((slots, width), jnp.int32),
-    )
+    )  # fmt: skip
 
 
 def behind(table, token: int):
@@ -190,8 +180,7 @@ def behind(table, token: int):
       table: int32 [states, V], see `automaton`.
       token: such as the last one of an assistant's header.
 
-    Returns:
-      int32 [states + 1, V], of which state 0 waits.
+    Returns: int32 [states + 1, V], of which state 0 waits.
     """
     waiting = jnp.zeros((1, table.shape[1]), jnp.int32).at[0, token].set(1)
     return jnp.concatenate([waiting, jnp.where(table >= 0, table + 1, -1)])

@@ -26,35 +26,23 @@ REMAT = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertsConfig:
-    """Mixture of experts in place of the MLP; each token is sent to a few of them and none is dropped.
+    """Mixture of experts in place of the MLP; each token is sent to a few of them and none is dropped."""
 
-    Attributes:
-      count: E, experts of a layer.
-      per_token: k, experts that each token is sent to.
-      width: inner width of each expert.
-      shared_width: inner width of an MLP that every token goes through beside its experts; 0 for none.
-      dense_layers: number of layers at the bottom that have an MLP of `intermediate_size` instead.
-      score: of an expert, from the router's logits: "softmax" over all experts, or "sigmoid" of each.
-      selection_bias: whether a vector is added to the scores where experts are chosen, but not where they are weighted
-        (balancing without a loss, https://arxiv.org/abs/2408.15664).
-      groups: parts that the experts are divided into; a token chooses from the `top_groups` parts whose two best scores
-        have the largest sum (DeepSeek-V3, https://arxiv.org/abs/2412.19437).
-      top_groups: see `groups`.
-      normalize: whether the weights of a token's experts are divided by their sum.
-      scale: the weights are multiplied by it at last.
-    """
-
-    count: int
-    per_token: int
-    width: int
-    shared_width: int = 0
-    dense_layers: int = 0
-    score: str = "softmax"
+    count: int  # E, experts of a layer
+    per_token: int  # k, experts that each token is sent to
+    width: int  # inner width of each expert
+    shared_width: int = 0  # inner width of an MLP that every token goes through beside its experts; 0 for none
+    dense_layers: int = 0  # number of layers at the bottom that have an MLP of `intermediate_size` instead
+    score: str = "softmax"  # of an expert, from the router's logits: "softmax" over all experts, or "sigmoid" of each
+    # whether a vector is added to the scores where experts are chosen, but not where they are weighted (balancing without a
+    # loss, https://arxiv.org/abs/2408.15664)
     selection_bias: bool = False
+    # parts that the experts are divided into; a token chooses from the `top_groups` parts whose two best scores have the
+    # largest sum (DeepSeek-V3, https://arxiv.org/abs/2412.19437)
     groups: int = 1
-    top_groups: int = 1
-    normalize: bool = False
-    scale: float = 1.0
+    top_groups: int = 1  # see `groups`
+    normalize: bool = False  # whether the weights of a token's experts are divided by their sum
+    scale: float = 1.0  # the weights are multiplied by it at last
 
     def __post_init__(self):
         config_checks.check_choice("experts.score", self.score, ROUTER_SCORES)
@@ -80,20 +68,15 @@ class ExpertsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Low-rank changes of matrices: y = x W becomes y = x W + scale (x A) B, where A has `rank` columns.
+    """Low-rank changes of matrices: y = x W becomes y = x W + scale (x A) B, where A has `rank` columns."""
 
-    Attributes:
-      pattern: regular expression, searched in the names of the matrices (`matrices.matrices` lists them), such as
-        `r"attention\\.(query|value)"`, `r"mlp\\."`, `r"experts\\.(gate|up|down)"` or `"embedding|head"`.
-      rank: of the change.
-      alpha: the scale is alpha / rank, or alpha / sqrt(rank) for "rslora".
-      kind: "lora" (https://arxiv.org/abs/2106.09685), "rslora" (https://arxiv.org/abs/2312.03732), or "dora", where each
-        column of the changed matrix has a length that is trained by itself (https://arxiv.org/abs/2402.09353).
-    """
-
+    # regular expression, searched in the names of the matrices (`matrices.matrices` lists them), such as
+    # `r"attention\\.(query|value)"`, `r"mlp\\."`, `r"experts\\.(gate|up|down)"` or `"embedding|head"`
     pattern: str
-    rank: int
-    alpha: float
+    rank: int  # of the change
+    alpha: float  # the scale is alpha / rank, or alpha / sqrt(rank) for "rslora"
+    # "lora" (https://arxiv.org/abs/2106.09685), "rslora" (https://arxiv.org/abs/2312.03732), or "dora", where each column of
+    # the changed matrix has a length that is trained by itself (https://arxiv.org/abs/2402.09353)
     kind: str = "lora"
 
     def __post_init__(self):
@@ -112,15 +95,10 @@ class AdapterConfig:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationConfig:
-    """Matrices of layers that are kept as codes of a few bits with scales, and decoded where they are used.
+    """Matrices of layers that are kept as codes of a few bits with scales, and decoded where they are used."""
 
-    Attributes:
-      kind: "int8", one scale for each output; "int4" or "nf4", one for every 64 inputs of an output. See `codes`.
-      pattern: regular expression, searched in the names of the matrices of layers; the empty one is found in all.
-    """
-
-    kind: str
-    pattern: str = ""
+    kind: str  # "int8", one scale for each output; "int4" or "nf4", one for every 64 inputs of an output. See `codes`
+    pattern: str = ""  # regular expression, searched in the names of the matrices of layers; the empty one is found in all
 
     def __post_init__(self):
         config_checks.check_choice("quantization.kind", self.kind, QUANTIZATIONS)
@@ -137,94 +115,57 @@ class LayerKind(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Architecture of a decoder; hashable, so that it may be a static argument of `jax.jit`.
+    """Architecture of a decoder; hashable, so that it may be a static argument of `jax.jit`."""
 
-    Attributes:
-      vocab_size: V, rows of the embedding table.
-      hidden_size: D, width of the residual stream.
-      intermediate_size: width of the gated MLP.
-      num_layers: L.
-      num_heads: N, query heads.
-      num_kv_heads: K, key and value heads; N by default.
-      head_dim: H; `hidden_size // num_heads` by default.
-      family: name in `families.FAMILIES`; None for a network that is never exported.
-      activation: of the gated MLP: "silu", or "gelu_tanh" (the approximation by tanh).
-      attention_bias: whether the projections to queries, keys and values have a bias.
-      qk_norm: of queries and keys before the rotary embedding: "none", "head" (each head by itself) or "width" (all
-        heads of a token together).
-      query_scale: attention logits are multiplied by it; `head_dim ** -0.5` by default.
-      attention_softcap: c, attention logits x become c tanh(x / c); None for no cap.
-      logit_softcap: the same for the logits of the output head.
-      tie_embeddings: whether the embedding table is the output head too.
-      scale_embeddings: whether embeddings are multiplied by the square root of D.
-      norm_epsilon: added to the mean square in every norm.
-      norm_offset: added to the scale of every norm; with 1, scales begin at 0.
-      post_norms: whether what attention and MLP add to the residual stream is normalised first.
-      rope_theta: base of the rotary frequencies.
-      rope_scaling: None, or the rule that changes them, such as
-        `{"rope_type": "linear", "factor": 2.0}`; kept as a sorted tuple of pairs.
-      rope_fraction: part of each head, from its first coordinate on, that is turned.
-      sliding_window: tokens that a query of a sliding layer sees, itself included.
-      layer_types: "full" or "sliding" for each layer; by default all layers are sliding where there is a window.
-      sliding_rope_theta: base of the rotary frequencies of sliding layers, which then know no `rope_scaling`; that of all
-        layers by default.
-      experts: mixture of experts, or None.
-      adapter: low-rank changes of some matrices, or None.
-      quantization: of the matrices of layers, or None.
-      max_length: positions, in tokens, that the family was made for; only exports use it.
-      bos_id: token that begins a text; only exports use it, as the two below.
-      eos_ids: tokens that end a text.
-      pad_id: token that fills rows.
-      language_head: whether the network gives logits; False for reward models and critics that have a value head alone.
-      value_head: outputs of the value head, see `objectives.heads` for what they may mean; 0 for none.
-      dtype: of the computation: float32, bfloat16 or float16. Attention weights, norms, rotary embeddings and logits
-        are computed in float32 whatever it is.
-      param_dtype: of the parameters.
-      cache_dtype: of the keys and values that decoding keeps, which no other pass sees: one of these, or int8, with a scale for
-        each token and head; "" for that of the computation.
-      remat: what the backward pass recomputes: "none", "dots" (all but matrix products), or "full" (whole layers).
-      attention: "auto" ("pallas", a kernel, on TPU, otherwise "xla"), "reference", "xla" or "pallas".
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    family: str | None = None
-    activation: str = "silu"
-    attention_bias: bool = False
+    vocab_size: int  # V, rows of the embedding table
+    hidden_size: int  # D, width of the residual stream
+    intermediate_size: int  # width of the gated MLP
+    num_layers: int  # L
+    num_heads: int  # N, query heads
+    num_kv_heads: int | None = None  # K, key and value heads; N by default
+    head_dim: int | None = None  # H; `hidden_size // num_heads` by default
+    family: str | None = None  # name in `families.FAMILIES`; None for a network that is never exported
+    activation: str = "silu"  # of the gated MLP: "silu", or "gelu_tanh" (the approximation by tanh)
+    attention_bias: bool = False  # whether the projections to queries, keys and values have a bias
+    # of queries and keys before the rotary embedding: "none", "head" (each head by itself) or "width" (all heads of a token
+    # together)
     qk_norm: str = "none"
-    query_scale: float | None = None
-    attention_softcap: float | None = None
-    logit_softcap: float | None = None
-    tie_embeddings: bool = False
-    scale_embeddings: bool = False
-    norm_epsilon: float = 1e-6
-    norm_offset: float = 0.0
-    post_norms: bool = False
-    rope_theta: float = 10000.0
+    query_scale: float | None = None  # attention logits are multiplied by it; `head_dim ** -0.5` by default
+    attention_softcap: float | None = None  # c, attention logits x become c tanh(x / c); None for no cap
+    logit_softcap: float | None = None  # the same for the logits of the output head
+    tie_embeddings: bool = False  # whether the embedding table is the output head too
+    scale_embeddings: bool = False  # whether embeddings are multiplied by the square root of D
+    norm_epsilon: float = 1e-6  # added to the mean square in every norm
+    norm_offset: float = 0.0  # added to the scale of every norm; with 1, scales begin at 0
+    post_norms: bool = False  # whether what attention and MLP add to the residual stream is normalised first
+    rope_theta: float = 10000.0  # base of the rotary frequencies
+    # None, or the rule that changes them, such as `{"rope_type": "linear", "factor": 2.0}`; kept as a sorted tuple of pairs
     rope_scaling: tuple[tuple[str, Any], ...] | None = None
-    rope_fraction: float = 1.0
-    sliding_window: int | None = None
+    rope_fraction: float = 1.0  # part of each head, from its first coordinate on, that is turned
+    sliding_window: int | None = None  # tokens that a query of a sliding layer sees, itself included
+    # "full" or "sliding" for each layer; by default all layers are sliding where there is a window
     layer_types: tuple[str, ...] = ()
+    # base of the rotary frequencies of sliding layers, which then know no `rope_scaling`; that of all layers by default
     sliding_rope_theta: float | None = None
-    experts: ExpertsConfig | None = None
-    adapter: AdapterConfig | None = None
-    quantization: QuantizationConfig | None = None
-    max_length: int = 4096
-    bos_id: int | None = None
-    eos_ids: tuple[int, ...] = ()
-    pad_id: int | None = None
+    experts: ExpertsConfig | None = None  # mixture of experts, or None
+    adapter: AdapterConfig | None = None  # low-rank changes of some matrices, or None
+    quantization: QuantizationConfig | None = None  # of the matrices of layers, or None
+    max_length: int = 4096  # positions, in tokens, that the family was made for; only exports use it
+    bos_id: int | None = None  # token that begins a text; only exports use it, as the two below
+    eos_ids: tuple[int, ...] = ()  # tokens that end a text
+    pad_id: int | None = None  # token that fills rows
+    # whether the network gives logits; False for reward models and critics that have a value head alone
     language_head: bool = True
-    value_head: int = 0
+    value_head: int = 0  # outputs of the value head, see `objectives.heads` for what they may mean; 0 for none
+    # of the computation: float32, bfloat16 or float16. Attention weights, norms, rotary embeddings and logits are computed in
+    # float32 whatever it is
     dtype: str = "float32"
-    param_dtype: str = "float32"
+    param_dtype: str = "float32"  # of the parameters
+    # of the keys and values that decoding keeps, which no other pass sees: one of these, or int8, with a scale for each token
+    # and head; "" for that of the computation
     cache_dtype: str = ""
-    remat: str = "dots"
-    attention: str = "auto"
+    remat: str = "dots"  # what the backward pass recomputes: "none", "dots" (all but matrix products), or "full" (whole layers)
+    attention: str = "auto"  # "auto" ("pallas", a kernel, on TPU, otherwise "xla"), "reference", "xla" or "pallas"
 
     def __post_init__(self):
         if self.num_kv_heads is None:
@@ -270,12 +211,8 @@ class DecoderConfig:
 
 
 _CHOICES = {
-    "activation": ACTIVATIONS,
-    "qk_norm": QK_NORMS,
-    "remat": tuple(REMAT),
-    "attention": ATTENTION,
-    "cache_dtype": CACHE_DTYPES,
-}
+    "activation": ACTIVATIONS, "qk_norm": QK_NORMS, "remat": tuple(REMAT), "attention": ATTENTION, "cache_dtype": CACHE_DTYPES,
+}  # fmt: skip
 
 
 def _dtype_name(field: str, dtype) -> str:

@@ -142,13 +142,9 @@ def scanned_layers(config: DecoderConfig, count: int, sparse: bool) -> nn.Module
     if config.remat != "none":
         layer = nn.remat(Layer, policy=REMAT[config.remat], prevent_cse=False)
     scanned = nn.scan(
-        layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
-        length=count,
+        layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=count,
         metadata_params={nn.PARTITION_NAME: "layers"},
-    )
+    )  # fmt: skip
     return scanned(config, sparse)
 
 

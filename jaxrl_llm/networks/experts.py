@@ -16,15 +16,10 @@ Array = jax.Array
 
 
 class Routing(NamedTuple):
-    """Where tokens were sent; a leading axis counts the layers that have experts.
+    """Where tokens were sent; a leading axis counts the layers that have experts."""
 
-    Attributes:
-      experts: int32 [layers, B, T, k].
-      logits: of the router, float32 [layers, B, T, E].
-    """
-
-    experts: Array
-    logits: Array
+    experts: Array  # int32 [layers, B, T, k]
+    logits: Array  # of the router, float32 [layers, B, T, E]
 
 
 def choose(config: ExpertsConfig, logits: Array, bias: Array | None = None, forced: Array | None = None):

@@ -96,8 +96,7 @@ def from_huggingface(theirs: dict[str, Any], place: str = "config.json", **setti
       place: of the file, for messages.
       **settings: fields that it says nothing about.
 
-    Raises:
-      ValueError: a field is of another type, out of bounds or not supported; the message names file, field and value.
+    Raises ValueError: a field is of another type, out of bounds or not supported; the message names file, field and value.
     """
     removed = {name: None for name in _NULLABLE if name in theirs and theirs[name] is None}
     found = reading.fields(theirs, _CHECKS, f"{place}: ") | removed
@@ -129,20 +128,14 @@ def _from_fields(theirs: Fields, settings: Fields) -> DecoderConfig:
     if missing:
         raise ValueError(f"{missing[0]} is missing; a {kind} checkpoint must have it")
     return DecoderConfig(
-        family=kind,
-        num_kv_heads=theirs.get("num_key_value_heads"),
-        head_dim=theirs.get("head_dim"),
-        tie_embeddings=theirs.get("tie_word_embeddings", False),
-        norm_epsilon=theirs.get("rms_norm_eps", 1e-6),
-        max_length=theirs.get("max_position_embeddings", DecoderConfig.max_length),
-        bos_id=theirs.get("bos_token_id"),
-        eos_ids=theirs.get("eos_token_id", ()),
-        pad_id=theirs.get("pad_token_id"),
+        family=kind, num_kv_heads=theirs.get("num_key_value_heads"), head_dim=theirs.get("head_dim"),
+        tie_embeddings=theirs.get("tie_word_embeddings", False), norm_epsilon=theirs.get("rms_norm_eps", 1e-6),
+        max_length=theirs.get("max_position_embeddings", DecoderConfig.max_length), bos_id=theirs.get("bos_token_id"),
+        eos_ids=theirs.get("eos_token_id", ()), pad_id=theirs.get("pad_token_id"),
         **{ours: theirs[name] for ours, name in _FIELDS.items()},
         **dict(family.traits) | _read_activation(theirs, family) | _read_special(kind, theirs, family),
-        **_read_rope(theirs) | _read_layers(theirs, family),
-        **_read_heads(theirs) | settings,
-    )
+        **_read_rope(theirs) | _read_layers(theirs, family), **_read_heads(theirs) | settings,
+    )  # fmt: skip
 
 
 def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:

@@ -123,11 +123,7 @@ FAMILIES = {
     "mistral": Family("Mistral", LLAMA, sliding="all", required=_PLAIN, defaults={"sliding_window": 4096}),
     "qwen2": Family("Qwen2", LLAMA, {"attention_bias": True}, sliding="upper", required=_QWEN),
     "qwen3": Family(
-        "Qwen3",
-        LLAMA,
-        {"qk_norm": "head"},
-        sliding="upper",
-        required=_QWEN | {"attention_bias": False},
+        "Qwen3", LLAMA, {"qk_norm": "head"}, sliding="upper", required=_QWEN | {"attention_bias": False},
         defaults={"head_dim": 128},
     ),
     "gemma": Family("Gemma", LLAMA, _GEMMA, required=_GEMMA_PLAIN, defaults=_GEMMA_DEFAULTS),
@@ -142,12 +138,7 @@ FAMILIES = {
         | {"sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     ),
     "gemma3_text": Family(
-        "Gemma3",
-        GEMMA2,
-        _GEMMA2 | {"qk_norm": "head"},
-        _SOFTCAPS,
-        sliding="most",
-        required=_GEMMA_PLAIN,
+        "Gemma3", GEMMA2, _GEMMA2 | {"qk_norm": "head"}, _SOFTCAPS, sliding="most", required=_GEMMA_PLAIN,
         defaults=_GEMMA2_DEFAULTS | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
         classifier="Gemma3Text",
     ),
@@ -162,20 +153,12 @@ FAMILIES = {
         defaults={"rms_norm_eps": 1e-5, "num_key_value_heads": 8, "rope_theta": 1e6},
     ),
     "qwen3_moe": Family(
-        "Qwen3Moe",
-        QWEN_EXPERTS,
-        {"qk_norm": "head"},
-        experts=_QWEN_EXPERTS,
-        required=_PLAIN | {"decoder_sparse_step": 1, "use_sliding_window": False},
-        defaults={"norm_topk_prob": False},
+        "Qwen3Moe", QWEN_EXPERTS, {"qk_norm": "head"}, experts=_QWEN_EXPERTS,
+        required=_PLAIN | {"decoder_sparse_step": 1, "use_sliding_window": False}, defaults={"norm_topk_prob": False},
     ),
     "olmoe": Family(
-        "Olmoe",
-        OLMOE,
-        {"qk_norm": "width"},
-        experts=_QWEN_EXPERTS | {"width": "intermediate_size"},
-        required=_PLAIN | {"clip_qkv": None},
-        defaults={"norm_topk_prob": False, "rms_norm_eps": 1e-5},
+        "Olmoe", OLMOE, {"qk_norm": "width"}, experts=_QWEN_EXPERTS | {"width": "intermediate_size"},
+        required=_PLAIN | {"clip_qkv": None}, defaults={"norm_topk_prob": False, "rms_norm_eps": 1e-5},
     ),
     "glm4_moe": Family(
         "Glm4Moe",
@@ -189,4 +172,4 @@ FAMILIES = {
         defaults={"norm_topk_prob": True, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "attention_bias": False}
         | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "n_shared_experts": 1},
     ),
-}
+}  # fmt: skip

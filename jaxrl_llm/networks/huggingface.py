@@ -44,8 +44,7 @@ def load_huggingface(
         by default, parameters are on the default device.
       progress: whether to show a progress bar.
 
-    Returns:
-      A network whose `config` remembers the family, so that `save_huggingface` can write it.
+    Returns: A network whose `config` remembers the family, so that `save_huggingface` can write it.
 
     Raises:
       FileNotFoundError: config.json or a file of tensors is not there.
@@ -78,8 +77,7 @@ def save_huggingface(network: Network, params: Params, directory, max_shard_byte
       directory: made where it does not exist.
       max_shard_bytes: size from which on tensors are split over several files with an index.
 
-    Raises:
-      ValueError: the network has no family, it has an adapter or is quantised, or `params` are not of its structure.
+    Raises ValueError: the network has no family, it has an adapter or is quantised, or `params` are not of its structure.
     """
     config = network.config
     if not isinstance(config, DecoderConfig) or config.family is None:

@@ -225,15 +225,10 @@ def _by_own(config: DecoderConfig, split: Split, leaves, tokens: Array, experts:
 
 
 class Sorted(NamedTuple):
-    """Choices of tokens, those of the first expert first.
+    """Choices of tokens, those of the first expert first."""
 
-    Attributes:
-      places: int32 [n], of each its number in `weights` [m, k].
-      ends: int32 [E], behind the last one of each expert; what stands in `places` beyond is nobody's.
-    """
-
-    places: Array
-    ends: Array
+    places: Array  # int32 [n], of each its number in `weights` [m, k]
+    ends: Array  # int32 [E], behind the last one of each expert; what stands in `places` beyond is nobody's
 
     def block(self, number: Array, size: int) -> tuple[Array, Array, Array]:
         """Places [size] of a block, which of them are somebody's, and how many are each expert's [E]."""

@@ -144,8 +144,7 @@ def config(name: str, **changes) -> DecoderConfig:
       name: one of `names()`.
       changes: fields of `DecoderConfig` to replace, such as `dtype="bfloat16"` or `remat="full"`.
 
-    Raises:
-      ValueError: there is no such name, or a change does not fit.
+    Raises ValueError: there is no such name, or a change does not fit.
 
     >>> config("qwen3-8b", dtype="bfloat16").num_layers
     36

@@ -25,47 +25,37 @@ class Network:
     Shapes: B rows of T tokens, vocabulary V, width D. `positions` int [B, T] default to 0, 1, 2...; `segments` int
     [B, T] to 1: 0 is padding, and a token sees the tokens of its own segment up to itself. `reach` int [B, T] in their place
     says it of trees, see `attention`.
-
-    Attributes:
-      apply: `(params, tokens, positions=None, segments=None, reach=None) -> logits` [B, T, V] float32.
-      config: what the network was made from, where it was made here.
-      init: `(key) -> params`, a nested dict of arrays.
-      hidden: as `apply`, but gives the last hidden states [B, T, D].
-      unembed: `(params, hidden) -> logits`: [..., D] -> [..., V] float32.
-      unembedding: `(params) -> matrix` [V, D], with `logits == softcapped(hidden @ matrix.T)` accumulated in float32.
-      logit_softcap: cap of the logits, see `attention.softcapped`; None for none.
-      read: `(params, tokens, lengths) -> (contexts, experts)`: what decoding has to know of C right-padded contexts [C, T], in
-        arrays of the network's own, and the experts of their tokens [C, T, layers, k] or None.
-      each_layer: `(params) -> layers`: the parameters as decoding reads them, laid out once for many steps.
-      init_tails: `(slots, width) -> tails`: what it has to know of the tokens of S slots, W columns, in arrays of its own.
-      step: `(params, layers, token, contexts, tails, sight) -> (hidden, tails, experts)`: reads one token a slot, int [S], that
-        sees what `past.Sight` says, and gives its hidden state [S, D] and experts [S, layers, k] or None.
-      routed: `(params, tokens, positions=None, segments=None, routes=None, reach=None) -> (hidden, routing)`: as `hidden`, with
-        the `experts.Routing` of all tokens; `routes` int32 [layers, B, T, k] are experts to use in place of the router's,
-        -1 where it is free. None without experts.
-      value: `(params, hidden) -> values`: [B, T, D] -> [B, T] float32, or [B, T, outputs] where the value head has
-        several plain ones; None without a value head.
-      value_outputs: `(params, hidden) -> outputs` [B, T, n] of the value head, such as the logits of bins; None without.
-      reads_forests: whether `apply`, `hidden` and `routed` take `reach` in place of segments.
-      params: the parameters, or None.
     """
 
-    apply: Callable[..., Any]
-    config: Any = None
-    init: Callable[..., Params] | None = None
-    hidden: Callable[..., Any] | None = None
-    unembed: Callable[..., Any] | None = None
+    apply: Callable[..., Any]  # `(params, tokens, positions=None, segments=None, reach=None) -> logits` [B, T, V] float32
+    config: Any = None  # what the network was made from, where it was made here
+    init: Callable[..., Params] | None = None  # `(key) -> params`, a nested dict of arrays
+    hidden: Callable[..., Any] | None = None  # as `apply`, but gives the last hidden states [B, T, D]
+    unembed: Callable[..., Any] | None = None  # `(params, hidden) -> logits`: [..., D] -> [..., V] float32
+    # `(params) -> matrix` [V, D], with `logits == softcapped(hidden @ matrix.T)` accumulated in float32
     unembedding: Callable[..., Any] | None = None
-    logit_softcap: float | None = None
+    logit_softcap: float | None = None  # cap of the logits, see `attention.softcapped`; None for none
+    # `(params, tokens, lengths) -> (contexts, experts)`: what decoding has to know of C right-padded contexts [C, T], in arrays
+    # of the network's own, and the experts of their tokens [C, T, layers, k] or None
     read: Callable[..., Any] | None = None
+    # `(params, layers, token, contexts, tails, sight) -> (hidden, tails, experts)`: reads one token a slot, int [S], that sees
+    # what `past.Sight` says, and gives its hidden state [S, D] and experts [S, layers, k] or None
     step: Callable[..., Any] | None = None
+    # `(params) -> layers`: the parameters as decoding reads them, laid out once for many steps
     each_layer: Callable[..., Any] | None = None
+    # `(slots, width) -> tails`: what it has to know of the tokens of S slots, W columns, in arrays of its own
     init_tails: Callable[..., Any] | None = None
+    # `(params, tokens, positions=None, segments=None, routes=None, reach=None) -> (hidden, routing)`: as `hidden`, with the
+    # `experts.Routing` of all tokens; `routes` int32 [layers, B, T, k] are experts to use in place of the router's, -1 where it
+    # is free. None without experts
     routed: Callable[..., Any] | None = None
+    # `(params, hidden) -> values`: [B, T, D] -> [B, T] float32, or [B, T, outputs] where the value head has several plain ones;
+    # None without a value head
     value: Callable[..., Any] | None = None
+    # `(params, hidden) -> outputs` [B, T, n] of the value head, such as the logits of bins; None without
     value_outputs: Callable[..., Any] | None = None
-    reads_forests: bool = False
-    params: Params = dataclasses.field(default=None, compare=False, repr=False)
+    reads_forests: bool = False  # whether `apply`, `hidden` and `routed` take `reach` in place of segments
+    params: Params = dataclasses.field(default=None, compare=False, repr=False)  # the parameters, or None
 
     def with_params(self, params: Params) -> "Network":
         return dataclasses.replace(self, params=params)
@@ -88,8 +78,7 @@ def from_apply(apply_fn: Callable[..., Any], params: Params = None) -> Network:
 def decoder(config: DecoderConfig) -> Network:
     """Decoder transformer without parameters; equal configurations give the same network.
 
-    Raises:
-      ValueError: the configuration does not fit the family that it names, or an adapter or a quantisation fits no matrix.
+    Raises ValueError: the configuration does not fit the family that it names, or an adapter or a quantisation fits no matrix.
     """
     check_family(config)
     check_matrices(config)
@@ -104,22 +93,13 @@ def decoder(config: DecoderConfig) -> Network:
         return unembed(params, hidden(params, tokens, positions, segments, reach))
 
     return Network(
-        apply=apply,
-        config=config,
-        init=jax.jit(lambda key: _each_box(lambda box: box.value, _boxed_params(config, key))),
-        hidden=hidden,
-        unembed=unembed,
-        unembedding=bound("unembedding"),
-        logit_softcap=config.logit_softcap,
-        read=functools.partial(read_contexts, config),
-        step=functools.partial(step, config),
-        each_layer=functools.partial(each_layer, config),
-        init_tails=functools.partial(init_tails, config),
-        routed=bound("routed") if config.experts else None,
-        value=bound("value") if config.value_head else None,
-        value_outputs=bound("value_outputs") if config.value_head else None,
-        reads_forests=True,
-    )
+        apply=apply, config=config, init=jax.jit(lambda key: _each_box(lambda box: box.value, _boxed_params(config, key))),
+        hidden=hidden, unembed=unembed, unembedding=bound("unembedding"), logit_softcap=config.logit_softcap,
+        read=functools.partial(read_contexts, config), step=functools.partial(step, config),
+        each_layer=functools.partial(each_layer, config), init_tails=functools.partial(init_tails, config),
+        routed=bound("routed") if config.experts else None, value=bound("value") if config.value_head else None,
+        value_outputs=bound("value_outputs") if config.value_head else None, reads_forests=True,
+    )  # fmt: skip
 
 
 def as_computed(network: Network, params: Params) -> Params:
@@ -151,8 +131,7 @@ def _each_box(function: Callable[[Any], Any], boxed: Params) -> Params:
 def logical_axes(network: Network) -> Params:
     """Names of the logical axes of each parameter: a tree like `params`, with tuples of names as leaves.
 
-    Raises:
-      ValueError: the network was not made by `decoder`, so that nothing is known of its parameters.
+    Raises ValueError: the network was not made by `decoder`, so that nothing is known of its parameters.
     """
     if not isinstance(network.config, DecoderConfig):
         raise ValueError(f"network.config={network.config!r} has no logical axes; give partition rules by parameter path")

@@ -75,9 +75,8 @@ def save_peft(network: Network, params: Params, directory, *, base: str | None =
       directory: made where it does not exist.
       base: directory or name of the base, which `peft.AutoPeftModel` loads by itself.
 
-    Raises:
-      ValueError: the network has no adapter or no family, or PEFT has no form for one of the adapted matrices: those that share
-        a tensor with others, as in Phi-3, MLPs beside or below experts, and a part of the matrices of experts.
+    Raises ValueError: the network has no adapter or no family, or PEFT has no form for one of the adapted matrices: those that
+      share a tensor with others, as in Phi-3, MLPs beside or below experts, and a part of the matrices of experts.
     """
     config, adapter = network.config, network.config.adapter
     if adapter is None:

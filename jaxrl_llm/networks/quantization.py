@@ -16,17 +16,11 @@ from jaxrl_llm.networks.trees import Params
 
 
 class QuantizationGap(NamedTuple):
-    """How far a network is from the one that it approximates, in nats a token.
+    """How far a network is from the one that it approximates, in nats a token."""
 
-    Attributes:
-      mean: of the distances of the tokens' log-probabilities.
-      largest: of them.
-      kl: mean of KL(exact || approximate) over the tokens' distributions.
-    """
-
-    mean: float
-    largest: float
-    kl: float
+    mean: float  # of the distances of the tokens' log-probabilities
+    largest: float  # of them
+    kl: float  # mean of KL(exact || approximate) over the tokens' distributions
 
 
 def quantize(network: Network, params: Params, kind: str, pattern: str = "") -> tuple[Network, Params]:
@@ -83,8 +77,7 @@ def quantization_gap(network: Network, params: Params, other: Network, its_param
       tokens: int [B, T].
       segments: int [B, T] as of `Network`; by default each row is one sequence.
 
-    Returns:
-      A `QuantizationGap` over the tokens that follow another one of their sequence.
+    Returns: A `QuantizationGap` over the tokens that follow another one of their sequence.
     """
     tokens = jnp.asarray(tokens)
     segments = jnp.ones_like(tokens) if segments is None else jnp.asarray(segments)

@@ -19,8 +19,7 @@ def split_params(params: Params, trains: str | Callable[[str], bool]) -> tuple[P
         "layers.mlp.up.kernel"; or a function of the path. `adapters.ADAPTER` is that of all adapters, `r"norm\\.scale"` of
         all norms, `r"^(?!embedding)"` of all but the embedding table.
 
-    Raises:
-      ValueError: no leaf trains, or one that does not hold real numbers.
+    Raises ValueError: no leaf trains, or one that does not hold real numbers.
     """
     chosen = trains if callable(trains) else lambda path: re.search(trains, path) is not None
     leaves = flax.traverse_util.flatten_dict(params)
@@ -38,8 +37,7 @@ def split_params(params: Params, trains: str | Callable[[str], bool]) -> tuple[P
 def join_params(trained: Params, frozen: Params) -> Params:
     """Undoes `split_params`: the nested dict of the leaves of both.
 
-    Raises:
-      ValueError: both have a leaf of the same path, or one has a leaf where the other has a dict.
+    Raises ValueError: both have a leaf of the same path, or one has a leaf where the other has a dict.
     """
     joined = dict(frozen)
     for name, value in trained.items():

@@ -1,4 +1,8 @@
-"""From scores to losses: pure, hashable functions `(Scores, Batch) -> (loss, metrics)`."""
+"""From scores to losses: pure, hashable functions `(Scores, Batch) -> (loss, metrics)`.
+
+Everywhere `coefficient` is the factor of a whole term: a number or, where it may be a text, the name of a scalar in
+`batch.coefficients`.
+"""
 
 from jaxrl_llm.objectives.adaptive_clips import (
     balanced_clip, bucket_normalised, entropy_clip, entropy_scale, probability_clip, proximal_clip,

@@ -74,9 +74,7 @@ def balanced_clip(
       positive_share: between 0 and 1.
       dual: as in `clip`.
 
-    Raises:
-      ValueError: falling ranges, or a `step` of 0 or less, or one too small for the ranges.
-
+    Raises ValueError: falling ranges, or a `step` of 0 or less, or one too small for the ranges.
     Source: BAPO, https://arxiv.org/abs/2510.18927
     """
     grid = jnp.asarray(_bound_grid(lower, upper, step))
@@ -190,9 +188,7 @@ def bucket_normalised(
       shrinkage: above 0; the larger, the more of its own deviation a bucket keeps. No log-ratio grows by more than the factor
         1 + 1 / `shrinkage`.
 
-    Raises:
-      ValueError: an unknown `by`, fewer than 1 bucket, or a shrinkage that is not above 0.
-
+    Raises ValueError: an unknown `by`, fewer than 1 bucket, or a shrinkage that is not above 0.
     Source: the ratio normalisation of GRPO-Guard, https://arxiv.org/abs/2510.22319, with buckets for its steps of denoising
     """
     require(by in BY, "by", by, f"one of {BY}")

@@ -18,14 +18,10 @@ class Objective:
 
     A term is a composable `term(scores, batch) -> (token_loss [B, T], metrics)`. The loss is additive over rows, as
     weights are fixed before any split, unless a term is coupled.
-
-    Attributes:
-      terms: what is added up.
-      coupled: whether a token's loss depends on other rows.
     """
 
-    terms: tuple[Composable, ...]
-    coupled: bool = False
+    terms: tuple[Composable, ...]  # what is added up
+    coupled: bool = False  # whether a token's loss depends on other rows
 
     @property
     def needs(self) -> frozenset[str]:
@@ -171,7 +167,6 @@ def scaled(scores: Scores, batch: Batch, *, term: Composable, coefficient: float
 
     Args:
       term: any term of an objective.
-      coefficient: a number, or the name of a scalar in `batch.coefficients`.
     """
     token_loss, metrics = term(scores, batch)
     return coefficient_value(coefficient, batch) * token_loss, metrics
@@ -187,8 +182,7 @@ def weighted(scores: Scores, batch: Batch, *, term: Composable, name: str):
       term: any term of an objective.
       name: of the shares.
 
-    Raises:
-      ValueError: it stands within another term, which would take the shares of all.
+    Raises ValueError: it stands within another term, which would take the shares of all.
     """
     raise ValueError(f"weighted(name={name!r}) stands within another term; make it a term of the objective, around {term!r}")
 

@@ -79,8 +79,7 @@ def tokens_of_group(log_probabilities, tokens, keys, *, of: str = "proximal"):
 
     It looks at whole groups, not at distributions: `group_tokens` makes the candidates from rollouts, before any packing.
 
-    Raises:
-      ValueError: when it is run on single tokens.
+    Raises ValueError: when it is run on single tokens.
     """
     raise ValueError("tokens_of_group looks at whole groups; fill extras['candidates'] by objectives.group_tokens(rollouts)")
 
@@ -123,8 +122,7 @@ def distributions(first, second, rest: str):
       rest: what becomes of the other tokens: one more outcome, a "bucket" with their mass; "renormalise" by the mass of the
         candidates; or "ignore", which leaves two measures with less mass than 1.
 
-    Raises:
-      ValueError: an unknown kind of rest.
+    Raises ValueError: an unknown kind of rest.
     """
     require(rest in RESTS, "rest", rest, f"one of {RESTS}")
     both = []

@@ -12,17 +12,9 @@ from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, safe_divide, without_infin
 from jaxrl_llm.objectives.base import logp_name
 from jaxrl_llm.objectives.batch_statistics import action_mean, counted
 from jaxrl_llm.objectives.groups import (
-    Groups,
-    find_groups,
-    group_count,
-    group_logmeanexp,
-    group_mean,
-    group_sum,
-    rollout_mean,
-    rollout_sum,
-    rollout_to_tokens,
+    Groups, find_groups, group_count, group_logmeanexp, group_mean, group_sum, rollout_mean, rollout_sum, rollout_to_tokens,
     rollout_value,
-)
+)  # fmt: skip
 from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
 from jaxrl_llm.objectives.ratios import likelihood, token_ratio
 from jaxrl_llm.types import Batch, Scores
@@ -68,9 +60,7 @@ def brevity_weight(batch: Batch, groups: Groups, *, temperature: float = 0.1, ma
 
     It is proportional to exp(reward / `temperature`) for a reward of 1 - length / `max_length`.
 
-    Raises:
-      ValueError: `temperature` is not above 0, or `max_length` not at least 1.
-
+    Raises ValueError: `temperature` is not above 0, or `max_length` not at least 1.
     Source: DRPO, https://arxiv.org/abs/2510.04474
     """
     if temperature <= 0 or max_length < 1:
@@ -93,9 +83,7 @@ def discriminative(
       temperature: tau; the lower, the more the likeliest wrong rollout counts.
       weighting: function `(batch, groups) -> [S]` that the w of correct rollouts are proportional to; equal by default.
 
-    Raises:
-      ValueError: `temperature` is not above 0.
-
+    Raises ValueError: `temperature` is not above 0.
     Source: DisCO, https://arxiv.org/abs/2505.12366; DRPO for `weighting`, https://arxiv.org/abs/2510.04474
     """
     require(temperature > 0, "temperature", temperature, "above 0")

@@ -42,9 +42,7 @@ def jensen_shannon(other, policy, *, beta: float = 0.5):
     At `beta` 0 it is KL(other || policy), and at 1 KL(policy || other): the limits of the divergence over beta (1 - beta),
     which is itself 0 there.
 
-    Raises:
-      ValueError: `beta` is not in [0, 1].
-
+    Raises ValueError: `beta` is not in [0, 1].
     Source: generalised knowledge distillation, https://arxiv.org/abs/2306.13649, equation 1
     """
     require(0 <= beta <= 1, "beta", beta, "from 0 to 1")
@@ -59,9 +57,7 @@ def jensen_shannon(other, policy, *, beta: float = 0.5):
 def alpha_divergence(other, policy, *, alpha: float = 0.5):
     """(1 - sum policy^alpha other^(1 - alpha)) / (alpha (1 - alpha)): forward at alpha -> 0, reverse at alpha -> 1.
 
-    Raises:
-      ValueError: `alpha` is 0 or 1, which have functions of their own.
-
+    Raises ValueError: `alpha` is 0 or 1, which have functions of their own.
     Source: Amari, Differential-Geometrical Methods in Statistics (1985), chapter 3
     """
     if alpha in (0, 1):
@@ -81,9 +77,7 @@ def generalised_divergence(other, policy, *, direction: str = "forward"):
     Args:
       direction: "forward", p = other and q = policy; or "reverse", p = policy and q = other.
 
-    Raises:
-      ValueError: an unknown direction.
-
+    Raises ValueError: an unknown direction.
     Source: Csiszar, I-divergence geometry (1975), https://doi.org/10.1214/aop/1176996454, for measures as in
       https://doi.org/10.1214/aos/1176348385
     """
@@ -109,11 +103,8 @@ def divergence(
       rest: what becomes of other tokens, see `candidates.distributions`.
       floor: least log-probability (nats) of a candidate, below which it has no gradient, on both sides; None for none. Those
         that are not there stay so.
-      coefficient: a number, or the name of a scalar in `batch.coefficients`.
 
-    Raises:
-      ValueError: `generalised_divergence` with a `rest` that makes masses equal, as it would change nothing.
-
+    Raises ValueError: `generalised_divergence` with a `rest` that makes masses equal, as it would change nothing.
     Source: https://arxiv.org/abs/2306.13649
     """
     del candidates  # who fills the batch reads it
@@ -165,9 +156,7 @@ def score_centering(
       low: lower bound of the importance weight; None with None for `high` where the policy term has no weight.
       high: upper bound of the importance weight.
 
-    Raises:
-      ValueError: bounds of a weight that are negative or not in order.
-
+    Raises ValueError: bounds of a weight that are negative or not in order.
     Source: https://arxiv.org/abs/2609.20807
     """
     del candidates  # who fills the batch reads it
@@ -212,9 +201,7 @@ def projected(
       regression: factor of the term that draws the policy to its projection.
       candidates: the rule that fills `batch.extras["candidates"]`; it has to include the token itself.
 
-    Raises:
-      ValueError: the bound is not above 0.
-
+    Raises ValueError: the bound is not above 0.
     Source: TROLL, https://arxiv.org/abs/2510.03817
     """
     if bound <= 0:

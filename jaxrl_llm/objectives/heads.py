@@ -45,9 +45,7 @@ def bins(outputs, *, count: int = 51, low: float = 0.0, high: float = 1.0, risk:
       high: value of the last, above `low`.
       risk: what is read of the distribution; None for its mean.
 
-    Raises:
-      ValueError: fewer than two bins, or a range that does not rise.
-
+    Raises ValueError: fewer than two bins, or a range that does not rise.
     Source: https://arxiv.org/abs/1707.06887
     """
     if count < 2 or not low < high:
@@ -65,9 +63,7 @@ def quantiles(outputs, *, count: int = 32, risk: Composable | None = None):
       count: n, at least 2.
       risk: what is read of the distribution, in which each has the share 1 / n; None for its mean.
 
-    Raises:
-      ValueError: fewer than two.
-
+    Raises ValueError: fewer than two.
     Source: https://arxiv.org/abs/1710.10044
     """
     if count < 2:
@@ -84,9 +80,7 @@ def gaussian(outputs, *, members: int = 1):
     Args:
       members: pairs.
 
-    Raises:
-      ValueError: no pair.
-
+    Raises ValueError: no pair.
     Source: DSAC, https://arxiv.org/abs/2001.02811; twin distributions: DSAC-T, https://arxiv.org/abs/2310.05858
     """
     if members < 1:
@@ -102,9 +96,7 @@ def ensemble(outputs, *, count: int = 2):
     Args:
       count: of members, at least 2.
 
-    Raises:
-      ValueError: fewer than two members.
-
+    Raises ValueError: fewer than two members.
     Source: clipped double Q-learning, https://arxiv.org/abs/1802.09477
     """
     if count < 2:
@@ -116,9 +108,7 @@ def ensemble(outputs, *, count: int = 2):
 def tail_mean(values, shares, *, share: float = 0.25):
     """Conditional value at risk: the mean of the lowest `share` of the distribution.
 
-    Raises:
-      ValueError: the share is not in (0, 1].
-
+    Raises ValueError: the share is not in (0, 1].
     Source: https://arxiv.org/abs/1806.06923, section 3 on distortion risk measures
     """
     require(0 < share <= 1, "share", share, "above 0 and at most 1")
@@ -144,9 +134,7 @@ def _distorted(values, shares, distortion):
 def soft_maximum(values, shares, *, temperature: float = 1.0):
     """`temperature` log E exp(Z / `temperature`): the best value that a policy can have under a KL penalty of that size.
 
-    Raises:
-      ValueError: `temperature` is 0 or less.
-
+    Raises ValueError: `temperature` is 0 or less.
     Source: Q#, https://arxiv.org/abs/2502.20548, theorem on the optimal regularised Q
     """
     require(temperature > 0, "temperature", temperature, "above 0")

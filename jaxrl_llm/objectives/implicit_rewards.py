@@ -33,8 +33,7 @@ def rollout_reward(
       average: the mean over actions instead of the sum; "transformed" divides the transform of the sum by their number.
       transform: function of the result.
 
-    Raises:
-      ValueError: another word for `average`, or "transformed" without a transform.
+    Raises ValueError: another word for `average`, or "transformed" without a transform.
     """
     require(average in (False, True, "transformed"), "average", average, "False, True or 'transformed'")
     if average == "transformed" and transform is None:
@@ -83,9 +82,7 @@ def token_guidance(scores: Scores, batch: Batch, *, alpha: float = 0.5, beta: fl
 def beyond_shared_length(scores: Scores, batch: Batch, *, alpha: float = 0.5):
     """1 for as many first actions of each member of a pair as both have, `alpha` for those that the longer has beyond.
 
-    Raises:
-      ValueError: `alpha` is outside of [0, 1].
-
+    Raises ValueError: `alpha` is outside of [0, 1].
     Source: LD-DPO, https://arxiv.org/abs/2409.06411
     """
     require(0 <= alpha <= 1, "alpha", alpha, "from 0 (cut to the shared length) to 1 (plain DPO)")

@@ -7,12 +7,7 @@ from jaxrl_llm.compose import composable
 from jaxrl_llm.numerics import masked, without_infinities
 from jaxrl_llm.objectives.base import traits
 from jaxrl_llm.objectives.groups import (
-    find_pairs,
-    pair_statistics,
-    pair_to_tokens,
-    rollout_mean,
-    rollout_sum,
-    two_sides,
+    find_pairs, pair_statistics, pair_to_tokens, rollout_mean, rollout_sum, two_sides,
 )  # fmt: skip
 from jaxrl_llm.types import Batch, Scores
 
@@ -23,7 +18,6 @@ def dueling_value_loss(scores: Scores, batch: Batch, *, alpha: float = 0.1, coef
 
     Args:
       alpha: size of a nat in values.
-      coefficient: factor of the whole term.
 
     Source: B-Coder, https://arxiv.org/abs/2310.03173
     """

@@ -34,9 +34,7 @@ def divergence_mask(
       symmetric: whether also an update that leads back is masked beyond its bound (the "ipo" loss of prime-rl).
       against: whose probability q is, that of the ratio: "behavior" or "proximal".
 
-    Raises:
-      ValueError: an unknown kind.
-
+    Raises ValueError: an unknown kind.
     Source: DPPO, https://arxiv.org/abs/2602.04879
     """
     require(kind in ("tv", "kl"), "kind", kind, "'tv' or 'kl'")
@@ -72,9 +70,7 @@ def ring_mask(
       two_sided: whether both bounds hold for every advantage.
       ratio: log importance ratio.
 
-    Raises:
-      ValueError: bounds of a ring that is not two-sided.
-
+    Raises ValueError: bounds of a ring that is not two-sided.
     Source: REC, https://arxiv.org/abs/2509.24203
     """
     if not two_sided and (far_low is not None or far_high is not None):
@@ -212,9 +208,7 @@ def difficulty_weight(scores: Scores, batch: Batch, *, steepness: float = math.e
     Args:
       steepness: above 0; the larger, the fewer prompts count as hard.
 
-    Raises:
-      ValueError: `steepness` is not above 0.
-
+    Raises ValueError: `steepness` is not above 0.
     Source: difficulty-adaptive divergence shaping, https://arxiv.org/abs/2506.21655
     """
     require(steepness > 0, "steepness", steepness, "above 0")

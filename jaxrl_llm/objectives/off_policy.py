@@ -44,9 +44,7 @@ def importance_weight(
       of: whose probability stands above: "proximal" or "policy".
       ratio: `token_ratio()`, `sequence_total_ratio()`, `sequence_ratio()` (geometric mean).
 
-    Raises:
-      ValueError: an unknown `outside`, or "mask" without any bound.
-
+    Raises ValueError: an unknown `outside`, or "mask" without any bound.
     Source: decoupled PPO, https://arxiv.org/abs/2110.00641 (no bounds); TIS,
       https://fengyao.notion.site/off-policy-rl; IcePop, https://arxiv.org/abs/2510.18855
     """
@@ -105,9 +103,7 @@ def rejection(
       of: "proximal" or "policy".
       ratio: log-ratio of a token.
 
-    Raises:
-      ValueError: an unknown `over`, `among` or kind, or no bound.
-
+    Raises ValueError: an unknown `over`, `among` or kind, or no bound.
     Source: rejection of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html; DeepSeek-V3.2,
       https://arxiv.org/abs/2512.02556; VACO, https://arxiv.org/abs/2603.01365, as in open-instruct
     """
@@ -149,9 +145,7 @@ def renormalised(scores: Scores, batch: Batch, *, factor: Composable, over: str 
       over: "batch", or "sequence": first the shares within each rollout, which keep their sum, then rollouts with nothing left
         are left out: under a mean over sequences, the mean over those that are left, of the mean over their tokens.
 
-    Raises:
-      ValueError: an unknown `over`.
-
+    Raises ValueError: an unknown `over`.
     Source: rejection of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html
     """
     require(over in DENOMINATORS, "over", over, f"one of {DENOMINATORS}")

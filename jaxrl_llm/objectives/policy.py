@@ -31,8 +31,7 @@ def policy(
       factors: functions `(scores, batch) -> factor` [B, T] of the token loss, without gradient: corrections of off-policy
         samples, masks of tokens. The weights of the batch, and so every denominator, stay as they are.
 
-    Returns:
-      token_loss [B, T] and metrics (see the functions below).
+    Returns: token_loss [B, T] and metrics (see the functions below).
     """
     log_ratio = jnp.zeros_like(scores.logp) if ratio is None else ratio(scores, batch)
     known = scores.replace(logp=without_infinities(masked(scores.logp, batch.mask)))

@@ -10,17 +10,9 @@ from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import coefficient_value, traits
 from jaxrl_llm.objectives.groups import (
-    Groups,
-    at_end,
-    find_groups,
-    find_pairs,
-    pair_statistics,
-    pair_to_tokens,
-    rollout_mean,
-    rollout_sum,
-    rollout_to_tokens,
+    Groups, at_end, find_groups, find_pairs, pair_statistics, pair_to_tokens, rollout_mean, rollout_sum, rollout_to_tokens,
     two_sides,
-)
+)  # fmt: skip
 from jaxrl_llm.objectives.implicit_rewards import REFERENCE_RATIO, rollout_reward
 from jaxrl_llm.objectives.preference_links import sigmoid_link
 from jaxrl_llm.types import Batch, Scores

@@ -24,9 +24,7 @@ def sigmoid_link(chosen, rejected, *, beta: float = 0.1, smoothing: float = 0.0,
       smoothing: probability that a label is wrong, for conservative DPO; from 0 up to 1/2.
       margin: what the scaled difference has to exceed, gamma in SimPO.
 
-    Raises:
-      ValueError: `smoothing` is outside of [0, 1/2).
-
+    Raises ValueError: `smoothing` is outside of [0, 1/2).
     Source: DPO, https://arxiv.org/abs/2305.18290, equation 7; conservative DPO, E. Mitchell,
       https://ericmitchell.ai/cdpo.pdf; margin, SimPO, https://arxiv.org/abs/2405.14734.
     """
@@ -41,9 +39,7 @@ def robust_link(chosen, rejected, *, beta: float = 0.1, flip_rate: float = 0.1):
 
     It has no lower bound for e = `flip_rate` > 0.
 
-    Raises:
-      ValueError: `flip_rate` is outside of [0, 1/2).
-
+    Raises ValueError: `flip_rate` is outside of [0, 1/2).
     Source: robust DPO, https://arxiv.org/abs/2403.00409
     """
     _check_rate("flip_rate", flip_rate)
@@ -73,9 +69,7 @@ def hinge_link(chosen, rejected, *, beta: float = 0.1, margin: float = 1.0):
 def ipo_link(chosen, rejected, *, beta: float = 0.1):
     """(c - r - 1 / (2 `beta`))^2.
 
-    Raises:
-      ValueError: `beta` is not above 0.
-
+    Raises ValueError: `beta` is not above 0.
     Source: IPO, https://arxiv.org/abs/2310.12036
     """
     require(beta > 0, "beta", beta, "above 0")
@@ -86,9 +80,7 @@ def ipo_link(chosen, rejected, *, beta: float = 0.1):
 def exo_link(chosen, rejected, *, beta: float = 0.1, smoothing: float = 1e-3):
     """q (log q - log(1 - e)) + (1 - q) (log(1 - q) - log e) with q = s(`beta` (c - r)): the reverse KL to soft labels.
 
-    Raises:
-      ValueError: e = `smoothing` is outside of (0, 1/2).
-
+    Raises ValueError: e = `smoothing` is outside of (0, 1/2).
     Source: EXO, https://arxiv.org/abs/2402.00856
     """
     _check_rate("smoothing", smoothing, zero=False)
@@ -119,9 +111,7 @@ def bco_link(chosen, rejected, *, beta: float = 0.1):
 def sppo_link(chosen, rejected, *, beta: float = 0.1):
     """(c - 1 / (2 `beta`))^2 + (r + 1 / (2 `beta`))^2.
 
-    Raises:
-      ValueError: `beta` is not above 0.
-
+    Raises ValueError: `beta` is not above 0.
     Source: SPPO, https://arxiv.org/abs/2405.00675, with hard labels; 1 / `beta` is its eta
     """
     require(beta > 0, "beta", beta, "above 0")
@@ -150,9 +140,7 @@ def apo_down_link(chosen, rejected, *, beta: float = 0.1):
 def discopop_link(chosen, rejected, *, beta: float = 0.05, temperature: float = 0.05):
     """(1 - g) (-log s(z)) + g exp(-z) with z = `beta` (c - r) and g = s(z / `temperature`).
 
-    Raises:
-      ValueError: `temperature` is outside of (0, 1), where the exponential would win for large negative z.
-
+    Raises ValueError: `temperature` is outside of (0, 1), where the exponential would win for large negative z.
     Source: DiscoPOP (log-ratio modulated loss), https://arxiv.org/abs/2406.08414
     """
     require(0 < temperature < 1, "temperature", temperature, "between 0 and 1, without them")

@@ -204,9 +204,7 @@ def mixture_ratio(scores: Scores, batch: Batch, *, against: str = "proximal", ot
       other: whose probability m is; None for 1, an author who counts as certain of each token.
       share: of m in the mixture, above 0 and at most 1.
 
-    Raises:
-      ValueError: `share` outside of (0, 1].
-
+    Raises ValueError: `share` outside of (0, 1].
     Source: RL-PLUS, https://arxiv.org/abs/2508.00222, whose code takes 2 pi / (q + (q + 1) / 2), a share of 1/4; with
       `other`, REX-RAG, https://arxiv.org/abs/2508.08149
     """

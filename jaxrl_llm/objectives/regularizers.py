@@ -24,7 +24,6 @@ def kl(
     `use_bias_correction_kl`, slime's `use_unbiased_kl`); as one of the `factors`, `importance_weight(of="policy")`, it is not.
 
     Args:
-      coefficient: a number, or the name of a scalar in `batch.coefficients`.
       kind: see `numerics.kl_estimate`.
       against: who stands for the reference: "reference", "proximal", "behavior" or "teacher".
       bound: largest size of an estimate (nats), beyond which it has no gradient; verl bounds "k3", OpenRLHF every kind, at 10.
@@ -104,9 +103,6 @@ def overconfidence(scores: Scores, batch: Batch, *, coefficient: float | str = 1
 
     Above -0.001 nats the penalty is constant. With weights `sequence_mean_token_sum` it is the mean over sequences.
 
-    Args:
-      coefficient: a number, or the name of a scalar in `batch.coefficients`.
-
     Source: the penalty of REINVENT, https://doi.org/10.1186/s13321-017-0235-x, as studied in https://arxiv.org/abs/2310.02902
     """
     actions = (batch.mask > 0).astype(jnp.float32)
@@ -127,7 +123,6 @@ def load_balancing(
 
     Args:
       experts_per_token: k; the k experts of the highest logits count as chosen.
-      coefficient: a number, or the name of a scalar in `batch.coefficients`.
       pooled: means are over all layers together, as `transformers` has it; otherwise each layer has a loss of its own, and
         their mean is taken, as in the paper.
 

@@ -55,9 +55,7 @@ def uncertainty(scores: Scores, batch: Batch):
 def label_smoothing(scores: Scores, batch: Batch, *, smoothing: float = 0.1):
     """-(1 - e) log pi(token) - e (mean over the vocabulary of log pi), e = `smoothing`: imitation of a softened token.
 
-    Raises:
-      ValueError: `smoothing` is outside of [0, 1].
-
+    Raises ValueError: `smoothing` is outside of [0, 1].
     Source: https://arxiv.org/abs/1512.00567, section 7
     """
     require(0 <= smoothing <= 1, "smoothing", smoothing, "from 0 to 1")

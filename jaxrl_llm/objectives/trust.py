@@ -19,8 +19,7 @@ def clipped_loss(ratio, advantage, lower, upper, dual: float | None = None):
 def dual_clipped_loss(surrogate, advantage, dual: float | None):
     """-`surrogate`; with `dual` = c, at most -c A where A < 0.
 
-    Raises:
-      ValueError: `dual` is 1 or less.
+    Raises ValueError: `dual` is 1 or less.
     """
     if dual is None:
         return -surrogate
@@ -35,9 +34,7 @@ def clip(log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, high: flo
     The "two-sided clip" of INTELLECT-2 and of TRL's `delta`, -min(min(r, d) A, clip(r) A) with d above 1 + `high`, is the
     dual clip with c = d.
 
-    Raises:
-      ValueError: `dual` is 1 or less.
-
+    Raises ValueError: `dual` is 1 or less.
     Source: PPO, https://arxiv.org/abs/1707.06347; dual clip, https://arxiv.org/abs/1912.09729; asymmetric bounds
       ("clip-higher"), DAPO, https://arxiv.org/abs/2503.14476; INTELLECT-2, https://arxiv.org/abs/2505.07291
     """
@@ -85,9 +82,7 @@ def flipped(log_ratio, scores: Scores, batch: Batch, *, low: float = 0.2, high: 
     Where A > 0: -A c / sg(c)^2, c = min(r, 1 + `high`). Elsewhere: -A max(r, 1 - `low`). Where a weight is above `cap`, the
     loss is -A `cap` log pi: the weight is bounded, the gradient stays.
 
-    Raises:
-      ValueError: `cap` is 1 or less.
-
+    Raises ValueError: `cap` is 1 or less.
     Source: ASPO, https://arxiv.org/abs/2510.06062
     """
     require(cap > 1, "cap", cap, "above 1")
@@ -107,9 +102,7 @@ def sapo(log_ratio, scores: Scores, batch: Batch, *, positive: float = 1.0, nega
       positive: tau where A > 0, above 0; the larger, the narrower.
       negative: tau elsewhere.
 
-    Raises:
-      ValueError: a tau of 0 or less.
-
+    Raises ValueError: a tau of 0 or less.
     Source: SAPO, https://arxiv.org/abs/2511.20347
     """
     if positive <= 0 or negative <= 0:
@@ -155,9 +148,7 @@ def gradient_preserving_clip(
       high_gradient: beta_2, what is left at clipped tokens of positive advantage: more of it raises the entropy.
       dual: as in `clip`; beyond it there is no gradient.
 
-    Raises:
-      ValueError: `dual` is 1 or less.
-
+    Raises ValueError: `dual` is 1 or less.
     Source: GPPO, https://arxiv.org/abs/2508.07629 (both factors 1); CE-GPPO, https://arxiv.org/abs/2509.20712
     """
     ratio, advantage = jnp.exp(log_ratio), batch.advantage
@@ -171,9 +162,7 @@ def gradient_preserving_clip(
 def shaped(log_ratio, scores: Scores, batch: Batch, *, gamma: float = 0.1):
     """-A r / (r + `gamma`): a bounded ratio whose gradient is largest at tokens of small probability.
 
-    Raises:
-      ValueError: `gamma` is 0 or less.
-
+    Raises ValueError: `gamma` is 0 or less.
     Source: LUFFY, https://arxiv.org/abs/2504.14945, for demonstrations, with the ratio `likelihood`; also ICPO,
       https://arxiv.org/abs/2510.26519
     """
@@ -196,9 +185,7 @@ def tapered(
       positive: lower and upper bound of the weight where A >= 0.
       negative: likewise where A < 0.
 
-    Raises:
-      ValueError: a lower bound that is negative or above the upper one.
-
+    Raises ValueError: a lower bound that is negative or above the upper one.
     Source: TOPR, https://arxiv.org/abs/2503.14286, with the ratio of whole answers
     """
     for name, (low, high) in (("positive", positive), ("negative", negative)):
@@ -219,9 +206,7 @@ def discovered_drift(log_ratio, scores: Scores, batch: Batch, *, alpha: float = 
       alpha: where A >= 0; r A - f is at most A + alpha.
       beta: where A < 0.
 
-    Raises:
-      ValueError: `alpha` or `beta` is not above 0.
-
+    Raises ValueError: `alpha` or `beta` is not above 0.
     Source: Discovered Policy Optimisation, https://arxiv.org/abs/2210.05639
     """
     if alpha <= 0 or beta <= 0:
@@ -256,9 +241,7 @@ def rpg(
         bounds the gradients are equal.
       low, high, dual: as in `clip`.
 
-    Raises:
-      ValueError: an unknown direction or style, or a bad `dual`.
-
+    Raises ValueError: an unknown direction or style, or a bad `dual`.
     Source: RPG, https://arxiv.org/abs/2505.17508, tables 1 and 2, section 3.3
     """
     require(direction in DIRECTIONS, "direction", direction, f"one of {DIRECTIONS}")

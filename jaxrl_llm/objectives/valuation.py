@@ -18,9 +18,7 @@ NFT_WEIGHTS = ("std", "none", "failure")
 def dro(log_ratio, scores: Scores, batch: Batch, *, beta: float):
     """-(A log pi - `beta` / 2 x^2) with the log-ratio x: REINFORCE held near the other policy by a square.
 
-    Raises:
-      ValueError: `beta` is 0 or less.
-
+    Raises ValueError: `beta` is 0 or less.
     Source: DRO, https://arxiv.org/abs/2405.19107, with the advantage for the reward less the value, as in verl; OPMD,
       https://arxiv.org/abs/2509.24203, is this with `beta` = 2 tau
     """
@@ -45,9 +43,7 @@ def nft(
       floor: smallest value of the implicit ratio.
       accuracy_bounds: q is kept within them.
 
-    Raises:
-      ValueError: an unknown weighting.
-
+    Raises ValueError: an unknown weighting.
     Source: NFT, https://arxiv.org/abs/2505.18116; bounds and floor are those of the authors' code
     """
     require(weighting in NFT_WEIGHTS, "weighting", weighting, f"one of {NFT_WEIGHTS}")
@@ -72,9 +68,7 @@ def rover(log_ratio, scores: Scores, batch: Batch, *, rho: float = 1.0):
     Args:
       rho: temperature of the values, above 0.
 
-    Raises:
-      ValueError: `rho` is 0 or less.
-
+    Raises ValueError: `rho` is 0 or less.
     Source: ROVER, https://arxiv.org/abs/2509.24981
     """
     require(rho > 0, "rho", rho, "above 0")
@@ -98,9 +92,7 @@ def advantage_regression(scores: Scores, batch: Batch, *, epsilon: float = 1e-4,
       epsilon: keeps the division finite, above 0.
       ratio: log-ratio of a token.
 
-    Raises:
-      ValueError: `epsilon` is 0 or less.
-
+    Raises ValueError: `epsilon` is 0 or less.
     Source: Reg-GRPO, https://arxiv.org/abs/2506.07464, equations 7 and 8, without `epsilon`
     """
     require(epsilon > 0, "epsilon", epsilon, "above 0, as log-ratios may all be equal")
@@ -127,9 +119,7 @@ def trajectory_balance(scores: Scores, batch: Batch, *, beta: float = 15.0, fact
       beta: of the reward A, which is that of the whole answer.
       factors: `(scores, batch) -> factor` [B, T], without gradient, such as an `importance_weight` of whole answers.
 
-    Raises:
-      ValueError: `beta` is not above 0.
-
+    Raises ValueError: `beta` is not above 0.
     Source: FlowRL, https://arxiv.org/abs/2509.15207, equation 6; trajectory balance, https://arxiv.org/abs/2201.13259
     """
     require(beta > 0, "beta", beta, "above 0")

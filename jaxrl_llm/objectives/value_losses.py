@@ -17,7 +17,6 @@ def ensemble_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.
     """`coefficient` times the mean over the members of a critic of (V_i - R)^2, or of a Huber loss.
 
     Args:
-      coefficient: factor of the whole term.
       huber: threshold of the Huber loss; None for squares.
 
     Source: https://arxiv.org/abs/1802.09477
@@ -41,7 +40,6 @@ def gaussian_value_loss(
     sigma = softplus(s) + `least_deviation`.
 
     Args:
-      coefficient: factor of the whole term.
       least_deviation: keeps the scale away from 0, above 0.
       bound: for the deviation R is kept within q +- `bound`, which then stands for its mean; a number, or the name of a scalar
         in `batch.coefficients` (0 for none yet); None for no bound.
@@ -49,13 +47,9 @@ def gaussian_value_loss(
         variance; 0 for none yet, and None for 1. With it the whole does not depend on the size of rewards.
       samples: name of `batch.extras` [B, T, m] whose first is a draw of the return, from which the deviation learns.
 
-    Returns:
-      The loss, whose gradients are exact with neither bound nor scale; with a bound the value is that of R kept within it, and
-      the mean learns from R itself. Metrics: "critic/deviation" and "critic/variance", means of sigma and sigma^2.
-
-    Raises:
-      ValueError: `least_deviation` is 0 or less.
-
+    Returns: The loss, whose gradients are exact with neither bound nor scale; with a bound the value is that of R kept within
+      it, and the mean learns from R itself. Metrics: "critic/deviation" and "critic/variance", means of sigma and sigma^2.
+    Raises ValueError: `least_deviation` is 0 or less.
     Source: DSAC, https://arxiv.org/abs/2001.02811; bound and scale: DSAC-T, https://arxiv.org/abs/2310.05858
     """
     require(least_deviation > 0, "least_deviation", least_deviation, "above 0")
@@ -89,12 +83,9 @@ def expectile_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0
     """`coefficient` times |`level` - [R < V]| (R - V)^2: V becomes the expectile of that level of the returns.
 
     Args:
-      coefficient: factor of the whole term.
       level: 1/2 for the mean; towards 1 for the best that the samples reach.
 
-    Raises:
-      ValueError: the level is not between 0 and 1.
-
+    Raises ValueError: the level is not between 0 and 1.
     Source: IQL, https://arxiv.org/abs/2110.06169, equation 5
     """
     require(0 < level < 1, "level", level, "above 0 and below 1")
@@ -113,14 +104,11 @@ def dual_value_loss(
     weighs nothing: its loss is f alone).
 
     Args:
-      coefficient: factor of the whole term.
       share: lambda, between 0 and 1; the larger, the nearer to the best return.
       divergence: as above.
       bound: of z, beyond which "gumbel" goes on along its tangent.
 
-    Raises:
-      ValueError: an unknown divergence, or a share that is not between 0 and 1.
-
+    Raises ValueError: an unknown divergence, or a share that is not between 0 and 1.
     Source: f-DVL, https://arxiv.org/abs/2302.08560, equation 14; "gumbel": XQL, https://arxiv.org/abs/2301.02328
     """
     if divergence not in DIVERGENCES or not 0 < share < 1:

@@ -17,7 +17,6 @@ def value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.5, clip: 
     0). With `clip` = c it is the larger of the errors of V and of V_old + clip(V - V_old, -c, c).
 
     Args:
-      coefficient: factor of the whole term.
       clip: largest change of the value that is not penalised again; None for none.
       huber: threshold of the Huber loss; None for squares.
 
@@ -47,12 +46,9 @@ def categorical_value_loss(
     Args:
       low: value of the first bin, as in `heads.bins`.
       high: value of the last bin.
-      coefficient: factor of the whole term.
       smoothing: above 0; None shares the return out between the two bins beside it, so that their mean is the return.
 
-    Raises:
-      ValueError: `high` is not above `low`, or `smoothing` not above 0.
-
+    Raises ValueError: `high` is not above `low`, or `smoothing` not above 0.
     Source: HL-Gauss, https://arxiv.org/abs/2403.03950, section 3.1; two bins: https://arxiv.org/abs/1707.06887, equation 7
     """
     if not low < high or (smoothing is not None and smoothing <= 0):
@@ -77,13 +73,10 @@ def quantile_value_loss(
     """`coefficient` times the mean over quantiles of |tau_i - [R < q_i]| Huber(R - q_i) / `huber`, tau_i = (i + 1/2) / n.
 
     Args:
-      coefficient: factor of the whole term.
       huber: threshold of the Huber loss, above 0.
       samples: "returns", or the name of `batch.extras` [B, T, m] with samples of the return, over which the mean is taken too.
 
-    Raises:
-      ValueError: `huber` is not above 0.
-
+    Raises ValueError: `huber` is not above 0.
     Source: QR-DQN, https://arxiv.org/abs/1710.10044, equations 9 and 10
     """
     require(huber > 0, "huber", huber, "above 0")

@@ -19,9 +19,7 @@ def recursive_momentum(*, share: float = 0.1) -> optax.GradientTransformationExt
     Args:
       share: of the new gradient alone, in [0, 1]; 1 is the plain gradient.
 
-    Raises:
-      ValueError: an impossible share; in `update`, nobody gives further gradients.
-
+    Raises ValueError: an impossible share; in `update`, nobody gives further gradients.
     Source: STORM, https://arxiv.org/abs/1905.10018; with importance weights, https://arxiv.org/abs/2102.08607 and MO-TSIVR-PG,
       https://arxiv.org/abs/2508.10608, which bounds the step: clip the norm behind it
     """
@@ -58,9 +56,7 @@ def objective_weights(*, objectives: int, rate: float = 0.1) -> optax.GradientTr
       objectives: K.
       rate: of the weights, in units of 1 / |g|^2.
 
-    Raises:
-      ValueError: fewer than 2 objectives; in `update`, advantages of another number of them or of none.
-
+    Raises ValueError: fewer than 2 objectives; in `update`, advantages of another number of them or of none.
     Source: https://arxiv.org/abs/2509.11452, gradient-based weights, where the rate is 1e-6 / 1e-5
     """
     if objectives < 2:

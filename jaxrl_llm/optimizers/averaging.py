@@ -9,15 +9,10 @@ import optax
 
 
 class Average(NamedTuple):
-    """A pair in the manner of optax.
+    """A pair in the manner of optax."""
 
-    Attributes:
-      init: `init(params) -> state`.
-      update: `update(params, state) -> (average, state)`, after each step.
-    """
-
-    init: Callable[[Any], Any]
-    update: Callable[[Any, Any], tuple[Any, Any]]
+    init: Callable[[Any], Any]  # `init(params) -> state`
+    update: Callable[[Any, Any], tuple[Any, Any]]  # `update(params, state) -> (average, state)`, after each step
 
 
 def polyak(*, share: float, every: int = 1) -> Average:
@@ -27,9 +22,7 @@ def polyak(*, share: float, every: int = 1) -> Average:
       share: of the current parameters, in (0, 1].
       every: steps between two changes.
 
-    Raises:
-      ValueError: an impossible share or number of steps.
-
+    Raises ValueError: an impossible share or number of steps.
     Source: TR-DPO, https://arxiv.org/abs/2404.09656, which has share 0.6 every 512 steps
     """
     if not 0 < share <= 1:
@@ -103,9 +96,7 @@ def extrapolate_every(every: int, *, share: float = 0.3) -> optax.GradientTransf
       every: steps of an iteration.
       share: alpha.
 
-    Raises:
-      ValueError: `every` is below 1.
-
+    Raises ValueError: `every` is below 1.
     Source: https://arxiv.org/abs/2410.06293; that the practical step is one on parameters could not be confirmed
     """
     if every < 1:
@@ -139,13 +130,9 @@ def slow_fast(update: Callable, *, fast_steps: int = 3, reposition: float | str 
       fast_steps: K, at least 1.
       reposition: a, or the name of a scalar in `batch.coefficients` that a controller sets.
 
-    Returns:
-      An update of the same form that counts as one step; its metrics are those of the last update, at theta', and
+    Returns: An update of the same form that counts as one step; its metrics are those of the last update, at theta', and
       "fast/loss" of the first.
-
-    Raises:
-      ValueError: `fast_steps` is below 1.
-
+    Raises ValueError: `fast_steps` is below 1.
     Source: SFPO, https://arxiv.org/abs/2510.04072
     """
     if fast_steps < 1:

@@ -68,9 +68,7 @@ def best_comparisons(fitness, *, best: int = 1):
       fitness: of all members.
       best: number of members whose order is known.
 
-    Raises:
-      ValueError: `best` is not from 1 to the number of members.
-
+    Raises ValueError: `best` is not from 1 to the number of members.
     Source: ZO-RankSGD, https://arxiv.org/abs/2303.03751, with the mean over comparisons times the number of members
     """
     if not 1 <= best <= fitness.size:

@@ -25,9 +25,7 @@ def task_vector(tuned, base, *, density: float = 1.0, bound: float = 1.0):
       density: share of the entries of each leaf that are kept.
       bound: largest magnitude of an entry.
 
-    Raises:
-      ValueError: the density is not in (0, 1].
-
+    Raises ValueError: the density is not in (0, 1].
     Source: https://arxiv.org/abs/2405.17931
     """
     _check_density(density)
@@ -43,9 +41,7 @@ def online_dare(direction, *, keep: float, mix: float, seed: int = 0) -> optax.G
       mix: share of the direction in each step.
       seed: of the mask; a step's mask depends on seed, step and leaf alone.
 
-    Raises:
-      ValueError: `keep` is not in (0, 1].
-
+    Raises ValueError: `keep` is not in (0, 1].
     Source: https://arxiv.org/abs/2405.17931; the authors' script has keep 0.01 and mix 1e-7
     """
     _check_density(keep, "keep")
@@ -77,9 +73,7 @@ def online_ties(direction, *, density: float, mix: float) -> optax.GradientTrans
       density: share of the entries of each leaf of the update that are kept, the largest.
       mix: share of the direction in each step.
 
-    Raises:
-      ValueError: the density is not in (0, 1].
-
+    Raises ValueError: the density is not in (0, 1].
     Source: https://arxiv.org/abs/2405.17931
     """
     _check_density(density)

@@ -19,9 +19,7 @@ def soft_reset(
       largest: part of the way, from 0 to 1.
       threshold: as above.
 
-    Raises:
-      ValueError: an impossible number.
-
+    Raises ValueError: an impossible number.
     Source: ACE, https://arxiv.org/abs/2402.14528, whose resets go towards newly drawn parameters and look at gradients too;
       here they go towards those with which the phase began
     """

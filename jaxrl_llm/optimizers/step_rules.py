@@ -16,9 +16,7 @@ def polyak_step(largest: optax.Schedule, *, best: float = 1.0, epsilon: float = 
       best: the reward that is within reach, 1 where answers are right or wrong.
       epsilon: keeps the division finite, above 0.
 
-    Raises:
-      ValueError: `epsilon` is 0 or less; in `update`, the batch does not say the reward, `batch.coefficients["reward"]`.
-
+    Raises ValueError: `epsilon` is 0 or less; in `update`, the batch does not say the reward, `batch.coefficients["reward"]`.
     Source: https://arxiv.org/abs/2404.07525
     """
     require(epsilon > 0, "epsilon", epsilon, "above 0")
@@ -50,9 +48,7 @@ def implicit_transport(size: optax.Schedule, *, share: float = 0.1) -> optax.Gra
       size: of a step, by its number.
       share: eta, of the new gradient, in (0, 1]; 1 is normalised gradient descent.
 
-    Raises:
-      ValueError: an impossible share.
-
+    Raises ValueError: an impossible share.
     Source: N-PG-IGT, https://arxiv.org/abs/2302.01734, algorithm 1, with a share and a size that do not depend on the step
     """
     require(0 < share <= 1, "share", share, "above 0 and at most 1")

@@ -16,23 +16,7 @@ NAMED = {reward.__name__: reward for reward in (arithmetic, exact_match, gsm8k, 
 FACTORIES = {make.__name__: make for make in (format_reward, length_cosine, length_soft_penalty, marked_answer)}
 
 __all__ = [
-    "FACTORIES",
-    "LARGEST_REWARD",
-    "NAMED",
-    "RewardFailure",
-    "RewardModel",
-    "RewardPool",
-    "answer_of",
-    "arithmetic",
-    "exact_match",
-    "final_answer",
-    "final_number",
-    "format_reward",
-    "gsm8k",
-    "length_cosine",
-    "length_soft_penalty",
-    "marked_answer",
-    "maths",
-    "reasoning_gym_score",
-    "reward_model",
-]
+    "FACTORIES", "LARGEST_REWARD", "NAMED", "RewardFailure", "RewardModel", "RewardPool", "answer_of", "arithmetic",
+    "exact_match", "final_answer", "final_number", "format_reward", "gsm8k", "length_cosine", "length_soft_penalty",
+    "marked_answer", "maths", "reasoning_gym_score", "reward_model",
+]  # fmt: skip

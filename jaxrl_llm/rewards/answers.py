@@ -4,8 +4,6 @@ A gold answer of None is no answer, and the reward of its row missing. What a re
 its attribute `answer`, by which majority votes and methods that compare answers go too: see `answer_of`.
 """
 
-from __future__ import annotations
-
 import decimal
 import functools
 from collections.abc import Callable, Hashable, Sequence
@@ -50,8 +48,7 @@ def gsm8k(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[A
       completions: texts.
       answer: numbers, or worked solutions of the data set (arXiv:2110.14168) that end in "#### number".
 
-    Raises:
-      ValueError: an `answer` without a number.
+    Raises ValueError: an `answer` without a number.
     """
     golds = [None if gold is None else final_number(written(gold)) for gold in answer]
     for row, (given, gold) in enumerate(zip(answer, golds, strict=True)):
@@ -126,8 +123,7 @@ def _agreement(text: str, gold: Any) -> float | None:
 def written(gold: Any) -> str:
     """The text of a gold answer; a number without an exponent, as a person would write it.
 
-    Raises:
-      ValueError: it is neither a text nor a number that is finite.
+    Raises ValueError: it is neither a text nor a number that is finite.
     """
     if isinstance(gold, str):
         return gold

@@ -3,8 +3,6 @@
 Importing this module imports SymPy.
 """
 
-from __future__ import annotations
-
 import decimal
 import fractions
 import logging
@@ -26,8 +24,7 @@ ABSOLUTE, RELATIVE = fractions.Fraction(1, 10**6), fractions.Fraction(1, 10**5)
 def equivalent(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns) -> list[float | None]:
     """1.0 where the final expression of the completion equals `answer`, else 0.0; None where that is None. May hang.
 
-    Raises:
-      ValueError: an `answer` that is no mathematical expression.
+    Raises ValueError: an `answer` that is no mathematical expression.
     """
     pairs = zip(completions, answer, strict=True)
     return [None if gold is None else float(_agrees(written(gold), completion)) for completion, gold in pairs]

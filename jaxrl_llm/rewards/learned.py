@@ -1,7 +1,5 @@
 """Rewards that were learned: networks with a head of one output."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -10,7 +8,7 @@ from typing import Any
 SMALLEST_WIDTH = 16
 
 
-def reward_model(network: Any, encode: Callable[[Any, str], list[int]], *, batch: int = 32) -> RewardModel:
+def reward_model(network: Any, encode: Callable[[Any, str], list[int]], *, batch: int = 32) -> "RewardModel":
     """Reward: what the head of `network` says of the last token of prompt and completion.
 
     It runs in the process that it is called in, on its accelerator, and no deadline applies.
@@ -22,8 +20,7 @@ def reward_model(network: Any, encode: Callable[[Any, str], list[int]], *, batch
         chat messages of it, where the column "conversation" has them.
       batch: rows that are scored at a time; with a mesh, a multiple of its devices along data and fsdp.
 
-    Raises:
-      ValueError: the network has no parameters, or no head of one output.
+    Raises ValueError: the network has no parameters, or no head of one output.
     """
     if network.params is None:
         raise ValueError("network.params is None; give a network with parameters, as network.with_params(params)")

@@ -1,7 +1,5 @@
 """Mathematical equivalence with a time limit that holds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,8 +22,7 @@ def maths(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[A
       completions: texts.
       answer: expressions, bare ("1/2", "\\frac12", "(1, 2]") or within "$...$" or `\\boxed{}`.
 
-    Returns:
-      1.0 or 0.0, which is also that of a row that took too long; None where `answer` is None or no expression.
+    Returns: 1.0 or 0.0, which is also that of a row that took too long; None where `answer` is None or no expression.
     """
     with RewardPool(1, row_seconds=ROW_SECONDS) as pool:
         deadline = ROW_SECONDS * max(1, len(completions))

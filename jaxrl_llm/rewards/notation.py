@@ -1,7 +1,5 @@
 """How answers are written: numbers as people, JSON and LaTeX write them, boxes, and the mark of GSM8K."""
 
-from __future__ import annotations
-
 import decimal
 import fractions
 import re

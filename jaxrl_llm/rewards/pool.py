@@ -4,8 +4,6 @@ Workers are fresh interpreters rather than forks, since the threads of JAX do no
 neither JAX nor the main script.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import logging
@@ -36,6 +34,101 @@ class RewardFailure(NamedTuple):
     row: int
     reason: str
     timed_out: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """Rows of one reward, tried together or one by one, for `seconds` in all.
+
+    `fresh` wants a fresh process, `suspect` is the row that ended the process before it, and `slowest` the seconds that
+    the slowest row took so far.
+    """
+
+    name: str
+    reward: Callable
+    rows: tuple[int, ...]
+    by_row: bool
+    seconds: float
+    in_thread: bool
+    fresh: bool = False
+    suspect: int | None = None
+    slowest: float = 0.0
+
+    def one_by_one(self, seconds: float) -> "_Job":
+        return dataclasses.replace(self, by_row=True, seconds=seconds, fresh=False)
+
+
+@dataclasses.dataclass(eq=False)
+class _Task:
+    """A job under way; `done` rows have a result; `expires` and `ends` bound the next and the whole."""
+
+    job: _Job
+    worker: Worker
+    expires: float
+    slowest: float
+    ends: float = 0.0
+    allowed: float = 0.0
+    began: float = 0.0
+    done: int = 0
+    received: bool = False
+    loaded: bool = False
+    over: bool = False
+
+    def awaited(self) -> int:
+        """Number of results that come next."""
+        left = len(self.job.rows) - self.done
+        return min(1, left) if self.job.by_row else left
+
+    def start_clock(self, row_seconds: float) -> None:
+        self.loaded = True
+        self.ends = time.monotonic() + self.job.seconds
+        self.start_row(row_seconds)
+
+    def end_row(self, row_seconds: float) -> None:
+        self.slowest = max(self.slowest, time.monotonic() - self.began)
+        self.start_row(row_seconds)
+
+    def start_row(self, row_seconds: float) -> None:
+        self.began = time.monotonic()
+        left = self.ends - self.began
+        # Of the time that is left one row may use a quarter, so that a few hanging rows leave some for the others.
+        share = left / max(1, min(4, len(self.job.rows) - self.done))
+        self.allowed = min(row_seconds, share) if self.job.by_row else left
+        self.expires = self.ends - left + self.allowed
+
+    def had_a_chance(self, row_seconds: float) -> bool:
+        """Whether the row that is late took too long, rather than the rows before it."""
+        return not self.job.by_row or self.allowed >= min(row_seconds, max(LEAST_SECONDS, self.slowest))
+
+    def late(self) -> str:
+        if not self.loaded:
+            return f"could not be loaded within {LOAD_SECONDS:g} s"
+        return f"no result within {self.allowed:.3g} s"
+
+
+class _Sheet:
+    """Values and failures as they come in."""
+
+    def __init__(self, names: list[str], rows: int):
+        self.names = names
+        self.values = np.full((rows, len(names)), np.nan, object)
+        self.failures: list[RewardFailure] = []
+
+    def record(self, job: _Job, place: int, result: protocol.Result, *, timed_out: bool = False) -> None:
+        self._note(job.name, job.rows[place], result, timed_out)
+
+    def record_missing(self, job: _Job, start: int, reason: str) -> None:
+        for row in job.rows[start:]:
+            self._note(job.name, row, protocol.Result(protocol.MISSING, reason))
+
+    def record_all(self, name: str, results: Sequence[protocol.Result]) -> None:
+        for row, result in enumerate(results):
+            self._note(name, row, result)
+
+    def _note(self, name: str, row: int, result: protocol.Result, timed_out: bool = False) -> None:
+        self.values[row, self.names.index(name)] = result.value
+        if result.reason:
+            self.failures.append(RewardFailure(name, row, protocol.shorten(result.reason), timed_out))
 
 
 class RewardPool:
@@ -85,7 +178,7 @@ class RewardPool:
         if abs(timeout_value or 0.0) > protocol.LARGEST_REWARD:
             raise ValueError(f"timeout_value is {timeout_value}; rewards lie within +-{protocol.LARGEST_REWARD:g}")
 
-    def __enter__(self) -> RewardPool:
+    def __enter__(self) -> "RewardPool":
         return self
 
     def __exit__(self, *exception) -> None:
@@ -112,13 +205,10 @@ class RewardPool:
           deadline_seconds: longest time for a call on all rows, and again for trying its rows one by one.
           groups: of each row the number and the size of its group, for rewards of whole groups.
 
-        Returns:
-          [N, K], float64, or objects where a `Fact` is among the rewards, NaN where a reward is missing, and the failures, by
-          reward and row, which `timed_out` says of rows that took too long alone. None from a reward is missing without being
-          a failure. Apart from time-outs the result does not depend on timing.
-
-        Raises:
-          ValueError: the columns differ in length.
+        Returns: [N, K], float64, or objects where a `Fact` is among the rewards, NaN where a reward is missing, and the
+          failures, by reward and row, which `timed_out` says of rows that took too long alone. None from a reward is missing
+          without being a failure. Apart from time-outs the result does not depend on timing.
+        Raises ValueError: the columns differ in length.
         """
         _check_lengths(call := protocol.Call(prompts, completions, dict(columns or {}), groups))
         sheet = _Sheet(list(rewards), len(completions))
@@ -272,101 +362,6 @@ class RewardPool:
         if name not in self._warned:
             _log.warning("reward %r runs in a thread (%s), which cannot be killed: move it into a module", name, reason)
         self._warned.add(name)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """Rows of one reward, tried together or one by one, for `seconds` in all.
-
-    `fresh` wants a fresh process, `suspect` is the row that ended the process before it, and `slowest` the seconds that
-    the slowest row took so far.
-    """
-
-    name: str
-    reward: Callable
-    rows: tuple[int, ...]
-    by_row: bool
-    seconds: float
-    in_thread: bool
-    fresh: bool = False
-    suspect: int | None = None
-    slowest: float = 0.0
-
-    def one_by_one(self, seconds: float) -> _Job:
-        return dataclasses.replace(self, by_row=True, seconds=seconds, fresh=False)
-
-
-@dataclasses.dataclass(eq=False)
-class _Task:
-    """A job under way; `done` rows have a result; `expires` and `ends` bound the next and the whole."""
-
-    job: _Job
-    worker: Worker
-    expires: float
-    slowest: float
-    ends: float = 0.0
-    allowed: float = 0.0
-    began: float = 0.0
-    done: int = 0
-    received: bool = False
-    loaded: bool = False
-    over: bool = False
-
-    def awaited(self) -> int:
-        """Number of results that come next."""
-        left = len(self.job.rows) - self.done
-        return min(1, left) if self.job.by_row else left
-
-    def start_clock(self, row_seconds: float) -> None:
-        self.loaded = True
-        self.ends = time.monotonic() + self.job.seconds
-        self.start_row(row_seconds)
-
-    def end_row(self, row_seconds: float) -> None:
-        self.slowest = max(self.slowest, time.monotonic() - self.began)
-        self.start_row(row_seconds)
-
-    def start_row(self, row_seconds: float) -> None:
-        self.began = time.monotonic()
-        left = self.ends - self.began
-        # Of the time that is left one row may use a quarter, so that a few hanging rows leave some for the others.
-        share = left / max(1, min(4, len(self.job.rows) - self.done))
-        self.allowed = min(row_seconds, share) if self.job.by_row else left
-        self.expires = self.ends - left + self.allowed
-
-    def had_a_chance(self, row_seconds: float) -> bool:
-        """Whether the row that is late took too long, rather than the rows before it."""
-        return not self.job.by_row or self.allowed >= min(row_seconds, max(LEAST_SECONDS, self.slowest))
-
-    def late(self) -> str:
-        if not self.loaded:
-            return f"could not be loaded within {LOAD_SECONDS:g} s"
-        return f"no result within {self.allowed:.3g} s"
-
-
-class _Sheet:
-    """Values and failures as they come in."""
-
-    def __init__(self, names: list[str], rows: int):
-        self.names = names
-        self.values = np.full((rows, len(names)), np.nan, object)
-        self.failures: list[RewardFailure] = []
-
-    def record(self, job: _Job, place: int, result: protocol.Result, *, timed_out: bool = False) -> None:
-        self._note(job.name, job.rows[place], result, timed_out)
-
-    def record_missing(self, job: _Job, start: int, reason: str) -> None:
-        for row in job.rows[start:]:
-            self._note(job.name, row, protocol.Result(protocol.MISSING, reason))
-
-    def record_all(self, name: str, results: Sequence[protocol.Result]) -> None:
-        for row, result in enumerate(results):
-            self._note(name, row, result)
-
-    def _note(self, name: str, row: int, result: protocol.Result, timed_out: bool = False) -> None:
-        self.values[row, self.names.index(name)] = result.value
-        if result.reason:
-            self.failures.append(RewardFailure(name, row, protocol.shorten(result.reason), timed_out))
 
 
 def _evaluate_here(reward: Callable, call: protocol.Call) -> list[protocol.Result]:

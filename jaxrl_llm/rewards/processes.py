@@ -1,7 +1,5 @@
 """The workers of the pool: processes and threads, what they are told and what they say, and how they end."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

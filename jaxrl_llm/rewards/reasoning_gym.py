@@ -1,7 +1,5 @@
 """Scores of the generators of reasoning-gym."""
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -1,7 +1,5 @@
 """Rewards for the form of a completion: a pattern, and its length in tokens."""
 
-from __future__ import annotations
-
 import functools
 import math
 import re

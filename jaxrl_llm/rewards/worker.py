@@ -4,8 +4,6 @@ Requests come as pickles of the pool. What goes back is lines of JSON, which the
 descriptor of its process, and whatever it writes there must not become code.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools
@@ -42,7 +40,7 @@ class Call(NamedTuple):
     columns: dict[str, Sequence[Any]]
     groups: Sequence[tuple[int, int]] = ()
 
-    def at(self, rows: Sequence[int]) -> Call:
+    def at(self, rows: Sequence[int]) -> "Call":
         """The same call on some of the rows."""
         prompts, completions = ([values[row] for row in rows] for values in (self.prompts, self.completions))
         columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
@@ -101,8 +99,7 @@ def encode(message: Message) -> bytes:
 def decode(line: bytes) -> Message:
     """The message of a line.
 
-    Raises:
-      ValueError: it is none.
+    Raises ValueError: it is none.
     """
     try:
         kind, *content = json.loads(line)
@@ -229,8 +226,7 @@ def _evaluate(reward: Callable, read: Callable[[Any], Result], call: Call) -> li
 def call_reward(reward: Callable, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Any]) -> Any:
     """What the reward returns; it is given by keyword what its signature names, and all columns where it has `**columns`.
 
-    Raises:
-      MissingColumn: it needs a column that there is not.
+    Raises MissingColumn: it needs a column that there is not.
     """
     # Whatever data call their columns: these two are what the sampler wrote and was asked.
     given = {**columns, "prompts": prompts, "completions": completions}

@@ -1,4 +1,8 @@
-"""Which prompts are drawn and how often each is sampled, by what earlier steps have shown of them: a table in the state."""
+"""Which prompts are drawn and how often each is sampled, by what earlier steps have shown of them: a table in the state.
+
+Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, and `samples` that of the completions
+of each.
+"""
 
 import dataclasses
 from typing import Any, Literal
@@ -168,9 +172,6 @@ def chosen(
     """Prompts drawn by a rule from a table of earlier steps, with `samples` completions each on average, shared out by another.
 
     Args:
-      io: see `Io`.
-      table: see `empty_table`.
-      prompts: of the step.
       samples: of each prompt on average; groups may differ in size.
       examples: prompts that the table has room for; those with a higher number have no memory.
       draws: rule `(table, io) -> weights`, by which prompts are drawn; the table that it sees has the size of the source.

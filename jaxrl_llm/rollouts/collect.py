@@ -1,7 +1,5 @@
 """From requests to rewarded samples: encode, sample, decode, reward."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -26,21 +24,14 @@ Submit = Callable[[np.ndarray, list[str], list[str], dict[str, list]], None]
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-    """Rollouts with one record a row for people to read.
+    """Rollouts with one record a row for people to read."""
 
-    Attributes:
-      rollouts: N rows.
-      records: N of them.
-      requests: that each row answers.
-      prompt_length: int [N], tokens of each row in front of its completion.
-    """
+    rollouts: Rollouts  # N rows
+    records: list[dict[str, Any]]  # N of them
+    requests: Sequence[Request]  # that each row answers
+    prompt_length: np.ndarray  # int [N], tokens of each row in front of its completion
 
-    rollouts: Rollouts
-    records: list[dict[str, Any]]
-    requests: Sequence[Request]
-    prompt_length: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Collection:
+    def take(self, rows: np.ndarray) -> "Collection":
         """The given rows, their groups numbered anew."""
         return Collection(
             select_rows(self.rollouts, rows),
@@ -116,16 +107,11 @@ def sample_requests(
             options = {"seed": seed, "step": step, "uids": own_uids, "finished": tell}
             samples = _generated(_mixed(policies, who, beside, mix), asked, heads, sampling, **options)
         rollouts = make_rollouts(
-            [learned for _, learned in heads],
-            samples,
-            np.full((len(own_rows), 1), np.nan),
-            [request.prompt_id for request in asked],
-            width=width,
-            version=step if version is None else version,
-            samples_of=[request.samples for request in asked],
-            prefixes=[request.prefix for request in asked],
+            [learned for _, learned in heads], samples, np.full((len(own_rows), 1), np.nan),
+            [request.prompt_id for request in asked], width=width, version=step if version is None else version,
+            samples_of=[request.samples for request in asked], prefixes=[request.prefix for request in asked],
             keeps_entropy=keeps_entropy,
-        )
+        )  # fmt: skip
         source = np.full(len(own_rows), int(who != POLICY or beside is not None), np.int32)
         group = np.repeat([request.group for request in asked], [request.samples for request in asked])
         parts.append((own_rows, rollouts.replace(source=source), group, samples.finish_reason))
@@ -210,15 +196,10 @@ def _generated(policy, requests: Sequence[Request], prompts, sampling: dict[str,
     if any(request.mask is not None for request in requests):
         options["logit_mask"] = _masks(requests, options.get("logit_mask"))
     samples = generate(
-        network,
-        params,
-        [[*prompt, *prefix] for (prompt, _), prefix in zip(prompts, prefixes, strict=True)],
-        max_new_tokens=sampling["max_new_tokens"],
-        limits=None if set(limits) == {sampling["max_new_tokens"]} else limits,
-        num_samples=[request.samples for request in requests],
-        **others,
-        **options,
-    )
+        network, params, [[*prompt, *prefix] for (prompt, _), prefix in zip(prompts, prefixes, strict=True)],
+        max_new_tokens=sampling["max_new_tokens"], limits=None if set(limits) == {sampling["max_new_tokens"]} else limits,
+        num_samples=[request.samples for request in requests], **others, **options,
+    )  # fmt: skip
     return samples if samples.routes is None else _with_routes_of_learned(samples, prompts, prefixes)
 
 
@@ -304,8 +285,7 @@ def _record(tokenizer: Tokenizer, request: Request, tokens: np.ndarray, start: i
 def rewarded_collection(collection: Collection, score: Score, weights: Sequence[float] = ()) -> Collection:
     """The collection with rewards in its rollouts, times `weights` where there are some, and in its records.
 
-    Raises:
-      ValueError: a reward out of range.
+    Raises ValueError: a reward out of range.
     """
     records, rewards = collection.records, score(*as_call(collection))
     weighted = rewards * np.asarray(weights) if len(weights) else rewards

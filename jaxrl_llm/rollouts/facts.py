@@ -23,8 +23,7 @@ def with_facts(collection: Collection, found: Mapping[str, Sequence[Value]], tok
     where spans overlap. Tokens are told apart by decoding the sampled ids, never by encoding the text anew. A row of which
     a fact is missing takes no part in the step (`valid` = 0), with 0 in its place.
 
-    Raises:
-      ValueError: values of several kinds under one name, or vectors of several lengths.
+    Raises ValueError: values of several kinds under one name, or vectors of several lengths.
     """
     rollouts = collection.rollouts
     added, valid = {}, np.asarray(rollouts.valid)

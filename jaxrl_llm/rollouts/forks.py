@@ -1,4 +1,8 @@
-"""Strategies that go on from the middle of rows: values of states by sampling from them, trees, exits, beginnings given."""
+"""Strategies that go on from the middle of rows: values of states by sampling from them, trees, exits, beginnings given.
+
+Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, and `samples` that of the completions
+of each.
+"""
 
 import dataclasses
 import math
@@ -85,9 +89,6 @@ def valued(
     are no part of the rollouts.
 
     Args:
-      io: see `Io`.
-      prompts: of the step.
-      samples: of each prompt.
       continuations: of each cut.
       cuts: rule `(io, collection, row) -> columns`.
 
@@ -222,8 +223,6 @@ def begun(
     """Completions that go on from a beginning that somebody else wrote, which nobody learns.
 
     Args:
-      io: see `Io`.
-      prompts: of the step.
       samples: of each prompt, all from one beginning, of their own each for "given" ones.
       by: whose completion it is the beginning of: the example's own, or another policy's.
       share: of the prompts that have one; the others begin at the prompt.

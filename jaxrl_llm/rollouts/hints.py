@@ -2,6 +2,9 @@
 
 Templates are texts in the notation of `str.format`, see `views.templated`: "{prompt}" is the prompt's own text, other names
 are columns of the example.
+
+Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, `samples` that of the completions of
+each, and `threshold` the total reward above which a row is right.
 """
 
 import dataclasses
@@ -37,19 +40,13 @@ def escalated(
     """Asks again, with more and more of a hint, the prompts of which no sample is right.
 
     Args:
-      io: see `Io`.
-      prompts: of the step.
-      samples: of each prompt.
       levels: of each level the template, a column of the example, and the share of its text that "{part}" shows.
       replaced: "group", all samples by those under the hint; or "one", the first one by a right one that needed the least hint,
         of one try a level.
       learned: whether the learner reads the "hinted" prompt, as the sampler did, or the "plain" one; such rows have source 1.
       warmup_steps: steps without hints.
-      threshold: total reward above which a sample is right.
 
-    Returns:
-      With the metric "hints/asked", the share of the groups that were asked with a hint.
-
+    Returns: With the metric "hints/asked", the share of the groups that were asked with a hint.
     Source: GHPO, https://arxiv.org/abs/2507.10628 ("group"); Scaf-GRPO, https://arxiv.org/abs/2510.19807 ("one")
     """
     asked = requests_for(*io.draw(prompts), samples=samples)
@@ -95,14 +92,11 @@ def steered(
     """Groups of `samples` rows under the plain prompt and `guided` ones under a template.
 
     Args:
-      io: see `Io`.
-      prompts: of the step.
       samples: of each prompt as it is.
       guided: of each prompt in the template.
       template: of the guided ones.
       learned: whether the learner reads the "hinted" prompt of the guided rows, or the "plain" one; then they have source 1.
       rejects_wrong: whether guided rows that are not right take no part.
-      threshold: total reward above which a row is right.
 
     Source: ICPO, https://arxiv.org/abs/2510.26519; TAPO, https://arxiv.org/abs/2505.15692; TriMPI,
     https://arxiv.org/abs/2510.09474
@@ -128,15 +122,10 @@ def staged(
     """Asks under a template that depends on the step: budgets that shrink, thinking that is off at first.
 
     Args:
-      io: see `Io`.
-      prompts: of the step.
-      samples: of each prompt.
       stages: of each the first step, the template, and a text that all completions begin with and nobody learns, such as an
         empty block of thoughts.
 
-    Raises:
-      ValueError: no stage begins at step 0.
-
+    Raises ValueError: no stage begins at step 0.
     Source: TFPI, https://arxiv.org/abs/2509.26226; "Train Long, Think Short", https://arxiv.org/abs/2508.08940
     """
     begun = [stage for stage in sorted(stages) if stage[0] <= io.step]
@@ -159,12 +148,8 @@ def self_taught(
     names are columns of the example: a gold answer, a demonstration, feedback.
 
     Args:
-      io: see `Io`.
-      prompts: of the step.
-      samples: of each prompt.
       template: what the teacher reads.
       teacher: "proximal", the policy itself before the step; "reference", which may be its moving average; or "teacher".
-      threshold: total reward above which a completion is right.
 
     Source: SDPO, https://arxiv.org/abs/2601.20802; SDFT, https://arxiv.org/abs/2601.19897; OPSD,
     https://arxiv.org/abs/2601.18734
@@ -212,11 +197,7 @@ def relabelled(
     final answer have none.
 
     Args:
-      io: see `Io`.
-      prompts: of the step.
-      samples: of each prompt.
       template: states what was achieved.
-      threshold: total reward above which a row is right.
       only_wrong: False for a second row of right ones too.
 
     Source: hindsight experience replay, https://arxiv.org/abs/1707.01495

@@ -1,7 +1,5 @@
 """`Io`: all that a strategy may do to the world in one step."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -24,49 +22,30 @@ Ahead = Callable[[], contextlib.AbstractContextManager[tuple[Submit, Score]]]
 
 @dataclasses.dataclass(kw_only=True)
 class Io:
-    """Draws, samples, scores and rewards in one step, and numbers the samples, so that no strategy can repeat noise.
+    """Draws, samples, scores and rewards in one step, and numbers the samples, so that no strategy can repeat noise."""
 
-    Attributes:
-      tokenizer: of prompts and completions.
-      policies: by the names that `Request.by` may have, a function that gives the network, without parameters, and its
-        parameters.
-      sampling: keyword arguments of `sampling.generate` for all requests, "max_new_tokens" among them.
-      max_prompt_tokens: longest prompt.
-      seed: of the run.
-      step: of the training.
-      version: steps that have changed the parameters that answer; None for `step`.
-      rewards: `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing.
-      facts: what else is found out about rows that are rewarded, see `with_facts`; None for nothing.
-      ahead: a context of `(submit, rewards)`: the rewards of rows that `submit` is told of, by number, are asked for while
-        others are sampled; None where rewards look at all rows at once.
-      reward_weights: factor of each component in the rollouts; the records keep the rewards as they are.
-      drawing: draws examples.
-      cursor: place in the data, moved by `draw`.
-      examples: of the run, by their numbers.
-      statistics: scores rollouts under a policy.
-      keeps_entropy: whether `extras["behavior_entropy"]` has the entropies of the sampler.
-      around: what surrounds sampling, such as the mesh that it runs on.
-      sampled: number of samples so far; the next one has this number.
-    """
-
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer  # of prompts and completions
+    # by the names that `Request.by` may have, a function that gives the network, without parameters, and its parameters
     policies: Mapping[str, Callable[[], tuple[Any, Any]]]
-    sampling: dict[str, Any]
-    max_prompt_tokens: int
-    seed: int
-    step: int
-    version: int | None = None
-    rewards: Score | None = None
-    facts: Facts | None = None
+    sampling: dict[str, Any]  # keyword arguments of `sampling.generate` for all requests, "max_new_tokens" among them
+    max_prompt_tokens: int  # longest prompt
+    seed: int  # of the run
+    step: int  # of the training
+    version: int | None = None  # steps that have changed the parameters that answer; None for `step`
+    rewards: Score | None = None  # `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing
+    facts: Facts | None = None  # what else is found out about rows that are rewarded, see `with_facts`; None for nothing
+    # a context of `(submit, rewards)`: the rewards of rows that `submit` is told of, by number, are asked for while others are
+    # sampled; None where rewards look at all rows at once
     ahead: Ahead | None = None
-    reward_weights: Sequence[float] = ()
-    drawing: Draw | None = None
-    cursor: Any = None
-    examples: Sequence[Example] | None = None
-    statistics: Statistics | None = None
-    keeps_entropy: bool = False
+    reward_weights: Sequence[float] = ()  # factor of each component in the rollouts; the records keep the rewards as they are
+    drawing: Draw | None = None  # draws examples
+    cursor: Any = None  # place in the data, moved by `draw`
+    examples: Sequence[Example] | None = None  # of the run, by their numbers
+    statistics: Statistics | None = None  # scores rollouts under a policy
+    keeps_entropy: bool = False  # whether `extras["behavior_entropy"]` has the entropies of the sampler
+    # what surrounds sampling, such as the mesh that it runs on
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-    sampled: int = 0
+    sampled: int = 0  # number of samples so far; the next one has this number
 
     def draw(self, count: int, weights: np.ndarray | None = None) -> tuple[list[Example], list[int]]:
         """The next `count` examples of the source and their numbers.
@@ -76,8 +55,7 @@ class Io:
           weights: [examples of the source], at least 0: they are drawn without replacement in proportion to them, from noise
             that depends on the seed and the place in the data alone; None takes them in the order of the epoch.
 
-        Raises:
-          ValueError: fewer than `count` weights are above 0, or one is negative or not finite.
+        Raises ValueError: fewer than `count` weights are above 0, or one is negative or not finite.
         """
         examples, prompt_ids, self.cursor = self._part("drawing")(self.cursor, count, weights)
         return examples, prompt_ids
@@ -93,9 +71,8 @@ class Io:
           requests: whom to ask for what.
           rewarded: whether the rewards are asked at once; otherwise all are NaN, see `reward`.
 
-        Raises:
-          ValueError: a prompt of more than `max_prompt_tokens` tokens, a completion for which no room is left, an example
-            without the completion that it is to give, a policy that the run does not have, or a reward out of range.
+        Raises ValueError: a prompt of more than `max_prompt_tokens` tokens, a completion for which no room is left, an example
+          without the completion that it is to give, a policy that the run does not have, or a reward out of range.
         """
         if rewarded and self.ahead is not None:
             with self.ahead() as (submit, score):
@@ -107,18 +84,10 @@ class Io:
         first, self.sampled = self.sampled, self.sampled + sum(request.samples for request in requests)
         with self.around():
             return sample_requests(
-                requests,
-                range(first, self.sampled),
-                tokenizer=self.tokenizer,
-                policies=self.policies,
-                sampling=self.sampling,
-                max_prompt_tokens=self.max_prompt_tokens,
-                seed=self.seed,
-                step=self.step,
-                version=self.version,
-                keeps_entropy=self.keeps_entropy,
-                submit=submit,
-            )
+                requests, range(first, self.sampled), tokenizer=self.tokenizer, policies=self.policies, sampling=self.sampling,
+                max_prompt_tokens=self.max_prompt_tokens, seed=self.seed, step=self.step, version=self.version,
+                keeps_entropy=self.keeps_entropy, submit=submit,
+            )  # fmt: skip
 
     def reward(self, collection: Collection) -> Collection:
         """The collection with the rewards of its completions, and with what is found out about them."""
@@ -141,8 +110,7 @@ class Io:
           view: prompts that the policy reads in place of the rows' own, one each or by a function of the request; what it says
             stands at the row's own tokens behind the prompt, and is 0 elsewhere.
 
-        Raises:
-          ValueError: a policy that the run does not have, or a statistic that is none.
+        Raises ValueError: a policy that the run does not have, or a statistic that is none.
         """
         scored = self._part("statistics")
         if view is None:

@@ -1,7 +1,5 @@
 """Building `Rollouts` from samples, and joining them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax
@@ -34,13 +32,10 @@ def make_rollouts(
       prefixes: what stands between each prompt and its samples; nothing by default.
       keeps_entropy: whether `extras["behavior_entropy"]` has the entropies of the samples, 0 at other tokens.
 
-    Returns:
-      Rollouts of NumPy arrays, each prompt a group; `behavior_logp` is that of the tempered policy, without truncation. Where
-      the samples have routes, so has `extras["routes"]`, int16 [N, T, layers, k].
-
-    Raises:
-      ValueError: a prompt, prefix and completion do not fit into `width`, or a reward that is infinite or larger than
-        `rewards.LARGEST_REWARD`, 1e6: squares of such rewards would not stay finite in float32.
+    Returns: Rollouts of NumPy arrays, each prompt a group; `behavior_logp` is that of the tempered policy, without truncation.
+      Where the samples have routes, so has `extras["routes"]`, int16 [N, T, layers, k].
+    Raises ValueError: a prompt, prefix and completion do not fit into `width`, or a reward that is infinite or larger than
+      `rewards.LARGEST_REWARD`, 1e6: squares of such rewards would not stay finite in float32.
     """
     check_range(rewards)
     rows = len(samples.length)
@@ -72,13 +67,9 @@ def make_rollouts(
             extras["routes"][row, :head] = samples.prompt_routes[number, :head]
             extras["routes"][row, own] = samples.routes[row, :count]
     return Rollouts(
-        **fields,
-        length=length,
-        rewards=np.asarray(rewards, np.float32),
-        group=prompt_of.astype(np.int32),
-        prompt_id=np.repeat(np.asarray(prompt_ids, np.int32), counts),
-        extras=extras,
-    )
+        **fields, length=length, rewards=np.asarray(rewards, np.float32), group=prompt_of.astype(np.int32),
+        prompt_id=np.repeat(np.asarray(prompt_ids, np.int32), counts), extras=extras,
+    )  # fmt: skip
 
 
 def _lay_prefix(row: dict[str, np.ndarray], prefix: Prefix, place: slice, behind: slice) -> None:

@@ -1,4 +1,9 @@
-"""Strategies that remember rows: replay beside fresh samples, drafts of the last visit, rows that go on in the next step."""
+"""Strategies that remember rows: replay beside fresh samples, drafts of the last visit, rows that go on in the next step.
+
+Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts and `samples` that of the completions of
+each, fresh ones where others are replayed. The `store` has `capacity` rows of `row_width` tokens, the columns of the rollouts,
+and `components` rewards; in a run of the program these two are what it has.
+"""
 
 import dataclasses
 from typing import Literal
@@ -24,13 +29,6 @@ def replayed(
     """`samples` fresh completions of each prompt, and up to `taken` of earlier steps, with source 2, from a store.
 
     Args:
-      io: see `Io`.
-      store: rows of earlier steps.
-      prompts: of the step.
-      samples: fresh ones of each prompt.
-      capacity: rows of the store.
-      row_width: columns of the rollouts; in a run of the program what it has.
-      components: rewards of a row; in a run of the program what it has.
       taken: most replayed rows of a prompt.
       rule: which rows of a prompt: the newest, those of the highest reward, the subset whose rewards vary most, or any.
       least: rows of a prompt that must be stored before some are taken.
@@ -90,18 +88,10 @@ def speculative(
     speculative sampling would have a lenience of 0 and a correction of the distribution at the first token that falls.
 
     Args:
-      io: see `Io`.
-      store: rows of earlier visits.
-      prompts: of the step.
-      samples: of each prompt.
       capacity: rows of the store, `samples` for each prompt of the data to find all again.
-      row_width: columns of the rollouts; in a run of the program what it has.
-      components: rewards of a row; in a run of the program what it has.
       lenience: nats by which a token may have become less likely.
 
-    Returns:
-      With the metric "speculative/kept", the share of the stored tokens that stay.
-
+    Returns: With the metric "speculative/kept", the share of the stored tokens that stay.
     Source: SPEC-RL, https://arxiv.org/abs/2509.23232
     """
     examples, numbers = io.draw(prompts)
@@ -154,12 +144,9 @@ def resumed(
     groups are under way. If none is over, the step goes on with another window.
 
     Args:
-      io: see `Io`.
       store: rows that are under way; those that are over wait in it for the others of their group.
       prompts: groups under way.
-      samples: of each prompt.
       capacity: rows of the store, at least `prompts` * `samples`.
-      row_width: columns of the rollouts; in a run of the program what it has.
       window: most new tokens of a row in a step.
 
     Source: partial rollouts of Kimi k1.5, https://arxiv.org/abs/2501.12599; successive batching of T-PPO,

@@ -1,14 +1,12 @@
 """`Request`: the only way to ask for text, whoever asks."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.compose import Composable
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.data.chat import encode_prompt
 from jaxrl_llm.data.tokenizers import Tokenizer
 
@@ -22,21 +20,13 @@ Prompt = str | Sequence[dict[str, Any]] | Sequence[int]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prefix:
-    """Tokens that already stand behind a prompt: a fork, a partial rollout, the turns before.
+    """Tokens that already stand behind a prompt: a fork, a partial rollout, the turns before."""
 
-    Attributes:
-      tokens: int [n].
-      logp: float [n], log-probability (nats) of each under the policy that sampled it, tempered; 0 where nobody did.
-      mask: float [n], 1 where the token is an action that the row learns.
-      version: int [n], training step of the parameters that sampled the token.
-      turn: int [n], number of the turn that the token belongs to; what is sampled continues the last one.
-    """
-
-    tokens: np.ndarray
-    logp: np.ndarray
-    mask: np.ndarray
-    version: np.ndarray
-    turn: np.ndarray
+    tokens: np.ndarray  # int [n]
+    logp: np.ndarray  # float [n], log-probability (nats) of each under the policy that sampled it, tempered; 0 where nobody did
+    mask: np.ndarray  # float [n], 1 where the token is an action that the row learns
+    version: np.ndarray  # int [n], training step of the parameters that sampled the token
+    turn: np.ndarray  # int [n], number of the turn that the token belongs to; what is sampled continues the last one
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -56,43 +46,28 @@ def make_prefix(tokens: Sequence[int], *, logp=0.0, mask=0.0, version=0, turn=0)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """A wish for samples behind one prompt.
+    """A wish for samples behind one prompt."""
 
-    Attributes:
-      prompt: what the sampler reads: a text, the messages of a chat, or token ids.
-      example: the example that it comes from; its columns go to the rewards.
-      prompt_id: number of the example in its source.
-      group: rows of requests with the same number are compared with each other.
-      samples: number of completions.
-      prefix: tokens that already stand behind the prompt; they count as part of the completion.
-      learned_prompt: what the learner reads in place of `prompt`, such as the prompt without a hint; None for the same.
-      by: who answers: "policy", "reference", "teacher", or "given" for the completion of the example itself.
-      beside: a second policy, whose logits are mixed with those of `by`, see `networks.combined`; None for none.
-      mix: how, such as `geometric(share=0.1)`; rows of a mixture have its log-probabilities, and source 1.
-      temperature: 0 is greedy; None for that of the run.
-      limit: most new tokens; None for as many as the run allows.
-      stop: texts that end a completion beside those of the run.
-      mask: bool [V], False where a token may not be sampled; None for no mask.
-    """
-
-    prompt: Prompt
-    example: Example = dataclasses.field(default_factory=dict)
-    prompt_id: int = 0
-    group: int = 0
-    samples: int = 1
-    prefix: Prefix | None = None
+    prompt: Prompt  # what the sampler reads: a text, the messages of a chat, or token ids
+    example: Example = dataclasses.field(default_factory=dict)  # the example that it comes from; its columns go to the rewards
+    prompt_id: int = 0  # number of the example in its source
+    group: int = 0  # rows of requests with the same number are compared with each other
+    samples: int = 1  # number of completions
+    prefix: Prefix | None = None  # tokens that already stand behind the prompt; they count as part of the completion
+    # what the learner reads in place of `prompt`, such as the prompt without a hint; None for the same
     learned_prompt: Prompt | None = None
-    by: str = POLICY
+    by: str = POLICY  # who answers: "policy", "reference", "teacher", or "given" for the completion of the example itself
+    # a second policy, whose logits are mixed with those of `by`, see `networks.combined`; None for none
     beside: str | None = None
+    # how, such as `geometric(share=0.1)`; rows of a mixture have its log-probabilities, and source 1
     mix: Composable | None = None
-    temperature: float | None = None
-    limit: int | None = None
-    stop: tuple[str, ...] = ()
-    mask: np.ndarray | None = None
+    temperature: float | None = None  # 0 is greedy; None for that of the run
+    limit: int | None = None  # most new tokens; None for as many as the run allows
+    stop: tuple[str, ...] = ()  # texts that end a completion beside those of the run
+    mask: np.ndarray | None = None  # bool [V], False where a token may not be sampled; None for no mask
 
     def __post_init__(self):
-        if self.samples < 1:
-            raise ValueError(f"Request.samples is {self.samples}; it must be at least 1")
+        require(self.samples >= 1, "Request.samples", self.samples, "at least 1")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"Request.limit is {self.limit}; it must be at least 1, or None for as many as the run allows")
         if isinstance(self.stop, str):

@@ -34,8 +34,7 @@ def empty_store(*, capacity: int, row_width: int = 768, components: int = 1, **o
 def put(store: Store, collection: Collection, rows: Sequence[int] | None = None) -> Store:
     """The store with rows of a collection, all by default, in place of the oldest ones; `number` counts them from 1.
 
-    Raises:
-      ValueError: the rows have another width, or other rewards, than the store has room for.
+    Raises ValueError: the rows have another width, or other rewards, than the store has room for.
     """
     rollouts, store = collection.rollouts, {name: np.array(value) for name, value in store.items()}
     for name, field in (("row_width", "tokens"), ("components", "rewards")):

@@ -1,12 +1,10 @@
 """Strategies: which prompts are sampled, how often, and what of it is kept."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
 
-from jaxrl_llm.compose import Composable
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.networks.combined import geometric
 from jaxrl_llm.rollouts.collect import Collection, joined
 from jaxrl_llm.rollouts.io import Io
@@ -30,16 +28,11 @@ def dynamic_sampling(io: Io, prompts: int, *, samples: int = 16, max_rounds: int
     Groups without signal are left out, and so are informative ones beyond `prompts`. Where the rounds end too early,
     the groups found stand alone; where there is none, the last round stands, and the step changes nothing.
 
-    Returns:
-      With the metrics "dynamic_sampling/rounds" and "dynamic_sampling/kept" (share of sampled groups that are kept).
-
-    Raises:
-      ValueError: `max_rounds` is below 1.
-
+    Returns: With the metrics "dynamic_sampling/rounds" and "dynamic_sampling/kept" (share of sampled groups that are kept).
+    Raises ValueError: `max_rounds` is below 1.
     Source: DAPO, section 3.2, https://arxiv.org/abs/2503.14476
     """
-    if max_rounds < 1:
-        raise ValueError(f"max_rounds is {max_rounds}; it must be at least 1")
+    require(max_rounds >= 1, "max_rounds", max_rounds, "at least 1")
     kept, found, rounds = [], 0, 0
     while found < prompts and rounds < max_rounds:
         collection = io.sample(requests_for(*io.draw(prompts), samples=samples))

@@ -1,7 +1,5 @@
 """The strategy: a pair `(init, run)`, as an estimator is one, that says what is sampled and what of it is kept."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -14,18 +12,13 @@ Metrics = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """A way to fill a step, with explicit state.
+    """A way to fill a step, with explicit state."""
 
-    Attributes:
-      init: `init() -> state`, a pytree of arrays of fixed size; it stands in the checkpoint.
-      run: `run(io, state, prompts) -> (Collection, state, metrics)`, see `rollouts.Io`; the state comes and goes as arrays of
-        the host.
-      function: what it is made of, for printing, its options and what it needs.
-    """
-
-    init: Callable[[], Any]
+    init: Callable[[], Any]  # `init() -> state`, a pytree of arrays of fixed size; it stands in the checkpoint
+    # `run(io, state, prompts) -> (Collection, state, metrics)`, see `rollouts.Io`; the state comes and goes as arrays of the
+    # host
     run: Callable[..., tuple[Any, Any, Metrics]]
-    function: Composable
+    function: Composable  # what it is made of, for printing, its options and what it needs
 
     @property
     def annotations(self) -> frozenset[str]:

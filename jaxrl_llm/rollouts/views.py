@@ -1,7 +1,5 @@
 """Views: the same answers behind other prompts, for whoever samples, scores or learns them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,15 +16,10 @@ HOME = "view_from"
 
 
 class View(NamedTuple):
-    """Prompts that stand in front of the completions of N rows in place of their own.
+    """Prompts that stand in front of the completions of N rows in place of their own."""
 
-    Attributes:
-      prompts: N lists of token ids.
-      home: int [N], column where the completion of each row begins behind its own prompt.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    home: np.ndarray
+    prompts: Sequence[Sequence[int]]  # N lists of token ids
+    home: np.ndarray  # int [N], column where the completion of each row begins behind its own prompt
 
 
 def templated(prompt: Prompt, template: str, columns: Mapping[str, Any], tokenizer: Tokenizer) -> Prompt:
@@ -38,8 +31,7 @@ def templated(prompt: Prompt, template: str, columns: Mapping[str, Any], tokeniz
       columns: those of the example, and what the strategy knows.
       tokenizer: of prompts that are token ids, which are refused.
 
-    Raises:
-      ValueError: the template names a column that is missing or None, or the prompt is given as token ids.
+    Raises ValueError: the template names a column that is missing or None, or the prompt is given as token ids.
     """
     if not isinstance(prompt, str) and not isinstance(prompt[0], dict):
         raise ValueError("a prompt of token ids cannot be put into a template; give a text or the messages of a chat")
@@ -71,6 +63,8 @@ def with_view(rollouts: Rollouts, who: str, view: View) -> Rollouts:
 def taken_views(rollouts: Rollouts) -> tuple[Rollouts, dict[str, View]]:
     """The rollouts without their views, and the views by who reads them."""
     names = [name for name in rollouts.extras if name.endswith("_view")]
+    if not names:
+        return rollouts, {}
     prompts = {name.removesuffix("_view"): np.asarray(rollouts.extras[name]) for name in names}
     views = {who: View([row[row >= 0].tolist() for row in rows], rollouts.extras[HOME]) for who, rows in prompts.items()}
     rest = {name: value for name, value in rollouts.extras.items() if name not in (*names, HOME)}
@@ -113,8 +107,7 @@ def moved_behind(collection: Collection, prompts: Sequence[Prompt], tokenizer: T
       tokenizer: of the prompts.
       logp: [N, T] (nats), of the rows' own tokens behind the new prompts: the `behavior_logp` of the new rows.
 
-    Raises:
-      ValueError: a row does not fit into the columns that there are.
+    Raises ValueError: a row does not fit into the columns that there are.
     """
     rollouts, view = collection.rollouts, view_of(collection, prompts, tokenizer)
     starts, width = np.array([len(ids) for ids in view.prompts], np.int32), rollouts.tokens.shape[1]

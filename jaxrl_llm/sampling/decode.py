@@ -29,8 +29,7 @@ def decode(
       max_new_tokens: L, columns of the result.
       record_routes: whether the samples say which experts their tokens were sent to; the network must have experts.
 
-    Returns:
-      `Samples` of N rows and L columns.
+    Returns: `Samples` of N rows and L columns.
     """
     rows, places = keys.shape[0], keys.shape[0] // prompts.shape[0]
     _check_rows(rows, prompts.shape[0], sampling, max_new_tokens)
@@ -40,13 +39,10 @@ def decode(
         raise ValueError(f"{len(prompts)} prompts do not go evenly over {queues} queues; pad them to a multiple of {queues}")
     last = jnp.take_along_axis(prompts, (lengths - 1)[:, None], axis=1)[:, 0]
     queue = engine.Queue(
-        size=jnp.full(queues, rows // queues, jnp.int32),
-        cell=jnp.arange(rows, dtype=jnp.int32) % (rows // queues),
-        token=jnp.repeat(last, places),
-        length=jnp.repeat(lengths, places).astype(jnp.int32),
-        keys=keys,
+        size=jnp.full(queues, rows // queues, jnp.int32), cell=jnp.arange(rows, dtype=jnp.int32) % (rows // queues),
+        token=jnp.repeat(last, places), length=jnp.repeat(lengths, places).astype(jnp.int32), keys=keys,
         sampling=sampling.replace(limit=jnp.minimum(sampling.limit, max_new_tokens)),
-    )
+    )  # fmt: skip
     read, experts = network.read(params, prompts, lengths - 1)
     slots = engine.begin(network, queue, slots=rows, width=max_new_tokens, routes=experts.shape[2:] if record_routes else None)
     nobody, layers = jnp.zeros(rows, bool), network.each_layer(params)

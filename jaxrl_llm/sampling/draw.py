@@ -27,9 +27,8 @@ def draw(logits: jax.Array, uniforms: jax.Array, sampling: Sampling, forced: jax
       sampling: see `Sampling`; its `forced`, `limit` and `stop_ids` play no part here.
       forced: int32 [N], tokens to take instead; -1 draws.
 
-    Returns:
-      `(token, logps)`: int32 [N], and float32 [3, N] with its log-probability (nats) under the policy, under the tempered
-      policy and under the distribution that it was drawn from (0 where the token was certain), as in `Samples`.
+    Returns: `(token, logps)`: int32 [N], and float32 [3, N] with its log-probability (nats) under the policy, under the
+      tempered policy and under the distribution that it was drawn from (0 where the token was certain), as in `Samples`.
     """
     # What follows decides on these very numbers: computed anew for each use, they would not be the same in all of them.
     logits = materialised(logits.astype(jnp.float32))
@@ -72,8 +71,7 @@ def inverse_cdf(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
       weights: float32 [N, V], at least 0, with a positive one in each row; they need not sum to 1.
       uniforms: float32 [N, 2] in [0, 1), one for each level.
 
-    Returns:
-      int32 [N], always of a positive weight; with uniforms 0 the first such.
+    Returns: int32 [N], always of a positive weight; with uniforms 0 the first such.
     """
     blocks = _blocks(weights, 0.0)
     block = _pick(blocks.sum(-1), uniforms[:, 0])

@@ -9,8 +9,6 @@ take as many steps, and every `STRIDE` of them they agree on whether there is wo
 behind the other, as if they were one.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 
@@ -31,69 +29,40 @@ STRIDE = 8  # steps of shards between two looks whether any of them goes on
 
 @record
 class Queue:
-    """Requests in the order in which slots take them: of each shard's R / Q the first `size`, behind which stands filling.
+    """Requests in the order in which slots take them: of each shard's R / Q the first `size`, behind which stands filling."""
 
-    Attributes:
-      size: int32 [Q].
-      cell: int32 [R], context * P + place within the shard, different for all of them.
-      token: int32 [R], last token of the request's context.
-      length: int32 [R], tokens of its context.
-      keys: PRNG keys [R], see `row_keys`.
-      sampling: of R rows.
-    """
-
-    size: Array
-    cell: Array
-    token: Array
-    length: Array
-    keys: Array
-    sampling: Sampling
+    size: Array  # int32 [Q]
+    cell: Array  # int32 [R], context * P + place within the shard, different for all of them
+    token: Array  # int32 [R], last token of the request's context
+    length: Array  # int32 [R], tokens of its context
+    keys: Array  # PRNG keys [R], see `row_keys`
+    sampling: Sampling  # of R rows
 
 
 @record
 class Log:
-    """What was drawn in each of W columns by each of S slots.
+    """What was drawn in each of W columns by each of S slots."""
 
-    Attributes:
-      token: int32 [W, S].
-      request: int32 [W, S], place in the shard's queue; `Queue.size` or more where the slot was idle.
-      count: int32 [W, S], number of the token within its sample.
-      reason: int32 [W, S], `RUNNING`, or why the sample ended with this token.
-      numbers: float32 [W, 4, S], log-probabilities as of `draw`, and the entropy.
-      routes: int16 [W, S, layers, k] or None, experts of the token that was read, the one before.
-    """
-
-    token: Array
-    request: Array
-    count: Array
-    reason: Array
-    numbers: Array
-    routes: Array | None = None
+    token: Array  # int32 [W, S]
+    request: Array  # int32 [W, S], place in the shard's queue; `Queue.size` or more where the slot was idle
+    count: Array  # int32 [W, S], number of the token within its sample
+    reason: Array  # int32 [W, S], `RUNNING`, or why the sample ended with this token
+    numbers: Array  # float32 [W, 4, S], log-probabilities as of `draw`, and the entropy
+    routes: Array | None = None  # int16 [W, S, layers, k] or None, experts of the token that was read, the one before
 
 
 @record
 class Slots:
-    """S slots at work.
+    """S slots at work."""
 
-    Attributes:
-      tails: keys and values of each slot's own tokens, W columns.
-      request: int32 [S], place in the shard's queue; `Queue.size` for an idle slot.
-      token: int32 [S], to be read next.
-      count: int32 [S], tokens drawn so far.
-      start: int32 [S], first column of the tail.
-      column: int32 [], the next one.
-      next: int32 [Q], first request that nobody has taken.
-      log: since it was last taken off.
-    """
-
-    tails: Any
-    request: Array
-    token: Array
-    count: Array
-    start: Array
-    column: Array
-    next: Array
-    log: Log
+    tails: Any  # keys and values of each slot's own tokens, W columns
+    request: Array  # int32 [S], place in the shard's queue; `Queue.size` for an idle slot
+    token: Array  # int32 [S], to be read next
+    count: Array  # int32 [S], tokens drawn so far
+    start: Array  # int32 [S], first column of the tail
+    column: Array  # int32 [], the next one
+    next: Array  # int32 [Q], first request that nobody has taken
+    log: Log  # since it was last taken off
 
 
 def _by_shard(function, shared: tuple, *own) -> Slots:
@@ -193,14 +162,9 @@ def _run(network, places: int, params, layers, contexts, lengths, queue: Queue, 
     def body(slots: Slots) -> Slots:
         own = _of_requests(queue, slots.request)
         sight = Sight(
-            position=own.length - 1 + slots.count,
-            cell=jnp.where(slots.request < queue.size, own.cell, idle),
-            lengths=lengths,
-            start=slots.start,
-            column=slots.column,
-            origin=own.length - 1,
-            places=places,
-        )
+            position=own.length - 1 + slots.count, cell=jnp.where(slots.request < queue.size, own.cell, idle), lengths=lengths,
+            start=slots.start, column=slots.column, origin=own.length - 1, places=places,
+        )  # fmt: skip
         hidden, tails, routes = network.step(params, layers, slots.token, contexts, slots.tails, sight)
         return _drawn(slots.replace(tails=tails), queue, own, network.unembed(params, hidden), routes)
 

@@ -1,7 +1,5 @@
 """The host's side of the slot engine: contexts are read once, slots are kept at work, and what they draw is gathered."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,23 +19,14 @@ UNEVEN = 1.125  # the longest queue, as a share of the mean, above which context
 
 
 class Found(NamedTuple):
-    """What R requests have given so far; arrays of the host, written in place.
+    """What R requests have given so far; arrays of the host, written in place."""
 
-    Attributes:
-      tokens: int32 [R, L].
-      numbers: float32 [4, R, L], log-probabilities as of `draw`, and the entropy.
-      length: int32 [R].
-      reason: int32 [R].
-      routes: int16 [R, L, layers, k] or None.
-      prompt_routes: int16 [C, T, layers, k] or None.
-    """
-
-    tokens: np.ndarray
-    numbers: np.ndarray
-    length: np.ndarray
-    reason: np.ndarray
-    routes: np.ndarray | None = None
-    prompt_routes: np.ndarray | None = None
+    tokens: np.ndarray  # int32 [R, L]
+    numbers: np.ndarray  # float32 [4, R, L], log-probabilities as of `draw`, and the entropy
+    length: np.ndarray  # int32 [R]
+    reason: np.ndarray  # int32 [R]
+    routes: np.ndarray | None = None  # int16 [R, L, layers, k] or None
+    prompt_routes: np.ndarray | None = None  # int16 [C, T, layers, k] or None
 
 
 Cut = Callable[[Found, np.ndarray], np.ndarray]
@@ -63,40 +52,24 @@ def samples_of(found: Found) -> Samples:
     kept = np.arange(found.tokens.shape[1]) < found.length[:, None]
     logp, tempered_logp, sampling_logp, entropy = np.where(kept, found.numbers, 0.0)
     return Samples(
-        tokens=np.where(kept, found.tokens, 0),
-        logp=logp,
-        tempered_logp=tempered_logp,
-        sampling_logp=sampling_logp,
-        entropy=entropy,
-        length=found.length,
-        finish_reason=found.reason,
+        tokens=np.where(kept, found.tokens, 0), logp=logp, tempered_logp=tempered_logp, sampling_logp=sampling_logp,
+        entropy=entropy, length=found.length, finish_reason=found.reason,
         routes=None if found.routes is None else np.where(kept[..., None, None], found.routes, -1),
         prompt_routes=found.prompt_routes,
-    )
+    )  # fmt: skip
 
 
 class Work(NamedTuple):
-    """What is to be sampled.
+    """What is to be sampled."""
 
-    Attributes:
-      network: with `read`, `step`, `each_layer`, `init_tails` and `unembed`.
-      params: its parameters.
-      contexts: token ids of C different contexts.
-      of_context: int [R], context of each request.
-      keys: [R], see `row_keys`.
-      sampling: of R rows.
-      width: that contexts are padded to; None for a power of two.
-      record_routes: whether the experts of tokens are recorded.
-    """
-
-    network: Any
-    params: Any
-    contexts: Sequence[Sequence[int]]
-    of_context: np.ndarray
-    keys: jax.Array
-    sampling: Sampling
-    width: int | None = None
-    record_routes: bool = False
+    network: Any  # with `read`, `step`, `each_layer`, `init_tails` and `unembed`
+    params: Any  # its parameters
+    contexts: Sequence[Sequence[int]]  # token ids of C different contexts
+    of_context: np.ndarray  # int [R], context of each request
+    keys: jax.Array  # [R], see `row_keys`
+    sampling: Sampling  # of R rows
+    width: int | None = None  # that contexts are padded to; None for a power of two
+    record_routes: bool = False  # whether the experts of tokens are recorded
 
 
 def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, cut: Cut | None = None) -> Iterator[Found]:

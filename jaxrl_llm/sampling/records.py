@@ -30,56 +30,38 @@ def finish_name(code: int) -> str:
 
 @record
 class Samples:
-    """Completions of N rows in L columns. Past `length`, tokens, log-probabilities and entropies are 0.
+    """Completions of N rows in L columns. Past `length`, tokens, log-probabilities and entropies are 0."""
 
-    Attributes:
-      tokens: int32 [N, L], sampled tokens, a stop id included.
-      logp: float32 [N, L], log-probability (nats) of each token under the policy, `log_softmax(logits)`.
-      tempered_logp: float32 [N, L], the same under `log_softmax(logits / temperature)`, without mask and truncation: the
-        policy that reinforcement learning trains. Equal to `logp` in greedy rows.
-      sampling_logp: float32 [N, L], the same under the distribution that the token was drawn from: temperature, mask,
-        top-k, top-p and min-p. 0 for greedy and forced tokens, which were certain.
-      length: int32 [N], number of tokens.
-      finish_reason: int32 [N], `STOP` (a stop id or a stop string) or `LENGTH`; see `finish_name`.
-      entropy: float32 [N, L] or None, entropy (nats) of the tempered policy at each token: how open the choice was.
-      routes: int16 [N, L, layers, k] or None, experts that each token was sent to when it was read; -1 for tokens that
-        were not read any more, such as the last ones.
-      prompt_routes: int16 [P, T, layers, k] or None, the same of the prompts' tokens.
-    """
-
-    tokens: Array
-    logp: Array
+    tokens: Array  # int32 [N, L], sampled tokens, a stop id included
+    logp: Array  # float32 [N, L], log-probability (nats) of each token under the policy, `log_softmax(logits)`
+    # float32 [N, L], the same under `log_softmax(logits / temperature)`, without mask and truncation: the policy that
+    # reinforcement learning trains. Equal to `logp` in greedy rows
     tempered_logp: Array
+    # float32 [N, L], the same under the distribution that the token was drawn from: temperature, mask, top-k, top-p and min-p.
+    # 0 for greedy and forced tokens, which were certain
     sampling_logp: Array
-    length: Array
-    finish_reason: Array
+    length: Array  # int32 [N], number of tokens
+    finish_reason: Array  # int32 [N], `STOP` (a stop id or a stop string) or `LENGTH`; see `finish_name`
+    # float32 [N, L] or None, entropy (nats) of the tempered policy at each token: how open the choice was
     entropy: Array | None = None
+    # int16 [N, L, layers, k] or None, experts that each token was sent to when it was read; -1 for tokens that were not read
+    # any more, such as the last ones
     routes: Array | None = None
-    prompt_routes: Array | None = None
+    prompt_routes: Array | None = None  # int16 [P, T, layers, k] or None, the same of the prompts' tokens
 
 
 @record
 class Sampling:
-    """How each of N rows is sampled. Every value is traced: none of them ever recompiles or is frozen into a program.
+    """How each of N rows is sampled. Every value is traced: none of them ever recompiles or is frozen into a program."""
 
-    Attributes:
-      temperature: float32 [N], 0 is greedy.
-      top_k: int32 [N], number of best tokens that stay; the vocabulary's size or more keeps all.
-      top_p: float32 [N], probability mass that stays; 1 keeps all.
-      min_p: float32 [N], least probability that stays, as a share of the best token's; 0 keeps all.
-      stop_ids: int32 [S], tokens that end a row; -1 stands for none.
-      limit: int32 [N], most tokens of a row.
-      logit_mask: bool [N, V] or [1, V] or None, False where a token may not be sampled.
-      forced: int32 [N, L] or None, tokens to take instead of sampled ones; -1 leaves the choice to the sampler.
-    """
-
-    temperature: Array
-    top_k: Array
-    top_p: Array
-    min_p: Array
-    stop_ids: Array
-    limit: Array
-    logit_mask: Array | None = None
+    temperature: Array  # float32 [N], 0 is greedy
+    top_k: Array  # int32 [N], number of best tokens that stay; the vocabulary's size or more keeps all
+    top_p: Array  # float32 [N], probability mass that stays; 1 keeps all
+    min_p: Array  # float32 [N], least probability that stays, as a share of the best token's; 0 keeps all
+    stop_ids: Array  # int32 [S], tokens that end a row; -1 stands for none
+    limit: Array  # int32 [N], most tokens of a row
+    logit_mask: Array | None = None  # bool [N, V] or [1, V] or None, False where a token may not be sampled
+    # int32 [N, L] or None, tokens to take instead of sampled ones; -1 leaves the choice to the sampler
     forced: Array | None = None
 
 
@@ -101,8 +83,7 @@ def make_sampling(
       logit_mask: bool [V], [1, V] or [rows, V].
       forced: int [rows, L] as in `Sampling`.
 
-    Raises:
-      ValueError: a value out of its range; the message names it.
+    Raises ValueError: a value out of its range; the message names it.
     """
     return Sampling(
         temperature=_per_row("temperature", temperature, rows),

@@ -44,8 +44,7 @@ def statistics_of(who: str, needs) -> frozenset[str]:
 def scoring_passes(method: Method, annotators: Mapping[str, Annotator]) -> list[Pass]:
     """One pass for each policy that the method needs statistics of; in front of them one for its candidates.
 
-    Raises:
-      ValueError: a policy that nobody has, or a statistic that is none.
+    Raises ValueError: a policy that nobody has, or a statistic that is none.
     """
     passes = [_candidates(method, annotators)] if "candidates" in method.needs and not group_rule(method) else []
     for who in POLICIES:
@@ -69,8 +68,7 @@ def _annotator(method: str, annotators: Mapping[str, Annotator], who: str) -> An
 def statistics_pass(who: str, annotator: Annotator, statistics: frozenset[str]) -> Pass:
     """The pass that adds those statistics of a policy, "{who}_{statistic}".
 
-    Raises:
-      ValueError: a statistic that is none.
+    Raises ValueError: a statistic that is none.
     """
     unknown = sorted(name for name in statistics - {"logp"} if name.partition(":")[0] not in STATISTICS)
     if unknown:
@@ -108,7 +106,6 @@ def make_annotate(
     A policy for which the rollouts have a view, see `rollouts.views`, reads the prompts of that in its statistics.
 
     Args:
-      run: the run.
       passes: see `scoring_passes`.
       width: tokens of a packed row; 0 for rows that the longest rollout fits into.
       parts: number of parts that the rows are scored in; 0 for as many as `lay_out` makes.
@@ -136,7 +133,6 @@ def make_statistics(run: Run, method: str, annotators: Mapping[str, Annotator], 
     """Builds `statistics(state, step, rollouts, who, names) -> arrays [N, T, ...] by name`, for strategies that score.
 
     Args:
-      run: the run.
       method: name of the method that asks.
       annotators: policies by name.
       width: tokens of a packed row, more where a rollout has more; 0 for rows that the longest fits into.

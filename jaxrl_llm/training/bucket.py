@@ -5,8 +5,6 @@ are written to a folder of this machine and copied to the bucket before each che
 measured up to it is there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util
@@ -51,8 +49,7 @@ def opened(workdir: str | pathlib.Path) -> Iterator[tuple[pathlib.Path, Folder, 
 
     All processes begin with the files of the bucket, and the first one copies. Of a folder of this machine both are the same.
 
-    Raises:
-      ValueError: an address that is none of Google Cloud Storage, or its bucket cannot be reached.
+    Raises ValueError: an address that is none of Google Cloud Storage, or its bucket cannot be reached.
     """
     if not str(workdir).startswith(SCHEME):
         place = reading.local(workdir)

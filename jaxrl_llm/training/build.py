@@ -1,7 +1,5 @@
 """From a configuration to the things it names."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib
@@ -14,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxrl_llm import data, distributed, methods, networks, reading, rewards
+from jaxrl_llm.compose import require
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.chat import encode_rendered
 from jaxrl_llm.networks import families
@@ -54,8 +53,7 @@ def build_source(
       given: rows that stand in the place of the task's source; without held-out ones, those to train on are measured.
       counts: gets the number of the examples that fit, and of those that were dropped.
 
-    Raises:
-      ValueError: an unknown source, options it does not take, or prompts that are too long.
+    Raises ValueError: an unknown source, options it does not take, or prompts that are too long.
     """
     task = config.task
     options = task.options.to_dict() | (task.test_options.to_dict() if test else {})
@@ -116,8 +114,7 @@ def _open_source(name: str, options: dict[str, Any]):
         "reasoning_gym": data.reasoning_gym_source,
         "preferences": _preferences,
     }
-    if name not in openers:
-        raise ValueError(f"config.task.source is {name!r}; it must be one of {SOURCES}")
+    require(name in openers, "config.task.source", name, f"one of {SOURCES}")
     try:
         return openers[name](**options)
     except TypeError as error:
@@ -193,8 +190,7 @@ def _given_network(config: ConfigDict, given: networks.Network, mesh: jax.shardi
 def network_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network:
     """The network of the run without parameters.
 
-    Raises:
-      ValueError: an unknown family, sizes that do not go together, or a pattern that is found nowhere.
+    Raises ValueError: an unknown family, sizes that do not go together, or a pattern that is found nowhere.
     """
     wanted, base = config.network, base_structure(config, tokenizer)
     quantization = networks.QuantizationConfig(wanted.quantization) if wanted.quantization else None
@@ -205,8 +201,7 @@ def network_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Netw
 def trained_and_frozen(config: ConfigDict, params: Any) -> tuple[Any, Any]:
     """The parameters that train, and the others; None for these where all train.
 
-    Raises:
-      ValueError: `config.network.trains` is found in no path, or in one of codes.
+    Raises ValueError: `config.network.trains` is found in no path, or in one of codes.
     """
     trains = config.network.trains or (rf"{networks.ADAPTER}|^value_head$" if config.network.adapter.pattern else "")
     return networks.split_params(params, trains) if trains else (params, None)
@@ -215,8 +210,7 @@ def trained_and_frozen(config: ConfigDict, params: Any) -> tuple[Any, Any]:
 def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network:
     """The structure of `base_network`, before any parameter is read; its `config.vocab_size` are the tokens that it has.
 
-    Raises:
-      ValueError: what `families.from_huggingface` and `check_stop_ids` refuse, or an unknown family or name.
+    Raises ValueError: what `families.from_huggingface` and `check_stop_ids` refuse, or an unknown family or name.
     """
     sizes = config.network.to_dict()
     laid_over = ("adapter", "quantization", "trains", "router", "tokenizer", "cache_dtype")
@@ -248,8 +242,7 @@ def check_stop_ids(tokenizer: Tokenizer, vocab_size: int, place: str | pathlib.P
     A tokenizer may know more tokens than its network, as long as none of them is used: `base_structure` tells cheaply how
     many the network has.
 
-    Raises:
-      ValueError: such a token; the message begins with `place`.
+    Raises ValueError: such a token; the message begins with `place`.
     """
     outside = [token for token in tokenizer.stop_ids if token >= vocab_size]
     if outside:
@@ -262,8 +255,7 @@ def check_stop_ids(tokenizer: Tokenizer, vocab_size: int, place: str | pathlib.P
 def given_structure(config: ConfigDict) -> networks.DecoderConfig:
     """Configuration of the network that `train` was given in Python.
 
-    Raises:
-      ValueError: it was a function of the user's own.
+    Raises ValueError: it was a function of the user's own.
     """
     fields = config.given.network.to_dict()["config"]
     if isinstance(fields, str):
@@ -312,8 +304,7 @@ def stopping(tokenizer: Tokenizer, further: Sequence[str] = ()) -> dict[str, Any
 
     A string that is a special token becomes a stop token, as no text shows it.
 
-    Raises:
-      ValueError: a string that no text can show, since a special token is part of it.
+    Raises ValueError: a string that no text can show, since a special token is part of it.
     """
     ids, strings = list(tokenizer.stop_ids), []
     for string in dict.fromkeys((*tokenizer.stop_strings, *further)):
@@ -345,11 +336,9 @@ def build_optimizer(
 def build_schedule(settings: ConfigDict, total_steps: int, factor: float = 1.0) -> optax.Schedule:
     """Linear warm-up to the learning rate, then one of `config.DECAYS` to 0 at `total_steps`.
 
-    Raises:
-      ValueError: an unknown decay.
+    Raises ValueError: an unknown decay.
     """
-    if settings.decay not in DECAYS:
-        raise ValueError(f"optimizer.decay is {settings.decay!r}; it must be one of {DECAYS}")
+    require(settings.decay in DECAYS, "optimizer.decay", settings.decay, f"one of {DECAYS}")
     peak, warmup = settings.learning_rate * factor, settings.warmup_steps
     rest = max(total_steps - warmup, 1)
     decays = {

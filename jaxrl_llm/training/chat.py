@@ -29,8 +29,7 @@ def converse(
       sampling: keyword arguments of `sampling.stream`; the seed rises by one with each answer. A "max_new_tokens" of None is
         256 where no run says.
 
-    Raises:
-      ValueError: a system message without a chat, or a folder without a policy.
+    Raises ValueError: a system message without a chat, or a folder without a policy.
     """
     use_compilation_cache()
     run = run_config(directory) if folder_kind(directory) == "run" else None

@@ -35,8 +35,7 @@ def open_manager(directory: str | Folder, *, keep: int, best_metric: str = "") -
       best_metric: also keeps, of the checkpoints that were saved with this metric, the one where it is largest, or, of a
         loss, smallest; "" for none.
 
-    Raises:
-      ValueError: there are checkpoints, but all are broken.
+    Raises ValueError: there are checkpoints, but all are broken.
     """
     _set_broken_aside(folder(directory))
     distributed.gathered(None)  # Nobody looks at them before they are set aside.
@@ -85,8 +84,7 @@ def restore_samples(manager: ocp.CheckpointManager, step: int) -> dict[str, np.n
 def newest_whole(directory: str | Folder) -> tuple[int | None, list[int]]:
     """Number of the newest whole checkpoint in `directory`, and those of the broken ones behind it, which are warned of.
 
-    Raises:
-      ValueError: there are checkpoints, but all are broken.
+    Raises ValueError: there are checkpoints, but all are broken.
     """
     directory, broken, first = folder(directory), [], ""
     # In a bucket a checkpoint has its name before it is whole: without the mark of the end it is none.
@@ -143,8 +141,7 @@ def latest_progress(manager: ocp.CheckpointManager) -> tuple[int, dict[str, Any]
 def read_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """Progress that was saved with checkpoint `step`.
 
-    Raises:
-      ValueError: the checkpoint is broken.
+    Raises ValueError: the checkpoint is broken.
     """
     _refuse_broken(folder(manager.directory) / str(step))
     return manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
@@ -209,8 +206,7 @@ def restore_params(directory: str | Folder, like, *, path: tuple[str, ...] = ("p
       like: arrays or shapes of the parameters.
       path: where they stand in the checkpoint.
 
-    Raises:
-      ValueError: there is no checkpoint, all are broken, or it holds other parameters.
+    Raises ValueError: there is no checkpoint, all are broken, or it holds other parameters.
     """
     arrays, handler = _newest_arrays(directory), ocp.PyTreeCheckpointHandler()
     template = jax.tree.map(_template_leaf, like)
@@ -249,8 +245,7 @@ def save_params(directory: Folder, params) -> None:
 def load_params(directory: Folder, like):
     """Parameters that `save_params` wrote, in the structure and placement of `like`.
 
-    Raises:
-      ValueError: the folder is missing or broken.
+    Raises ValueError: the folder is missing or broken.
     """
     if reason := digests_fault(directory):
         raise ValueError(f"the parameters in {directory} are broken: {reason}; put a copy in their place, or begin anew")

@@ -18,8 +18,7 @@ def use_compilation_cache(enabled: bool = True) -> str | None:
     Args:
       enabled: False changes nothing, as the environment variable JAXRL_LLM_COMPILATION_CACHE=off does.
 
-    Returns:
-      The folder that is used, or None.
+    Returns: The folder that is used, or None.
     """
     if jax.config.jax_compilation_cache_dir or not enabled or os.environ.get(VARIABLE) == "off":
         return jax.config.jax_compilation_cache_dir

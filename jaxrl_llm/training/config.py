@@ -88,8 +88,7 @@ def free_section(config: ConfigDict, path: str) -> ConfigDict:
 def read_config(path: str | pathlib.Path) -> ConfigDict:
     """The configuration in the `config.json` of a run; keys that are newer than the run have their defaults.
 
-    Raises:
-      ValueError: the file is damaged, or a key is unknown or of another type; the message names file and key.
+    Raises ValueError: the file is damaged, or a key is unknown or of another type; the message names file and key.
     """
     checked = _checked(_defaults(), reading.read_object(path), f"{path}: ", "")
     config = default_config()
@@ -129,8 +128,7 @@ _AS_STORED = {
 def check_config(config: ConfigDict) -> None:
     """Checks what no single key can tell.
 
-    Raises:
-      ValueError: an impossible value or combination; the message names the keys and the mend.
+    Raises ValueError: an impossible value or combination; the message names the keys and the mend.
     """
     _check_sections(config)
     _check_positive(config)
@@ -217,8 +215,7 @@ def _check_positive(config: ConfigDict) -> None:
     for names, least in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
         for name in names:
             section, key = name.split(".")
-            if config[section][key] < least:
-                raise ValueError(f"config.{name} is {config[section][key]}; it must be at least {least}")
+            require(config[section][key] >= least, f"config.{name}", config[section][key], f"at least {least}")
 
 
 def _check_other_policies(config: ConfigDict) -> None:
@@ -303,8 +300,7 @@ def _check_optimizers(config: ConfigDict) -> None:
         name = config.method.name if phase == "rl" else config[phase].method
         check_wrap(config, phase, methods.get(name) if name in methods.names() and config[phase].steps else None)
         decay = config[phase].optimizer.decay
-        if decay not in DECAYS:
-            raise ValueError(f"config.{phase}.optimizer.decay is {decay!r}; it must be one of {DECAYS}")
+        require(decay in DECAYS, f"config.{phase}.optimizer.decay", decay, f"one of {DECAYS}")
 
 
 def _check_sampling(config: ConfigDict) -> None:

@@ -30,8 +30,7 @@ VALUE_HEAD = "value_head"
 def with_settings(method: Method, settings: ConfigDict) -> Method:
     """The method with what `config.critic` lays over its critic.
 
-    Raises:
-      ValueError: an unknown head, one in place of a head of the method's own, or options that would change nothing.
+    Raises ValueError: an unknown head, one in place of a head of the method's own, or options that would change nothing.
     """
     critic = method.critic
     if critic is None:

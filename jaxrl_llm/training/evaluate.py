@@ -41,8 +41,7 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
       config: its sections `task`, `evaluation` and `rewards`, and of `rl` the `max_new_tokens`, `max_logp_gap` and
         `micro_batches` count.
 
-    Raises:
-      ValueError: the folder holds no policy, or the configuration is impossible.
+    Raises ValueError: the folder holds no policy, or the configuration is impossible.
     """
     check_config(config)
     mesh = meshes.build_mesh(config)
@@ -56,16 +55,11 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
         params = distributed.for_sampling(network.without_params(), network.params, sampling_mesh)
         score, ahead = make_score(pool, chosen, config.rewards.deadline_seconds, told=set(), failures=failures)
         io = rollouts.Io(
-            tokenizer=tokenizer,
-            policies={"policy": lambda: (network.without_params(), params)},
-            around=functools.partial(distributed.sharded, sampling_mesh),
-            rewards=score,
-            ahead=ahead,
-            sampling=build.evaluation_sampling(config, tokenizer),
-            max_prompt_tokens=config.task.max_prompt_tokens,
-            seed=config.seed,
-            step=0,
-        )
+            tokenizer=tokenizer, policies={"policy": lambda: (network.without_params(), params)},
+            around=functools.partial(distributed.sharded, sampling_mesh), rewards=score, ahead=ahead,
+            sampling=build.evaluation_sampling(config, tokenizer), max_prompt_tokens=config.task.max_prompt_tokens,
+            seed=config.seed, step=0,
+        )  # fmt: skip
         measured, records = evaluate_source(config, io.sample, source, chosen[name], network, mesh)
         warn_of_gap(measured, gap_bound(config.rl.max_logp_gap, network), 0)
         return measured | {"evaluation/timeouts": timeouts(failures)}, records
@@ -78,8 +72,7 @@ def evaluate_pairs(directory: str | pathlib.Path, config: ConfigDict) -> dict[st
       directory: of the network; its own tokenizer is used.
       config: its sections `task`, `preference` and `evaluation` count.
 
-    Raises:
-      ValueError: the folder holds no network with the head that the method needs, or the configuration is impossible.
+    Raises ValueError: the folder holds no network with the head that the method needs, or the configuration is impossible.
     """
     with _opened(directory, config) as run:
         if run.preference_method.needs_value_head and run.network.value is None:
@@ -94,8 +87,7 @@ def evaluate_completions(directory: str | pathlib.Path, config: ConfigDict) -> d
       directory: of the policy; its own tokenizer is used.
       config: its sections `task`, `sft` and `evaluation` count.
 
-    Raises:
-      ValueError: the folder holds no policy, or the configuration is impossible.
+    Raises ValueError: the folder holds no policy, or the configuration is impossible.
     """
     with _opened(directory, config) as run:
         if samples_are_scored(config) and not can_be_learned(run.test_source):
@@ -111,16 +103,7 @@ def _opened(directory: str | pathlib.Path, config: ConfigDict) -> Iterator[Run]:
     network, tokenizer = load_policy(directory, mesh=mesh)
     with build.build_pool(config) as pool, distributed.sharded(mesh):
         yield Run(
-            config=config,
-            workdir=pathlib.Path(directory),
-            tokenizer=tokenizer,
-            network=network,
-            mesh=mesh,
-            source=(),
-            test_source=build.build_source(config, tokenizer, test=True),
-            method=reinforcement_method(config),
-            preference_method=preference_method(config),
-            supervised_method=supervised_method(config),
-            pool=pool,
-            rewards={},
-        )
+            config=config, workdir=pathlib.Path(directory), tokenizer=tokenizer, network=network, mesh=mesh, source=(),
+            test_source=build.build_source(config, tokenizer, test=True), method=reinforcement_method(config),
+            preference_method=preference_method(config), supervised_method=supervised_method(config), pool=pool, rewards={},
+        )  # fmt: skip

@@ -104,9 +104,7 @@ def pass_at_k(correct: np.ndarray, k: int) -> tuple[float, float]:
       correct: bool [P, n].
       k: from 1 to n.
 
-    Raises:
-      ValueError: k is not in that range.
-
+    Raises ValueError: k is not in that range.
     Source: https://arxiv.org/abs/2107.03374
     """
     samples = correct.shape[1]
@@ -153,8 +151,7 @@ def summarise(
       answers: final answers, for the majority vote; None leaves it out.
       success: reward from which on a completion is correct.
 
-    Returns:
-      Values by metric name, see `metrics.DEFINITIONS`; pass@k for the powers of two up to k. Where all rewards are
+    Returns: Values by metric name, see `metrics.DEFINITIONS`; pass@k for the powers of two up to k. Where all rewards are
       missing, what depends on them is NaN.
     """
     correct = (np.nan_to_num(rewards, nan=-np.inf) >= success - _ROUNDING).reshape(-1, samples)
@@ -196,8 +193,7 @@ def evaluate(
       success: reward from which on a completion is correct.
       told: called before each part with the prompts that are done, and with all of them.
 
-    Returns:
-      Measures and one record for each completion.
+    Returns: Measures and one record for each completion.
     """
     records, agreement = [], Agreement()
     for start in range(0, len(examples), batch):

@@ -25,7 +25,6 @@ def make_fitted(run: Run, update: Callable, micro_batches: int) -> Callable:
     must not.
 
     Args:
-      run: the run.
       update: jitted.
       micro_batches: of the configuration; above 0, their number is fixed.
     """

@@ -54,9 +54,8 @@ NOTHING = Given()
 def named(config: ConfigDict, given: Given) -> ConfigDict:
     """The configuration with the names of what is given, in `config.given` and, of rewards, in `config.rewards.names`.
 
-    Raises:
-      ValueError: two rewards have one name, there are no rows or no parameters, or the configuration names objects that are
-        not given.
+    Raises ValueError: two rewards have one name, there are no rows or no parameters, or the configuration names objects that
+      are not given.
     """
     names = [reward if isinstance(reward, str) else qualified_name(reward) for reward in given.rewards]
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
@@ -98,8 +97,7 @@ def describe_rows(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any
 def describe_network(network: Network) -> dict[str, Any]:
     """Number of the parameters, a digest of their names, shapes and some of their values, and the configuration.
 
-    Raises:
-      ValueError: the network has no parameters.
+    Raises ValueError: the network has no parameters.
     """
     if network.params is None:
         raise ValueError("network has no parameters; give network.with_params(params)")
@@ -125,8 +123,7 @@ def as_source(rows: Sequence[Mapping[str, Any]], name: str, *, pairs: bool) -> S
       name: what messages call them.
       pairs: whether they are preferences, see `data.preference_source`.
 
-    Raises:
-      ValueError: a row is none; the message has its number, from 0.
+    Raises ValueError: a row is none; the message has its number, from 0.
     """
     examples = []
     for index in range(len(rows)):

@@ -27,8 +27,7 @@ def locked(workdir: pathlib.Path, store: Any = None) -> Iterator[None]:
     Where the file system has no locks, the process that the file names is looked for; so it is where the file is a copy of
     one in another `store`, such as a bucket.
 
-    Raises:
-      ValueError: another process owns it; the message says which.
+    Raises ValueError: another process owns it; the message says which.
     """
     if not distributed.is_first():
         yield

@@ -69,8 +69,7 @@ def train(
       callbacks: called after each step with its number, its metrics (a dict) and its records of completions (a list of
         dicts), of several processes in the first one; they must not change either.
 
-    Returns:
-      The summary that stands in `workdir/summary.json`.
+    Returns: The summary that stands in `workdir/summary.json`.
 
     Raises:
       ValueError: the configuration is impossible or is not that of the run in `workdir`.
@@ -186,7 +185,6 @@ def _enter(
     """Measures and saves the beginning of a phase behind the supervised one, with the reference policy that it needs.
 
     Args:
-      run: the run.
       files: its files.
       phase: that begins.
       params: with which it does.

@@ -17,8 +17,7 @@ def build_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) 
       config: the configuration.
       devices: those to plan for, always a mesh; by default those of this process.
 
-    Raises:
-      ValueError: the sizes do not fit the devices.
+    Raises ValueError: the sizes do not fit the devices.
     """
     sizes = config.mesh.to_dict()
     sizes.pop("sampling_tensor")
@@ -44,8 +43,7 @@ def build_sampling_mesh(
 ) -> jax.sharding.Mesh | None:
     """The last `config.mesh.actors` of all devices, or those of the mesh; None for one that does all. See `build_mesh`.
 
-    Raises:
-      ValueError: `config.mesh.sampling_tensor` does not divide them.
+    Raises ValueError: `config.mesh.sampling_tensor` does not divide them.
     """
     tensor, actors = config.mesh.sampling_tensor, config.mesh.actors
     if mesh is None and not actors:

@@ -42,8 +42,7 @@ def coefficients(method: Method, state: MethodState, step: int) -> dict[str, np.
 def with_strategy_state(method: Method, state: MethodState, found: Any) -> MethodState:
     """The state with what the strategy remembers, host arrays.
 
-    Raises:
-      ValueError: the strategy changed the names or shapes of its state, which a checkpoint could not follow.
+    Raises ValueError: the strategy changed the names or shapes of its state, which a checkpoint could not follow.
     """
     before = jax.tree.map(jnp.shape, state["strategy"])
     if (now := jax.tree.map(np.shape, found)) != before:

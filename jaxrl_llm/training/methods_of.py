@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, rollouts
-from jaxrl_llm.compose import Composable, keyword_defaults
+from jaxrl_llm.compose import Composable, keyword_defaults, require
 from jaxrl_llm.rollouts import choosing, forks
 from jaxrl_llm.training.critics import with_settings
 
@@ -14,8 +14,7 @@ from jaxrl_llm.training.critics import with_settings
 def reinforcement_method(config: ConfigDict) -> methods.Method:
     """The method of the RL phase, with the critic and the strategy that the configuration gives it.
 
-    Raises:
-      ValueError: what `method_options`, `critics.with_settings` and `strategy_of` refuse.
+    Raises ValueError: what `method_options`, `critics.with_settings` and `strategy_of` refuse.
     """
     method = with_settings(methods.get(config.method.name, **method_options(config)), config.critic)
     if config.method.strategy:
@@ -31,8 +30,7 @@ def strategy_of(config: ConfigDict, method: methods.Method) -> rollouts.Strategy
     An option that is a rule, of `rollouts.choosing` or `rollouts.forks`, is given by its name and options, {"knapsack":
     {"most": 32}}.
 
-    Raises:
-      ValueError: there is no such strategy, rule or option, or the method needs what only its own strategy provides.
+    Raises ValueError: there is no such strategy, rule or option, or the method needs what only its own strategy provides.
     """
     name, place = config.method.strategy, "config.method.strategy"
     make = getattr(rollouts, name, None)
@@ -71,8 +69,7 @@ def _rule(place: str, value: Any) -> Any:
 def preference_method(config: ConfigDict) -> methods.Method:
     """The method of the preference phase.
 
-    Raises:
-      ValueError: it does not exist, does not have an option, or does not learn from pairs.
+    Raises ValueError: it does not exist, does not have an option, or does not learn from pairs.
     """
     return _method_from("preference", config, "pairs")
 
@@ -80,8 +77,7 @@ def preference_method(config: ConfigDict) -> methods.Method:
 def supervised_method(config: ConfigDict) -> methods.Method:
     """The method of the supervised phase.
 
-    Raises:
-      ValueError: it does not exist, does not have an option, or does not learn from completions.
+    Raises ValueError: it does not exist, does not have an option, or does not learn from completions.
     """
     return _method_from("sft", config, "completions")
 
@@ -101,8 +97,7 @@ def method_options(config: ConfigDict) -> dict:
 
     A `row_width` is that of the rollouts, `components` the number of rewards.
 
-    Raises:
-      ValueError: the method does not exist, or does not have an option.
+    Raises ValueError: the method does not exist, or does not have an option.
     """
     named = methods.get(config.method.name)
     if named.learns_from != "samples":
@@ -118,8 +113,7 @@ def method_options(config: ConfigDict) -> dict:
         hint = "config.method.options come from the file; --config.method.options='{}' drops them all"
         raise ValueError(f"{error} ({hint})") from error
     samples = method.strategy.options["samples"]
-    if not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"config.method.options.samples is {samples!r}; it must be an integer of at least 1")
+    require(isinstance(samples, int) and samples >= 1, "config.method.options.samples", samples, "an integer of at least 1")
     return options
 
 

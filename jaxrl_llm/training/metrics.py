@@ -148,8 +148,7 @@ def plain(record: Mapping[str, Any]) -> dict[str, Any]:
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
     """Records of whole lines; a last line that a kill cut short is left out.
 
-    Raises:
-      ValueError: a line is no JSON object; the message names file and line.
+    Raises ValueError: a line is no JSON object; the message names file and line.
     """
     return [record for _, record in _lines(path)]
 
@@ -157,11 +156,8 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
 def keep_until(path: pathlib.Path, step: int) -> list[int]:
     """Removes the records after `step`, which the resumed run will write again; the file is replaced at once.
 
-    Returns:
-      The steps that are left.
-
-    Raises:
-      ValueError: as `read_jsonl` says, or a line without a step.
+    Returns: The steps that are left.
+    Raises ValueError: as `read_jsonl` says, or a line without a step.
     """
     if not path.exists():
         return []

@@ -25,8 +25,7 @@ _ABSENT = {"pairs": ("proximal_",), "completions": ("reference_",)}
 def refuse_missing(method: Method, facts: Collection[str] = ()) -> None:
     """Refuses a method whose inputs nobody gives, rather than run it as another one; `facts` are names that a run has.
 
-    Raises:
-      ValueError: the method needs something that its phase cannot make; the message names it.
+    Raises ValueError: the method needs something that its phase cannot make; the message names it.
     """
     material = method.learns_from
     policies = tuple(f"{who}_" for who in POLICIES if f"{who}_" not in _ABSENT.get(material, ()))

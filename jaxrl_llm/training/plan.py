@@ -70,8 +70,7 @@ def make_plan(config: ConfigDict, wanted: chips.Slice, *, search: bool = False) 
       Plain values: "topology", "mesh", "programs" with the fields of `Planned`, "step_seconds", "warnings", "remedies" where
       the update does not fit, and "searched".
 
-    Raises:
-      ValueError: an impossible configuration, or libtpu is missing or has no such slice.
+    Raises ValueError: an impossible configuration, or libtpu is missing or has no such slice.
     """
     devices, searched = chips.topology_devices(wanted), []
     if math.prod(config.mesh[name] for name in distributed.AXES) == 1:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, networks, reading
+from jaxrl_llm.compose import require
 from jaxrl_llm.data import Tokenizer, load_tokenizer
 from jaxrl_llm.networks import Network
 from jaxrl_llm.networks.config import DTYPES
@@ -38,8 +39,7 @@ def load_policy(
       dtype: of Hugging Face parameters.
       mesh: on which the parameters are laid out while they are read; None for one device.
 
-    Raises:
-      ValueError: the folder is none of these.
+    Raises ValueError: the folder is none of these.
     """
     directory = reading.local(directory)
     kind = folder_kind(directory)
@@ -58,8 +58,7 @@ def load_policy(
 def folder_kind(directory: str | pathlib.Path) -> str:
     """ "run", "orbax" or "huggingface".
 
-    Raises:
-      ValueError: none of these; the message says what each would hold.
+    Raises ValueError: none of these; the message says what each would hold.
     """
     directory = reading.local(directory)
     if (directory / "checkpoints").is_dir() and (directory / "config.json").is_file():
@@ -77,8 +76,7 @@ def folder_kind(directory: str | pathlib.Path) -> str:
 def run_config(directory: str | pathlib.Path) -> ConfigDict:
     """The configuration of the run in a folder; keys that it did not know have their defaults.
 
-    Raises:
-      ValueError: it has keys or values that this version does not know.
+    Raises ValueError: it has keys or values that this version does not know.
     """
     return read_config(pathlib.Path(directory) / "config.json")
 
@@ -109,8 +107,7 @@ def _load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None) 
 def read_network(path: pathlib.Path) -> networks.DecoderConfig:
     """The architecture in the `network.json` of a converted policy.
 
-    Raises:
-      ValueError: it is damaged; the message names file and field.
+    Raises ValueError: it is damaged; the message names file and field.
     """
     with reading.about(str(path)):
         config = reading.build(networks.DecoderConfig, reading.read_object(path), f"{path}: ")
@@ -138,20 +135,15 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
       dtype: of the parameters that are written; "" leaves them as they are in a run or a converted folder, and takes float32
         of those of a Hugging Face directory.
 
-    Returns:
-      Names of the tokenizer files; none where the tokenizer is one that has no files.
-
-    Raises:
-      ValueError: the target exists, or an unknown format or dtype.
+    Returns: Names of the tokenizer files; none where the tokenizer is one that has no files.
+    Raises ValueError: the target exists, or an unknown format or dtype.
     """
     source, target = reading.local(source), reading.local(target)
     if target.exists():
         raise ValueError(f"{target} exists already; give a folder that does not, so that nothing is lost")
     writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax, "peft": functools.partial(_write_peft, source)}
-    if to not in writers:
-        raise ValueError(f"to is {to!r}; it must be one of {sorted(writers)}")
-    if dtype and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be one of {DTYPES}")
+    require(to in writers, "to", to, f"one of {sorted(writers)}")
+    require(not dtype or dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
     network, tokenizer = load_policy(source, dtype=dtype or "float32")
     if folder_kind(source) == "run" and _is_reward_model(run_config(source)):
         network = _without_language_head(network, tokenizer)
@@ -228,8 +220,7 @@ def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
 def build_teacher(config: ConfigDict, student: Network, mesh: jax.sharding.Mesh | None = None) -> Network | None:
     """The network in `config.teacher.directory`, with its parameters, laid out on the mesh; None where that is empty.
 
-    Raises:
-      ValueError: there is no policy in the folder, or its vocabulary is not the student's.
+    Raises ValueError: there is no policy in the folder, or its vocabulary is not the student's.
     """
     directory = config.teacher.directory
     if not directory:

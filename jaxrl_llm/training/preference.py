@@ -12,24 +12,16 @@ import numpy as np
 from jaxrl_llm import distributed
 from jaxrl_llm.data import PAIR, Cursor, mismatched_rollouts, preference_rollouts
 from jaxrl_llm.scoring import Scorer, actor_critic_scorer, make_scorer
+from jaxrl_llm.training import learning
 from jaxrl_llm.training.annotate import Annotator, make_annotate, scoring_passes, statistics_pass
-from jaxrl_llm.training.build import build_optimizer
-from jaxrl_llm.training.fitting import make_fitted
 from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.method_state import (
-    after_step,
-    coefficients,
-    initial_method_state,
-    make_estimate,
-    moving_reference,
-    reference_params,
-)
+    coefficients, initial_method_state, make_estimate, moving_reference, reference_params,
+)  # fmt: skip
 from jaxrl_llm.training.needs import MISMATCHED, texts_of
 from jaxrl_llm.training.run import Run
-from jaxrl_llm.training.state import TrainState
-from jaxrl_llm.training.timing import timed
+from jaxrl_llm.training.state import PREFERENCE, TrainState
 from jaxrl_llm.training.update import make_update
-from jaxrl_llm.training.wrapping import with_front, wrap_of, wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Batch, Rollouts, Scores
 
 # Of the metrics of an objective, those that are also measured on held-out pairs, or on held-out marked answers; an accuracy
@@ -50,49 +42,37 @@ def initial_state(run: Run, params) -> TrainState:
     average = moving_reference(run.preference_method, run.config.preference.reference)
     if average is not None:
         state |= {"reference": average.init(params)}
-    return TrainState.create(params, _optimizer(run, params), method_state=state, key=jax.random.key(run.config.seed))
-
-
-def _optimizer(run: Run, params=None):
-    settings = run.config.preference.optimizer
-    wrap = wrap_of(settings, run.preference_method)
-    plain = build_optimizer(settings, run.config.preference.steps, wrap=wrap)
-    return with_front(wrapped_optimizer(plain, wrap, params, run.base_params), wrap)
+    optimizer = learning.phase_optimizer(run, PREFERENCE, run.preference_method, params)
+    return TrainState.create(params, optimizer, method_state=state, key=jax.random.key(run.config.seed))
 
 
 def make_preference_step(run: Run, reference=None) -> Callable:
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`.
 
     Args:
-      run: the run.
       reference: parameters of the reference policy, or None where the method needs none.
     """
     settings, method = run.config.preference, run.preference_method
     rows_of, estimate = _make_rows(run, reference), make_estimate(method)
     average = moving_reference(method, settings.reference)
     follow = None if average is None else jax.jit(average.update)
-    pure = make_update(None, method.objective, _optimizer(run), scorer=make_pair_scorer(run))
-    update = make_fitted(
-        run,
-        jax.jit(wrapped_update(pure, wrap_of(settings.optimizer, run.preference_method)), donate_argnums=0),
-        settings.micro_batches,
-    )
+    optimizer = learning.phase_optimizer(run, PREFERENCE, method)
+    pure = make_update(None, method.objective, optimizer, scorer=make_pair_scorer(run))
+    update = learning.make_phase_update(run, PREFERENCE, method, pure)
 
     def step(state: TrainState, cursor: Cursor, number: int):
         pairs, numbers, cursor = run.draw(cursor, settings.batch)
         rollouts = rows_of(state, pairs, numbers, number)
-        before = distributed.fetch(state.method_state["estimator"])
-        with timed("annotate"):
-            rollouts, method_state = estimate(rollouts, state.method_state, jax.random.fold_in(state.key, number))
-            rollouts = distributed.fetch(rollouts)
-        pack = functools.partial(_pack, run, rollouts, method_state, number)
-        state, metrics = update(state.replace(method_state=method_state), pack, run.frozen)
-        with timed("update"):
-            metrics = {name: float(value) for name, value in distributed.fetch(metrics).items()}
-        method_state = after_step(method, before, state.method_state, metrics)
+
+        def updates(state: TrainState, rollouts: Rollouts):
+            return update(state, functools.partial(_pack, run, rollouts, state.method_state, number))
+
+        key = jax.random.fold_in(state.key, number)
+        state, rollouts, metrics = learning.learned(method, estimate, state, rollouts, key, updates)
         if follow is not None:
-            method_state |= {"reference": follow(state.params, method_state["reference"])[1]}
-        return state.replace(method_state=method_state), cursor, metrics | pair_counts(pairs, rollouts), []
+            moved = {"reference": follow(state.params, state.method_state["reference"])[1]}
+            state = state.replace(method_state=state.method_state | moved)
+        return state, cursor, metrics | pair_counts(pairs, rollouts), []
 
     return step
 
@@ -159,7 +139,6 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
     """Builds `evaluate(params, number) -> measures` of the first `evaluation.prompts` held-out pairs.
 
     Args:
-      run: the run.
       reference: parameters of the reference policy; None stands for those that are evaluated.
     """
     settings, method = run.config.preference, run.preference_method

@@ -33,37 +33,21 @@ WITHOUT_WINDOW = 2**30
 
 
 class Program(NamedTuple):
-    """A program and what is known of it before it is compiled.
+    """A program and what is known of it before it is compiled."""
 
-    Attributes:
-      name: "update", "score", "sample" or "copy".
-      function: jitted.
-      inputs: shapes with their shardings, by what they are; some may be unused.
-      arguments: in the order of the function.
-      options: keyword arguments that are static.
-      mesh: that it is compiled for.
-      beside: what else lies on the devices while it runs, by what it is.
-      times: how often it runs in a step.
-      tokens: that networks read in a run.
-      learned: tokens whose logits a run needs.
-      seen: share of the keys of a row that its queries see, as attention's kernel takes them, in whole blocks.
-      loops: how often its loops of unknown length run, see `hlo.read_hlo`.
-      filled: share of its micro-batches that hold something.
-    """
-
-    name: str
-    function: Any
-    inputs: dict[str, Any]
-    arguments: tuple
-    options: dict[str, Any]
-    mesh: Mesh
-    beside: dict[str, Any]
-    times: int
-    tokens: int
-    learned: int
-    seen: float = 0.0
-    loops: tuple[int, ...] = (1,)
-    filled: float = 1.0
+    name: str  # "update", "score", "sample" or "copy"
+    function: Any  # jitted
+    inputs: dict[str, Any]  # shapes with their shardings, by what they are; some may be unused
+    arguments: tuple  # in the order of the function
+    options: dict[str, Any]  # keyword arguments that are static
+    mesh: Mesh  # that it is compiled for
+    beside: dict[str, Any]  # what else lies on the devices while it runs, by what it is
+    times: int  # how often it runs in a step
+    tokens: int  # that networks read in a run
+    learned: int  # tokens whose logits a run needs
+    seen: float = 0.0  # share of the keys of a row that its queries see, as attention's kernel takes them, in whole blocks
+    loops: tuple[int, ...] = (1,)  # how often its loops of unknown length run, see `hlo.read_hlo`
+    filled: float = 1.0  # share of its micro-batches that hold something
 
 
 class PlannedRun(Run):
@@ -77,8 +61,7 @@ class PlannedRun(Run):
 def planned_run(config: ConfigDict, devices) -> PlannedRun:
     """The run of a configuration on these devices, without weights, data or rewards.
 
-    Raises:
-      ValueError: an impossible configuration, one without an RL phase, or one that needs a teacher.
+    Raises ValueError: an impossible configuration, one without an RL phase, or one that needs a teacher.
     """
     check_config(config)
     method = reinforcement_method(config)
@@ -95,21 +78,10 @@ def planned_run(config: ConfigDict, devices) -> PlannedRun:
         network = networks.decoder(dataclasses.replace(network.config, attention="pallas"))
     trained, frozen = build.trained_and_frozen(config, distributed.abstract_params(network, mesh))
     return PlannedRun(
-        config=config,
-        workdir=pathlib.Path(),
-        tokenizer=tokenizer,
-        network=network.with_params(trained),
-        frozen=frozen,
-        mesh=mesh,
-        sampling_mesh=meshes.build_sampling_mesh(config, mesh, devices),
-        source=(),
-        test_source=(),
-        method=method,
-        preference_method=preference_method(config),
-        supervised_method=supervised_method(config),
-        pool=None,
-        rewards={},
-    )
+        config=config, workdir=pathlib.Path(), tokenizer=tokenizer, network=network.with_params(trained), frozen=frozen,
+        mesh=mesh, sampling_mesh=meshes.build_sampling_mesh(config, mesh, devices), source=(), test_source=(), method=method,
+        preference_method=preference_method(config), supervised_method=supervised_method(config), pool=None, rewards={},
+    )  # fmt: skip
 
 
 def all_programs(run: PlannedRun, memory: float) -> list[Program]:

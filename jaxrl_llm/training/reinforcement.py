@@ -1,7 +1,5 @@
 """One step of the RL phase: rollouts, annotations, advantages, updates."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable
@@ -21,26 +19,20 @@ from jaxrl_llm.optimizers import Average, polyak
 from jaxrl_llm.rewards import answer_of, final_answer
 from jaxrl_llm.rollouts import Collection, Io, informative_groups, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
-from jaxrl_llm.training import annotate, critics, losses
+from jaxrl_llm.training import annotate, critics, learning
 from jaxrl_llm.training.ahead import Ahead, Sampled, snapshot
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
 from jaxrl_llm.training.fitting import make_fitted
 from jaxrl_llm.training.method_state import (
-    after_step,
-    coefficients,
-    initial_method_state,
-    make_estimate,
-    moving_reference,
-    reference_params,
-    with_strategy_state,
-)
+    coefficients, initial_method_state, make_estimate, moving_reference, reference_params, with_strategy_state,
+)  # fmt: skip
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
-from jaxrl_llm.training.state import TrainState
+from jaxrl_llm.training.state import REINFORCEMENT, TrainState
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.training.update import make_update
-from jaxrl_llm.training.wrapping import with_front, wrap_of, wrapped_optimizer, wrapped_update
+from jaxrl_llm.training.wrapping import with_front, wrap_of, wrapped_optimizer
 from jaxrl_llm.types import Rollouts
 
 
@@ -108,7 +100,6 @@ def optimizer(run: Run, params=None) -> optax.GradientTransformation:
     """The optimizer of the RL phase; policy and critic are clipped apart and may learn at different rates.
 
     Args:
-      run: the run.
       params: with which the phase begins, for what `wrap` takes from them; only `init` looks at them.
     """
     rl = run.config.rl
@@ -140,7 +131,6 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`.
 
     Args:
-      run: the run.
       reference: parameters of the reference policy, or None where the method needs none.
       ahead: the samples of the coming steps; None where none is made before its turn.
     """
@@ -180,27 +170,26 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
         metrics = metrics | rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
         if rl.staleness:
             metrics["staleness"] = float(number - version)
+
+        def updates(state: TrainState, rollouts: Rollouts):
+            state, found = _updates(run, update, state, rollouts, number)
+            return state, found | metrics
+
         key = jax.random.fold_in(state.key, number)
-        before = distributed.fetch(state.method_state["estimator"])
-        with timed("annotate"):
-            rollouts, method_state = estimate(rollouts, state.method_state, key)
-            rollouts = distributed.fetch(rollouts)
-        state, update_metrics = _updates(run, update, state.replace(method_state=method_state), rollouts, number)
-        metrics = update_metrics | metrics
-        method_state = after_step(method, before, state.method_state, metrics)
-        method_state |= {name: move(part(run, state), method_state[name])[1] for name, (move, part) in follow.items()}
-        return state.replace(method_state=method_state), cursor, metrics, collection.records
+        state, _, found = learning.learned(method, estimate, state, rollouts, key, updates)
+        moved = {name: move(part(run, state), state.method_state[name])[1] for name, (move, part) in follow.items()}
+        return state.replace(method_state=state.method_state | moved), cursor, found, collection.records
 
     return step
 
 
 def compiled_update(run: Run):
     """The update of the phase, `(state, batch, frozen) -> (state, metrics)`, compiled; it takes the state over."""
-    objective = losses.with_router_losses(run.config, run.network, run.method.objective)
+    objective = learning.with_router_losses(run.config, run.network, run.method.objective)
     if run.config.rl.measure_gap:
         objective = make_objective(*objective.terms, policy_gap())
     pure = make_update(None, objective, optimizer(run), scorer=_scorer(run, objective.needs))
-    return jax.jit(wrapped_update(pure, wrap_of(run.config.rl.optimizer, run.method)), donate_argnums=0)
+    return learning.compiled(run, REINFORCEMENT, run.method, pure)
 
 
 def strategy_io(run: Run, state: TrainState, reference, number: int, failures: list | None = None, **changes) -> Io:
@@ -226,12 +215,9 @@ def _scorer(run: Run, needs: frozenset[str]):
 def make_annotate(run: Run, reference) -> Callable[[TrainState, Rollouts, int], Rollouts]:
     """Builds `annotate(state, rollouts, step) -> rollouts` with what the method needs in `extras`."""
     return annotate.make_annotate(
-        run,
-        all_passes(run, reference),
-        width=run.config.rl.row_tokens,
-        parts=run.config.rl.micro_batches,
+        run, all_passes(run, reference), width=run.config.rl.row_tokens, parts=run.config.rl.micro_batches,
         from_groups=annotate.group_rule(run.method),
-    )
+    )  # fmt: skip
 
 
 def all_passes(run: Run, reference) -> list[annotate.Pass]:

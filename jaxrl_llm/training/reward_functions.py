@@ -21,9 +21,8 @@ def build_rewards(
 ) -> dict[str, Callable]:
     """Functions of training and evaluation by name, facts among them; a reward model is laid out on the mesh.
 
-    Raises:
-      ValueError: a name that neither `given` nor `jaxrl_llm.rewards` has and that cannot be imported, or options for one that
-        is given.
+    Raises ValueError: a name that neither `given` nor `jaxrl_llm.rewards` has and that cannot be imported, or options for one
+      that is given.
     """
     given, options = given or {}, config.rewards.options
     inert = [short_name(name) for name in given if short_name(name) in options]
@@ -39,8 +38,7 @@ def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None =
     A name with options in `config.rewards.options`, and one of `rewards.FACTORIES`, is a function that makes the reward out of
     them. "max_tokens" is the longest completion of the run unless it is set, and "reward" the name of another reward.
 
-    Raises:
-      ValueError: as `load_reward` says, or options that the function does not take.
+    Raises ValueError: as `load_reward` says, or options that the function does not take.
     """
     if name == REWARD_MODEL:
         return load_reward_model(config.rewards.model, mesh)
@@ -80,8 +78,7 @@ def load_reward(name: str) -> Callable:
 def load_reward_model(directory: str, mesh: jax.sharding.Mesh | None = None) -> Callable:
     """The reward of the network in any folder that `load_policy` reads, see `rewards.reward_model`.
 
-    Raises:
-      ValueError: there is none, or it has no value head of one output.
+    Raises ValueError: there is none, or it has no value head of one output.
     """
     network, tokenizer = load_policy(directory, mesh=mesh)
     return rewards.reward_model(network, functools.partial(_encode, tokenizer))

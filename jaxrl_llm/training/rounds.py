@@ -38,11 +38,8 @@ def train_in_rounds(config: ConfigDict, workdir: str | pathlib.Path, callbacks: 
     "extrapolate", how far to go on beyond the round before the start, in the direction that it went; and any dotted keys of
     the configuration, which hold for this round. With a learning rate of 0 an RL round only samples.
 
-    Returns:
-      The summaries of all rounds, which stand in `workdir/summary.json`.
-
-    Raises:
-      ValueError: an impossible round, or one that finds nothing to learn from; the message names it.
+    Returns: The summaries of all rounds, which stand in `workdir/summary.json`.
+    Raises ValueError: an impossible round, or one that finds nothing to learn from; the message names it.
     """
     workdir = reading.local(workdir)
     configs = [round_config(config, number) for number in range(len(config.rounds))]
@@ -65,8 +62,7 @@ def _folder(workdir: pathlib.Path, number: int) -> pathlib.Path:
 def round_config(config: ConfigDict, number: int) -> ConfigDict:
     """The configuration of a round as that of a run of its own.
 
-    Raises:
-      ValueError: a phase, data or start that there is not, or a key that is none of the configuration.
+    Raises ValueError: a phase, data or start that there is not, or a key that is none of the configuration.
     """
     wanted, place = dict(config.rounds[number]), f"config.rounds[{number}]"
     phase, material = wanted.get("phase"), wanted.get("data", "task")

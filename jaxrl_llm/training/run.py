@@ -70,8 +70,7 @@ class Run:
     def base_params(self, directory: str):
         """Parameters of the structure of those that train: of the folder, or, of "", those with which the run began.
 
-        Raises:
-          ValueError: the network in the folder is another one.
+        Raises ValueError: the network in the folder is another one.
         """
         if directory:
             found = load_policy(directory, dtype=self.config.network.param_dtype, mesh=self.mesh)[0].params
@@ -178,9 +177,8 @@ class Run:
 def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOTHING) -> Iterator[Run]:
     """Checks the configuration, opens what it names and writes it to `workdir/config.json`.
 
-    Raises:
-      ValueError: an impossible configuration, one that differs from that of the run in `workdir`, or another process
-        is at work there.
+    Raises ValueError: an impossible configuration, one that differs from that of the run in `workdir`, or another process is at
+      work there.
     """
     config = named(config, given)
     check_config(config)
@@ -217,26 +215,12 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
         trained, frozen = build.trained_and_frozen(config, network.params)
         tell(_what_trains(network.params, trained))
         run = Run(
-            config=config,
-            workdir=workdir,
-            tokenizer=tokenizer,
-            network=network.with_params(trained),
-            frozen=frozen,
-            mesh=mesh,
-            sampling_mesh=sampling_mesh,
-            teacher=build_teacher(config, network, mesh),
-            source=source,
-            test_source=test_source,
-            method=reinforcement_method(config),
-            preference_method=preference_method(config),
-            supervised_method=supervised_method(config),
-            pool=pool,
-            rewards=functions,
-            given=given,
-            counts=counts,
-            store=store,
+            config=config, workdir=workdir, tokenizer=tokenizer, network=network.with_params(trained), frozen=frozen, mesh=mesh,
+            sampling_mesh=sampling_mesh, teacher=build_teacher(config, network, mesh), source=source, test_source=test_source,
+            method=reinforcement_method(config), preference_method=preference_method(config),
+            supervised_method=supervised_method(config), pool=pool, rewards=functions, given=given, counts=counts, store=store,
             copy=copy,
-        )
+        )  # fmt: skip
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
         copy()
@@ -300,8 +284,7 @@ def _report_gap(workdir: pathlib.Path, source, tokenizer: Tokenizer, gap: Callab
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path, store: Folder) -> list[str]:
     """The keys of the run in `workdir`, or a `store`, in which the configuration differs from it, all of which may change.
 
-    Raises:
-      ValueError: another one differs.
+    Raises ValueError: another one differs.
     """
     path = workdir / "config.json"
     # A learning rate that falls until the last step is another one when that step moves.

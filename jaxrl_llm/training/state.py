@@ -13,30 +13,20 @@ from jaxrl_llm.data import Cursor
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that an update changes.
+    """Everything that an update changes."""
 
-    Attributes:
-      step: int32 [], updates done, skipped ones included.
-      params: parameters that train; frozen ones are no part of the state.
-      opt_state: state of the optax transform.
-      method_state: state of the method's estimator and controllers.
-      key: PRNG key of the run; never split, only folded with step, sample and position.
-      skipped: int32 [], updates that were skipped because loss or gradient was not finite.
-    """
-
-    step: jax.Array
-    params: Any
-    opt_state: optax.OptState
-    method_state: Any = ()
-    key: Any = None
-    skipped: jax.Array | int = 0
+    step: jax.Array  # int32 [], updates done, skipped ones included
+    params: Any  # parameters that train; frozen ones are no part of the state
+    opt_state: optax.OptState  # state of the optax transform
+    method_state: Any = ()  # state of the method's estimator and controllers
+    key: Any = None  # PRNG key of the run; never split, only folded with step, sample and position
+    skipped: jax.Array | int = 0  # int32 [], updates that were skipped because loss or gradient was not finite
 
     @classmethod
     def create(cls, params, optimizer: optax.GradientTransformation, *, method_state=(), key=None) -> "TrainState":
         """State before the first update; the key defaults to `jax.random.key(0)`.
 
-        Raises:
-          ValueError: some parameters hold no real numbers, such as the codes of a quantised base, and so cannot train.
+        Raises ValueError: some parameters hold no real numbers, such as the codes of a quantised base, and so cannot train.
         """
         _check_trainable(params)
         key = jax.random.key(0) if key is None else key

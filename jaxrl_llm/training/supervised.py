@@ -7,49 +7,33 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl_llm import distributed
 from jaxrl_llm.data import Cursor, Tokenizer, encode_example, next_indices
 from jaxrl_llm.scoring import make_scorer
-from jaxrl_llm.training import losses
+from jaxrl_llm.training import learning
 from jaxrl_llm.training.annotate import Annotator, make_annotate, scoring_passes
-from jaxrl_llm.training.build import build_optimizer
-from jaxrl_llm.training.fitting import make_fitted
 from jaxrl_llm.training.layout import in_parts
-from jaxrl_llm.training.method_state import after_step, coefficients, initial_method_state, make_estimate
+from jaxrl_llm.training.method_state import coefficients, initial_method_state, make_estimate
 from jaxrl_llm.training.run import Run
-from jaxrl_llm.training.state import TrainState
-from jaxrl_llm.training.timing import timed
+from jaxrl_llm.training.state import SUPERVISED, TrainState
 from jaxrl_llm.training.update import make_update
-from jaxrl_llm.training.wrapping import with_front, wrap_of, wrapped_optimizer, wrapped_update
 from jaxrl_llm.types import Rollouts
 
 
 def initial_state(run: Run) -> TrainState:
     """State before the first supervised update."""
     state = initial_method_state(run.supervised_method)
-    return TrainState.create(
-        run.network.params, _optimizer(run, run.network.params), method_state=state, key=jax.random.key(run.config.seed)
-    )
-
-
-def _optimizer(run: Run, params=None):
-    settings = run.config.sft.optimizer
-    wrap = wrap_of(settings, run.supervised_method)
-    plain = build_optimizer(settings, run.config.sft.steps, wrap=wrap)
-    return with_front(wrapped_optimizer(plain, wrap, params, run.base_params), wrap)
+    params, key = run.network.params, jax.random.key(run.config.seed)
+    optimizer = learning.phase_optimizer(run, SUPERVISED, run.supervised_method, params)
+    return TrainState.create(params, optimizer, method_state=state, key=key)
 
 
 def make_supervised_step(run: Run) -> Callable:
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`."""
     settings, method = run.config.sft, run.supervised_method
     network = run.network.without_params()
-    objective = losses.with_router_losses(run.config, network, method.objective)
-    pure = make_update(network, objective, _optimizer(run))
-    update = make_fitted(
-        run,
-        jax.jit(wrapped_update(pure, wrap_of(settings.optimizer, run.supervised_method)), donate_argnums=0),
-        settings.micro_batches,
-    )
+    objective = learning.with_router_losses(run.config, network, method.objective)
+    pure = make_update(network, objective, learning.phase_optimizer(run, SUPERVISED, method))
+    update = learning.make_phase_update(run, SUPERVISED, method, pure)
     estimate, annotate = make_estimate(method), _make_annotate(run)
     size = settings.examples or len(run.source)
     if size > len(run.source):
@@ -59,17 +43,13 @@ def make_supervised_step(run: Run) -> Callable:
         indices, cursor = next_indices(size, cursor, settings.batch, run.config.seed)
         examples = [run.source[int(index)] for index in indices]
         rollouts = annotate(state, demonstrations(run.tokenizer, examples, settings.row_tokens), number)
-        before = distributed.fetch(state.method_state["estimator"])
-        with timed("annotate"):
-            rollouts, method_state = estimate(rollouts, state.method_state, state.key)
-            rollouts = distributed.fetch(rollouts)
-        layout = {"width": settings.row_tokens, "micro_batches": settings.micro_batches}
-        layout |= {"step": number, "coefficients": coefficients(method, method_state, number)}
-        pack = functools.partial(run.pack, rollouts, **layout)
-        state, metrics = update(state.replace(method_state=method_state), pack, run.frozen)
-        with timed("update"):
-            metrics = {name: float(value) for name, value in distributed.fetch(metrics).items()}
-        state = state.replace(method_state=after_step(method, before, state.method_state, metrics))
+
+        def updates(state: TrainState, rollouts: Rollouts):
+            layout = {"width": settings.row_tokens, "micro_batches": settings.micro_batches, "step": number}
+            scalars = coefficients(method, state.method_state, number)
+            return update(state, functools.partial(run.pack, rollouts, **layout, coefficients=scalars))
+
+        state, rollouts, metrics = learning.learned(method, estimate, state, rollouts, state.key, updates)
         return state, cursor, metrics | {"tokens": float(np.sum(rollouts.length))}, []
 
     return step
@@ -85,8 +65,7 @@ def make_loss_evaluation(run: Run) -> Callable[[Any, int], dict[str, float]]:
 
     It is the negative log-likelihood of the first `evaluation.prompts` of them, whatever the method's own loss is.
 
-    Raises:
-      ValueError: the held-out examples have nothing to imitate.
+    Raises ValueError: the held-out examples have nothing to imitate.
     """
     settings, count = run.config.sft, min(run.config.evaluation.prompts, len(run.test_source))
     if not can_be_learned(run.test_source):
@@ -123,8 +102,7 @@ def _make_annotate(run: Run):
 def demonstrations(tokenizer: Tokenizer, examples, width: int) -> Rollouts:
     """One row for each example, with what is to be learned as actions: its completion, or the assistant's turns.
 
-    Raises:
-      ValueError: an example that `data.encode_example` refuses, or longer than `width` tokens.
+    Raises ValueError: an example that `data.encode_example` refuses, or longer than `width` tokens.
     """
     rows = len(examples)
     tokens, mask, length = np.zeros((rows, width), np.int32), np.zeros((rows, width), np.float32), np.zeros(rows, np.int32)

@@ -47,12 +47,9 @@ def make_update(
       temperature: of the policy that is trained; the one that it was sampled at.
       scorer: replaces the scorer made from `apply_fn`, for instance by `scoring.actor_critic_scorer`.
 
-    Returns:
-      The update; its metrics are float32 scalars: "loss", "gradient_norm", "skipped", "logp_gap" (largest
-      difference in nats between policy and sampler) and those of the objective, all of the whole batch.
-
-    Raises:
-      ValueError: `micro_batches` below 0, or statistics that the scorer cannot give.
+    Returns: The update; its metrics are float32 scalars: "loss", "gradient_norm", "skipped", "logp_gap" (largest difference in
+      nats between policy and sampler) and those of the objective, all of the whole batch.
+    Raises ValueError: `micro_batches` below 0, or statistics that the scorer cannot give.
     """
     if micro_batches < 0:
         raise ValueError(f"micro_batches is {micro_batches}; it must be at least 1, or 0 for those of the batch")

@@ -16,16 +16,8 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm.methods import Method
 from jaxrl_llm.optimizers import (
-    extrapolate_every,
-    implicit_transport,
-    objective_weights,
-    online_dare,
-    online_ties,
-    polyak_step,
-    recursive_momentum,
-    slow_fast,
-    soft_reset,
-    task_vector,
+    extrapolate_every, implicit_transport, objective_weights, online_dare, online_ties, polyak_step, recursive_momentum,
+    slow_fast, soft_reset, task_vector,
 )  # fmt: skip
 
 FRONT = {"recursive_momentum": recursive_momentum, "objective_weights": objective_weights}
@@ -48,8 +40,7 @@ def wrap_of(settings: ConfigDict, method: Method | None = None) -> Wrap:
 def check_wrap(config: ConfigDict, phase: str, method: Method | None = None) -> None:
     """Refuses wrappers that do not exist, that have no direction, or whose options are not theirs.
 
-    Raises:
-      ValueError: as said; the message names the key.
+    Raises ValueError: as said; the message names the key.
     """
     settings, name = config[phase].optimizer, f"config.{phase}.optimizer.wrap"
     if settings.wrap and not config[phase].steps:
