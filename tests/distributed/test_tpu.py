@@ -32,21 +32,30 @@ def compiled(*arguments) -> dict:
     return figures
 
 
+def total(program: dict) -> float:
+    """GB of a chip, with what lies beside the program."""
+    assert not program["fault"], program["fault"]
+    return sum(program["memory"].values()) / 1e9
+
+
 @SKIP
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["dense", "local and global", "experts"])
 def test_update_and_sampler_compile_for_a_slice_and_fit(network):
     topology = "v5e:4x4"
     figures = compiled(topology, network)
-    assert figures["update"]["total"] < MEMORY[topology] and figures["sampler"]["total"] < MEMORY[topology]
+    update, sampler = figures["update"], figures["sampler"]
+    assert total(update) < MEMORY[topology] and total(sampler) < MEMORY[topology]
     # Parameters and both moments of Adam are split over all axes but data, and given up to their successors.
-    share = 3 * figures["bytes"] * figures["parameters"] / figures["shards"] / 1e9
-    assert share < figures["update"]["argument"] < 1.05 * share
-    assert figures["update"]["alias"] > 0.99 * share
-    # The head is never whole on a chip, and sampling moves activations alone.
-    assert figures["update"]["largest_gather"] < figures["head"] / 4
+    share = 3 * figures["bytes"] * figures["parameters"] / figures["shards"]
+    assert share < update["memory"]["parameters"] + update["memory"]["optimizer"] < 1.05 * share
+    assert update["memory"]["outputs"] < 0.01 * share
+    # The head is never whole on a chip, and sampling moves activations alone. With data > 1 the largest gather is that of the
+    # hidden states of all tokens that are learned, which is a third of the small network's head.
+    assert update["gathered"] < figures["head"] / 2
     # Of experts those of the tokens of contexts, which all devices that share out experts see: half of 8 x 512 x 2048.
-    assert figures["sampler"]["largest_gather"] < (5e6 if network == "experts" else 2e6)
+    assert sampler["gathered"] < (5e6 if network == "experts" else 2e6)
+    assert not any("data" in name for name, sent in sampler["sent"].items() if sent > 1e5)
 
 
 @SKIP
@@ -55,4 +64,4 @@ def test_update_and_sampler_compile_for_a_slice_and_fit(network):
     ("v5e:4x4", "dense", 8192, 32), ("v5p:2x2x4", "dense", 32_768, 8), ("v5e:4x4", "split columns", 8192, 16),
 ])  # fmt: skip
 def test_the_kernel_compiles_inside_updates_of_long_rows(topology, network, tokens, rows):
-    assert compiled(topology, network, str(tokens), str(rows))["update"]["total"] < MEMORY[topology]
+    assert total(compiled(topology, network, str(tokens), str(rows))["update"]) < MEMORY[topology]
