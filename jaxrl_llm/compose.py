@@ -15,23 +15,15 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Composable:
-    """A function together with its options; equal when function and options are equal.
+    """A function together with its options; equal when function and options are equal."""
 
-    Attributes:
-      function: a pure function of arrays with keyword-only options.
-      options: every keyword-only option with its value, defaults included, in the order of the signature.
-      needs: statistics that a scorer must return for this function, such as "entropy".
-      annotations: arrays that the batch or the rollouts must carry, such as "reference_logp".
-      provides: arrays that it adds for what comes after it, such as "returns".
-      coupled: whether what it says of a row depends on other rows.
-    """
-
-    function: Callable[..., Any]
+    function: Callable[..., Any]  # a pure function of arrays with keyword-only options
+    # every keyword-only option with its value, defaults included, in the order of the signature
     options: tuple[tuple[str, Any], ...] = ()
-    needs: frozenset[str] = frozenset()
-    annotations: frozenset[str] = frozenset()
-    provides: frozenset[str] = frozenset()
-    coupled: bool = False
+    needs: frozenset[str] = frozenset()  # statistics that a scorer must return for this function, such as "entropy"
+    annotations: frozenset[str] = frozenset()  # arrays that the batch or the rollouts must carry, such as "reference_logp"
+    provides: frozenset[str] = frozenset()  # arrays that it adds for what comes after it, such as "returns"
+    coupled: bool = False  # whether what it says of a row depends on other rows
 
     def __call__(self, *arguments):
         return self.function(*arguments, **dict(self.options))

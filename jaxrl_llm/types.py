@@ -87,40 +87,24 @@ class Rollouts:
     """Sampled sequences, one a row: N rows of T tokens.
 
     Only `tokens`, `length`, `mask` and `rewards` must be given; the rest is filled with the plain case.
-
-    Attributes:
-      tokens: int [N, T], prompt and completion.
-      length: int [N], tokens of the row that are real.
-      mask: float [N, T], 1 where the token is an action of the policy that trains.
-      rewards: float [N, K], named components kept apart until an estimator combines them; NaN marks a missing value.
-      group: int [N], rows that answer the same prompt share a number in [0, N); groups may differ in size.
-      prompt_id: int [N], number of the prompt in its data set.
-      token_rewards: float [N, T] or None, rewards that belong to a token.
-      behavior_logp: float [N, T] or None, log-probability (nats) of each token under the policy that sampled it.
-      turn: int [N, T], number of the turn that the token belongs to.
-      source: int [N], who wrote the row (0 = the policy).
-      version: int [N, T], training step of the parameters that sampled the token.
-      valid: float [N], 1 where the row takes part in training.
-      advantage: float [N, T].
-      weight: float [N, T], share of the token in the loss.
-      extras: arrays that methods add, of shape [N, ...].
     """
 
-    tokens: IntNT
-    length: Array
-    mask: FloatNT
-    rewards: Array
-    group: Array | None = None
-    prompt_id: Array | None = None
-    token_rewards: FloatNT | None = None
+    tokens: IntNT  # int [N, T], prompt and completion
+    length: Array  # int [N], tokens of the row that are real
+    mask: FloatNT  # float [N, T], 1 where the token is an action of the policy that trains
+    rewards: Array  # float [N, K], named components kept apart until an estimator combines them; NaN marks a missing value
+    group: Array | None = None  # int [N], rows that answer the same prompt share a number in [0, N); groups may differ in size
+    prompt_id: Array | None = None  # int [N], number of the prompt in its data set
+    token_rewards: FloatNT | None = None  # float [N, T] or None, rewards that belong to a token
+    # float [N, T] or None, log-probability (nats) of each token under the policy that sampled it
     behavior_logp: FloatNT | None = None
-    turn: IntNT | None = None
-    source: Array | None = None
-    version: IntNT | None = None
-    valid: Array | None = None
-    advantage: FloatNT | None = None
-    weight: FloatNT | None = None
-    extras: dict[str, Any] = dataclasses.field(default_factory=dict)
+    turn: IntNT | None = None  # int [N, T], number of the turn that the token belongs to
+    source: Array | None = None  # int [N], who wrote the row (0 = the policy)
+    version: IntNT | None = None  # int [N, T], training step of the parameters that sampled the token
+    valid: Array | None = None  # float [N], 1 where the row takes part in training
+    advantage: FloatNT | None = None  # float [N, T]
+    weight: FloatNT | None = None  # float [N, T], share of the token in the loss
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict)  # arrays that methods add, of shape [N, ...]
 
     def __post_init__(self):
         _check_rank(self, self.tokens)
@@ -167,46 +151,32 @@ class Batch:
     Only `tokens` and `mask` must be given; the rest is filled with the plain case of one sequence a row. What has no plain
     case, None, is refused by the objectives that read it. Without a `forest`, networks read the batch's own tokens, a segment
     for a sequence. With one, the batch holds actions alone, and row r of the forest feeds row r of the batch.
-
-    Attributes:
-      tokens: int [B, T].
-      mask: float [B, T], 1 where the token is an action of the policy that trains.
-      positions: int [B, T], place of the token in its own sequence.
-      segment: int [B, T], number of the sequence within the row, from 1; 0 is padding.
-      rollout: int [B, T], number of the sequence within the step.
-      group: int [B, T] or None, number of the prompt within the step; the two rollouts of a pair share one.
-      advantage: float [B, T] or None.
-      weight: float [B, T], share of the token in the loss; an additive loss is `sum(weight * token_loss)`. By default
-        each masked token has the share 1 / (number of masked tokens).
-      behavior_logp: float [B, T] or None, log-probability (nats) under the policy that sampled the token.
-      reference_logp: float [B, T] or None, log-probability (nats) under the reference policy.
-      returns: float [B, T] or None, targets of the critic.
-      forest: what networks read, or None.
-      index: int [B, T] or None, column of the forest behind which the token stands; -1 for the first of its sequence.
-      column: int [B, T] or None, column of the forest that holds the token; routers alone are asked what they said there.
-      parts: int [P] or None, rows in use in each of P micro-batches, the full ones first; see `data.packing.place_rows`.
-      extras: arrays that methods add, of shape [B, T, ...]; packing adds the rollouts' "source" and "turn".
-      step: int [], training step.
-      coefficients: scalars from schedules and controllers, traced, so that a change never recompiles.
     """
 
-    tokens: IntBT
-    mask: FloatBT
-    positions: IntBT | None = None
-    segment: IntBT | None = None
-    rollout: IntBT | None = None
-    group: IntBT | None = None
-    advantage: FloatBT | None = None
+    tokens: IntBT  # int [B, T]
+    mask: FloatBT  # float [B, T], 1 where the token is an action of the policy that trains
+    positions: IntBT | None = None  # int [B, T], place of the token in its own sequence
+    segment: IntBT | None = None  # int [B, T], number of the sequence within the row, from 1; 0 is padding
+    rollout: IntBT | None = None  # int [B, T], number of the sequence within the step
+    group: IntBT | None = None  # int [B, T] or None, number of the prompt within the step; the two rollouts of a pair share one
+    advantage: FloatBT | None = None  # float [B, T] or None
+    # float [B, T], share of the token in the loss; an additive loss is `sum(weight * token_loss)`. By default each masked token
+    # has the share 1 / (number of masked tokens)
     weight: FloatBT | None = None
-    behavior_logp: FloatBT | None = None
-    reference_logp: FloatBT | None = None
-    returns: FloatBT | None = None
-    forest: Forest | None = None
+    behavior_logp: FloatBT | None = None  # float [B, T] or None, log-probability (nats) under the policy that sampled the token
+    reference_logp: FloatBT | None = None  # float [B, T] or None, log-probability (nats) under the reference policy
+    returns: FloatBT | None = None  # float [B, T] or None, targets of the critic
+    forest: Forest | None = None  # what networks read, or None
+    # int [B, T] or None, column of the forest behind which the token stands; -1 for the first of its sequence
     index: IntBT | None = None
+    # int [B, T] or None, column of the forest that holds the token; routers alone are asked what they said there
     column: IntBT | None = None
+    # int [P] or None, rows in use in each of P micro-batches, the full ones first; see `data.packing.place_rows`
     parts: Array | None = None
+    # arrays that methods add, of shape [B, T, ...]; packing adds the rollouts' "source" and "turn"
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
-    step: Array | int = 0
+    step: Array | int = 0  # int [], training step
+    # scalars from schedules and controllers, traced, so that a change never recompiles
     coefficients: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -226,33 +196,22 @@ class Batch:
 
 @record
 class Scores:
-    """What a policy says about a `Batch`; statistics beyond `logp` are None unless somebody needs them.
+    """What a policy says about a `Batch`; statistics beyond `logp` are None unless somebody needs them."""
 
-    Attributes:
-      logp: float [B, T], log-probability (nats) of each token given those before it in its sequence.
-      entropy: float [B, T], entropy (nats) of the distribution that the token was drawn from.
-      mean_logp: float [B, T], mean over the vocabulary of the log-probabilities (nats).
-      max_logp: float [B, T], log-probability (nats) of the likeliest token; it has no gradient.
-      top_entropy: float [B, T], entropy (nats) of that distribution cut to its likeliest entries and renormalised.
-      log_collision: float [B, T], log of the sum of its squared probabilities (nats).
-      candidate_logp: float [B, T, K], log-probabilities (nats) of `batch.extras["candidates"]`, of the tokens that might have
-        stood there; -inf where a candidate is -1.
-      value: float [B, T], the critic's estimate of the return from the state before the token.
-      value_outputs: float [B, T, n], outputs of the critic's head there: logits of bins, or quantiles.
-      hidden: float [B, T, D], last hidden states, of the state before the token.
-      router_logits: float [B, T, layers, E], what the routers of layers with experts said when the token was read.
-    """
-
-    logp: FloatBT
-    entropy: FloatBT | None = None
-    mean_logp: FloatBT | None = None
-    max_logp: FloatBT | None = None
+    logp: FloatBT  # float [B, T], log-probability (nats) of each token given those before it in its sequence
+    entropy: FloatBT | None = None  # float [B, T], entropy (nats) of the distribution that the token was drawn from
+    mean_logp: FloatBT | None = None  # float [B, T], mean over the vocabulary of the log-probabilities (nats)
+    max_logp: FloatBT | None = None  # float [B, T], log-probability (nats) of the likeliest token; it has no gradient
+    # float [B, T], entropy (nats) of that distribution cut to its likeliest entries and renormalised
     top_entropy: FloatBT | None = None
-    log_collision: FloatBT | None = None
+    log_collision: FloatBT | None = None  # float [B, T], log of the sum of its squared probabilities (nats)
+    # float [B, T, K], log-probabilities (nats) of `batch.extras["candidates"]`, of the tokens that might have stood there; -inf
+    # where a candidate is -1
     candidate_logp: Array | None = None
-    value: FloatBT | None = None
-    value_outputs: Array | None = None
-    hidden: Array | None = None
+    value: FloatBT | None = None  # float [B, T], the critic's estimate of the return from the state before the token
+    value_outputs: Array | None = None  # float [B, T, n], outputs of the critic's head there: logits of bins, or quantiles
+    hidden: Array | None = None  # float [B, T, D], last hidden states, of the state before the token
+    # float [B, T, layers, E], what the routers of layers with experts said when the token was read
     router_logits: Array | None = None
 
     def __post_init__(self):

@@ -10,7 +10,7 @@ import pytest
 from jaxrl_llm import estimators, methods, objectives, rollouts
 from jaxrl_llm.estimators import off_policy_evaluation
 from jaxrl_llm.methods import base
-from jaxrl_llm.methods.critics import Critic
+from jaxrl_llm.methods.updates import Critic
 from jaxrl_llm.networks import combined
 from jaxrl_llm.objectives.heads import ensemble
 from jaxrl_llm.optimizers import extrapolate_every, online_dare, online_ties

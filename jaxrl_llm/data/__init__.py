@@ -12,9 +12,10 @@ from jaxrl_llm.data.preference_sources import arithmetic_preferences, preference
 from jaxrl_llm.data.preferences import PAIR, batch_of_pairs, filter_long_pairs, mismatched_rollouts, preference_rollouts
 from jaxrl_llm.data.reasoning_gym import reasoning_gym_source
 from jaxrl_llm.data.sources import Example, Source, as_chat, filter_long, filter_long_examples, map_source, split_turns
-from jaxrl_llm.data.streaming import DecoderState, decode_step
 from jaxrl_llm.data.tfds_source import prepare_jsonl, tfds_source
-from jaxrl_llm.data.tokenizers import Tokenizer, byte_tokenizer, character_tokenizer, load_tokenizer, stop_at_turns
+from jaxrl_llm.data.tokenizers import (
+    DecoderState, Tokenizer, byte_tokenizer, character_tokenizer, decode_step, load_tokenizer, stop_at_turns,
+)  # fmt: skip
 
 __all__ = [
     "ANSWER_MARKER", "ARITHMETIC_ALPHABET", "Cursor", "DecoderState", "PAIR", "Example", "Source", "Tokenizer",

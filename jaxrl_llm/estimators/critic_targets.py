@@ -4,6 +4,8 @@ Time counts actions only, and the state behind the last one has value 0. `of` na
 "behavior", the critic at the beginning of the step, or "target", its exponential average, which a method's `Critic` keeps.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -12,8 +14,6 @@ from jaxrl_llm.estimators.base import stateful, stateless
 from jaxrl_llm.estimators.returns import discounted_sums, rewards_per_token
 from jaxrl_llm.numerics import MAX_LOG_RATIO, log_ratio, masked, safe_divide
 from jaxrl_llm.types import Rollouts
-
-SHARES = ("constant", "sigmoid", "rank")
 
 
 def _value_of(options: dict) -> tuple[str, ...]:
@@ -69,7 +69,12 @@ def td_targets(rollouts: Rollouts, *, steps: int = 1, discount: float = 1.0, of:
 
 @stateless(annotations=_value_of, provides=("returns",))
 def blended_targets(
-    rollouts: Rollouts, *, share: float = 0.5, by: str = "rank", discount: float = 1.0, of: str = "target"
+    rollouts: Rollouts,
+    *,
+    share: float = 0.5,
+    by: Literal["constant", "sigmoid", "rank"] = "rank",
+    discount: float = 1.0,
+    of: str = "target",
 ) -> Rollouts:
     """r_t + discount ((1 - l) V_{t+1} + l G_{t+1}): values blended with the returns of the sample, more of a good one.
 
@@ -85,8 +90,7 @@ def blended_targets(
     Raises ValueError: an unknown `by`, or a share outside of [0, 1].
     Source: HUBL, https://arxiv.org/abs/2306.00321, section 3
     """
-    if by not in SHARES or not 0 <= share <= 1:
-        raise ValueError(f"by={by!r}, share={share}: take one of {SHARES}, and a share from 0 to 1")
+    require(0 <= share <= 1, "share", share, "from 0 to 1")
     rewards, present = rewards_per_token(rollouts)
     whole, taken = rewards.sum(axis=1), rollouts.valid * present > 0
     count = taken.sum()
@@ -144,11 +148,13 @@ def v_trace(
 
 
 @stateful(annotations=("target_value", "target_value_outputs"), provides=("returns", "return_samples"))
-def distribution_targets(rollouts: Rollouts, state, key, *, kind: str, discount: float = 1.0, expected: bool = True):
+def distribution_targets(
+    rollouts: Rollouts, state, key, *, kind: Literal["quantiles", "gaussian"], discount: float = 1.0, expected: bool = True
+):
     """One-step targets of a critic of distributions: their mean r + discount V' in "returns", and samples r + discount Z'.
 
     Samples [N, T, m] go to `extras["return_samples"]`: all "quantiles" of the state behind the action, or one draw of the
-    "gaussian" pair of outputs with the least mean, as `heads.gaussian` and `value_losses.gaussian_value_loss` read it.
+    "gaussian" pair of outputs with the least mean, as `heads.gaussian` and `values.gaussian_value_loss` read it.
 
     Args:
       rollouts: with what the averaged critic says, [N, T] and [N, T, n].
@@ -159,7 +165,6 @@ def distribution_targets(rollouts: Rollouts, state, key, *, kind: str, discount:
     Raises ValueError: an unknown kind.
     Source: https://arxiv.org/abs/1710.10044; DSAC, https://arxiv.org/abs/2001.02811
     """
-    require(kind in ("quantiles", "gaussian"), "kind", kind, "'quantiles' or 'gaussian'")
     rewards, _ = rewards_per_token(rollouts)
     outputs = masked(rollouts.extras["target_value_outputs"], rollouts.mask[..., None])
     if kind == "gaussian":

@@ -8,8 +8,7 @@ from jaxrl_llm.estimators import (
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import choice, kl_reward
-from jaxrl_llm.methods.critics import Critic
-from jaxrl_llm.methods.updates import Wrap
+from jaxrl_llm.methods.updates import Critic, Wrap
 from jaxrl_llm.objectives import (
     ensemble_value_loss, entropy_bonus, gaussian_value_loss, objective, policy, quantile_value_loss, score_function, value_loss,
 )  # fmt: skip

@@ -10,8 +10,7 @@ from typing import Any
 from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.controllers import Controller
 from jaxrl_llm.estimators import Estimator, chain
-from jaxrl_llm.methods.critics import Critic
-from jaxrl_llm.methods.updates import Evolution, Wrap
+from jaxrl_llm.methods.updates import Critic, Evolution, Wrap
 from jaxrl_llm.objectives import Objective
 from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.objectives.candidates import picks_of

@@ -5,7 +5,7 @@ from jaxrl_llm.estimators import chain, gae, group_advantage, leave_one_out_base
 from jaxrl_llm.methods.advantages import WHITENING
 from jaxrl_llm.methods.base import When, method, reject_inert
 from jaxrl_llm.methods.choices import AGGREGATIONS, OPENRLHF_KL, TUNIX_KL, VERL_CLIP, choice, kl_parts, kl_reward
-from jaxrl_llm.methods.critics import Critic
+from jaxrl_llm.methods.updates import Critic
 from jaxrl_llm.objectives import bradley_terry, entropy_bonus, objective, policy, score_function, token_ratio, value_loss
 from jaxrl_llm.rollouts import grouped
 

@@ -5,7 +5,7 @@ from jaxrl_llm.estimators import blend, chain, gae, group_advantage, reward_to_g
 from jaxrl_llm.methods.advantages import BESSEL, clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import choice
-from jaxrl_llm.methods.critics import Critic
+from jaxrl_llm.methods.updates import Critic
 from jaxrl_llm.objectives import arithmetic_sequence_ratio, clip, objective, policy, value_loss
 from jaxrl_llm.rollouts import grouped
 

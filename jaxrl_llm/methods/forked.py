@@ -13,7 +13,7 @@ from jaxrl_llm.rollouts.forks import separators, shares, unlikely
 
 @method("VinePPO: Refining Credit Assignment in RL Training of LLMs (Kazemnejad et al., 2024)", "arXiv:2410.01679")
 def vine_ppo(
-    *, samples: int = 8, continuations: int = 9, separator: str = "\n", most: int = 16, clip_low: float = 0.2,
+    samples: int = 8, continuations: int = 9, separator: str = "\n", most: int = 16, clip_low: float = 0.2,
     clip_high: float = 0.2, kl_coefficient: float = 1e-4,
 ):  # fmt: skip
     """PPO whose values are means of completions that are sampled from the beginning of each step of reasoning.
@@ -39,7 +39,7 @@ def spo_chain(
 
 
 @method("Segment Policy Optimization (Guo et al., 2025), its trees", "arXiv:2505.23564")
-def spo_tree(*, widths: tuple[int, ...] = (6, 6, 6), segment: int = 600, clip_low: float = 0.2, clip_high: float = 0.2):
+def spo_tree(widths: tuple[int, ...] = (6, 6, 6), segment: int = 600, clip_low: float = 0.2, clip_high: float = 0.2):
     """A tree of segments; a segment is worth what the mean reward of the leaves below it has over that of its parent's.
 
     Defaults: Widths and length of segments are the paper's.
@@ -52,7 +52,7 @@ def _tree(widths: tuple[int, ...], segment: int):
 
 
 @method("TreePO: Heuristic Tree-based Modeling (Li et al., 2025)", "arXiv:2508.17445")
-def tree_po(*, widths: tuple[int, ...] = (8, 2), segment: int = 512, clip_low: float = 0.2, clip_high: float = 0.28):
+def tree_po(widths: tuple[int, ...] = (8, 2), segment: int = 512, clip_low: float = 0.2, clip_high: float = 0.28):
     """A tree of segments; a leaf is compared with the leaves of each of its ancestors, by their numbers, and whitened.
 
     Defaults: 16 leaves, segments of 512 tokens, the clip and the weights by size are the authors'. Their trees have 2
@@ -63,7 +63,7 @@ def tree_po(*, widths: tuple[int, ...] = (8, 2), segment: int = 512, clip_low: f
 
 
 @method("BranchGRPO: Stable and Efficient GRPO with Structured Branching (Li et al., 2025)", "arXiv:2509.06040")
-def branch_grpo(*, widths: tuple[int, ...] = (4, 2, 2), segment: int = 128, clip_low: float = 0.2, clip_high: float = 0.2):
+def branch_grpo(widths: tuple[int, ...] = (4, 2, 2), segment: int = 128, clip_low: float = 0.2, clip_high: float = 0.2):
     """A tree of segments, whose values are standardised over the nodes of the same depth.
 
     Defaults: All are ours; the paper branches steps of denoising. Pruning is left out.
@@ -74,9 +74,7 @@ def branch_grpo(*, widths: tuple[int, ...] = (4, 2, 2), segment: int = 128, clip
 
 
 @method("TreeRL: LLM Reinforcement Learning with On-Policy Tree Search (Hou et al., 2025)", "arXiv:2506.11902")
-def tree_rl(
-    *, samples: int = 6, forks: int = 2, rounds: int = 1, width: int = 2, clip_low: float = 0.2, clip_high: float = 0.2
-):
+def tree_rl(samples: int = 6, forks: int = 2, rounds: int = 1, width: int = 2, clip_low: float = 0.2, clip_high: float = 0.2):
     """Chains that fork at their least likely tokens; a node gets what it has over the root and over its parent, by its leaves.
 
     Defaults: Chains (`samples`), forks, rounds and width are the paper's (6, 2, 1, 2); the clip, where the paper has the
@@ -88,7 +86,7 @@ def tree_rl(
 
 @method("S-GRPO: Early Exit via Reinforcement Learning in Reasoning Models (Dai et al., 2025)", "arXiv:2505.07686")
 def s_grpo(
-    *, samples: int = 1, count: int = 8, text: str = "\nTime is limited, stop thinking and start answering.\n</think>\n\n",
+    samples: int = 1, count: int = 8, text: str = "\nTime is limited, stop thinking and start answering.\n</think>\n\n",
     clip_low: float = 0.2, clip_high: float = 0.2,
 ):  # fmt: skip
     """Answers are forced at cuts of one path; of the right ones each later one is rewarded half as much as the one before.

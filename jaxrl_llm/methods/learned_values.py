@@ -7,7 +7,7 @@ from jaxrl_llm.estimators import (
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import kl_reward
-from jaxrl_llm.methods.critics import Critic
+from jaxrl_llm.methods.updates import Critic
 from jaxrl_llm.objectives import (
     categorical_value_loss, dro, dual_value_loss, dueling_value_loss, expectile_value_loss, inverse_preference, objective,
     policy, score_function, token_ratio, top, value_loss,

@@ -139,7 +139,7 @@ def thought_augmented(
 
 @method("Multimodal Policy Internalization for Conversational Agents (Wang et al., 2025)", "arXiv:2510.09474")
 def policy_rollout(
-    *, samples: int = 4, guided: int = 4, template: str = "{policy}\n\n{prompt}", clip_low: float = 0.2, clip_high: float = 0.2
+    samples: int = 4, guided: int = 4, template: str = "{policy}\n\n{prompt}", clip_low: float = 0.2, clip_high: float = 0.2
 ):
     """GRPO over rows with and without a document of instructions in the prompt, all learned without it, to know it by heart.
 
@@ -191,7 +191,7 @@ def train_long_think_short(
 
 @method("Hindsight Experience Replay (Andrychowicz et al., 2017)", "arXiv:1707.01495")
 def hindsight(
-    *, samples: int = 8, template: str = "{prompt}\nThe answer is to be {achieved}.", coefficient: float = 0.1,
+    samples: int = 8, template: str = "{prompt}\nThe answer is to be {achieved}.", coefficient: float = 0.1,
     clip_low: float = 0.2, clip_high: float = 0.2,
 ):  # fmt: skip
     """GRPO, and the likelihood of wrong answers behind a prompt that asks for what they did achieve.
@@ -207,7 +207,7 @@ def hindsight(
     "Stabilizing Deep Q-Learning with ConvNets and Vision Transformers under Data Augmentation (Hansen et al., 2021)",
     "arXiv:2107.00644",
 )
-def svea(*, samples: int = 8, template: str = "Answer this question.\n{prompt}", clip_low: float = 0.2, clip_high: float = 0.2):
+def svea(samples: int = 8, template: str = "Answer this question.\n{prompt}", clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO of each answer behind its prompt and behind a perturbed one, with the advantage of the clean one, half each.
 
     Defaults: The halves are the paper's, whose targets are values; all else is ours.
@@ -235,7 +235,7 @@ def papo(
     "DeepVideo-R1: Video Reinforcement Fine-Tuning via Difficulty-aware Regressive GRPO (Park et al., 2025)", "arXiv:2506.07464"
 )
 def deepvideo_r1(
-    *, samples: int = 8, levels: tuple[tuple[str, str, float], ...] = BEGINNINGS, kl_coefficient: float = 0.04,
+    samples: int = 8, levels: tuple[tuple[str, str, float], ...] = BEGINNINGS, kl_coefficient: float = 0.04,
     epsilon: float = 1e-4,
 ):  # fmt: skip
     """Regression of advantages on standardised log-ratios, with beginnings of the solution for prompts that are too hard.

@@ -78,7 +78,7 @@ def _curriculum(samples: int, examples: int, clip_low: float, clip_high: float, 
 
 @method("Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation (Li et al., 2025)", "arXiv:2509.25849")
 def knapsack_grpo(
-    *, examples: int = LARGEST, samples: int = 8, least: int = 2, most: int = 128, clip_low: float = 0.2, clip_high: float = 0.2
+    examples: int = LARGEST, samples: int = 8, least: int = 2, most: int = 128, clip_low: float = 0.2, clip_high: float = 0.2
 ):
     """GRPO that shares out the samples of a step where the last visit says that one more teaches most.
 
@@ -102,7 +102,7 @@ def gvm_grpo(
 
 @method("MMR1: Enhancing Multimodal Reasoning with Variance-Aware Sampling (Leng et al., 2025)", "arXiv:2509.21268")
 def variance_aware(
-    *, examples: int = LARGEST, samples: int = 8, share: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.2
+    examples: int = LARGEST, samples: int = 8, share: float = 0.5, clip_low: float = 0.2, clip_high: float = 0.2
 ):
     """GRPO that draws half of its prompts in proportion to the variance of their rewards.
 
@@ -127,7 +127,7 @@ def dump(
 
 @method("Solving robust MDPs as a sequence of static RL problems (Zouitine et al., 2024)", "arXiv:2410.06212")
 def worst_case(
-    *, examples: int = LARGEST, samples: int = 8, column: str = "domain", clip_low: float = 0.2, clip_high: float = 0.2
+    examples: int = LARGEST, samples: int = 8, column: str = "domain", clip_low: float = 0.2, clip_high: float = 0.2
 ):
     """GRPO on the domain in which the policy is worst.
 
@@ -138,7 +138,7 @@ def worst_case(
 
 @method("CRAFT-GUI: Curriculum-Reinforced Agent For GUI Tasks (Nong et al., 2025)", "arXiv:2508.11360")
 def staged_difficulty(
-    *, examples: int = LARGEST, samples: int = 8, stages: tuple[tuple[int, float], ...] = ((0, 1.0), (100, 2.0), (200, 3.0)),
+    examples: int = LARGEST, samples: int = 8, stages: tuple[tuple[int, float], ...] = ((0, 1.0), (100, 2.0), (200, 3.0)),
     column: str = "difficulty", clip_low: float = 0.2, clip_high: float = 0.2,
 ):  # fmt: skip
     """GRPO on easy prompts first: each stage lets in prompts up to a number in a column.
@@ -152,7 +152,7 @@ def staged_difficulty(
 
 @method("Single-stream Policy Optimization (Xu et al., 2025), its prompts", "arXiv:2509.13232")
 def uncertain_prompts(
-    *, examples: int = LARGEST, samples: int = 8, epsilon: float = 0.05, clip_low: float = 0.2, clip_high: float = 0.2
+    examples: int = LARGEST, samples: int = 8, epsilon: float = 0.05, clip_low: float = 0.2, clip_high: float = 0.2
 ):
     """GRPO that draws prompts by the deviation of their last visit's rewards.
 
@@ -162,7 +162,7 @@ def uncertain_prompts(
 
 
 @method("Jump-Start Reinforcement Learning (Uchendu et al., 2022)", "arXiv:2204.02372")
-def jump_start(*, samples: int = 8, tokens: int = 64, shrinks_over: int = 100, clip_low: float = 0.2, clip_high: float = 0.2):
+def jump_start(samples: int = 8, tokens: int = 64, shrinks_over: int = 100, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO on the rest of answers that the data's own completion begins, with less and less of it.
 
     Defaults: All are ours; the paper shortens the guide's part when the learner's return holds.
@@ -172,7 +172,7 @@ def jump_start(*, samples: int = 8, tokens: int = 64, shrinks_over: int = 100, c
 
 
 @method("Dataset Reset Policy Optimization for RLHF (Chang et al., 2024)", "arXiv:2404.08495")
-def dr_po(*, samples: int = 8, share: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
+def dr_po(samples: int = 8, share: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2):
     """GRPO on answers that go on from a random beginning of the data's own completion.
 
     Defaults: All prompts begin so in the authors' program. The paper's learner is PPO with a KL in the reward; groups stand

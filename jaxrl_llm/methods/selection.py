@@ -4,7 +4,7 @@ from jaxrl_llm import estimators
 from jaxrl_llm.estimators import chain, constant, down_sample, gae, group_advantage, sequence_mean, token_mean, whiten
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
-from jaxrl_llm.methods.critics import Critic
+from jaxrl_llm.methods.updates import Critic
 from jaxrl_llm.objectives import objective, policy, score_function, value_loss
 from jaxrl_llm.rollouts import grouped
 

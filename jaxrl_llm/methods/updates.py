@@ -1,9 +1,11 @@
-"""What a method says of its update: what it lays over the optimizer, or that seeds stand in the place of gradients."""
+"""What a method says of its update: its critic, what it lays over the optimizer, or that seeds stand in for gradients."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
 from jaxrl_llm.compose import Composable
+from jaxrl_llm.estimators import Estimator
+from jaxrl_llm.objectives.heads import plain, width
 from jaxrl_llm.optimizers.evolution import centred_ranks
 
 
@@ -24,3 +26,33 @@ class Evolution:
     def __post_init__(self):
         if self.pairs < 1 or self.scale <= 0:
             raise ValueError(f"pairs={self.pairs}, scale={self.scale}: give at least one pair, and a scale above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Critic:
+    """A critic as three slots, and how it is trained beside the policy."""
+
+    loss: Composable  # term of the objective, such as `value_loss()`
+    head: Composable = plain()  # outputs of the value head -> value, see `objectives.heads`
+    # estimator that provides `returns` behind those of the method; None where these provide them, as `gae` does
+    targets: Estimator | None = None
+    # share of the critic that its average (`target_value`...) takes over after each step; None for no average
+    follow: float | None = None
+    warmup_steps: int = 0  # first steps of the phase, in which the critic alone learns
+    frozen: bool = False  # whether it stays as the warm-up has left it
+
+    def __post_init__(self):
+        if self.follow is not None and not 0 < self.follow <= 1:
+            raise ValueError(f"follow is {self.follow}; it must be above 0 and at most 1, or None for no average")
+        if self.warmup_steps < 0 or (self.frozen and not self.warmup_steps):
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; a critic that is frozen needs at least 1, others 0 or more")
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the value head."""
+        return width(self.head)
+
+    def __repr__(self) -> str:
+        values = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
+        shown = [f"{name}={value!r}" for name, value, default in values if value != default]
+        return f"Critic({', '.join(shown)})"

@@ -57,10 +57,10 @@ from jaxrl_llm.objectives.preference import (
     saturating_link, unpaired,
 )  # fmt: skip
 from jaxrl_llm.objectives.valuation import advantage_regression, dro, nft, rover
-from jaxrl_llm.objectives.value_losses import (
-    dual_value_loss, ensemble_value_loss, expectile_value_loss, gaussian_value_loss,
+from jaxrl_llm.objectives.values import (
+    categorical_value_loss, dual_value_loss, ensemble_value_loss, expectile_value_loss, gaussian_value_loss,
+    quantile_value_loss, value_loss,
 )  # fmt: skip
-from jaxrl_llm.objectives.values import categorical_value_loss, quantile_value_loss, value_loss
 
 __all__ = [
     "dual_value_loss", "dueling_value_loss", "ensemble_value_loss", "expectile_value_loss", "gaussian_value_loss",

@@ -1,7 +1,7 @@
 """Heads of critics: what the outputs [..., n] of a value head say of the return from a state, as one value [...].
 
-A head is a composable `head(outputs) -> value`; `width(head)` is its n. Losses that fit a head are in `values` and
-`value_losses`. Heads of a distribution may read another functional of it than its mean, a *risk*
+A head is a composable `head(outputs) -> value`; `width(head)` is its n. Losses that fit a head are in `values`.
+Heads of a distribution may read another functional of it than its mean, a *risk*
 `risk(values, shares) -> value`, of values [..., n] in ascending order and the probabilities of each.
 """
 

@@ -1,11 +1,14 @@
-"""Losses of a critic."""
+"""Losses of a critic: squares and cross-entropies, distributions with a scale, ensembles, and asymmetric errors."""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxrl_llm.compose import composable, require
-from jaxrl_llm.numerics import masked
+from jaxrl_llm.numerics import masked, safe_divide
+from jaxrl_llm.objectives.base import coefficient_value
 from jaxrl_llm.types import Batch, Scores
 
 
@@ -86,3 +89,113 @@ def quantile_value_loss(
     level = ((jnp.arange(quantiles.shape[-2]) + 0.5) / quantiles.shape[-2])[:, None]
     tilted = jnp.abs(level - (error < 0)) * optax.losses.huber_loss(error, delta=huber) / huber
     return coefficient * tilted.mean(axis=(-2, -1)), {}
+
+
+@composable(needs=("value_outputs",), annotations=("returns",))
+def ensemble_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.5, huber: float | None = None):
+    """`coefficient` times the mean over the members of a critic of (V_i - R)^2, or of a Huber loss.
+
+    Args:
+      huber: threshold of the Huber loss; None for squares.
+
+    Source: https://arxiv.org/abs/1802.09477
+    """
+    error = masked(scores.value_outputs, batch.mask[..., None]) - masked(batch.returns, batch.mask)[..., None]
+    each = jnp.square(error) if huber is None else optax.losses.huber_loss(error, delta=huber)
+    return coefficient * each.mean(axis=-1), {}
+
+
+def _targets(options: dict) -> tuple[str, ...]:
+    return ("returns",) if options["samples"] is None else ("returns", options["samples"])
+
+
+@composable(needs=("value_outputs",), annotations=_targets)
+def gaussian_value_loss(
+    scores: Scores, batch: Batch, *, coefficient: float = 0.5, least_deviation: float = 0.1, bound: float | str | None = None,
+    scale: float | str | None = None, samples: str | None = None,
+):  # fmt: skip
+    """`coefficient` times the mean over pairs of outputs (q, s) of -log N(R; q, sigma^2).
+
+    sigma = softplus(s) + `least_deviation`.
+
+    Args:
+      least_deviation: keeps the scale away from 0, above 0.
+      bound: for the deviation R is kept within q +- `bound`, which then stands for its mean; a number, or the name of a scalar
+        in `batch.coefficients` (0 for none yet); None for no bound.
+      scale: factor of both gradients beside 1 / sigma^2 and 1 / sigma^3, as a number or the name of a scalar, here the average
+        variance; 0 for none yet, and None for 1. With it the whole does not depend on the size of rewards.
+      samples: name of `batch.extras` [B, T, m] whose first is a draw of the return, from which the deviation learns.
+
+    Returns: The loss, whose gradients are exact with neither bound nor scale; with a bound the value is that of R kept within
+      it, and the mean learns from R itself. Metrics: "critic/deviation" and "critic/variance", means of sigma and sigma^2.
+    Raises ValueError: `least_deviation` is 0 or less.
+    Source: DSAC, https://arxiv.org/abs/2001.02811; bound and scale: DSAC-T, https://arxiv.org/abs/2310.05858
+    """
+    require(least_deviation > 0, "least_deviation", least_deviation, "above 0")
+    outputs = masked(scores.value_outputs, batch.mask[..., None])
+    mean, deviation = outputs[..., ::2], jax.nn.softplus(outputs[..., 1::2]) + least_deviation
+    target = masked(batch.returns, batch.mask)[..., None]
+    still_mean, still = jax.lax.stop_gradient((mean, deviation))
+    kept = target if samples is None else masked(batch.extras[samples][..., :1], batch.mask[..., None])
+    if bound is not None:
+        limit = coefficient_value(bound, batch)
+        kept = jnp.where(limit > 0, jnp.clip(kept, still_mean - limit, still_mean + limit), kept)
+    of_scale = jnp.log(deviation) + jnp.square(kept - still_mean) / (2.0 * jnp.square(deviation))
+    # Of the value 0: it carries the gradient of the mean, which sees R and not what is kept of it.
+    of_mean = (mean - still_mean) * (still_mean - target) / jnp.square(still)
+    factor = 1.0
+    if scale is not None:
+        found = coefficient_value(scale, batch)
+        factor = jnp.where(found > 0, found, 1.0)
+    loss = factor * (of_scale + of_mean + 0.5 * jnp.log(2.0 * jnp.pi))
+    counted = batch.mask * (batch.weight > 0)
+    measures = {"deviation": still, "variance": jnp.square(still)}
+    means = {
+        f"critic/{name}": safe_divide(masked(value.mean(axis=-1), counted).sum(), counted.sum())
+        for name, value in measures.items()
+    }
+    return coefficient * loss.mean(axis=-1), means
+
+
+@composable(needs=("value",), annotations=("returns",))
+def expectile_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.5, level: float = 0.7):
+    """`coefficient` times |`level` - [R < V]| (R - V)^2: V becomes the expectile of that level of the returns.
+
+    Args:
+      level: 1/2 for the mean; towards 1 for the best that the samples reach.
+
+    Raises ValueError: the level is not between 0 and 1.
+    Source: IQL, https://arxiv.org/abs/2110.06169, equation 5
+    """
+    require(0 < level < 1, "level", level, "above 0 and below 1")
+    error = masked(batch.returns - scores.value, batch.mask)
+    return coefficient * jnp.abs(level - (error < 0)) * jnp.square(error), {}
+
+
+@composable(needs=("value",), annotations=("returns",))
+def dual_value_loss(
+    scores: Scores, batch: Batch, *, coefficient: float = 0.5, share: float = 0.7,
+    divergence: Literal["chi2", "total_variation", "gumbel"] = "chi2", bound: float = 5.0,
+):  # fmt: skip
+    """`coefficient` times (1 - `share`) V + `share` f(R - V): V becomes an upper value of the samples, as in a linear program.
+
+    f is the conjugate of a divergence between the occupancies of the learnt and of the sampling policy: z^2 / 4 + z from z = -2
+    on and -1 before ("chi2"), max(z, 0) ("total_variation"), exp(z) - z - 1 ("gumbel", extreme Q-learning, in which `share`
+    weighs nothing: its loss is f alone).
+
+    Args:
+      share: lambda, between 0 and 1; the larger, the nearer to the best return.
+      divergence: as above.
+      bound: of z, beyond which "gumbel" goes on along its tangent.
+
+    Raises ValueError: an unknown divergence, or a share that is not between 0 and 1.
+    Source: f-DVL, https://arxiv.org/abs/2302.08560, equation 14; "gumbel": XQL, https://arxiv.org/abs/2301.02328
+    """
+    require(0 < share < 1, "share", share, "above 0 and below 1")
+    value = masked(scores.value, batch.mask)
+    gap = masked(batch.returns, batch.mask) - value
+    if divergence == "gumbel":
+        inner = jnp.minimum(gap, bound)
+        return coefficient * (jnp.exp(inner) * (1.0 + gap - inner) - gap - 1.0), {}
+    conjugate = jnp.square(jnp.maximum(gap, -2.0) / 2.0 + 1.0) - 1.0 if divergence == "chi2" else jnp.maximum(gap, 0.0)
+    return coefficient * ((1.0 - share) * value + share * conjugate), {}

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxrl_llm.data.streaming import DecoderState, decode_step
-from jaxrl_llm.data.tokenizers import Tokenizer
+from jaxrl_llm.data.tokenizers import DecoderState, Tokenizer, decode_step
 from jaxrl_llm.rewards.worker import Value
 from jaxrl_llm.rollouts.collect import Collection
 

@@ -192,8 +192,8 @@ def build_rows(advantage):
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: td_targets(steps=0, of="behavior"), "steps is 0"),
-    (lambda: estimators.blended_targets(by="best"), "by='best'"),
-    (lambda: estimators.blended_targets(share=2.0), "share=2.0"),
+    (lambda: estimators.blended_targets(by="best"), "by is 'best'"),
+    (lambda: estimators.blended_targets(share=2.0), "share is 2.0"),
     (lambda: estimators.stock_advantage(share=1.0), "share is 1.0"),
     (lambda: estimators.distribution_targets(kind="bins"), "kind is 'bins'"),
 ])  # fmt: skip

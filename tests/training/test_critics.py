@@ -128,7 +128,7 @@ def test_settings_that_do_not_fit(name, change, message):
 
 def test_a_method_that_reads_values_names_a_critic():
     from jaxrl_llm import estimators, objectives, rollouts
-    from jaxrl_llm.methods.critics import Critic
+    from jaxrl_llm.methods.updates import Critic
 
     @methods.method(paper="- (2026)", url="https://example.com/", certainty="sketch")
     def half_a_critic(*, named: bool = False, follow: float | None = None):
