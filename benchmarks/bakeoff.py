@@ -13,7 +13,6 @@ import json
 import pathlib
 import shutil
 import time
-import zlib
 from collections.abc import Iterable
 
 import bakeoff_page
@@ -68,27 +67,21 @@ def known_results(path: pathlib.Path) -> list[dict]:
             path.write_bytes(whole[0] + whole[1])
     rows = metrics.read_jsonl(path)
     for number, row in enumerate(rows, 1):
-        if row["regime"] not in regimes.REGIMES or row["setting"] != setting(row["regime"]):
+        if row["regime"] not in regimes.REGIMES or row["setting"] != regimes.setting(row["regime"]):
             raise ValueError(f"{path}: line {number} is of another regime {row['regime']!r}; give another --out")
     return rows
 
 
-def setting(regime: str) -> int:
-    """A digest of what a regime is, which its results carry."""
-    parts = [regimes.configuration(regime).to_dict(), regimes.beginning(regime).to_dict(), repr(regimes.REGIMES[regime])]
-    return zlib.crc32(json.dumps(parts).encode())
-
-
-def missing(known: Iterable[dict], names: Iterable[str], wanted: Iterable[str], seeds: Iterable[int]) -> list[tuple]:
-    """Pairs of (seed, method, regime) without a result: seed by seed, and of a seed method by method."""
-    done = {(row["seed"], row["method"], row["regime"]) for row in known}
-    every = [(seed, name, regime) for seed in seeds for name in names for regime in wanted]
+def missing(known: Iterable[dict], names: Iterable[str], seeds: Iterable[int], wanted: Iterable[str]) -> list[tuple]:
+    """The (method, seed, regime) without a result: method by method, so that cells are soon complete, and then seed by seed."""
+    done = {(row["method"], row["seed"], row["regime"]) for row in known}
+    every = [(name, seed, regime) for name in names for seed in seeds for regime in wanted]
     return [run for run in every if run not in done]
 
 
-def compete(out: pathlib.Path, seed: int, method: str, name: str) -> dict:
+def compete(out: pathlib.Path, method: str, seed: int, name: str) -> dict:
     """The result of one run; what is there of it goes on."""
-    regime, result = regimes.REGIMES[name], {"regime": name, "method": method, "seed": seed, "setting": setting(name)}
+    regime, result = regimes.REGIMES[name], {"regime": name, "method": method, "seed": seed, "setting": regimes.setting(name)}
     data = {split: regimes.rows(regime, part) for split, part in (("data", "train"), ("held_out", "test"))}
     start, folder = out / f"start_{name}", out / f"{name}_{method}_{seed}"
     if not (start / "summary.json").exists():
@@ -125,12 +118,12 @@ def main(_):
     # The programs are small and each method has its own: to compile them well would be nearly all of the work.
     jax.config.update("jax_disable_most_optimizations", True)
     with locked(out):
-        runs = missing(known_results(results), FLAGS.methods or names, FLAGS.regimes, list(map(int, FLAGS.seeds)))
-        for seed, method, regime in runs:
+        runs = missing(known_results(results), FLAGS.methods or names, list(map(int, FLAGS.seeds)), FLAGS.regimes)
+        for method, seed, regime in runs:
             if FLAGS.budget_minutes and time.monotonic() - began > 60 * FLAGS.budget_minutes:
                 print("the time is up; the same command goes on")
                 break
-            result = compete(out, seed, method, regime)
+            result = compete(out, method, seed, regime)
             metrics.append_jsonl(results, result)
             print(json.dumps(result), flush=True)
             shutil.rmtree(out / f"{regime}_{method}_{seed}", ignore_errors=True)

@@ -26,6 +26,8 @@ STARTS, SHARES = (2, 5, 7, 8), (0.4, 0.3, 0.2, 0.1)  # digits that a chain of se
 
 # What a method is told, as far as it has the option: nobody is held by a reference, and nobody may sample more than others.
 OPTIONS = {"kl_coefficient": 0.0, "max_rounds": 1}
+SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
+IMITATION = {"steps": 1000, "batch": 64}  # of the supervised phase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,10 @@ REGIMES = {
     "long_credit": Regime("twenty steps, each needed, and a reward for the last alone", chain=20, careless=0.1),
     "noisy_verifier": Regime("a fifth of the verdicts are flipped", chain=8, careless=0.2, flipped=FLIPPED),
     "rare_success": Regime("one sample in fifty is right at the start", chain=8, careless=0.385, learning_rate=5e-5),
-    "off_policy": Regime("samples are eight updates old", chain=8, careless=0.2, staleness=STALENESS, learning_rate=4e-4, steps=90),
+    "off_policy": Regime(
+        "samples are eight updates old, and each update is four times as large",
+        chain=8, careless=0.2, staleness=STALENESS, learning_rate=4e-4, steps=90,
+    ),
     "diversity": Regime(
         "one of four beginnings is right, and no prompt tells which: a policy that always takes the most frequent one is right "
         "four times out of ten however often it is asked; pass@16 decides",
@@ -65,6 +70,12 @@ REGIMES = {
         chain=8, careless=0.1, guessed=0.5, zeros=0.25,
     ),
 }  # fmt: skip
+
+
+def setting(name: str) -> int:
+    """A digest of the numbers of a regime, which its results carry."""
+    shared = (TRAINING, HELD_OUT, SAMPLES, SAMPLES_PER_STEP, STARTS, SHARES, OPTIONS, SIZES, IMITATION)
+    return zlib.crc32(repr((dataclasses.replace(REGIMES[name], about=""), shared)).encode())
 
 
 def rows(regime: Regime, split: str) -> list[dict[str, str]]:
@@ -131,7 +142,7 @@ def beginning(name: str) -> ConfigDict:
     """The configuration of the supervised phase, the same for all methods and seeds."""
     config = _shared(REGIMES[name])
     config.rl.steps = 0
-    config.sft.update(steps=1000, batch=64, row_tokens=config.rl.row_tokens)
+    config.sft.update(IMITATION | {"row_tokens": config.rl.row_tokens})
     config.sft.optimizer.update(learning_rate=3e-3, warmup_steps=20, decay="cosine")
     return config
 
@@ -139,7 +150,7 @@ def beginning(name: str) -> ConfigDict:
 def _shared(regime: Regime) -> ConfigDict:
     config = default_config()
     config.tokenizer = f"characters:{ARITHMETIC_ALPHABET}"
-    config.network.update(hidden_size=64, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16)
+    config.network.update(SIZES)
     longest = regime.chain + regime.hidden + 3  # with "#", the answer and the end
     config.task.max_prompt_tokens = regime.chain + 1
     config.rl.update(max_new_tokens=longest, row_tokens=2 * (regime.chain + 1 + longest))
