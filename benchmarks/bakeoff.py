@@ -5,8 +5,8 @@ python benchmarks/bakeoff.py --out=FOLDER --write
 
 The regimes stand in `regimes.py`. In each a policy is made once by imitation; all methods and seeds begin with it. Methods of a
 seed see the same prompts in the same order and are measured on the same held-out ones, so that a method is compared with GRPO
-pair by pair. Every finished run is a line of FOLDER/results.jsonl and is never made again; one that was killed goes on from its
-checkpoint. `--write` makes docs/bakeoff.md, docs/bakeoff.png and docs/bakeoff.jsonl of the lines, and trains nothing.
+pair by pair. Every finished run is a line of FOLDER/results.jsonl and is never made again; one that was killed is.
+`--write` makes docs/bakeoff.md, docs/bakeoff.png and docs/bakeoff.jsonl of the lines, and trains nothing.
 """
 
 import json
@@ -19,7 +19,7 @@ import bakeoff_page
 import jax
 import numpy as np
 import regimes
-from absl import app, flags
+from absl import app, flags, logging
 
 from jaxrl_llm import methods
 from jaxrl_llm.training import loop, metrics
@@ -115,6 +115,7 @@ def main(_):
     if unknown := set(FLAGS.methods) - set(names) or set(FLAGS.regimes) - set(regimes.REGIMES):
         reasons = {name: refused.get(name, "it is no method, or no regime") for name in sorted(unknown)}
         raise app.UsageError(f"cannot take part: {reasons}")
+    logging.set_verbosity(logging.WARNING)
     # The programs are small and each method has its own: to compile them well would be nearly all of the work.
     jax.config.update("jax_disable_most_optimizations", True)
     with locked(out):

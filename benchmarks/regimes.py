@@ -27,7 +27,6 @@ STARTS, SHARES = (2, 5, 7, 8), (0.4, 0.3, 0.2, 0.1)  # digits that a chain of se
 # What a method is told, as far as it has the option: nobody is held by a reference, and nobody may sample more than others.
 OPTIONS = {"kl_coefficient": 0.0, "max_rounds": 1}
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
-IMITATION = {"steps": 1000, "batch": 64}  # of the supervised phase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Regime:
     careless: float  # probability that a step of a demonstration is one too high
     measure: str = "evaluation/accuracy"  # at temperature 1 on held-out prompts; its mean over the run decides
     steps: int = 60
+    imitation: int = 600  # supervised steps before
     learning_rate: float = 1e-4
     staleness: int = 0  # updates by which samples are old; 0 for four updates on new samples in each step
     flipped: float = 0.0  # share of the verdicts in training that say the opposite
@@ -53,7 +53,9 @@ class Regime:
 
 
 REGIMES = {
-    "long_credit": Regime("twenty steps, each needed, and a reward for the last alone", chain=20, careless=0.1),
+    "long_credit": Regime(
+        "twelve steps, each needed, and a reward for the last alone", chain=12, careless=0.15, imitation=1000
+    ),
     "noisy_verifier": Regime("a fifth of the verdicts are flipped", chain=8, careless=0.2, flipped=FLIPPED),
     "rare_success": Regime("one sample in fifty is right at the start", chain=8, careless=0.385, learning_rate=5e-5),
     "off_policy": Regime(
@@ -67,14 +69,14 @@ REGIMES = {
     ),
     "length": Regime(
         "half of the answers are a guess of one token that is right one time in three, the others a working of eight steps",
-        chain=8, careless=0.1, guessed=0.5, zeros=0.25,
+        chain=8, careless=0.07, guessed=0.5, zeros=0.25, imitation=1000,
     ),
 }  # fmt: skip
 
 
 def setting(name: str) -> int:
     """A digest of the numbers of a regime, which its results carry."""
-    shared = (TRAINING, HELD_OUT, SAMPLES, SAMPLES_PER_STEP, STARTS, SHARES, OPTIONS, SIZES, IMITATION)
+    shared = (TRAINING, HELD_OUT, SAMPLES, SAMPLES_PER_STEP, STARTS, SHARES, OPTIONS, SIZES)
     return zlib.crc32(repr((dataclasses.replace(REGIMES[name], about=""), shared)).encode())
 
 
@@ -142,7 +144,7 @@ def beginning(name: str) -> ConfigDict:
     """The configuration of the supervised phase, the same for all methods and seeds."""
     config = _shared(REGIMES[name])
     config.rl.steps = 0
-    config.sft.update(IMITATION | {"row_tokens": config.rl.row_tokens})
+    config.sft.update(steps=REGIMES[name].imitation, batch=64, row_tokens=config.rl.row_tokens)
     config.sft.optimizer.update(learning_rate=3e-3, warmup_steps=20, decay="cosine")
     return config
 
@@ -157,7 +159,7 @@ def _shared(regime: Regime) -> ConfigDict:
     config.evaluation.update(prompts=HELD_OUT // (regime.samples // 4), batch=HELD_OUT, samples=regime.samples)
     config.evaluation.update(temperature=1.0, reward="regimes:verdicts")
     config.log.update(live=False, tensorboard=False, completions_every=0)
-    config.checkpoint.update(every=16, keep=1)
+    config.checkpoint.update(every=1000, keep=1)  # A run is shorter than what it would take to save it often.
     config.rewards.names = ("regimes:verdicts",)
     return config
 
