@@ -73,9 +73,10 @@ Methods have their defaults otherwise; the learning rates were chosen so that GR
 if anybody. Methods that branch, replay or sample greedily besides have more or fewer tokens than others; the lines tell.
 
 What decides is the mean of the measure over six evaluations, the last behind the last step, on held-out prompts at temperature
-1: it counts speed and end alike.
+1: it counts speed and end alike. GRPO's figures are means over its seeds with the lowest and the highest; entropy and length
+are those of the samples of the last quarter of the steps.
 
-| regime | what is hard | steps | measure | start | GRPO, mean | GRPO, last | GRPO, entropy | GRPO, tokens |
+| regime | what is hard | steps | measure | start | GRPO, mean | GRPO, last | GRPO, entropy (nats) | GRPO, length (tokens) |
 |---|---|---|---|---|---|---|---|---|
 """
 
@@ -170,7 +171,7 @@ def _reasons(refused: dict[str, str]) -> str:
     """The methods that cannot take part, those of one reason together."""
     groups: dict[str, list[str]] = {}
     for name, reason in refused.items():
-        groups.setdefault(reason.replace(repr(name), "it").replace(name, "it"), []).append(name)
+        groups.setdefault(reason.removeprefix(f"{name}: ").replace(repr(name), "it"), []).append(name)
     lines = [f"* {', '.join(of)}: {reason}\n" for reason, of in sorted(groups.items(), key=lambda item: -len(item[1]))]
     return "".join(lines)
 
