@@ -1,218 +1,134 @@
-"""All methods that learn from samples, on one small task, from the same start, with equal samples.
+"""Methods that learn from samples, in six small regimes, from one start each, with as many samples and paired prompts.
 
-python benchmarks/bakeoff.py --out=FOLDER [--methods=grpo,rloo --seeds=0,1,2 --steps=12 --samples_per_step=128]
+python benchmarks/bakeoff.py --out=FOLDER [--methods=grpo,rloo --regimes=long_credit --seeds=0,1,2 --budget_minutes=120]
+python benchmarks/bakeoff.py --out=FOLDER --write
 
-The task is the quickstart's: a policy that imitated careless sums learns from a verifier alone. Each step samples
-`--samples_per_step` completions and makes four updates (two passes in two parts), so that ratios leave 1. Learning rate and
-network are the same for all; no method is tuned. Every finished run is a line of FOLDER/results.jsonl, and a run that has its
-line is not repeated: an interrupted bake-off goes on. `--write` writes docs/bakeoff.md and docs/bakeoff.png from the lines.
+The regimes stand in `regimes.py`. In each a policy is made once by imitation; all methods and seeds begin with it. Methods of a
+seed see the same prompts in the same order and are measured on the same held-out ones, so that a method is compared with GRPO
+pair by pair. Every finished run is a line of FOLDER/results.jsonl and is never made again; one that was killed is.
+`--write` makes docs/bakeoff.md, docs/bakeoff.png and docs/bakeoff.jsonl of the lines, and trains nothing.
 """
 
-import contextlib
-import dataclasses
 import json
 import pathlib
-import runpy
+import shutil
 import time
+from collections.abc import Iterable
 
+import bakeoff_page
 import jax
 import numpy as np
-from absl import app, flags
+import regimes
+from absl import app, flags, logging
 
 from jaxrl_llm import methods
-from jaxrl_llm.data import Cursor
-from jaxrl_llm.training import checkpoint, loop, phases, reinforcement
-from jaxrl_llm.training.annotate import scoring_passes
-from jaxrl_llm.training.run import Run, open_run
+from jaxrl_llm.training import loop, metrics
+from jaxrl_llm.training.config import check_config
+from jaxrl_llm.training.lock import locked
+from jaxrl_llm.training.policies import load_policy
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", None, "folder of the results", required=True)
-flags.DEFINE_list("methods", [], "names; none for every method that the loop can run on samples")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "of data, samples and initial parameters")
-flags.DEFINE_integer("steps", 12, "steps of each run", lower_bound=1)
-flags.DEFINE_integer("samples_per_step", 128, "completions sampled in each step", lower_bound=16)
-flags.DEFINE_integer("evaluate_every", 2, "steps between evaluations", lower_bound=1)
-flags.DEFINE_bool("write", False, "write the table and the plot of the docs, and train nothing")
+flags.DEFINE_list("methods", [], "names; none for every method that can take part")
+flags.DEFINE_list("regimes", list(regimes.REGIMES), "names")
+flags.DEFINE_list("seeds", ["0", "1", "2"], "of prompts, samples and flipped verdicts")
+flags.DEFINE_float("budget_minutes", 0.0, "after which no further run begins; 0 for none", lower_bound=0.0)
+flags.DEFINE_bool("write", False, "write the page of the docs, and train nothing")
 
-# What a method has to be told on this task, where answers have at most 28 tokens.
-LONGEST = 28
-OPTIONS = {"max_length": LONGEST, "kl_coefficient": 0.0, "max_rounds": 1}
-SAMPLES = 8
-LEARNING_RATE = 2.5e-5
-
-
-def configuration(seed: int):
-    """The quickstart, with several updates a step."""
-    config = runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]()
-    config.seed = seed
-    config.rl.update(steps=FLAGS.steps, epochs=2, minibatches=2)
-    # A twelfth of the quickstart's rate: at that one every method is at its end after a few steps.
-    config.rl.optimizer.update(learning_rate=f"{LEARNING_RATE:g}", warmup_steps=2, decay="constant")
-    config.evaluation.update(prompts=128, batch=128)
-    config.log.update(live=False, tensorboard=False)
-    config.rewards.workers = 1
-    return config
+# What one wants to know first; the others follow by name.
+FIRST = (
+    "grpo", "rloo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce", "reinforce_plus_plus", "ppo", "remax", "kl_cov",
+    "pass_at_k", "opo", "gpg", "sapo", "tempo", "nft",
+)  # fmt: skip
 
 
-def make(name: str) -> methods.Method:
-    """The method with the options of this task, as far as it has them."""
-    known = methods.options_of(name)
-    chosen = {option: value for option, value in OPTIONS.items() if option in known}
-    samples = {"samples": 2 if known.get("samples") == 2 else SAMPLES} if "samples" in known else {}
-    return methods.get(name, **chosen, **samples)
-
-
-def eligible() -> list[str]:
-    """Methods on samples for which the loop can make everything they need without another network than the policy's."""
-    found = []
-    for name in methods.names():
-        method = methods.get(name)
-        if method.learns_from != "samples" or method.needs_teacher:
-            continue
-        with contextlib.suppress(ValueError):
-            scoring_passes(method, {"proximal": _NOBODY, "reference": _NOBODY})
+def eligible() -> tuple[list[str], dict[str, str]]:
+    """The methods on samples that a plain configuration can run, in their order, and why the others cannot, by name."""
+    found, refused = [], {}
+    names = [name for name in methods.names() if methods.get(name).learns_from == "samples"]
+    for name in sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
+        try:
+            check_config(regimes.configuration("long_credit", name))
             found.append(name)
-    return found
+        except ValueError as error:
+            refused[name] = str(error)
+    return found, refused
 
 
-class _NOBODY:
-    network, temperature = staticmethod(lambda *inputs: None), 1.0
+def known_results(path: pathlib.Path) -> list[dict]:
+    """The lines of earlier calls; what a kill left of a last one is cut off, so that the next begins a line.
+
+    Raises:
+      ValueError: a line is of a regime that was another one then.
+    """
+    if path.exists():
+        whole = path.read_bytes().rpartition(b"\n")
+        if whole[2]:
+            path.write_bytes(whole[0] + whole[1])
+    rows = metrics.read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        if row["regime"] not in regimes.REGIMES or row["setting"] != regimes.setting(row["regime"]):
+            raise ValueError(f"{path}: line {number} is of another regime {row['regime']!r}; give another --out")
+    return rows
 
 
-def started(seed: int, folder: pathlib.Path):
-    """Parameters after the supervised phase, which all methods begin with."""
-    config = configuration(seed)
-    config.rl.steps = 0
-    loop.train(config, folder)
-    with open_run(config, folder) as run:
-        return checkpoint.restore_params(folder / "checkpoints", run.network.params)
+def missing(known: Iterable[dict], names: Iterable[str], seeds: Iterable[int], wanted: Iterable[str]) -> list[tuple]:
+    """The (method, seed, regime) without a result: method by method, so that cells are soon complete, and then seed by seed."""
+    done = {(row["method"], row["seed"], row["regime"]) for row in known}
+    every = [(name, seed, regime) for name in names for seed in seeds for regime in wanted]
+    return [run for run in every if run not in done]
 
 
-def compete(run: Run, name: str, starts: dict[int, object]):
-    """Trains from each start and yields one result a seed; programs are compiled once for all of them."""
-    run = dataclasses.replace(run, method=make(name))
-    samples = run.method.strategy.options["samples"]
-    run.config.rl.prompts = FLAGS.samples_per_step // samples
-    step = None
-    for seed, params in starts.items():
-        begin, run.config.seed = time.perf_counter(), seed
-        # The reference is the start itself: the update donates its own copy.
-        reference = jax.tree.map(jax.numpy.copy, params) if run.method.needs_reference else None
-        step = step if step and reference is None else reinforcement.make_reinforcement_step(run, reference)
-        state = reinforcement.initial_state(run, jax.tree.map(jax.numpy.copy, params))
-        cursor, curve, entropy, length, skipped = Cursor(), [], [], [], 0.0
-        for number in range(FLAGS.steps + 1):
-            if number % FLAGS.evaluate_every == 0:
-                measured = phases.evaluate_samples(run, reinforcement.policy_params(run, state), number)
-                curve.append(measured["evaluation/accuracy"])
-            if number < FLAGS.steps:
-                state, cursor, metrics, _ = step(state, cursor, number)
-                entropy.append(metrics["entropy"])
-                length.append(metrics["length/mean"])
-                skipped += metrics["skipped"]
-        yield {
-            "method": name,
-            "seed": seed,
-            "curve": curve,
-            "entropy": float(np.mean(entropy[-4:])),
-            "length": float(np.mean(length[-4:])),
-            "skipped": skipped,
-            "samples": samples,
-            "seconds": time.perf_counter() - begin,
-            "steps": FLAGS.steps,
-        }
+def compete(out: pathlib.Path, method: str, seed: int, name: str) -> dict:
+    """The result of one run; what is there of it goes on."""
+    regime, result = regimes.REGIMES[name], {"regime": name, "method": method, "seed": seed, "setting": regimes.setting(name)}
+    data = {split: regimes.rows(regime, part) for split, part in (("data", "train"), ("held_out", "test"))}
+    start, folder = out / f"start_{name}", out / f"{name}_{method}_{seed}"
+    if not (start / "summary.json").exists():
+        loop.train(regimes.beginning(name), start, **data)
+    try:
+        summary = loop.train(regimes.configuration(name, method, seed), folder, network=load_policy(str(start))[0], **data)
+    except (ValueError, TypeError, FloatingPointError) as error:
+        return result | {"failed": f"{type(error).__name__}: {error}"}
+    steps = metrics.read_jsonl(folder / "metrics.jsonl")
+    measured = [step for step in steps if regime.measure in step]
+    last = steps[-len(steps) // 4 :]
+    return result | {
+        "before": summary["accuracy_before"],
+        "curve": [step[regime.measure] for step in measured],
+        "accuracy": [step["evaluation/accuracy"] for step in measured],
+        "entropy": float(np.mean([step["entropy"] for step in last])),
+        "length": float(np.mean([step["length/mean"] for step in last])),
+        "uniform_groups": float(np.mean([step["uniform_groups"] for step in steps])),
+        "skipped": float(np.mean([step["skipped"] for step in steps])),
+        "tokens": float(np.sum([step["tokens"] for step in steps])),
+    }
 
 
 def main(_):
     """Runs what has no result yet, or writes the page."""
-    out = pathlib.Path(FLAGS.out).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    results = out / "results.jsonl"
-    known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    out, began = pathlib.Path(FLAGS.out).absolute(), time.monotonic()
+    results, (names, refused) = out / "results.jsonl", eligible()
     if FLAGS.write:
-        write(known)
+        bakeoff_page.write(known_results(results), names, refused)
         return
-    seeds, done = [int(seed) for seed in FLAGS.seeds], {(row["method"], row["seed"]) for row in known}
-    starts = {seed: started(seed, out / f"start_{seed}") for seed in seeds}
-    with open_run(configuration(seeds[0]), out / "run") as run:
-        for name in FLAGS.methods or eligible():
-            missing = {seed: params for seed, params in starts.items() if (name, seed) not in done}
-            try:
-                for result in compete(run, name, missing):
-                    print(json.dumps(result), flush=True)
-                    with results.open("a") as file:
-                        file.write(json.dumps(result) + "\n")
-            except ValueError as error:
-                print(f"{name} cannot take part: {error}", flush=True)
-
-
-HEAD = """# Bake-off
-
-{count} methods on the quickstart's task, three seeds each: a policy that imitated careless sums (accuracy {before:.2f})
-learns from a verifier. Each step samples {samples} completions and makes four updates (two passes over them in two parts, so
-that importance ratios leave 1); {steps} steps; AdamW at {rate} for all. Accuracy is greedy on 128 held-out problems;
-the *area* is the mean accuracy over the evaluations every {every} steps, the start included; entropy (nats a token) and
-length (tokens) are those of the last four steps' samples. Means over the seeds, with the lowest and the highest.
-
-No method was tuned, and the task is small and easy: the order says how fast a method's defaults learn here, and nothing
-about long reasoning, noisy rewards or large models. Differences within the spread of the seeds mean nothing. Methods whose
-defaults are meant for answers of thousands of tokens are at a disadvantage. Written by `python benchmarks/bakeoff.py --write`.
-
-What can be read off: most methods are within the spread of the seeds, as AdamW takes away the scale of a loss and on an
-easy task group-relative gradients point alike. GSPO and LUSPO are slower because their clips of a few 1e-4 stop most
-sequences after the first of the four updates; DAPO because it may not draw further prompts here, so that it learns from
-informative groups alone; methods of two samples a prompt because fewer of their groups tell anything.
-
-![Area under the accuracy curve, by method](bakeoff.png)
-
-| method | area | final accuracy | entropy | length | skipped updates |
-|---|---|---|---|---|---|
-"""
-
-
-def write(results: list[dict]) -> None:
-    """docs/bakeoff.md and docs/bakeoff.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    table = {name: [row for row in results if row["method"] == name] for name in {row["method"] for row in results}}
-    table = {name: rows for name, rows in table.items() if len(rows) >= len(FLAGS.seeds)}
-    ranked = sorted(table, key=lambda name: -np.mean([np.mean(row["curve"]) for row in table[name]]))
-    head = HEAD.format(
-        count=len(ranked),
-        before=np.mean([row["curve"][0] for row in results]),
-        samples=FLAGS.samples_per_step,
-        steps=results[0]["steps"],
-        every=FLAGS.evaluate_every,
-        rate=f"{LEARNING_RATE:g}",
-    )
-    lines = [f"| {name} | " + " | ".join(_cells(table[name])) + " |" for name in ranked]
-    (ROOT / "docs" / "bakeoff.md").write_text(head + "\n".join(lines) + "\n")
-    figure, axes = pyplot.subplots(figsize=(7, 0.22 * len(ranked) + 1), layout="constrained")
-    for place, name in enumerate(reversed(ranked)):
-        areas = [np.mean(row["curve"]) for row in table[name]]
-        axes.plot([min(areas), max(areas)], [place, place], color="lightgray", zorder=1)
-        axes.scatter(areas, [place] * len(areas), s=12, color="tab:blue", zorder=2)
-    axes.set_yticks(range(len(ranked)), list(reversed(ranked)), fontsize=7)
-    axes.set_xlabel("mean held-out accuracy over the run (each dot a seed)")
-    axes.margins(y=0.01)
-    figure.savefig(ROOT / "docs" / "bakeoff.png", dpi=110)
-
-
-def _cells(rows: list[dict]) -> list[str]:
-    def spread(values, digits):
-        return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-    return [
-        spread([np.mean(row["curve"]) for row in rows], 3),
-        spread([row["curve"][-1] for row in rows], 3),
-        spread([row["entropy"] for row in rows], 3),
-        spread([row["length"] for row in rows], 1),
-        f"{sum(row['skipped'] for row in rows):g}",
-    ]
+    if unknown := set(FLAGS.methods) - set(names) or set(FLAGS.regimes) - set(regimes.REGIMES):
+        reasons = {name: refused.get(name, "it is no method, or no regime") for name in sorted(unknown)}
+        raise app.UsageError(f"cannot take part: {reasons}")
+    logging.set_verbosity(logging.WARNING)
+    # The programs are small and each method has its own: to compile them well would be nearly all of the work.
+    jax.config.update("jax_disable_most_optimizations", True)
+    with locked(out):
+        runs = missing(known_results(results), FLAGS.methods or names, list(map(int, FLAGS.seeds)), FLAGS.regimes)
+        for method, seed, regime in runs:
+            if FLAGS.budget_minutes and time.monotonic() - began > 60 * FLAGS.budget_minutes:
+                print("the time is up; the same command goes on")
+                break
+            result = compete(out, method, seed, regime)
+            metrics.append_jsonl(results, result)
+            print(json.dumps(result), flush=True)
+            shutil.rmtree(out / f"{regime}_{method}_{seed}", ignore_errors=True)
+            jax.clear_caches()  # Programs of a run that is over; the next one reads what is equal from the disk.
 
 
 if __name__ == "__main__":
