@@ -2,7 +2,7 @@
 
 A controller is a pair of functions around a small state, which is part of the method's state in the checkpoint:
 `value(state, step)` is the scalar that stands in `batch.coefficients` at a step, and `update(state, metrics)` takes in what
-the step measured. All of it is pure; a changed scalar never recompiles the update.
+the step measured; `measure` is the name of one metric of it. All of this is pure; a changed scalar recompiles no update.
 """
 
 import dataclasses
@@ -156,9 +156,6 @@ def _add_to_history(state, metrics, *, measure):
 def running_mean(state, step, *, measure: str):
     """Mean of a metric over the steps so far; 0 before the first.
 
-    Args:
-      measure: name of the metric.
-
     Source: EPO, https://arxiv.org/abs/2509.22576 (mean entropy of earlier steps); BCO, https://arxiv.org/abs/2404.04656
     """
     return state["total"] / jnp.maximum(state["count"], 1.0)
@@ -168,11 +165,7 @@ def running_mean(state, step, *, measure: str):
     init=lambda **options: jnp.float32(0.0), update=lambda state, metrics, *, measure: state + jnp.float32(metrics[measure])
 )
 def running_total(state, step, *, measure: str):
-    """Sum of a metric over the steps so far; 0 before the first.
-
-    Args:
-      measure: name of the metric.
-    """
+    """Sum of a metric over the steps so far; 0 before the first."""
     return state
 
 
@@ -196,7 +189,6 @@ def until_drift(state, step, *, value: float, window: int = 10, threshold: float
       value: as long as nothing drifts.
       window: number of earlier steps that mean and deviation are taken over; nothing drifts before it is full.
       threshold: largest |z| of a step.
-      measure: name of the metric.
 
     Source: SFPO, https://arxiv.org/abs/2510.04072, whose window and threshold could not be confirmed
     """
@@ -214,7 +206,6 @@ def moving_average(state, step, *, decay: float, measure: str, factor: float = 1
 
     Args:
       decay: share of what was known that each step keeps, from 0 up to 1.
-      measure: name of the metric.
       factor: of the average.
     """
     return factor * state["mean"] / jnp.maximum(state["share"], 1e-6)

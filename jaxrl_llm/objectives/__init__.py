@@ -23,7 +23,6 @@ from jaxrl_llm.objectives.implicit_rewards import (
     alpha_transform, anchored_ratio, beyond_shared_length, collision_ratio, jensen_shannon_transform, length_bonus, log_odds,
     token_guidance,
 )  # fmt: skip
-from jaxrl_llm.objectives.implicit_values import dueling_value_loss, inverse_preference
 from jaxrl_llm.objectives.masks import (
     covariance_clip_mask, difficulty_weight, divergence_mask, focal, positive_advantage, ring_mask, second_moment_mask,
     top_covariance_mask, top_entropy_mask,
@@ -58,8 +57,8 @@ from jaxrl_llm.objectives.preference import (
 )  # fmt: skip
 from jaxrl_llm.objectives.valuation import advantage_regression, dro, nft, rover
 from jaxrl_llm.objectives.values import (
-    categorical_value_loss, dual_value_loss, ensemble_value_loss, expectile_value_loss, gaussian_value_loss,
-    quantile_value_loss, value_loss,
+    categorical_value_loss, dual_value_loss, dueling_value_loss, ensemble_value_loss, expectile_value_loss,
+    gaussian_value_loss, inverse_preference, quantile_value_loss, value_loss,
 )  # fmt: skip
 
 __all__ = [

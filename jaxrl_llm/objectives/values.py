@@ -1,4 +1,4 @@
-"""Losses of a critic: squares and cross-entropies, distributions with a scale, ensembles, and asymmetric errors."""
+"""Losses of a critic: squares, cross-entropies, distributions, ensembles, asymmetric errors; log-probabilities as values."""
 
 from typing import Literal
 
@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_llm.compose import composable, require
-from jaxrl_llm.numerics import masked, safe_divide
-from jaxrl_llm.objectives.base import coefficient_value
+from jaxrl_llm.numerics import masked, safe_divide, without_infinities
+from jaxrl_llm.objectives.base import coefficient_value, traits
+from jaxrl_llm.objectives.groups import find_pairs, pair_statistics, pair_to_tokens, rollout_mean, rollout_sum, two_sides
 from jaxrl_llm.types import Batch, Scores
 
 
@@ -199,3 +200,54 @@ def dual_value_loss(
         return coefficient * (jnp.exp(inner) * (1.0 + gap - inner) - gap - 1.0), {}
     conjugate = jnp.square(jnp.maximum(gap, -2.0) / 2.0 + 1.0) - 1.0 if divergence == "chi2" else jnp.maximum(gap, 0.0)
     return coefficient * ((1.0 - share) * value + share * conjugate), {}
+
+
+@composable(needs=("value", "max_logp"), annotations=("returns",))
+def dueling_value_loss(scores: Scores, batch: Batch, *, alpha: float = 0.1, coefficient: float = 1.0):
+    """`coefficient` (Q - R)^2 with Q = V + `alpha` (log pi(token) - log pi(likeliest token)).
+
+    Args:
+      alpha: size of a nat in values.
+
+    Source: B-Coder, https://arxiv.org/abs/2310.03173
+    """
+    lead = masked(without_infinities(scores.logp) - jax.lax.stop_gradient(scores.max_logp), batch.mask)
+    value, target = masked(scores.value, batch.mask), masked(batch.returns, batch.mask)
+    return coefficient * jnp.square(value + alpha * lead - target), {}
+
+
+def value_of_next_action(value, batch: Batch):
+    """Of values [B, T] that of the next action of the same rollout, [B, T]; 0 behind the last."""
+    columns = value.shape[1]
+    places = jax.lax.cummin(jnp.where(batch.mask > 0, jnp.arange(columns), columns), axis=1, reverse=True)
+    following = jnp.pad(places[:, 1:], ((0, 0), (0, 1)), constant_values=columns)
+
+    def taken(row, places):
+        return row[jnp.minimum(places, columns - 1)]
+
+    own = (following < columns) & (jax.vmap(taken)(batch.rollout, following) == batch.rollout)
+    return jnp.where(own, jax.vmap(taken)(masked(value, batch.mask), following), 0.0)
+
+
+@composable(needs=("value",), annotations=("preference",))
+@traits(coupled=True)
+def inverse_preference(scores: Scores, batch: Batch, *, beta: float = 0.1, discount: float = 0.99, regularisation: float = 0.5):
+    """-log sigmoid(sum r_chosen - sum r_rejected) + `regularisation` times the mean over both of the mean of r^2.
+
+    r = `beta` log pi(token) + V - `discount` V', with the value V of the state before the token and V' of that before the next
+    action, 0 behind the last: the reward under which `beta` log pi + V are the soft values of tokens.
+
+    Args:
+      beta: temperature of the values.
+      discount: gamma.
+      regularisation: of rewards.
+
+    Source: Inverse preference learning, https://arxiv.org/abs/2305.15363, equation 5
+    """
+    pairs = find_pairs(batch)
+    value = masked(scores.value, batch.mask)
+    reward = beta * without_infinities(scores.logp) + value - discount * value_of_next_action(value, batch)
+    chosen, rejected = two_sides(rollout_sum(reward, batch.mask, pairs.rollout), pairs)
+    sizes = two_sides(rollout_mean(jnp.square(masked(reward, batch.mask)), batch.mask, pairs.rollout), pairs)
+    loss = jax.nn.softplus(rejected - chosen) + regularisation * 0.5 * sum(sizes)
+    return pair_to_tokens(loss, pairs), pair_statistics(chosen, rejected, pairs)
