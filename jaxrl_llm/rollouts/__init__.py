@@ -1,10 +1,9 @@
 """Strategies that turn prompts into scored rollouts."""
 
-from jaxrl_llm.rollouts.budgets import budgeted
 from jaxrl_llm.rollouts.choosing import best_and_worst_of, chosen
 from jaxrl_llm.rollouts.collect import Collection, arranged, fork, joined
 from jaxrl_llm.rollouts.facts import with_facts
-from jaxrl_llm.rollouts.forks import begun, branching, exits, uncertain_tree, valued
+from jaxrl_llm.rollouts.forks import begun, branching, budgeted, exits, uncertain_tree, valued
 from jaxrl_llm.rollouts.hints import contrasted, doubled, escalated, relabelled, self_taught, staged, steered
 from jaxrl_llm.rollouts.io import Io
 from jaxrl_llm.rollouts.records import concatenate, informative_groups, make_rollouts, select_rows

@@ -15,7 +15,7 @@ from jaxrl_llm.rollouts.collect import Collection, arranged, fork
 from jaxrl_llm.rollouts.facts import token_span
 from jaxrl_llm.rollouts.hints import scores_of
 from jaxrl_llm.rollouts.io import Io
-from jaxrl_llm.rollouts.requests import Prefix, make_prefix, requests_for
+from jaxrl_llm.rollouts.requests import Prefix, Request, make_prefix, requests_for
 from jaxrl_llm.rollouts.strategy import Metrics, stateless_strategy
 from jaxrl_llm.sampling import STOP, finish_name
 
@@ -246,3 +246,92 @@ def begun(
         requests.append(dataclasses.replace(request, prefix=begin, samples=samples))
     begins = [0 if request.prefix is None else len(request.prefix.tokens) for request in requests]
     return io.sample(requests), {"begun/tokens": float(np.mean(begins))}
+
+
+@stateless_strategy(provides=("value_before", "value_behind"))
+def budgeted(
+    io: Io, prompts: int, *, samples: int = 8, budgets: tuple[int, ...] = (64, 128, 192, 256), summaries: int = 4,
+    text: str = "\n</think>\n\n", prior: Literal["uniform", "linear", "last"] = "uniform",
+) -> tuple[Collection, Metrics]:  # fmt: skip
+    """Cuts each of `samples` thoughts of a prompt at m budgets, and asks `summaries` times for an answer from there.
+
+    With r_j the mean reward of the answers at budget j, that of the row itself where it is over by then, and P_j the prior of
+    budgets, what the tokens of segment j of a thought are worth is R_j = sum of P_k r_k over k >= j, against the baseline
+
+        j / m (sum_{i<j} 2^i r_i / sum_{i<j} 2^i) sum_{k>=j} P_k + (m - j) / m (mean of R_j over the thoughts of the prompt).
+
+    Both stand in `extras["value_behind"]` and `["value_before"]` [N, T], for `segment_advantage`. Answers are rows of their
+    own, which learn nothing of thought and text, against the mean of the answers from the same cut.
+
+    Args:
+      io: see `Io`.
+      prompts: of the step.
+      samples: thoughts of each prompt.
+      budgets: tokens, rising; the last one bounds thoughts.
+      summaries: answers at each cut.
+      text: that ends a thought, which nobody learns.
+      prior: all budgets alike, in proportion to them, or the last one alone.
+
+    Source: AnytimeReasoner (BRPO), https://arxiv.org/abs/2505.13438
+    """
+    require(list(budgets) == sorted(set(budgets)) and budgets[0] >= 1, "budgets", budgets, "rising numbers of tokens")
+    thoughts = io.sample(requests_for(*io.draw(prompts), samples=samples, limit=budgets[-1]))
+    asked, cuts = _at_budgets(io, thoughts, budgets, text)
+    asked = [dataclasses.replace(request, samples=summaries) for request in asked]
+    parts = [thoughts, io.sample(asked)] if asked else [thoughts]
+    told = scores_of(parts[-1]).reshape(-1, summaries) if asked else np.zeros((0, summaries))
+    rows = len(thoughts.records)
+    reward = np.tile(scores_of(thoughts)[:, None], (1, len(budgets)))
+    for cut, mean in zip(cuts, told.mean(axis=1), strict=True):
+        reward[cut] = mean
+    groups = [*thoughts.rollouts.group, *(rows + np.repeat(np.arange(len(cuts)), summaries))]
+    found = arranged(parts, [(0, row) for row in range(rows)] + [(1, row) for row in range(told.size)], groups)
+    before, behind = np.zeros(found.rollouts.tokens.shape, np.float32), np.zeros(found.rollouts.tokens.shape, np.float32)
+    worth, baseline = budget_values(reward, thoughts.rollouts.group, _prior(prior, budgets))
+    for row in range(rows):
+        first, last = _own(thoughts, row)
+        edges = np.minimum([first, *(first + budget for budget in budgets[:-1]), last], last)
+        for number, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            before[row, start:end], behind[row, start:end] = baseline[row, number], worth[row, number]
+    before[rows:], behind[rows:] = np.repeat(told.mean(axis=1), summaries)[:, None], told.reshape(-1, 1)
+    extras = found.rollouts.extras | {"value_before": before, "value_behind": behind}
+    metrics = {f"budget/{budget}": float(reward[:, number].mean()) for number, budget in enumerate(budgets)}
+    return dataclasses.replace(found, rollouts=found.rollouts.replace(extras=extras)), metrics
+
+
+def _at_budgets(
+    io: Io, thoughts: Collection, budgets: tuple[int, ...], text: str
+) -> tuple[list[Request], list[tuple[int, int]]]:
+    """Requests for an answer behind each cut of thoughts that are not over there, and (row, number of the budget) of each."""
+    asked, cuts = [], []
+    for row, record in enumerate(thoughts.records):
+        first, last = _own(thoughts, row)
+        for number, budget in enumerate(budgets):
+            over = budget >= last - first and record["finish_reason"] == finish_name(STOP)
+            if over or budget > last - first:
+                continue
+            request = fork(thoughts, row, first + budget, limit=None)
+            silent = dataclasses.replace(request.prefix, mask=np.zeros_like(request.prefix.mask))
+            if (ended := with_text(silent, text, io)) is not None:
+                asked.append(dataclasses.replace(request, prefix=ended))
+                cuts.append((row, number))
+    return asked, cuts
+
+
+def _prior(name: str, budgets: tuple[int, ...]) -> np.ndarray:
+    weights = {"uniform": np.ones(len(budgets)), "linear": np.array(budgets, float), "last": np.eye(len(budgets))[-1]}[name]
+    return weights / weights.sum()
+
+
+def budget_values(reward: np.ndarray, group: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What segments are worth and their baselines, [N, m] each, of rewards [N, m] at the budgets; see `budgeted`."""
+    count = reward.shape[1]
+    worth = np.cumsum((reward * prior)[:, ::-1], axis=1)[:, ::-1]
+    left = np.cumsum(prior[::-1])[::-1]
+    powers = 2.0 ** np.arange(count)
+    earlier = np.zeros_like(reward)
+    for j in range(1, count):
+        earlier[:, j] = (reward[:, :j] * powers[:j]).sum(axis=1) / powers[:j].sum() * left[j]
+    mates = np.stack([worth[group == own].mean(axis=0) for own in group])
+    j = np.arange(count)
+    return worth, j / count * earlier + (count - j) / count * mates

@@ -16,7 +16,7 @@ from jaxrl_llm.objectives.candidates import of_groups
 from jaxrl_llm.rollouts.views import at_home, seen_behind, taken_views
 from jaxrl_llm.scoring import STATISTICS, make_picker, make_scorer
 from jaxrl_llm.training.layout import in_parts
-from jaxrl_llm.training.needs import POLICIES, SAMPLES
+from jaxrl_llm.training.methods_of import POLICIES, SAMPLES
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.types import Batch, Rollouts

@@ -18,7 +18,7 @@ from jaxrl_llm.data.chat import encode_rendered
 from jaxrl_llm.networks import families
 from jaxrl_llm.training.config import DECAYS, REWARD_MODEL, preference_method, reinforcement_method
 from jaxrl_llm.training.given import NOTHING, Given, as_source, own_copy
-from jaxrl_llm.training.needs import texts_of
+from jaxrl_llm.training.methods_of import texts_of
 from jaxrl_llm.training.wrapping import Wrap, rule_of
 
 SOURCES = ("arithmetic", "jsonl", "tfds", "reasoning_gym", "preferences")

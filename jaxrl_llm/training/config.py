@@ -20,9 +20,14 @@ from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.rollouts.facts import TOKEN_REWARDS
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
-from jaxrl_llm.training.methods_of import method_options, preference_method, reinforcement_method, supervised_method
+from jaxrl_llm.training.methods_of import (
+    method_options,
+    preference_method,
+    refuse_missing,
+    reinforcement_method,
+    supervised_method,
+)
 from jaxrl_llm.training.metrics import DEFINITIONS, defined
-from jaxrl_llm.training.needs import refuse_missing
 from jaxrl_llm.training.wrapping import check_wrap
 
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.

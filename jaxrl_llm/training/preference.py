@@ -18,7 +18,7 @@ from jaxrl_llm.training.layout import in_parts
 from jaxrl_llm.training.method_state import (
     coefficients, initial_method_state, make_estimate, moving_reference, reference_params,
 )  # fmt: skip
-from jaxrl_llm.training.needs import MISMATCHED, texts_of
+from jaxrl_llm.training.methods_of import MISMATCHED, texts_of
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.state import PREFERENCE, TrainState
 from jaxrl_llm.training.update import make_update

@@ -10,7 +10,7 @@ from oracles.tiny_policy import given, some_slow
 
 from jaxrl_llm import methods
 from jaxrl_llm.data.packing import pack
-from jaxrl_llm.training.needs import GIVEN, refuse_missing
+from jaxrl_llm.training.methods_of import GIVEN, refuse_missing
 from jaxrl_llm.types import ROWS_OF, Scores
 
 # What every rollout and every batch has, filled with the plain case where nobody says more.

@@ -10,7 +10,7 @@ from oracles.tiny_steps import assert_close, gradient_of
 from jaxrl_llm import methods
 from jaxrl_llm.estimators import Estimator, chain, group_advantage, sequence_mean_token_sum, token_mean, whiten
 from jaxrl_llm.methods.trust_regions import inverse_step_size
-from jaxrl_llm.training.needs import refuse_missing
+from jaxrl_llm.training.methods_of import refuse_missing
 
 MEAN = group_advantage(scale=None)
 NAMES = ("ecrm", "counterpol", "cal", "c_morl", "tabnas", "spot", "apo_view", "discovered_po", "mdpo")

@@ -8,8 +8,7 @@ from rollouts.test_requests import LIMIT, TOKENIZER, answers, io
 from rollouts.texts import BYTES, collection_of
 
 from jaxrl_llm.rollouts import begun, branching, budgeted, exits, fork, uncertain_tree, valued
-from jaxrl_llm.rollouts.budgets import budget_values
-from jaxrl_llm.rollouts.forks import every, least_likely, separators, shares, unlikely
+from jaxrl_llm.rollouts.forks import budget_values, every, least_likely, separators, shares, unlikely
 
 EXAMPLES = [{"prompt": f"{digit}+2=", "completion": "123456"} for digit in range(6)]
 
