@@ -55,16 +55,20 @@ def eligible() -> tuple[list[str], dict[str, str]]:
     return found, refused
 
 
+def mend(path: pathlib.Path) -> None:
+    """Cuts off what a kill left of a last line, so that the next begins one; only who alone writes may do so."""
+    if path.exists():
+        whole, end, cut = path.read_bytes().rpartition(b"\n")
+        if cut:
+            path.write_bytes(whole + end)
+
+
 def known_results(path: pathlib.Path) -> list[dict]:
-    """The lines of earlier calls; what a kill left of a last one is cut off, so that the next begins a line.
+    """The whole lines of earlier calls.
 
     Raises:
       ValueError: a line is of a regime that was another one then.
     """
-    if path.exists():
-        whole = path.read_bytes().rpartition(b"\n")
-        if whole[2]:
-            path.write_bytes(whole[0] + whole[1])
     rows = metrics.read_jsonl(path)
     for number, row in enumerate(rows, 1):
         if row["regime"] not in regimes.REGIMES or row["setting"] != regimes.setting(row["regime"]):
@@ -119,6 +123,7 @@ def main(_):
     # The programs are small and each method has its own: to compile them well would be nearly all of the work.
     jax.config.update("jax_disable_most_optimizations", True)
     with locked(out):
+        mend(results)
         runs = missing(known_results(results), FLAGS.methods or names, list(map(int, FLAGS.seeds)), FLAGS.regimes)
         for method, seed, regime in runs:
             if FLAGS.budget_minutes and time.monotonic() - began > 60 * FLAGS.budget_minutes:

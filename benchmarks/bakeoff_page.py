@@ -64,13 +64,14 @@ def cells(results: list[dict], names: Iterable[str]) -> dict[tuple[str, str], Ce
 
 HEAD = """# Bake-off
 
-{methods} methods in six small regimes that are made to tell methods apart, against GRPO with the same starting policy, the same
-prompts in the same order and the same held-out prompts. A prompt is a row of digits, and its working their running sums modulo
-ten; a policy of two layers that imitated careless workings learns from a verifier of the last digit. Each step samples
-{samples} completions, eight a prompt (two for methods of pairs, whose prompts are therefore others), and makes four updates
-(two passes in two halves), but in `off_policy` one. AdamW, no penalty for leaving the start, no further rounds of sampling.
-Methods have their defaults otherwise; the learning rates were chosen so that GRPO learns within the steps, which favours GRPO
-if anybody. Methods that branch, replay or sample greedily besides have more or fewer tokens than others; the lines tell.
+{methods} methods, GRPO among them, in six small regimes that are made to tell methods apart. Each is compared with GRPO under
+the same starting policy, the same prompts in the same order and the same held-out prompts. A prompt is a row of digits, and its
+working their running sums modulo ten; a policy of two layers that imitated careless workings learns from a verifier of the last
+digit. Each step samples {samples} completions, eight a prompt (two for methods of pairs, whose prompts are therefore others),
+and makes four updates (two passes in two halves), but in `off_policy` one. AdamW, no penalty for leaving the start, no further
+rounds of sampling. Methods have their defaults otherwise; the learning rates were chosen so that GRPO learns within the steps,
+which favours GRPO if anybody. Methods that branch, replay or sample greedily besides have more or fewer tokens than others; the
+lines tell.
 
 What decides is the mean of the measure over six evaluations, the last behind the last step, on held-out prompts at temperature
 1: it counts speed and end alike. GRPO's figures are means over its seeds with the lowest and the highest; entropy and length
@@ -148,7 +149,8 @@ def _regime_line(name: str, results: list[dict]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    seeds = f"{len(values)} of {SEEDS} seeds"
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}; {seeds})"
 
 
 def _table(found: dict[tuple[str, str], Cell], shown: Sequence[str]) -> str:

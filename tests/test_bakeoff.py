@@ -60,6 +60,8 @@ def test_a_cut_file_loses_its_last_line_alone(bench, tmp_path):
     done = [row(name, 0, 0.5) | {"setting": setting} for name in ("grpo", "rloo")]
     path.write_text("".join(json.dumps(line) + "\n" for line in done) + '{"regime": "length", "met')
     assert bench.known_results(path) == done
+    bench.mend(path)
+    bench.mend(tmp_path / "none.jsonl")
     with path.open("a") as file:  # as the next result is
         file.write(json.dumps(done[0] | {"seed": 1}) + "\n")
     known = bench.known_results(path)
@@ -125,6 +127,6 @@ def test_the_page_says_what_is_complete_and_what_is_not(bench, tmp_path, monkeyp
     assert "| gspo | - | - | - | - | - | *(-0.100, 1 of 3 seeds)* |" in page
     assert "1 of 24 cells are complete, and 1 of these" in page
     assert "dapo in length, seed 0, failed: ValueError: no" in page and "Not run yet (1): ppo." in page
-    assert "* gkd: it needs a teacher" in page and "0.600 (0.600 to 0.600)" in page
+    assert "* gkd: it needs a teacher" in page and "0.600 (0.600 to 0.600; 3 of 3 seeds)" in page
     assert [json.loads(line) for line in (tmp_path / "bakeoff.jsonl").read_text().splitlines()] == results
     assert (tmp_path / "bakeoff.png").stat().st_size
