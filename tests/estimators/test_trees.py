@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import trees as oracle
 
 from jaxrl_llm.estimators import exit_rewards, segment_advantage, tree_advantage
 from jaxrl_llm.types import Rollouts
@@ -32,48 +33,6 @@ def advantages(estimator, rollouts):
     return np.asarray(updated(estimator, rollouts).advantage)
 
 
-def oracle(texts, rewards, groups, kind, present):
-    """Of each row and token by the sets of rows that share the beginning."""
-    found = []
-    nodes_of = {}
-    for row, text in enumerate(texts):
-        mates = [other for other in range(len(texts)) if groups[other] == groups[row] and present[other]]
-        way = [frozenset(mates)]
-        per_token = []
-        for place in range(len(text)):
-            here = frozenset(other for other in mates if texts[other][: place + 1] == text[: place + 1])
-            if here != way[-1]:
-                way.append(here)
-            per_token.append(len(way) - 1)
-        found.append((way, per_token))
-        if present[row]:
-            for depth in set(per_token):
-                nodes_of.setdefault((groups[row], depth), set()).add(way[depth])
-    value = {node: np.mean([rewards[row] for row in node]) for way, _ in found for node in way if node}
-    result = [[0.0] * len(text) for text in texts]
-    for row, (way, per_token) in enumerate(found):
-        if not present[row]:
-            continue
-        size = len(way[0])
-        for place, depth in enumerate(per_token):
-            own, root = value[way[depth]], value[way[0]]
-            parent = value[way[depth - 1]] if depth else root
-            if kind == "parent":
-                result[row][place] = own - parent
-            elif kind == "global_and_local":
-                result[row][place] = (
-                    (own - root + own - parent) / np.sqrt(len(way[depth])) * (size / (size - 1) if size > 1 else 0)
-                )
-            elif kind == "ancestors":
-                seen = [node for number, node in enumerate(way) if number == 0 or len(node) > 1]
-                total = sum(len(node) * (rewards[row] - value[node]) for node in seen)
-                result[row][place] = total / sum(len(node) for node in seen)
-            else:
-                nodes = [value[node] for node in nodes_of[groups[row], depth]]
-                result[row][place] = (own - np.mean(nodes)) / (np.std(nodes) + 1e-6)
-    return result
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
@@ -84,7 +43,7 @@ def test_tree_advantages_are_those_of_sets_of_rows(kind, data):
     rewards = data.draw(st.lists(st.sampled_from([0.0, 1.0, 0.25]), min_size=rows, max_size=rows))
     missing = data.draw(st.sets(st.integers(0, 5), max_size=2))
     found = advantages(tree_advantage(kind=kind), rollouts_of(texts, rewards, groups, missing, width=6))
-    expected = oracle(texts, rewards, groups, kind, [row not in missing for row in range(rows)])
+    expected = oracle.tree_advantage(texts, rewards, groups, kind, [row not in missing for row in range(rows)])
     for row, text in enumerate(texts):
         close = {"atol": 2e-3 if kind == "depth" else 1e-5}
         np.testing.assert_allclose(found[row, 1 : 1 + len(text)], expected[row], **close)
@@ -114,8 +73,11 @@ def test_segments_get_the_difference_of_values_and_likely_tokens_leave_the_loss(
     )
     found = updated(segment_advantage(), rollouts)
     np.testing.assert_allclose(found.advantage, [[0, -0.25, -0.25, 0.75]])
+    values = before, behind, rollouts.mask, np.exp(rollouts.behavior_logp)
+    np.testing.assert_allclose(found.advantage, oracle.segment_advantage(*values))
     found = updated(segment_advantage(below=0.9), rollouts)
     np.testing.assert_allclose(found.advantage, [[0, -0.25, 0, 0.75]])
+    np.testing.assert_allclose(found.advantage, oracle.segment_advantage(*values, below=0.9))
     np.testing.assert_array_equal(found.mask, [[0, 1, 0, 1]])
 
 
@@ -126,3 +88,13 @@ def test_later_right_exits_earn_half_as_much_each():
     # In the order of cuts: row 1 is wrong, then rows 0, 3 and 2 are right.
     np.testing.assert_allclose(found[:5], [1, 0, 0.25, 0.5, 1])
     assert np.isnan(found[5])
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_exits_are_rewarded_in_their_order(data):
+    right, cut = ([data.draw(st.integers(0, high)) for _ in range(6)] for high in (1, 4))
+    cut = [6 * own + row for row, own in enumerate(cut)]
+    rollouts = rollouts_of([[1]] * 6, right, [0, 0, 0, 0, 1, 1]).replace(extras={"cut": np.array(cut, np.int32)})
+    found = np.asarray(updated(exit_rewards(), rollouts).rewards)[:, 0]
+    np.testing.assert_allclose(found, oracle.exit_rewards(right, cut, [0, 0, 0, 0, 1, 1]))
