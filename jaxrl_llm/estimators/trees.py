@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless
-from jaxrl_llm.estimators.pools import classes, group_mean, group_sum
+from jaxrl_llm.estimators.pools import classes, group_bounds, group_mean, group_sum
 from jaxrl_llm.estimators.scores import row_scores, set_row_advantage
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
@@ -114,7 +114,10 @@ def _within_depths(rollouts: Rollouts, value, leaves, depth, present, depths: in
         mean = safe_divide(group_sum(share * own, rollouts.group), nodes)
         variance = safe_divide(group_sum(share * jnp.square(own - mean), rollouts.group), nodes)
         standard = (value - mean[:, None]) / (jnp.sqrt(variance) + epsilon)[:, None]
-        result = jnp.where(here > 0, standard, result)
+        # Means of equal rewards may differ in their last bits, which are no difference.
+        low, high = group_bounds(own, passes, rollouts.group)
+        uniform = high - low <= 1e-6 * jnp.maximum(jnp.abs(low), jnp.abs(high))
+        result = jnp.where(here > 0, jnp.where(uniform[:, None], 0.0, standard), result)
     return result
 
 
