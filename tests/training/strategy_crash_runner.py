@@ -23,7 +23,8 @@ if __name__ == "__main__":
     if moment:
         crash_runner.kill_at(moment[0], int(moment[1]), float(moment[2]))
     config = crash_runner.tiny_config()
-    config.method = {"name": method, "options": {"samples": 4} | OPTIONS[method]}
+    config.method.name = method
+    config.method.options = {"samples": 4} | OPTIONS[method]
     config.task.options.size = 6
     config.rl.staleness = 1  # so that samples that no step has learned from lie in the checkpoints too
     loop.train(config, workdir)

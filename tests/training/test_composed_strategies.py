@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from training.tiny_runs import finish, tiny_config
 
+from jaxrl_llm.training import metrics
+
 LEVELS = (("{prompt}{part}", "answer", 0.5), ("{prompt}{part}", "answer", 1.0))
 # Method -> its options; the alphabet of the tiny task has digits and signs alone.
 OPTIONS = {
@@ -63,5 +65,6 @@ def test_steps_in_the_program(method, tmp_path):
     done = finish(config, tmp_path)
     assert all(np.isfinite(line["loss"]) and line["skipped"] == 0 for line in done.metrics)
     assert len(done.metrics) == config.rl.steps
+    assert not {name for line in done.metrics for name in line if not metrics.defined(name)} - {"step", "phase"}
     if method in ("repo", "mixed_replay"):
         assert done.metrics[1]["replay/rows"] > 0

@@ -35,10 +35,12 @@ def test_no_definition_without_a_metric():
 
 # What a step of each method measures is looked up in `methods.test_methods`; of samples ahead in `test_ahead`.
 OF_OTHER_METHODS = {
-    "anchor_reward", "constrained_kl", "evaluation/label_accuracy", "evaluation/label_accuracy_error", "fast/loss",
-    "greedy_reward", "label_accuracy", "labelled/count", "labelled/reward", "log_partition", "policy_entropy",
-    "ranking_left_out", "reward_center", "reward_desirable", "reward_reference_point", "reward_undesirable", "staleness",
-    "top_entropy",
+    "anchor_reward", "begun/tokens", "constrained_kl", "critic/deviation", "critic/variance",
+    "evaluation/label_accuracy", "evaluation/label_accuracy_error", "evolution/best", "evolution/spread", "exits",
+    "fast/loss", "greedy_reward", "hindsight/rows", "label_accuracy", "labelled/count", "labelled/reward",
+    "log_partition", "policy_entropy", "ranking_left_out", "resumed/waiting", "reward_center", "reward_desirable",
+    "reward_reference_point", "reward_undesirable", "speculative/kept", "stage", "staleness", "taught", "top_entropy",
+    "tree/leaves", "values/states",
 }  # fmt: skip
 
 
