@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from jaxrl_llm.networks.axes import current_spec
+from jaxrl_llm.networks.axes import Split, first_of, parts, split_of
 
 TOKEN_CHUNK = 8192
 VOCABULARY_CHUNK = 2048
@@ -38,34 +37,12 @@ def token_statistics(
     Returns: "logp" and what is asked for, float32 [B, T], in nats.
     """
     wanted = ("logp", *sorted(needs & {"entropy", "mean_logp", "max_logp"}))
-    split = _split(targets.shape, matrix.shape)
+    split = split_of(targets.shape, matrix.shape)
     values = _statistics(
         Head(vocabulary_chunk, 1.0 / temperature, softcap), wanted, token_chunk, split, hidden, matrix, targets
     )
     found = dict(zip(wanted, values, strict=True))
     return found | {name: jax.lax.stop_gradient(found[name]) for name in found.keys() & {"max_logp"}}
-
-
-class Split(NamedTuple):
-    """Mesh axes that split the head's inputs; none without a mesh."""
-
-    rows: tuple[str, ...] = ()  # of tokens [B, T]
-    columns: tuple[str, ...] = ()  # of tokens
-    vocabulary: tuple[str, ...] = ()  # of the matrix [V, D]
-    width: tuple[str, ...] = ()  # of the matrix; of hidden states nothing does
-
-    @property
-    def specs(self) -> tuple[PartitionSpec, PartitionSpec]:
-        """Of tokens, and of the matrix."""
-        return PartitionSpec(self.rows, self.columns), PartitionSpec(self.vocabulary, self.width)
-
-
-def _split(tokens: tuple[int, int], matrix: tuple[int, int]) -> Split:
-    """What the rules say of these shapes."""
-    specs = current_spec(("batch", "length"), tokens), current_spec(("vocab", "embed"), matrix)
-    if specs[0] is None:
-        return Split()
-    return Split(*((axes,) if isinstance(axes, str) else tuple(axes or ()) for spec in specs for axes in spec))
 
 
 def _in_chunks(values, size: int):
@@ -159,7 +136,7 @@ def _on_each_device(function: Callable, split: Split, inputs, outputs) -> Callab
 def _forward(head: Head, wanted, token_chunk, split: Split, hidden, matrix, targets):
     """Statistics [B, T] of a device's tokens, and what the backward pass keeps of them."""
     shape, chunk = targets.shape, min(head.chunk, matrix.shape[0])
-    head, first = head._replace(chunk=chunk), _first_of(split.vocabulary, matrix.shape[0])
+    head, first = head._replace(chunk=chunk), first_of(split.vocabulary, matrix.shape[0])
     hidden, targets = _in_chunks(hidden, token_chunk), _in_chunks(targets, token_chunk)
 
     def add_block(carry, block):
@@ -194,7 +171,7 @@ def _forward(head: Head, wanted, token_chunk, split: Split, hidden, matrix, targ
         share = jnp.exp(peak - best)
         total, moment, plain, taken = jax.lax.psum((total * share, moment * share, plain, taken), split.vocabulary)
         peak = best
-    normaliser, size = peak + jnp.log(total), matrix.shape[0] * _parts(split.vocabulary)
+    normaliser, size = peak + jnp.log(total), matrix.shape[0] * parts(split.vocabulary)
     values = {"logp": taken - normaliser, "entropy": normaliser - moment / total, "mean_logp": plain / size - normaliser}
     values["max_logp"] = peak - normaliser
     return tuple(values[name] for name in wanted), (normaliser, values["entropy"])
@@ -209,8 +186,8 @@ def _backward(head: Head, wanted, token_chunk, split: Split, hidden, matrix, tar
     d logp / dx_j = [j = y] - p_j, d entropy / dx_j = -p_j (x_j - Z + H), d mean_logp / dx_j = 1 / V - p_j.
     """
     shape, chunk = targets.shape, min(head.chunk, matrix.shape[0])
-    head, first = head._replace(chunk=chunk), _first_of(split.vocabulary, matrix.shape[0])
-    size, dtype = matrix.shape[0] * _parts(split.vocabulary), hidden.dtype
+    head, first = head._replace(chunk=chunk), first_of(split.vocabulary, matrix.shape[0])
+    size, dtype = matrix.shape[0] * parts(split.vocabulary), hidden.dtype
     given = dict(zip(wanted, cotangents, strict=True))
     zeros = jnp.zeros(shape, jnp.float32)
     given = tuple(given.get(name, zeros) for name in ("logp", "entropy", "mean_logp"))
@@ -251,22 +228,12 @@ def _backward(head: Head, wanted, token_chunk, split: Split, hidden, matrix, tar
     return hidden_gradient.astype(dtype), matrix_gradient.astype(matrix.dtype)
 
 
-def _parts(axes: tuple[str, ...]) -> int:
-    """Devices along these mesh axes."""
-    return jax.lax.axis_size(axes) if axes else 1
-
-
-def _first_of(axes: tuple[str, ...], size: int):
-    """Number of the first of a device's `size` rows, which these mesh axes split."""
-    return jax.lax.axis_index(axes) * size if axes else 0
-
-
 def _summed(rows_gradient, split: Split):
     """Sum over all tokens of [chunk, D], of which a device keeps its part of the width."""
     tokens = split.rows + split.columns
     if not set(split.width) <= set(tokens):
-        part = rows_gradient.shape[1] // _parts(split.width)
-        rows_gradient = jax.lax.dynamic_slice_in_dim(rows_gradient, _first_of(split.width, part), part, axis=1)
+        part = rows_gradient.shape[1] // parts(split.width)
+        rows_gradient = jax.lax.dynamic_slice_in_dim(rows_gradient, first_of(split.width, part), part, axis=1)
         return jax.lax.psum(rows_gradient, tokens) if tokens else rows_gradient
     if split.width:
         rows_gradient = jax.lax.psum_scatter(rows_gradient, split.width, scatter_dimension=1, tiled=True)

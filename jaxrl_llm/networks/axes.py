@@ -6,6 +6,7 @@ say which mesh axes split which names. Without a mesh (`jax.set_mesh`) or withou
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -118,3 +119,35 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Splits an activation as the rules say for the names of its axes."""
     spec = current_spec(names, x.shape)
     return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+class Split(NamedTuple):
+    """Mesh axes that split tokens and a matrix with a row for each entry of the vocabulary; none without a mesh."""
+
+    rows: tuple[str, ...] = ()  # of tokens [B, T]
+    columns: tuple[str, ...] = ()  # of tokens
+    vocabulary: tuple[str, ...] = ()  # of the matrix [V, D]
+    width: tuple[str, ...] = ()  # of the matrix; of hidden states nothing does
+
+    @property
+    def specs(self) -> tuple[PartitionSpec, PartitionSpec]:
+        """Of tokens, and of the matrix."""
+        return PartitionSpec(self.rows, self.columns), PartitionSpec(self.vocabulary, self.width)
+
+
+def split_of(tokens: tuple[int, int], matrix: tuple[int, int]) -> Split:
+    """What the rules say of these shapes."""
+    specs = current_spec(("batch", "length"), tokens), current_spec(("vocab", "embed"), matrix)
+    if specs[0] is None:
+        return Split()
+    return Split(*((axes,) if isinstance(axes, str) else tuple(axes or ()) for spec in specs for axes in spec))
+
+
+def parts(axes: tuple[str, ...]) -> int:
+    """Devices along these mesh axes, within a `shard_map`."""
+    return jax.lax.axis_size(axes) if axes else 1
+
+
+def first_of(axes: tuple[str, ...], size: int):
+    """Number of the first of a device's `size` rows, which these mesh axes split."""
+    return jax.lax.axis_index(axes) * size if axes else 0

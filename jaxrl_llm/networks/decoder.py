@@ -13,6 +13,7 @@ from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.blocks import softcapped
 from jaxrl_llm.networks.config import REMAT, DecoderConfig
 from jaxrl_llm.networks.experts import Experts, Routing
+from jaxrl_llm.networks.lookup import looked_up
 from jaxrl_llm.networks.matrices import gains, is_adapted, merged, times
 from jaxrl_llm.networks.modules import Mlp, Norm, Projection, VocabularyAdapter, named, residual_gain
 from jaxrl_llm.networks.past import AXES, Cells, LayerPast, Sight, cells_of, each_field, past_attention, written
@@ -205,7 +206,7 @@ class Decoder(nn.Module):
     def embed(self, tokens: Array) -> Array:
         """What the residual stream begins with, [B, T, D]."""
         c = self.config
-        x = jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(c.dtype)
+        x = looked_up(self.embedding, tokens, c.dtype)
         if is_adapted(c, "embedding"):
             x = self.adapted(x, tokens)
         return x * jnp.asarray(c.hidden_size**0.5, c.dtype) if c.scale_embeddings else x

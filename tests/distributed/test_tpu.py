@@ -50,9 +50,8 @@ def test_update_and_sampler_compile_for_a_slice_and_fit(network):
     share = 3 * figures["bytes"] * figures["parameters"] / figures["shards"]
     assert share < update["memory"]["parameters"] + update["memory"]["optimizer"] < 1.05 * share
     assert update["memory"]["outputs"] < 0.01 * share
-    # The head is never whole on a chip, and sampling moves activations alone. With data > 1 the largest gather is that of the
-    # hidden states of all tokens that are learned, which is a third of the small network's head.
-    assert update["gathered"] < figures["head"] / 2
+    # The head is never whole on a chip, and sampling moves activations alone.
+    assert update["gathered"] < figures["head"] / 4
     # Of experts those of the tokens of contexts, which all devices that share out experts see: half of 8 x 512 x 2048.
     assert sampler["gathered"] < (5e6 if network == "experts" else 2e6)
     assert not any("data" in name for name, sent in sampler["sent"].items() if sent > 1e5)
