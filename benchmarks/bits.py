@@ -29,6 +29,7 @@ NETWORK = decoder(
 
 
 def told(name: str, one, other) -> None:
+    """Prints how many numbers of two arrays of one shape are equal, and how far apart the others are."""
     one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
     gap = np.abs(one - other)
     half, most = np.quantile(gap, [0.5, 0.99])

@@ -1,27 +1,20 @@
 """The bake-off: what it pairs, what its intervals are, what a cut file loses, which verdicts flip, and its configurations."""
 
 import json
-import pathlib
-import sys
 
 import numpy as np
 import pytest
+from benchmark_programs import benchmark
 
 from jaxrl_llm.training.config import check_config
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 NAMES = ("long_credit", "noisy_verifier", "rare_success", "off_policy", "diversity", "length")
 
 
 @pytest.fixture(scope="module")
 def bench():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import bakeoff
-
-        yield bakeoff
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    with benchmark("bakeoff") as module:
+        yield module
 
 
 def row(method, seed, *curve, regime="length"):

@@ -1,25 +1,17 @@
 """Malformed inputs of each kind, by seed: read, or refused in one line that names the file (more: benchmarks/fuzz.py)."""
 
-import pathlib
-import sys
-
 import pytest
+from benchmark_programs import benchmark
 
 from jaxrl_llm.data import template_limits
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 COUNTS = {"template": 6, "run": 150, "rows": 2000}
 
 
 @pytest.fixture(scope="module")
 def fuzz():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import fuzz
-
-        yield fuzz
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    with benchmark("fuzz") as module:
+        yield module
 
 
 KINDS = ("config", "converted", "run", "adapter", "index", "tensors", "tokenizer", "sentencepiece", "template", "rows")

@@ -51,7 +51,7 @@ def _tree(widths: tuple[int, ...], segment: int):
     return branching(samples=math.prod(widths), widths=widths, segment=segment)
 
 
-@method("TreePO: Heuristic Tree-based Modeling (Li et al., 2025)", "arXiv:2508.17445")
+@method("TreePO: Bridging the Gap of Policy Optimization and Efficacy (Li et al., 2025)", "arXiv:2508.17445")
 def tree_po(widths: tuple[int, ...] = (8, 2), segment: int = 512, clip_low: float = 0.2, clip_high: float = 0.28):
     """A tree of segments; a leaf is compared with the leaves of each of its ancestors, by their numbers, and whitened.
 

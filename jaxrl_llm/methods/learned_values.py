@@ -78,7 +78,9 @@ def q_sharp(samples: int = 4, temperature: float = 0.1, bin_count: int = 2, low:
 
 
 @method(
-    "Improving Multi-Step Reasoning Abilities with Direct Advantage Policy Optimization (Liu et al., 2024)", "arXiv:2412.18279"
+    "Improving Multi-Step Reasoning Abilities of Large Language Models with Direct Advantage Policy Optimization "
+    "(Liu et al., 2024)",
+    "arXiv:2412.18279",
 )
 def direct_advantage(samples: int = 4, beta: float = 0.1, warmup_steps: int = 20, bin_count: int = 2):
     """A critic learns how likely the reference is to succeed and stays; the policy's log-ratios regress what tokens add to it.

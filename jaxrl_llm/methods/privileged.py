@@ -21,13 +21,13 @@ DIVERGENCES = {name: function for name, (function, rest) in KINDS.items() if res
 DIVERGENCES["jensen_shannon"] = jensen_shannon()
 
 
-def _taught(samples: int, template: str, teacher: str, count: int, kind: str, coefficient: float = 1.0):
+def _taught(samples: int, template: str, teacher: str, count: int, kind: str, coefficient: float = 1.0, **options):
     """Strategy and term of a policy that is taught at its likeliest tokens by somebody who reads a template."""
     if kind not in DIVERGENCES:
         raise ValueError(f"kind is {kind!r}; it must be one of {tuple(DIVERGENCES)}")
     candidates = top(count=count, of="proximal", with_token=True)
     term = divergence(kind=DIVERGENCES[kind], candidates=candidates, against=teacher, coefficient=coefficient)
-    return self_taught(samples=samples, template=template, teacher=teacher), term
+    return self_taught(samples=samples, template=template, teacher=teacher, **options), term
 
 
 @method("Reinforcement Learning via Self-Distillation (Hübotter et al., 2026)", "arXiv:2601.20802")
@@ -39,9 +39,10 @@ def sdpo(
 
     Defaults: The text, and the divergence over the policy's 20 likeliest tokens with all others as one, are ours. `teacher`
       "reference" with a moving `rl.reference` is the paper's average of policies. A `share` below 1 leaves the rest to GRPO's
-      loss.
+      loss, in which all rows take part; without it those for which there is no right answer are left out.
     """
-    strategy, term = _taught(samples, template, teacher, count, kind, share)
+    untaught = "plain" if share < 1 else "left out"
+    strategy, term = _taught(samples, template, teacher, count, kind, share, untaught=untaught)
     rest = (scaled(term=policy(), coefficient=1.0 - share),) if share < 1 else ()
     return strategy, chain(group_advantage(), token_mean()), objective(term, *rest)
 
@@ -61,7 +62,9 @@ def sdft(
     return strategy, chain(token_mean()), objective(term)
 
 
-@method("On-Policy Self-Distillation for Large Language Models (Zhao et al., 2026)", "arXiv:2601.18734")
+@method(
+    "Self-Distilled Reasoner: On-Policy Self-Distillation for Large Language Models (Zhao et al., 2026)", "arXiv:2601.18734"
+)
 def opsd(
     samples: int = 1, template: str = "{prompt}\nThe answer is {answer}. Now answer with your own reasoning.",
     teacher: str = "reference", count: int = 64, kind: str = "jensen_shannon",
@@ -74,7 +77,7 @@ def opsd(
     return strategy, chain(sequence_mean()), objective(term)
 
 
-@method("GHPO: Adaptive Guidance for Stable and Efficient LLM RL (Liu et al., 2025)", "arXiv:2507.10628")
+@method("GHPO: Adaptive Guidance for Stable and Efficient LLM Reinforcement Learning (Liu et al., 2025)", "arXiv:2507.10628")
 def ghpo(
     samples: int = 8, levels: tuple[tuple[str, str, float], ...] = BEGINNINGS, warmup_steps: int = 0, clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -122,7 +125,7 @@ def icpo(
     )
 
 
-@method("TAPO: Thought-Augmented Policy Optimization (Wu et al., 2025)", "arXiv:2505.15692")
+@method("Thought-Augmented Policy Optimization (Wu et al., 2025)", "arXiv:2505.15692")
 def thought_augmented(
     samples: int = 6, guided: int = 2, template: str = "{prompt}\nA way to think about it: {thought}", learned: str = "hinted",
     clip_low: float = 0.2, clip_high: float = 0.2,
@@ -151,9 +154,7 @@ def policy_rollout(
     return strategy, chain(group_advantage(), sequence_mean()), clipped(clip_low, clip_high)
 
 
-@method(
-    "Thinking-Free Policy Initialization Makes Distilled Reasoning Models More Effective (Xu et al., 2025)", "arXiv:2509.26226"
-)
+@method("Thinking-Free Policy Initialization (Xu et al., 2025)", "arXiv:2509.26226")
 def tfpi(
     samples: int = 8, stages: tuple[tuple[int, str, str], ...] = ((0, "{prompt}", EMPTY_THOUGHTS),), clip_low: float = 0.2,
     clip_high: float = 0.28,

@@ -45,7 +45,7 @@ def mixed_replay(
     return strategy, chain(group_advantage(), sequence_mean()), objective(terms)
 
 
-@method("SPEC-RL: Accelerating On-Policy RL via Speculative Rollouts (Liu et al., 2025)", "arXiv:2509.23232")
+@method("SPEC-RL: Accelerating On-Policy RL with Speculative Rollouts (Liu et al., 2025)", "arXiv:2509.23232")
 def spec_rl(
     row_width: int = 768, samples: int = 8, capacity: int = 4096, components: int = 1, lenience: float = 0.5,
     clip_low: float = 0.2, clip_high: float = 0.2,

@@ -119,7 +119,8 @@ def tail_mean(values, shares, *, share: float = 0.25):
 def wang(values, shares, *, shift: float = 0.75):
     """Mean under the levels Phi(Phi^-1(u) + `shift`): above 0 it fears, below 0 it hopes.
 
-    Source: Wang, https://doi.org/10.2307/253675, as in https://arxiv.org/abs/1806.06923
+    Source: Wang, https://doi.org/10.2307/253675; IQN, https://arxiv.org/abs/1806.06923, distorts the levels that it samples
+    instead, and its eta is -`shift`
     """
     return _distorted(values, shares, lambda level: ndtr(ndtri(level) + shift))
 

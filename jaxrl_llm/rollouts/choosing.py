@@ -60,6 +60,13 @@ def variance_mix(table: Table, io: Io, *, share: float = 0.5):
     return (1.0 - share) / len(promise) + (share * promise / total if total > 0 else share / len(promise))
 
 
+def _by_domain(table: Table, io: Io, column: str, measure: str):
+    """Domain [P] of each prompt, by its number, and of each domain the rows so far and the mean of a measure over them."""
+    _, number = np.unique(io.column(column, str), return_inverse=True)
+    visits = np.bincount(number, table["visits"])
+    return number, visits, np.bincount(number, table[measure] * table["visits"]) / np.maximum(visits, 1)
+
+
 @composable
 def domain_bandit(table: Table, io: Io, *, column: str = "domain", temperature: float = 0.1):
     """Softmax over the domains of their mean |r - mean r| and a bonus for those that were seen little, even within a domain.
@@ -68,25 +75,20 @@ def domain_bandit(table: Table, io: Io, *, column: str = "domain", temperature: 
 
     Source: DUMP, https://arxiv.org/abs/2504.09710, whose first term is the mean |advantage| of the last 300 rows
     """
-    names, number = np.unique([str(io.example(place)[column]) for place in range(len(table["visits"]))], return_inverse=True)
-    visits = np.bincount(number, table["visits"], len(names))
-    spread = np.bincount(number, table["spread"] * table["visits"], len(names)) / np.maximum(visits, 1)
+    number, visits, spread = _by_domain(table, io, column, "spread")
     value = (spread + np.sqrt(2.0 * np.log(1.0 + visits.sum()) / (1.0 + visits))) / temperature
     share = np.exp(value - value.max())
-    return (share / share.sum() / np.bincount(number, minlength=len(names)))[number]
+    return (share / share.sum() / np.bincount(number))[number]
 
 
 @composable
 def worst_domain(table: Table, io: Io, *, column: str = "domain"):
     """The domain with the lowest share of right rows alone, one that was never seen first.
 
-    Source: IWOCS, robust decisions against the worst of the models met so far, https://openreview.net/forum?id=vI2nBNtrI7
+    Source: IWOCS, which decides against the worst of the models met so far, https://arxiv.org/abs/2410.06212
     """
-    names, number = np.unique([str(io.example(place)[column]) for place in range(len(table["visits"]))], return_inverse=True)
-    visits = np.bincount(number, table["visits"], len(names))
-    success = np.bincount(number, table["success"] * table["visits"], len(names)) / np.maximum(visits, 1)
-    worst = np.where(visits > 0, success, -1.0).argmin()
-    return np.where(number == worst, 1.0, TINY)
+    number, visits, success = _by_domain(table, io, column, "success")
+    return np.where(number == np.where(visits > 0, success, -1.0).argmin(), 1.0, TINY)
 
 
 @composable
@@ -97,8 +99,7 @@ def by_difficulty(table: Table, io: Io, *, stages: tuple[tuple[int, float], ...]
     """
     begun = [most for first, most in sorted(stages) if first <= io.step]
     require(bool(begun), "stages", stages, "pairs of a first step and a difficulty, one of them for step 0")
-    difficulty = np.array([float(io.example(place)[column]) for place in range(len(table["visits"]))])
-    return np.where(difficulty <= begun[-1], 1.0, TINY)
+    return np.where(np.array(io.column(column, float)) <= begun[-1], 1.0, TINY)
 
 
 @composable
@@ -129,9 +130,10 @@ def knapsack(success, known, total: int, *, least: int = 2, most: int = 128):
 
     Source: Knapsack RL, https://arxiv.org/abs/2509.25849
     """
-    counts = np.full(len(success), least)
-    require(least * len(success) <= total, "least", least, f"at most {total // len(success)}, the samples that there are")
-    chance = np.where(known, success, 0.0)
+    count = len(success)
+    require(least * count <= total, "least", least, f"at most {total // count}, the samples that there are for each")
+    require(most * count >= total, "most", most, f"at least {-(-total // count)}, the samples that there are for each")
+    counts, chance = np.full(count, least), np.where(known, success, 0.0)
 
     def value(n):
         return (1.0 - chance**n - (1.0 - chance) ** n) * chance * (1.0 - chance) ** 2

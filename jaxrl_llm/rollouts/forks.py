@@ -75,7 +75,7 @@ def least_likely(io: Io, collection: Collection, row: int, *, count: int = 2):
     return sorted(first + 1 + int(place) for place in np.argsort(logp, kind="stable")[:count])
 
 
-LINES, LEAST_LIKELY, EIGHT = separators(), least_likely(), shares()
+LINES, EIGHT = separators(), shares()
 
 
 @stateless_strategy(provides=("value_before", "value_behind"))
@@ -97,18 +97,22 @@ def valued(
     collection = io.sample(requests_for(*io.draw(prompts), samples=samples))
     rollouts, score = collection.rollouts, scores_of(collection)
     columns = [cuts(io, collection, row) for row in range(len(score))]
-    # States with equal tokens are one state, however many rows come through.
+
+    def state(row: int, column: int):
+        """Equal tokens of one prompt are one state, however many rows come through."""
+        return int(rollouts.prompt_id[row]), rollouts.tokens[row, :column].tobytes()
+
     states = {}
     for row, own in enumerate(columns):
         for column in own:
-            states.setdefault(rollouts.tokens[row, :column].tobytes(), (row, column))
-    asked = [dataclasses.replace(fork(collection, *state), samples=continuations) for state in states.values()]
+            states.setdefault(state(row, column), (row, column))
+    asked = [dataclasses.replace(fork(collection, *place), samples=continuations) for place in states.values()]
     means = scores_of(io.sample(asked)).reshape(-1, continuations).mean(axis=1) if asked else []
     value_of = dict(zip(states, means, strict=True))
     before, behind = np.zeros(rollouts.tokens.shape, np.float32), np.zeros(rollouts.tokens.shape, np.float32)
     for row, own in enumerate(columns):
         root = score[rollouts.group == rollouts.group[row]].mean()
-        values = [root, *(value_of[rollouts.tokens[row, :column].tobytes()] for column in own), score[row]]
+        values = [root, *(value_of[state(row, column)] for column in own), score[row]]
         first, last = _own(collection, row)
         for place, (start, end) in enumerate(zip([first, *own], [*own, last], strict=True)):
             before[row, start:end], behind[row, start:end] = values[place], values[place + 1]
@@ -143,14 +147,20 @@ def branching(
                 rows, groups = [*rows, (level, row)], [*groups, owner]
             else:
                 alive.append((owner, fork(parts[-1], row, int(parts[-1].rollouts.length[row]))))
+    return io.reward(_by_group(parts, rows, groups)), {"tree/leaves": len(rows) / prompts}
+
+
+def _by_group(parts: list[Collection], rows: list[tuple[int, int]], groups: list[int], *extras: tuple[str, list]) -> Collection:
+    """The rows `(part, row of the part)` in the order of their groups, with `extras`: a name and a number for each row."""
     order = np.argsort(groups, kind="stable")
-    leaves = arranged(parts, [rows[place] for place in order], np.array(groups)[order])
-    return io.reward(leaves), {"tree/leaves": len(rows) / prompts}
+    found = arranged(parts, [rows[place] for place in order], np.array(groups)[order])
+    added = {name: np.array(values, np.int32)[order] for name, values in extras}
+    return dataclasses.replace(found, rollouts=found.rollouts.replace(extras=found.rollouts.extras | added))
 
 
 @stateless_strategy
 def uncertain_tree(
-    io: Io, prompts: int, *, samples: int = 6, forks: int = 2, rounds: int = 1, width: int = 2, cuts: Composable | None = None
+    io: Io, prompts: int, *, samples: int = 6, forks: int = 2, rounds: int = 1, width: int = 2
 ) -> tuple[Collection, Metrics]:
     """`samples` completions of each prompt, then `width` others from each of the `forks` least likely tokens of each.
 
@@ -160,7 +170,7 @@ def uncertain_tree(
     scripts
     """
     found = io.sample(requests_for(*io.draw(prompts), samples=samples), rewarded=False)
-    rule = least_likely(count=forks) if cuts is None else cuts
+    rule = least_likely(count=forks)
     parts, rows, groups = [found], [(0, row) for row in range(prompts * samples)], list(found.rollouts.group)
     newest = list(enumerate(groups))
     for level in range(1, rounds + 1):
@@ -173,9 +183,7 @@ def uncertain_tree(
         rows += [(level, row) for row in range(len(owners))]
         groups += list(owners)
         newest = list(enumerate(owners))
-    order = np.argsort(groups, kind="stable")
-    leaves = arranged(parts, [rows[place] for place in order], np.array(groups)[order])
-    return io.reward(leaves), {"tree/leaves": len(rows) / prompts}
+    return io.reward(_by_group(parts, rows, groups)), {"tree/leaves": len(rows) / prompts}
 
 
 @stateless_strategy(provides=("cut",))
@@ -200,10 +208,7 @@ def exits(
     parts = [path, io.sample(asked, rewarded=False)] if asked else [path]
     rows = [(1, place) for place in range(len(asked))] + [(0, row) for row in range(prompts * samples)]
     where, groups = [*where, *path.rollouts.length.tolist()], [*groups, *range(prompts * samples)]
-    order = np.argsort(groups, kind="stable")
-    found = io.reward(arranged(parts, [rows[place] for place in order], np.array(groups)[order]))
-    extras = found.rollouts.extras | {"cut": np.array(where, np.int32)[order]}
-    return dataclasses.replace(found, rollouts=found.rollouts.replace(extras=extras)), {"exits": len(asked) / prompts}
+    return io.reward(_by_group(parts, rows, groups, ("cut", where))), {"exits": len(asked) / prompts}
 
 
 def with_text(prefix: Prefix | None, text: str, io: Io) -> Prefix | None:
@@ -223,7 +228,7 @@ def begun(
     """Completions that go on from a beginning that somebody else wrote, which nobody learns.
 
     Args:
-      samples: of each prompt, all from one beginning, of their own each for "given" ones.
+      samples: of each prompt, all from one beginning.
       by: whose completion it is the beginning of: the example's own, or another policy's.
       share: of the prompts that have one; the others begin at the prompt.
       tokens: length of the beginning; None for a length that is uniform from 0 to that of the completion.
@@ -264,8 +269,6 @@ def budgeted(
     own, which learn nothing of thought and text, against the mean of the answers from the same cut.
 
     Args:
-      io: see `Io`.
-      prompts: of the step.
       samples: thoughts of each prompt.
       budgets: tokens, rising; the last one bounds thoughts.
       summaries: answers at each cut.

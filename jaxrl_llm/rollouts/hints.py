@@ -67,8 +67,12 @@ def escalated(
             elif found[place, 0] > threshold:
                 rows[group][0] = own[0]
         failed = failed[found.max(axis=1) <= threshold]
-    groups = np.repeat(np.arange(prompts), samples)
-    return arranged(parts, [row for own in rows for row in own], groups), metrics
+    flat = [row for own in rows for row in own]
+    found = arranged(parts, flat, np.repeat(np.arange(prompts), samples))
+    if learned == "plain":
+        source = np.array([part > 0 for part, _ in flat], np.int32)
+        found = dataclasses.replace(found, rollouts=found.rollouts.replace(source=source))
+    return found, metrics
 
 
 def _hinted(io: Io, request: Request, template: str, column: str, share: float, learned: str, samples: int) -> Request:
@@ -140,16 +144,17 @@ def staged(
 @stateless_strategy(provides=("rows_of_views",))
 def self_taught(
     io: Io, prompts: int, *, samples: int = 8, template: str = "{prompt}\nA right answer: {solution}",
-    teacher: Policy = "proximal", threshold: float = 0.0,
+    teacher: Policy = "proximal", untaught: Literal["left out", "plain"] = "left out", threshold: float = 0.0,
 ) -> tuple[Collection, Metrics]:  # fmt: skip
     """The policy that trains is taught by one that is told more: `teacher` reads the rows behind a template.
 
-    "{solution}" is another completion of the group that is right, the first one; rows that have none take no part. All other
-    names are columns of the example: a gold answer, a demonstration, feedback.
+    "{solution}" is another completion of the group that is right, the first one. All other names are columns of the example: a
+    gold answer, a demonstration, feedback.
 
     Args:
       template: what the teacher reads.
       teacher: "proximal", the policy itself before the step; "reference", which may be its moving average; or "teacher".
+      untaught: rows of which no other completion is right are "left out", or read behind their own, "plain" prompt.
 
     Source: SDPO, https://arxiv.org/abs/2601.20802; SDFT, https://arxiv.org/abs/2601.19897; OPSD,
     https://arxiv.org/abs/2601.18734
@@ -166,7 +171,8 @@ def self_taught(
         told.append(
             templated(request.prompt, template, request.example | known, io.tokenizer) if taught[row] else request.prompt
         )
-    rollouts = rollouts.replace(valid=np.asarray(rollouts.valid) * taught.astype(np.float32))
+    if untaught == "left out":
+        rollouts = rollouts.replace(valid=np.asarray(rollouts.valid) * taught.astype(np.float32))
     viewed = with_view(rollouts, teacher, view_of(collection, told, io.tokenizer))
     return dataclasses.replace(collection, rollouts=viewed), {"taught": float(taught.mean())}
 
@@ -192,9 +198,9 @@ def relabelled(
 ) -> tuple[Collection, Metrics]:  # fmt: skip
     """Rows that are wrong are learned a second time, as right answers to what they did achieve.
 
-    The second row of each stands in a group of its own with source 1, rewards of 1, the prompt in the template, "{achieved}" is
-    the completion's final answer, and the policy's log-probabilities behind that prompt as `behavior_logp`. Rows without a
-    final answer have none.
+    The second row of each stands in a group of its own, with source 1, rewards of 1, and the policy's log-probabilities behind
+    the prompt in the template as `behavior_logp`. "{achieved}" is the final answer of the completion; without one there is no
+    second row.
 
     Args:
       template: states what was achieved.

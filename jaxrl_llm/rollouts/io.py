@@ -41,6 +41,7 @@ class Io:
     drawing: Draw | None = None  # draws examples
     cursor: Any = None  # place in the data, moved by `draw`
     examples: Sequence[Example] | None = None  # of the run, by their numbers
+    columns: dict[tuple, list] = dataclasses.field(default_factory=dict)  # what `column` has read, kept from step to step
     statistics: Statistics | None = None  # scores rollouts under a policy
     keeps_entropy: bool = False  # whether `extras["behavior_entropy"]` has the entropies of the sampler
     # what surrounds sampling, such as the mesh that it runs on
@@ -63,6 +64,17 @@ class Io:
     def example(self, number: int) -> Example:
         """The example of that number, whether it was drawn in this step or not."""
         return self._part("examples")[number]
+
+    def column(self, name: str, convert: Callable[[Any], Any] = str) -> list:
+        """The column of that name of all examples, converted; read once.
+
+        Raises ValueError: an example has no such column, or one that cannot be converted.
+        """
+        if (name, convert) not in self.columns:
+            self.columns[name, convert] = [
+                _converted(number, example, name, convert) for number, example in enumerate(self._part("examples"))
+            ]
+        return self.columns[name, convert]
 
     def sample(self, requests: Sequence[Request], *, rewarded: bool = True) -> Collection:
         """Rollouts of all requests, in their order, the samples of each together.
@@ -122,7 +134,7 @@ class Io:
 
     def uniform(self, count: int, salt: int) -> np.ndarray:
         """Numbers of [0, 1), float64 [count], that depend on the seed, the step and what they are for, `salt`, alone."""
-        key = np.array([self.seed % 2**64, (self.step << 8) + salt], np.uint64)
+        key = np.array([self.seed % 2**64, (self.step << 32) + salt], np.uint64)
         return np.random.Generator(np.random.Philox(key=key)).random(count)
 
     def _part(self, name: str) -> Any:
@@ -130,3 +142,12 @@ class Io:
         if getattr(self, name) is None:
             raise ValueError(f"Io.{name} is None, and this asks for it; give Io({name}=...)")
         return getattr(self, name)
+
+
+def _converted(number: int, example: Example, name: str, convert: Callable[[Any], Any]) -> Any:
+    if example.get(name) is None:
+        raise ValueError(f"example {number} has no {name!r}, which the strategy asks for; its columns are {sorted(example)}")
+    try:
+        return convert(example[name])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the column {name!r} of example {number} is {example[name]!r}; give a {convert.__name__}") from error

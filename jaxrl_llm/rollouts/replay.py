@@ -38,7 +38,8 @@ def replayed(
     Source: RePO, https://arxiv.org/abs/2506.09340; ReMix, https://arxiv.org/abs/2507.06892, takes the newest ones
     """
     fresh = io.sample(requests_for(*io.draw(prompts), samples=samples))
-    if unknown := sorted(fresh.rollouts.extras):
+    unknown = sorted(fresh.rollouts.extras) + ["token_rewards"] * (fresh.rollouts.token_rewards is not None)
+    if unknown:
         raise ValueError(f"rows of a store have no {unknown[0]!r}, which the rollouts of this run have; leave it out")
     drawn = fresh.rollouts.prompt_id[::samples]
     pools = [of_prompt(store, number) for number in drawn] if of == "prompt" else [np.flatnonzero(store["number"] > 0)]
@@ -95,7 +96,7 @@ def speculative(
     Source: SPEC-RL, https://arxiv.org/abs/2509.23232
     """
     examples, numbers = io.draw(prompts)
-    plain, limit = requests_for(examples, numbers), io.sampling["max_new_tokens"]
+    plain = requests_for(examples, numbers)
     found = [of_prompt(store, number)[:samples] for number in numbers]
     places = np.concatenate(found).astype(np.int32)
     kept = _kept(io, stored(store, places, io), lenience) if len(places) else iter(())
@@ -104,8 +105,6 @@ def speculative(
         for place in own:
             prefix = next(kept)
             total, stay = total + int(store["length"][place] - store["start"][place]), stay + len(prefix.tokens)
-            # A row that stays as a whole samples its last token anew, since there is no request for nothing.
-            prefix = _shortened(prefix, min(len(prefix.tokens), limit - 1))
             requests.append(dataclasses.replace(request, prefix=prefix if len(prefix.tokens) else None))
         if len(own) < samples:
             requests.append(dataclasses.replace(request, samples=samples - len(own)))
@@ -121,16 +120,12 @@ def _kept(io: Io, drafts: Collection, lenience: float):
     for row, start in enumerate(drafts.prompt_length):
         own = slice(int(start), int(rollouts.length[row]))
         count = int(np.argmin(np.append(accepted[row, own], False)))
-        # The last token of a row that stays as a whole is drawn again: an end is no prefix.
+        # The last token of a row that stays as a whole is drawn again: an end is no prefix, nor is there a request for nothing.
         count = min(count, own.stop - own.start - 1)
         place = slice(own.start, own.start + max(count, 0))
         columns = (now[row, place].astype(np.float32), rollouts.mask[row, place])
         version = np.full(place.stop - place.start, io.step if io.version is None else io.version, np.int32)
         yield Prefix(rollouts.tokens[row, place], *columns, version, rollouts.turn[row, place])
-
-
-def _shortened(prefix: Prefix, count: int) -> Prefix:
-    return Prefix(*(getattr(prefix, field.name)[:count] for field in dataclasses.fields(prefix)))
 
 
 @stateful_strategy(empty_store)

@@ -20,12 +20,8 @@ _PER_TOKEN = {"tokens": np.int32, "mask": np.float32, "behavior_logp": np.float3
 def empty_store(*, capacity: int, row_width: int = 768, components: int = 1, **options) -> Store:
     """A store of `capacity` rows of `row_width` tokens with `components` rewards each; nothing is in it."""
     require(capacity >= 1, "capacity", capacity, "at least 1")
-    require(
-        row_width >= 1,
-        "row_width",
-        row_width,
-        "at least 1, the columns of the rollouts: task.max_prompt_tokens + rl.max_new_tokens",
-    )
+    columns = "at least 1, the columns of the rollouts: task.max_prompt_tokens + rl.max_new_tokens"
+    require(row_width >= 1, "row_width", row_width, columns)
     store = {name: np.zeros((capacity, row_width), kind) for name, kind in _PER_TOKEN.items()}
     store |= {name: np.zeros(capacity, np.int32) for name in ("length", "start", "prompt_id", "number", "ended")}
     return store | {"rewards": np.zeros((capacity, components), np.float32), "count": np.zeros((), np.int32)}

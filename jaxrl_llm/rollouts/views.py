@@ -79,14 +79,20 @@ def seen_behind(rollouts: Rollouts, view: View) -> Rollouts:
     moved = {"tokens": np.asarray(rollouts.tokens), "mask": np.asarray(rollouts.mask)}
     if "candidates" in rollouts.extras:
         moved["candidates"] = np.asarray(rollouts.extras["candidates"])
-    found = {name: np.zeros((len(starts), width, *values.shape[2:]), values.dtype) for name, values in moved.items()}
-    for row, prompt in enumerate(view.prompts):
-        own, place = slice(int(view.home[row]), int(rollouts.length[row])), slice(len(prompt), int(length[row]))
-        for name, values in moved.items():
-            found[name][row, place] = values[row, own]
-        found["tokens"][row, : len(prompt)] = prompt
+    found = _moved(moved, rollouts, view, width)
     extras = {name: found.pop(name) for name in ("candidates",) if name in found}
     return Rollouts(**found, length=length, rewards=np.asarray(rollouts.rewards), group=rollouts.group, extras=extras)
+
+
+def _moved(fields: Mapping[str, np.ndarray], rollouts: Rollouts, view: View, width: int) -> dict[str, np.ndarray]:
+    """Columns [N, T, ...] of the completions behind the prompts of the view, [N, width, ...], and its prompts in "tokens"."""
+    found = {name: np.zeros((len(values), width, *values.shape[2:]), values.dtype) for name, values in fields.items()}
+    for row, prompt in enumerate(view.prompts):
+        own = slice(int(view.home[row]), int(rollouts.length[row]))
+        for name, values in fields.items():
+            found[name][row, len(prompt) : len(prompt) + own.stop - own.start] = values[row, own]
+        found["tokens"][row, : len(prompt)] = prompt
+    return found
 
 
 def at_home(values: np.ndarray, rollouts: Rollouts, view: View) -> np.ndarray:
@@ -118,12 +124,7 @@ def moved_behind(collection: Collection, prompts: Sequence[Prompt], tokenizer: T
         )
     fields = {name: np.asarray(getattr(rollouts, name)) for name in ("tokens", "mask", "version", "turn")}
     fields |= {"behavior_logp": np.asarray(logp, np.float32)}
-    found = {name: np.zeros_like(values) for name, values in fields.items()}
-    for row, ids in enumerate(view.prompts):
-        own, place = slice(int(view.home[row]), int(rollouts.length[row])), slice(len(ids), int(length[row]))
-        for name, values in fields.items():
-            found[name][row, place] = values[row, own]
-        found["tokens"][row, : len(ids)] = ids
+    found = _moved(fields, rollouts, view, width)
     per_row = {name: value for name, value in rollouts.extras.items() if np.ndim(value) < 2 or value.shape[1] != width}
     rollouts = rollouts.replace(**found, length=length, token_rewards=None, extras=per_row)
     requests = [

@@ -59,7 +59,8 @@ class Run:
     given: Given = NOTHING  # Python objects that `train` was given
     # examples, held-out ones, and those of both that were dropped
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    told: set = dataclasses.field(default_factory=set)  # what `scores` said already; it alone changes
+    told: set = dataclasses.field(default_factory=set)  # what `scores` said already; it and `columns` alone change
+    columns: dict = dataclasses.field(default_factory=dict)  # those of the source that strategies asked for
     store: Folder = pathlib.Path()  # where its checkpoints lie: in the workdir, or in a bucket
     copy: Callable[[], None] = lambda: None  # brings what is new in the workdir to the bucket, see `bucket.opened`
 
@@ -155,7 +156,7 @@ class Run:
         """What a strategy may do in a step of training under `params`; `changes` are attributes of `rollouts.Io`."""
         scorer = self.scorer(self.config.rewards.names, step + 1, failures)
         usual = {"reward_weights": tuple(self.config.rewards.weights), "drawing": self.draw, "cursor": Cursor()}
-        usual |= {"facts": self.facts(step + 1, failures), "examples": self.source}
+        usual |= {"facts": self.facts(step + 1, failures), "examples": self.source, "columns": self.columns}
         sampling = build.training_sampling(self.config, self.tokenizer)
         return self._io(params, scorer, sampling, self.config.seed, step, **(usual | changes))
 

@@ -11,8 +11,8 @@ from jaxrl_llm.distributed.hlo import read_hlo
 from jaxrl_llm.networks.lookup import looked_up
 
 MESHES = [
-    {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}, {"fsdp": 2, "context": 2, "tensor": 2},
-    {"data": 2, "fsdp": 2, "context": 2},
+    {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2},
+    {"fsdp": 2, "context": 2, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2},
 ]  # fmt: skip
 ROWS, COLUMNS, VOCABULARY, WIDTH = 8, 6, 20, 16
 

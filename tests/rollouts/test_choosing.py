@@ -67,6 +67,17 @@ def test_rules_of_domains_by_hand():
     np.testing.assert_allclose(worst_domain()(known, told()), [0, 0, 1, 1, 0, 0], atol=1e-6)
 
 
+def test_columns_are_read_once_and_what_is_missing_is_named():
+    io = told()
+    assert io.column("domain") == list("aabbcc") and io.column("difficulty", float) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    io.examples = ()
+    assert io.column("domain") == list("aabbcc")
+    with pytest.raises(ValueError, match=r"example 0 has no 'topic', .* its columns are \['difficulty', 'domain', 'prompt'\]"):
+        worst_domain(column="topic")(table([0] * 6), told())
+    with pytest.raises(ValueError, match="the column 'domain' of example 0 is 'a'; give a float"):
+        by_difficulty(stages=((0, 1.0),), column="domain")(table([0] * 6), told())
+
+
 def best_of_all(success, total, least, most):
     """The largest sum of values by dynamic programming over prompts."""
 
@@ -92,6 +103,8 @@ def test_samples_are_shared_out_where_they_are_worth_most():
     # Nothing to gain anywhere: the rest goes to what was never solved.
     assert knapsack(least=2)(np.array([0.0, 1.0]), np.ones(2, bool), 10).tolist() == [8, 2]
     assert knapsack(least=1, most=3)(np.array([0.0, 0.0]), np.ones(2, bool), 6).tolist() == [3, 3]
+    with pytest.raises(ValueError, match="most is 3; it must be at least 4"):
+        knapsack(least=1, most=3)(np.array([0.0, 0.0]), np.ones(2, bool), 7)
     with pytest.raises(ValueError, match="least is 9; it must be at most 4"):
         knapsack(least=9)(np.array([0.5, 0.5]), np.ones(2, bool), 8)
     assert evenly()(success, None, 10).tolist() == [3, 3, 2, 2]

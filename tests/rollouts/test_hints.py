@@ -20,11 +20,11 @@ class Hinted(Source):
     def __init__(self, table, step=0, **columns):
         super().__init__(None)
         self.by_prompt, self.step, self.tokenizer = table, step, BYTES
-        self.columns = {"solution": "abcdefgh"} | columns
+        self.known = {"solution": "abcdefgh"} | columns
 
     def drawn(self, cursor, count, weights):
         examples, numbers, cursor = super().drawn(cursor, count, weights)
-        return [example | self.columns for example in examples], numbers, cursor
+        return [example | self.known for example in examples], numbers, cursor
 
     def sample(self, requests, *, rewarded=True):
         prompts = iter([(request.prompt, request.prompt_id, n) for request in requests for n in range(request.samples)])
@@ -58,6 +58,10 @@ def test_one_row_gives_way_to_a_right_one_under_the_least_hint():
     assert [request.prompt for request in found.requests] == ["0 hint abcd", "0", "0", "1", "1", "1"]
     assert found.requests[0].learned_prompt == "0" and found.requests[1].learned_prompt is None
     assert all(request.samples == 1 for request in source.asked[1])
+    # The hinted row has another sampler than the prompt that is learned.
+    assert found.rollouts.source.tolist() == [1, 0, 0, 0, 0, 0]
+    hinted, _ = step(escalated(samples=3, levels=LEVELS, replaced="one"), source)
+    assert not hinted.rollouts.source.any()
 
 
 def test_no_hints_in_the_warm_up_and_none_without_a_text_to_make_them_of():
@@ -110,6 +114,9 @@ def test_a_teacher_reads_another_right_answer_of_the_group():
     read = [BYTES.decode(prompt) for prompt in views["proximal"].prompts]
     assert read == ["0|bb", "0|aa", "1", "1"]
     assert rollouts.valid.tolist() == [1, 1, 0, 0] and metrics == {"taught": 0.5}
+    plain, _ = step(self_taught(samples=2, template="{prompt}|{solution}", untaught="plain"), Told(source.by_prompt))
+    plain, again = taken_views(plain.rollouts)
+    assert plain.valid.all() and again["proximal"].prompts == views["proximal"].prompts
 
 
 def test_templates_say_what_is_missing():

@@ -5,12 +5,19 @@ import numpy as np
 import optax
 import pytest
 from training.tiny_preferences import preference_config
-from training.tiny_runs import finish, opened, quick_compilation, tiny_config  # noqa: F401
+from training.tiny_runs import (  # noqa: F401
+    assert_a_fault_changes_nothing,
+    failing_at,
+    finish,
+    opened,
+    quick_compilation,
+    tiny_config,
+)  # fmt: skip
 
 from jaxrl_llm import methods
 from jaxrl_llm.data import Cursor
 from jaxrl_llm.objectives import gaussian_value_loss, heads, quantile_value_loss
-from jaxrl_llm.training import critics, loop, reinforcement
+from jaxrl_llm.training import critics, reinforcement
 from jaxrl_llm.training.config import reinforcement_method
 from jaxrl_llm.training.policies import load_policy
 
@@ -38,21 +45,8 @@ def test_every_critic_takes_real_steps(name, tmp_path):
 def test_averages_and_prices_survive_a_fault(name, tmp_path, monkeypatch):
     config = tiny_config(name)
     config.rl.steps, config.checkpoint.every = 4, 2
-    finish(config, tmp_path / "whole")
-    taken, calls = reinforcement.scale_weights, []
-
-    def failing(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise RuntimeError("a fault in the fourth step")
-        return taken(*arguments)
-
-    monkeypatch.setattr(reinforcement, "scale_weights", failing)
-    with pytest.raises(RuntimeError, match="fourth step"):
-        loop.train(config, tmp_path / "broken")
-    monkeypatch.undo()
-    loop.train(config, tmp_path / "broken")
-    assert (tmp_path / "broken/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    faulty = failing_at(4, reinforcement.scale_weights)
+    assert_a_fault_changes_nothing(config, tmp_path, monkeypatch, reinforcement, "scale_weights", faulty)
 
 
 @pytest.mark.slow

@@ -3,7 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from training.tiny_runs import finish, opened, quick_compilation, tiny_config  # noqa: F401
+from training.tiny_runs import (  # noqa: F401
+    assert_a_fault_changes_nothing,
+    failing_at,
+    finish,
+    opened,
+    quick_compilation,
+    tiny_config,
+)  # fmt: skip
 
 from jaxrl_llm import methods
 from jaxrl_llm.data import Cursor
@@ -44,27 +51,13 @@ def test_every_one_takes_real_steps(name, tmp_path):
 def test_their_state_survives_a_fault(name, tmp_path, monkeypatch):
     config = config_of(name)
     config.rl.steps, config.checkpoint.every = 4, 2
-    finish(config, tmp_path / "whole")
     place, function = (phases, "make_evolution_step") if name in EVOLVED else (reinforcement, "make_estimate")
-    made, calls = getattr(place, function), []
+    made = getattr(place, function)
 
-    def failing(*arguments):
-        taken = made(*arguments)
+    def faulty(*arguments):
+        return failing_at(4, made(*arguments))
 
-        def step(*inputs):
-            calls.append(1)
-            if len(calls) == 4:
-                raise RuntimeError("a fault in the fourth step")
-            return taken(*inputs)
-
-        return step
-
-    monkeypatch.setattr(place, function, failing)
-    with pytest.raises(RuntimeError, match="fourth step"):
-        loop.train(config, tmp_path / "broken")
-    monkeypatch.undo()
-    loop.train(config, tmp_path / "broken")
-    assert (tmp_path / "broken/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert_a_fault_changes_nothing(config, tmp_path, monkeypatch, place, function, faulty)
 
 
 @pytest.mark.slow

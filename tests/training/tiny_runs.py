@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -67,6 +68,29 @@ def finish(config, workdir) -> Finished:
     summary = loop.train(config, workdir)
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     return Finished(config, pathlib.Path(workdir), summary, [json.loads(line) for line in lines])
+
+
+def failing_at(number: int, function):
+    """The function, whose call of that number fails."""
+    calls = itertools.count(1)
+
+    def called(*arguments):
+        if next(calls) == number:
+            raise RuntimeError(f"a fault in call {number}")
+        return function(*arguments)
+
+    return called
+
+
+def assert_a_fault_changes_nothing(config, folder, monkeypatch, place, name: str, faulty):
+    """A run that ends by a fault in `faulty`, for `place.name`, and goes on has the metrics of one without."""
+    finish(config, folder / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, faulty)
+        with pytest.raises(RuntimeError, match="a fault in call"):
+            loop.train(config, folder / "broken")
+    loop.train(config, folder / "broken")
+    assert (folder / "broken/metrics.jsonl").read_bytes() == (folder / "whole/metrics.jsonl").read_bytes()
 
 
 @functools.cache
