@@ -32,8 +32,11 @@ def token_table(tokenizer: Tokenizer, *, pattern: str = "", schema: Mapping[str,
     pattern = pattern or build_regex_from_schema(json.dumps(schema))
     stops = sorted(tokenizer.stop_ids)
     texts: dict[str, list[int]] = {}
+    # Behind another token: alone, tokens of some kinds lose the space that they begin with.
+    front = next(token for token in range(tokenizer.vocab_size) if tokenizer.decode([token]).isalnum())
+    skipped = len(tokenizer.decode([front]))
     for token in range(tokenizer.vocab_size):
-        text = tokenizer.decode([token])
+        text = tokenizer.decode([front, token])[skipped:]
         if token not in stops and text and "\ufffd" not in text:
             texts.setdefault(text, []).append(token)
     try:

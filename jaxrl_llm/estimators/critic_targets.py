@@ -69,13 +69,9 @@ def td_targets(rollouts: Rollouts, *, steps: int = 1, discount: float = 1.0, of:
 
 @stateless(annotations=_value_of, provides=("returns",))
 def blended_targets(
-    rollouts: Rollouts,
-    *,
-    share: float = 0.5,
-    by: Literal["constant", "sigmoid", "rank"] = "rank",
-    discount: float = 1.0,
+    rollouts: Rollouts, *, share: float = 0.5, by: Literal["constant", "sigmoid", "rank"] = "rank", discount: float = 1.0,
     of: str = "target",
-) -> Rollouts:
+) -> Rollouts:  # fmt: skip
     """r_t + discount ((1 - l) V_{t+1} + l G_{t+1}): values blended with the returns of the sample, more of a good one.
 
     l is `share` times 1 ("constant"), the logistic function of the standardised return ("sigmoid"), or the share of the rows

@@ -25,12 +25,10 @@ def segment_advantage(rollouts: Rollouts, *, below: float | None = None) -> Roll
     Source: VinePPO, https://arxiv.org/abs/2410.01679; SPO and its mask of probabilities, https://arxiv.org/abs/2505.23564
     """
     _, present = row_scores(rollouts)
-    taken = rollouts.mask * present[:, None]
     gain = rollouts.extras["value_behind"] - rollouts.extras["value_before"]
     if below is not None:
-        taken = taken * (rollouts.behavior_logp < jnp.log(below))
         rollouts = rollouts.replace(mask=rollouts.mask * (rollouts.behavior_logp < jnp.log(below)))
-    return rollouts.replace(advantage=masked(gain, taken), valid=rollouts.valid * present)
+    return rollouts.replace(advantage=masked(gain, rollouts.mask * present[:, None]), valid=rollouts.valid * present)
 
 
 @stateless
@@ -41,13 +39,13 @@ def tree_advantage(
     """Advantages in a tree whose leaves are the rows of a group: rows that begin alike have passed the same nodes.
 
     A node n is a run of tokens that the same leaves have in common, |n| their number, V(n) the mean of their scores R; the
-    root, with all rows of the group, is in front of the first token. What a row's tokens of node n get is
+    root, with all rows of the group, is in front of the first token. By `kind` the tokens of node n get:
 
-        "parent"            V(n) - V(parent of n)
-        "global_and_local"  (V(n) - V(root) + V(n) - V(parent)) / sqrt(|n|), times N / (N - 1), from scores less the mean of
-        the others "ancestors"         sum of |m| (R - V(m)) over the nodes m on the way that have other leaves, over the sum
-        of |m| "depth"             (V(n) - mean) / (deviation + epsilon) over the nodes of the group at the same depth, each
-        once
+    - "parent": V(n) - V(parent of n).
+    - "global_and_local": (V(n) - V(root) + V(n) - V(parent)) / sqrt(|n|), times N / (N - 1), since the paper takes scores less
+      the mean of the others.
+    - "ancestors": sum of |m| (R - V(m)) over the nodes m on the way that have other leaves, over the sum of |m|.
+    - "depth": (V(n) - mean) / (deviation + epsilon) over the nodes of the group at the same depth, each once.
 
     Args:
       rollouts: N rows whose prompts are alike within a group, place by place.

@@ -90,6 +90,12 @@ def round_config(config: ConfigDict, number: int) -> ConfigDict:
     if material != "task":
         # Its prompts are as the RL round asked them.
         own.task.update(chat=False, system="", suffix="", goal="")
+    before = config.rounds[:number]
+    if material != "task" and all(other["phase"] != "rl" for other in before):
+        raise ValueError(f"{place}.data is {material!r}, and no RL round comes before it; add one")
+    share = wanted.get("extrapolate", 0.0)
+    if share and (number < 2 or wanted.get("start", "previous") != "previous"):
+        raise ValueError(f"{place}.extrapolate is {share}; it needs two rounds before it, and the start 'previous'")
     if config.network.adapter.pattern or config.network.quantization:
         raise ValueError(f"{place}: rounds train whole networks; set config.network.adapter.pattern and quantization to ''")
     if number and wanted.get("start", "previous") == "previous":
@@ -102,13 +108,11 @@ def _given(configs, rounds, number: int, workdir: pathlib.Path) -> dict[str, Any
     """What the run of a round is given: parameters, rows, and the held-out examples of the task."""
     wanted, found = rounds[number], {}
     if number and wanted.get("start", "previous") == "previous":
-        found["network"] = _start(workdir, number, wanted.get("extrapolate", 0.0), configs)
+        found["network"] = _start(workdir, number, wanted.get("extrapolate", 0.0))
     material = wanted.get("data", "task")
     if material == "task":
         return found
-    sampled = max((n for n in range(number) if rounds[n]["phase"] == "rl"), default=None)
-    if sampled is None:
-        raise ValueError(f"config.rounds[{number}].data is {material!r}, and no RL round comes before it; add one")
+    sampled = max(n for n in range(number) if rounds[n]["phase"] == "rl")
     config = configs[sampled]
     source = build.build_source(config, build.build_tokenizer(config))
     rows = MATERIALS[material](source, _records(_folder(workdir, sampled)), config.evaluation.success)
@@ -122,7 +126,7 @@ def _given(configs, rounds, number: int, workdir: pathlib.Path) -> dict[str, Any
     return found
 
 
-def _start(workdir: pathlib.Path, number: int, share: float, configs) -> Network:
+def _start(workdir: pathlib.Path, number: int, share: float) -> Network:
     """The network of the round before, beyond that of the one before it by a share of the way between both.
 
     Source of the extrapolation: APO, https://arxiv.org/abs/2410.06293
@@ -130,8 +134,6 @@ def _start(workdir: pathlib.Path, number: int, share: float, configs) -> Network
     network, _ = load_policy(_folder(workdir, number - 1))
     if not share:
         return network
-    if number < 2:
-        raise ValueError(f"config.rounds[{number}].extrapolate is {share}; it needs two rounds before it")
     before, _ = load_policy(_folder(workdir, number - 2))
     params = jax.tree.map(lambda now, then: now + share * (now - then), network.params, before.params)
     return network.with_params(params)

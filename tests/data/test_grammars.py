@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from data.tiny_tokenizers import write_fallback, write_huggingface, write_sentencepiece
 
 from jaxrl_llm.data import character_tokenizer, load_tokenizer
 from jaxrl_llm.data.grammars import token_table
@@ -45,6 +46,17 @@ def test_walks_under_a_schema_are_json_of_that_form():
         found = json.loads(tokenizer.decode(ids))
         assert isinstance(found["sum"], int) and found["sign"] in "+-"
     assert (table[-1] == len(table) - 1).all()  # behind the end everything may follow
+
+
+@pytest.mark.parametrize("write", [write_huggingface, write_fallback, write_sentencepiece])
+def test_spaces_in_front_of_words_are_part_of_the_text(write, tmp_path):
+    tokenizer = load_tokenizer(write(tmp_path))
+    front = tokenizer.encode("a")
+    whole = tokenizer.encode("aa cat and a mat")
+    assert whole[: len(front)] == front  # a prompt "a", and the rest behind it
+    ids = whole[len(front) :]
+    assert accepts(token_table(tokenizer, pattern="a (cat|dog) and a mat"), tokenizer, ids)
+    assert not accepts(token_table(tokenizer, pattern="acatandamat"), tokenizer, ids)
 
 
 def test_impossible_grammars_are_refused():

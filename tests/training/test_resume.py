@@ -84,7 +84,7 @@ def test_killed_five_times_equals_uninterrupted(tmp_path, cache, uninterrupted):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "field", "total"),
-    [("repo", "count", 24), ("partial_rollouts", "length", None), ("uncertain_prompts", "visits", 112)],
+    [("repo", "count", 112), ("partial_rollouts", "length", None), ("uncertain_prompts", "visits", 112)],
 )
 def test_the_state_of_a_strategy_survives_kills(method, field, total, tmp_path, cache):
     runner = "strategy_crash_runner.py"

@@ -114,3 +114,13 @@ def test_rounds_without_material_are_refused_and_plain_runs_have_none(tmp_path):
     adapted.network.adapter.pattern = "query"
     with pytest.raises(ValueError, match="rounds train whole networks"):
         round_config(adapted, 0)
+
+
+def test_what_later_rounds_lack_is_said_before_the_first_one(tmp_path):
+    learning = {"phase": "sft"}
+    for last in ({"extrapolate": 0.5, "start": "first"}, {"data": "correct"}):
+        with pytest.raises(ValueError, match=r"config.rounds\[2\]"):
+            train_in_rounds(config_of(learning, learning, learning | last), tmp_path)
+    with pytest.raises(ValueError, match=r"config.rounds\[1\].extrapolate is 0.5; it needs two rounds before it"):
+        train_in_rounds(config_of(learning, learning | {"extrapolate": 0.5}), tmp_path)
+    assert not list(tmp_path.iterdir())
