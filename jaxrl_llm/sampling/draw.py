@@ -14,6 +14,11 @@ _LOWEST = np.finfo(np.float32).min
 
 
 def draw(logits: jax.Array, uniforms: jax.Array, sampling: Sampling, forced: jax.Array | None = None):
+    """As `draw_with_entropy`, without the entropy."""
+    return draw_with_entropy(logits, uniforms, sampling, forced)[:2]
+
+
+def draw_with_entropy(logits: jax.Array, uniforms: jax.Array, sampling: Sampling, forced: jax.Array | None = None):
     """Samples a token per row by inversion of its cumulative distribution; greedy rows take the argmax of what is allowed.
 
     The order is Hugging Face's: mask, temperature, top-k, top-p of what top-k left, min-p. Top-k, top-p and the argmax cost
@@ -27,16 +32,21 @@ def draw(logits: jax.Array, uniforms: jax.Array, sampling: Sampling, forced: jax
       sampling: see `Sampling`; its `forced`, `limit` and `stop_ids` play no part here.
       forced: int32 [N], tokens to take instead; -1 draws.
 
-    Returns: `(token, logps)`: int32 [N], and float32 [3, N] with its log-probability (nats) under the policy, under the
-      tempered policy and under the distribution that it was drawn from (0 where the token was certain), as in `Samples`.
+    Returns: `(token, logps, entropy)`: int32 [N]; float32 [3, N] with its log-probability (nats) under the policy, under the
+      tempered policy and under the distribution that it was drawn from (0 where the token was certain), as in `Samples`; and
+      `tempered_entropy` [N].
     """
     # What follows decides on these very numbers: computed anew for each use, they would not be the same in all of them.
     logits = materialised(logits.astype(jnp.float32))
     mask, greedy = sampling.logit_mask, sampling.temperature == 0
     temperature = jnp.where(greedy, 1.0, sampling.temperature)[:, None]
-    policy, allowed = _from_best(logits), _allowed(logits, mask)
-    tempered, candidates = policy / temperature, allowed / temperature
-    weights = jnp.where(_stays(logits, temperature, sampling, greedy), jnp.exp(candidates), 0.0)
+    policy = _from_best(logits)
+    tempered = policy / temperature
+    # Exponentials are what drawing costs: they are taken once for all uses, and those of the policy where it differs.
+    shares = materialised(jnp.exp(tempered))
+    total = shares.sum(-1)
+    total_of_policy = lax.cond((temperature == 1).all(), lambda: total, lambda: jnp.exp(policy).sum(-1))
+    candidates, weights = _candidates(logits, tempered, shares, sampling, temperature, greedy)
     drawn = inverse_cdf(weights, uniforms)
     certain = greedy | ~(_at(weights, drawn) > 0)
     token = lax.cond(certain.any(), lambda: jnp.where(certain, _best(logits, mask), drawn), lambda: drawn)
@@ -44,8 +54,21 @@ def draw(logits: jax.Array, uniforms: jax.Array, sampling: Sampling, forced: jax
         certain |= forced >= 0
         token = jnp.where(forced >= 0, forced, token)
     drawn_logp = jnp.where(certain, 0.0, _log_share(candidates, weights, token))
-    logps = [_log_share(policy, jnp.exp(policy), token), _log_share(tempered, jnp.exp(tempered), token), drawn_logp]
-    return token, jnp.stack(logps)
+    logps = [_at(policy, token) - jnp.log(total_of_policy), _at(tempered, token) - jnp.log(total), drawn_logp]
+    return token, jnp.stack(logps), _entropy(tempered, shares, total)
+
+
+def _candidates(logits, tempered, shares, sampling: Sampling, temperature, greedy):
+    """Tempered logits of what may be drawn, and the weights [N, V] that it is drawn by."""
+    mask = sampling.logit_mask
+    candidates = tempered if mask is None else _allowed(logits, mask) / temperature
+    own = shares if mask is None else jnp.exp(candidates)
+
+    def kept():
+        return jnp.where(_stays(logits, temperature, sampling, greedy), own, 0.0)
+
+    narrow = ((sampling.top_k < logits.shape[-1]) | (sampling.top_p < 1) | (sampling.min_p > 0)) & ~greedy
+    return candidates, lax.cond(narrow.any(), kept, lambda: own)
 
 
 def tempered_entropy(logits: jax.Array, temperature: jax.Array) -> jax.Array:
@@ -56,9 +79,12 @@ def tempered_entropy(logits: jax.Array, temperature: jax.Array) -> jax.Array:
       temperature: float32 [N]; 0 (greedy) counts as 1.
     """
     tempered = _from_best(logits.astype(jnp.float32)) / jnp.where(temperature == 0, 1.0, temperature)[:, None]
-    weights = jnp.exp(tempered)
-    mean = jnp.where(weights > 0, weights * tempered, 0.0).sum(-1) / weights.sum(-1)
-    return jnp.log(weights.sum(-1)) - mean
+    shares = jnp.exp(tempered)
+    return _entropy(tempered, shares, shares.sum(-1))
+
+
+def _entropy(tempered, shares, total) -> jax.Array:
+    return jnp.log(total) - jnp.where(shares > 0, shares * tempered, 0.0).sum(-1) / total
 
 
 def inverse_cdf(weights: jax.Array, uniforms: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxrl_llm.networks.axes import constrain, current_queue_axes, manual_axes
 from jaxrl_llm.networks.mixture import parts_of_experts
 from jaxrl_llm.networks.past import Sight
-from jaxrl_llm.sampling.draw import draw, tempered_entropy
+from jaxrl_llm.sampling.draw import draw_with_entropy
 from jaxrl_llm.sampling.records import LENGTH, RUNNING, STOP, Sampling
 from jaxrl_llm.types import Array, record
 
@@ -195,8 +195,7 @@ def _drawn(slots: Slots, queue: Queue, own: Queue, logits, routes) -> Slots:
     forced = own.sampling.forced
     if forced is not None:
         forced = jnp.take_along_axis(forced, slots.count[:, None], axis=1, mode="fill", fill_value=-1)[:, 0]
-    token, logps = draw(logits, uniforms, own.sampling, forced)
-    entropy = tempered_entropy(logits, own.sampling.temperature)
+    token, logps, entropy = draw_with_entropy(logits, uniforms, own.sampling, forced)
     stopped = (token[:, None] == own.sampling.stop_ids).any(-1)
     full = slots.count + 1 >= own.sampling.limit
     reason = jnp.where(stopped, STOP, jnp.where(full, LENGTH, RUNNING))

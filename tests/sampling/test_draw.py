@@ -159,8 +159,9 @@ def test_nothing_is_sorted_and_nothing_searched_unless_asked_for():
     jaxpr = jax.make_jaxpr(draw)(jnp.zeros((4, 50)), jnp.zeros((4, 2)), sampling)
     assert " sort[" not in str(jaxpr)
     top = [equation.primitive.name for equation in jaxpr.eqns]
-    # Top-k, top-p and the best token stand behind conditions; so does the platform that `materialised` asks for.
-    assert top.count("cond") == 4
+    # What narrows the choice, the best token and the policy without its temperature stand behind conditions; so does the
+    # platform that `materialised` asks for, twice.
+    assert top.count("cond") == 5
     assert not {"while", "scan"} & set(top)
 
 
