@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.networks import rotary
-from jaxrl_llm.networks.attention import WITHOUT_WINDOW, attend, blocks_of, reach_of
+from jaxrl_llm.networks.attention import WITHOUT_WINDOW, attend, blocks_of, reach_of, uses_kernel
 from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.blocks import softcapped
 from jaxrl_llm.networks.config import REMAT, DecoderConfig
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         value = self.heads("value", "kv_heads", c.num_kv_heads, x, angles)
         if own.past is not None:
             past = written(own.past, key[:, 0], value[:, 0], shared.sight.column)
-            options = {"scale": c.query_scale, "softcap": c.attention_softcap}
+            options = {"scale": c.query_scale, "softcap": c.attention_softcap, "kernel": uses_kernel(c.attention)}
             # The layers of decoding are not scanned: their kinds are known when the program is made.
             mixed = past_attention(query[:, 0], past, shared.sight, c.kinds[own.kind].window, **options)[:, None]
             return self.out(mixed), past

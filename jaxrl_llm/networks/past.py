@@ -4,13 +4,17 @@ C contexts of up to T tokens, each read by up to P sequences at a time; S slots,
 has up to W columns. K key heads, G query heads for each, width H.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from jaxrl_llm.networks.axes import current_spec
 from jaxrl_llm.networks.blocks import softcapped
+from jaxrl_llm.networks.tails import fits_kernel, tail_attention
 
 Array = jax.Array
 _LOWEST = jnp.finfo(jnp.float32).min
@@ -115,18 +119,21 @@ def written(past: LayerPast, key: Array, value: Array, column: Array) -> LayerPa
 
 def past_attention(
     query: Array, past: LayerPast, sight: Sight, window: int | None = None, *, scale: float | None = None,
-    softcap: float | None = None,
+    softcap: float | None = None, kernel: bool = False,
 ) -> Array:  # fmt: skip
     """Attention of one query a slot [S, N, H] over its context and its tail.
 
     A context is read once for all sequences that stand on it. Softmax over both parts is one: each is summed apart, with
-    its own largest logit, and the sums are put together.
+    its own largest logit, and the sums are put together. With `kernel`, tails are read by that for TPU.
     """
     slots, heads, width = query.shape
     scale = width**-0.5 if scale is None else scale
     grouped = query.reshape(slots, past.tails.keys.shape[1], -1, width)
-    own = sight.of_tails(past.tails.keys.shape[3], window)[:, None, None]
-    tail = _weighed(grouped, past.tails, own, scale, softcap)
+    if kernel and fits_kernel(past.tails.keys.shape[3]):
+        tail = _by_kernel(grouped, past.tails, sight, window, scale, softcap)
+    else:
+        own = sight.of_tails(past.tails.keys.shape[3], window)[:, None, None]
+        tail = _weighed(grouped, past.tails, own, scale, softcap)
     if not past.contexts.keys.shape[3]:
         mixed = tail[0] / tail[1][..., None]
         return mixed.astype(query.dtype).reshape(slots, heads, width)
@@ -139,6 +146,20 @@ def past_attention(
     shared = [sight.by_slot(part.reshape(*shape, *part.shape[3:]).swapaxes(1, 2)) for part in found]
     mixed = _together(tail, shared)
     return mixed.astype(query.dtype).reshape(slots, heads, width)
+
+
+def _by_kernel(query: Array, tails: Cells, sight: Sight, window: int | None, scale: float, softcap: float | None):
+    """As `_weighed` of the tails, by the kernel, on each device for its own heads."""
+    # Columns of a tail follow each other as positions do.
+    first = sight.start if window is None else jnp.maximum(sight.start, sight.column - window + 1)
+    run = functools.partial(tail_attention, scale=scale, softcap=softcap)
+    spec = current_spec(("batch", "kv_heads"), query.shape[:2])
+    if spec is None or not any(spec):
+        return run(query, tails, first, sight.column)
+    specs = (spec, jax.tree.map(lambda _: spec, tails), PartitionSpec(spec[0]), PartitionSpec())
+    axes = {axis for part in spec if part for axis in ((part,) if isinstance(part, str) else part)}
+    split = jax.shard_map(run, in_specs=specs, out_specs=(spec, spec, spec), axis_names=axes, check_vma=False)
+    return split(query, tails, first, sight.column)
 
 
 def _weighed(query, cells: Cells, mask, scale: float, softcap: float | None):
