@@ -1,4 +1,4 @@
-"""The verbs: train, evaluate, sample, convert, plan, methods."""
+"""The verbs: train, evaluate, sample, serve, convert, plan, methods."""
 
 import argparse
 import ast
@@ -91,6 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--min-p", type=float)
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(run=_sample)
+
+    serve = verbs.add_parser("serve", help="answer clients of OpenAI's interface")
+    serve.add_argument("policy", help="workdir of a run, Hugging Face directory, or converted folder")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    serve.add_argument("--port", type=int, default=8000, help="0 for any that is free")
+    serve.add_argument("--name", help="of the model (default: that of the folder)")
+    serve.add_argument("--token", default="", help="that clients must send; JAXRL_LLM_TOKEN in the environment is one too")
+    serve.add_argument("--slots", type=int, default=32, help="samples that are drawn at a time")
+    serve.add_argument("--context", type=int, default=4096, help="most tokens of a prompt with its answer")
+    serve.add_argument("--max-new-tokens", type=int, default=512, help="where a request does not say")
+    serve.set_defaults(run=_serve)
 
     convert = verbs.add_parser("convert", help="Hugging Face directory to Orbax, or a run's policy to Hugging Face")
     convert.add_argument("source", help="workdir of a run, Hugging Face directory, or converted folder")
@@ -276,6 +287,14 @@ def _sample(options, _) -> int:
 
     sampling = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")}
     converse(options.policy, options.prompt, chat=options.chat, system=options.system, sampling=sampling)
+    return 0
+
+
+def _serve(options, _) -> int:
+    from jaxrl_llm.training.serve import serve
+
+    names = ("host", "port", "name", "token", "slots", "context", "max_new_tokens")
+    serve(options.policy, **{name: getattr(options, name) for name in names})
     return 0
 
 

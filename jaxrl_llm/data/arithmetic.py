@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.data.sources import Example, Source
 
 ARITHMETIC_ALPHABET = "0123456789+-*=;#"
@@ -17,7 +18,7 @@ MOST_KEPT = 2**16  # examples that a source keeps once they are made
 
 def arithmetic_source(
     size: int, *, seed: int = 0, split: str = "train", digits: tuple[int, int] = (1, 2), operations: str = "+",
-    careless: float = 0.0,
+    careless: float = 0.0, calls: float = 0.0,
 ) -> Source:  # fmt: skip
     """Problems such as "37+45=", worked column by column: "7+5=12;3+4+1=8#82".
 
@@ -32,6 +33,7 @@ def arithmetic_source(
       operations: some of "+-*"; a difference is never negative.
       careless: share of the examples whose completion forgets every carry or borrow ("7+5=12;3+4=7#72"), while
         "answer" stays right. A model that imitates such demonstrations has something to learn from a verifier.
+      calls: share of the examples whose completion asks `environments.calculator` in place of working: "[37+45]82#82".
 
     Returns: Examples with "prompt", "completion" (the working, then "#" and the result) and "answer" (the result).
     """
@@ -43,8 +45,8 @@ def arithmetic_source(
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
 
-    if not 0 <= careless <= 1:
-        raise ValueError(f"careless is {careless}; give a share from 0 to 1")
+    for name, share in (("careless", careless), ("calls", calls)):
+        require(0 <= share <= 1, name, share, "a share from 0 to 1")
 
     # A run looks at all of them before it begins, once for each use that it makes of them. One generator that is set to the
     # stream of an example costs a tenth of a generator of its own.
@@ -59,7 +61,9 @@ def arithmetic_source(
             while True:
                 problem = _draw(random, fewest, most, operations)
                 if _is_held_out(*problem) == (split == "test"):
-                    return _example(*problem, careful=random.random_raw() >= careless * 2**64)
+                    example = _example(*problem, careful=random.random_raw() >= careless * 2**64)
+                    asks = calls and random.random_raw() < calls * 2**64
+                    return example | {"completion": _asking(example)} if asks else example
 
     return Source(f"arithmetic {split}", size, fetch)
 
@@ -81,6 +85,11 @@ def _example(left: int, operation: str, right: int, careful: bool) -> Example:
     result = solution.split(ANSWER_MARKER)[-1]
     completion = solution if careful else worked_solution(left, operation, right, carries=False)
     return {"prompt": f"{left}{operation}{right}=", "completion": completion, "answer": result}
+
+
+def _asking(example: Example) -> str:
+    """A completion that asks a calculator, with what it replies."""
+    return f"[{example['prompt'].rstrip('=')}]{example['answer']}{ANSWER_MARKER}{example['answer']}"
 
 
 def _draw(random: np.random.Philox, fewest: int, most: int, operations: str) -> tuple[int, str, int]:

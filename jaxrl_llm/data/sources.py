@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.data.chat import encode_prompt
 from jaxrl_llm.data.dialogues import assistant_turns, encode_example
 from jaxrl_llm.data.tokenizers import Tokenizer
@@ -76,6 +77,19 @@ def as_chat(source: Sequence[Example], *, system: str | None = None, suffix: str
         return {**example, "prompt": [*begin, {"role": "user", "content": prompt + suffix}]}
 
     return map_source(source, convert)
+
+
+def numbered_source(size: int, *, first: int = 0, prompt: str = "{}") -> Source:
+    """Examples with nothing but a "number", from `first` on, for environments that begin with it; "{}" is it in the prompt.
+
+    Raises ValueError: a size below 1.
+    """
+    require(size >= 1, "size", size, "at least 1")
+
+    def fetch(index: int) -> Example:
+        return {"prompt": prompt.replace("{}", str(first + index)), "number": first + index}
+
+    return Source("numbered", size, fetch)
 
 
 def split_turns(source: Sequence[Example]) -> Source:

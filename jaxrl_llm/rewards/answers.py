@@ -15,6 +15,11 @@ from jaxrl_llm.rewards.notation import Number
 Answer = Callable[[str], Hashable | None]
 
 
+def environment(prompts: Sequence[Any], completions: Sequence[str], environment_reward: Sequence[float | None]) -> list:
+    """What the environment gave for the last turn of each episode, see `rollouts.episodes`."""
+    return list(environment_reward)
+
+
 def exact_match(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns) -> list[float | None]:
     """Whether the whole completion is `answer`, white space at both ends aside; numbers of JSON however they are written."""
     return [_agreement(completion, gold) for completion, gold in zip(completions, answer, strict=True)]

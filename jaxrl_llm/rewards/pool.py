@@ -205,7 +205,7 @@ class RewardPool:
           deadline_seconds: longest time for a call on all rows, and again for trying its rows one by one.
           groups: of each row the number and the size of its group, for rewards of whole groups.
 
-        Returns: [N, K], float64, or objects where a `Fact` is among the rewards, NaN where a reward is missing, and the
+        Returns: [N, K], float64, or objects for `Fact` and `Told`, NaN where a reward is missing, and the
           failures, by reward and row, which `timed_out` says of rows that took too long alone. None from a reward is missing
           without being a failure. Apart from time-outs the result does not depend on timing.
         Raises ValueError: the columns differ in length.
@@ -229,7 +229,8 @@ class RewardPool:
             finally:
                 for task in running:
                     task.worker.stop()
-        values = sheet.values if protocol.Fact in map(type, rewards.values()) else sheet.values.astype(float)
+        others = {protocol.Fact, protocol.Told} & set(map(type, rewards.values()))
+        values = sheet.values if others else sheet.values.astype(float)
         return values, sorted(sheet.failures, key=lambda failure: (sheet.names.index(failure.name), failure.row))
 
     def _first_jobs(self, name: str, reward: Callable, call: protocol.Call, seconds: float) -> list[_Job]:
@@ -285,10 +286,8 @@ class RewardPool:
     def _advance(self, task: _Task, sheet: _Sheet, deadline: float) -> list[_Job]:
         """Takes one message of `task` or its expiry into account; returns the jobs that follow from it."""
         try:
-            line = task.worker.channel.line(
-                protocol.longest_line(len(task.job.rows), isinstance(task.job.reward, protocol.Fact))
-            )
-            message = None if line is None else protocol.decode(line)
+            line = task.worker.channel.line(protocol.longest_line(len(task.job.rows), task.job.reward))
+            message = None if line is None else protocol.decode(line, isinstance(task.job.reward, protocol.Told))
         except EOFError:
             return self._lost(task, sheet, deadline, "the worker process died", died=True)
         except ValueError as error:
@@ -351,7 +350,7 @@ class RewardPool:
         if died and not job.in_thread and left > 0 and job.suspect != rest[0]:
             return [dataclasses.replace(following, rows=rest, fresh=True, suspect=rest[0])]
         wrong = late and task.had_a_chance(self._row_seconds)
-        of_late = protocol.MISSING if isinstance(job.reward, protocol.Fact) else self._timeout
+        of_late = protocol.MISSING if isinstance(job.reward, protocol.Fact | protocol.Told) else self._timeout
         sheet.record(job, task.done, protocol.Result(of_late if wrong else protocol.MISSING, reason), timed_out=wrong)
         if left > 0 and rest[1:]:
             return [dataclasses.replace(following, rows=rest[1:])]

@@ -25,6 +25,7 @@ LARGEST_REWARD = 1e6
 ORPHAN_SECONDS = 5.0
 REASON_CHARACTERS = 300
 LARGEST_FACT = 4096  # entries of a vector, or spans
+LARGEST_TEXT = 1 << 24  # characters
 HEADER_BYTES = 8
 
 
@@ -53,8 +54,14 @@ class Fact(NamedTuple):
     function: Callable
 
 
-# A number, a vector, or spans of characters as [first, behind the last, value].
-Value = int | float | list[float] | list[list[float]]
+class Told(NamedTuple):
+    """A function with a reward's arguments that answers each row with a text, as an environment does."""
+
+    function: Callable
+
+
+# A number, a vector, or spans of characters as [first, behind the last, value]; of `Told` a text.
+Value = int | float | list[float] | list[list[float]] | str
 
 
 class Result(NamedTuple):
@@ -96,15 +103,15 @@ def encode(message: Message) -> bytes:
     return json.dumps(content).encode() + b"\n"
 
 
-def decode(line: bytes) -> Message:
-    """The message of a line.
+def decode(line: bytes, told: bool = False) -> Message:
+    """The message of a line; whether its values are texts, or numbers as all others.
 
     Raises ValueError: it is none.
     """
     try:
         kind, *content = json.loads(line)
         if kind == "results":
-            return [_decode_result(*row) for row in content]
+            return [_decode_result(told, *row) for row in content]
         message = _KINDS[kind](*content)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"no message of a worker: {line!r:.80}") from error
@@ -113,10 +120,15 @@ def decode(line: bytes) -> Message:
     return message
 
 
-def _decode_result(value: Value | None, reason: str, fatal: bool) -> Result:
-    if not ((value is None or _is_value(value)) and isinstance(reason, str) and isinstance(fatal, bool)):
+def _decode_result(told: bool, value: Value | None, reason: str, fatal: bool) -> Result:
+    known = _is_text if told else _is_value
+    if not ((value is None or known(value)) and isinstance(reason, str) and isinstance(fatal, bool)):
         raise ValueError("no result")
     return Result(MISSING if value is None else value, shorten(reason), fatal)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LARGEST_TEXT
 
 
 def _is_value(value: Any) -> bool:
@@ -133,9 +145,10 @@ def _in_range(value: Any) -> bool:
     return abs(value) <= (LARGEST_REWARD if isinstance(value, float) else 2**31 - 1)
 
 
-def longest_line(rows: int, facts: bool = False) -> int:
+def longest_line(rows: int, reward: Callable | Fact | Told) -> int:
     """Bytes that no message about so many rows exceeds: a character may become twelve, a number has up to 25."""
-    return (rows + 1) * (12 * REASON_CHARACTERS + 100 + (100 * LARGEST_FACT if facts else 0))
+    value = {Fact: 100 * LARGEST_FACT, Told: 12 * LARGEST_TEXT}.get(type(reward), 0)
+    return (rows + 1) * (12 * REASON_CHARACTERS + 100 + value)
 
 
 def serve(descriptor: int, memory_bytes: int = 0) -> None:
@@ -190,9 +203,10 @@ def work(reward: Callable, call: Call, by_row: bool, send: Callable[[Message], N
     send(Finished())
 
 
-def evaluate(reward: Callable | Fact, call: Call) -> list[Result]:
+def evaluate(reward: Callable | Fact | Told, call: Call) -> list[Result]:
     """A result for each row. An exception or an answer of the wrong form is a missing value with its reason."""
-    function, read = (reward.function, _as_fact) if isinstance(reward, Fact) else (reward, _as_result)
+    read = {Fact: _as_fact, Told: _as_told}.get(type(reward), _as_result)
+    function = reward if read is _as_result else reward.function
     if not getattr(function, "whole_groups", False):
         return _evaluate(function, read, call)
     rows_of: dict[int, list[int]] = {}
@@ -292,6 +306,12 @@ def _as_fact(value: Any) -> Result:
         f"returned {told} for a row; give a number within +-{LARGEST_REWARD:g}, a list of up to "
         f"{LARGEST_FACT} of them, or spans [first character, the one behind the last, value]",
     )
+
+
+def _as_told(value: Any) -> Result:
+    if _is_text(value):
+        return Result(value)
+    return Result(MISSING, f"returned {shorten(repr(value))[:80]} for a row; give a text of up to {LARGEST_TEXT} characters")
 
 
 def _as_result(value: Any) -> Result:

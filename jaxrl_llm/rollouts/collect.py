@@ -12,7 +12,7 @@ from jaxrl_llm.data.dialogues import encode_example
 from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.networks.combined import combined
 from jaxrl_llm.rollouts.records import check_range, concatenate, make_rollouts, numbered, select_rows
-from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Prefix, Request, prompt_ids_of, prompt_text
+from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Prefix, Request, Turn, prompt_ids_of, prompt_text
 from jaxrl_llm.sampling import STOP, Samples, finish_name, generate
 from jaxrl_llm.types import Rollouts
 
@@ -59,12 +59,24 @@ def arranged(parts: Sequence[Collection], rows: Sequence[tuple[int, int]], group
 def fork(collection: Collection, row: int, column: int, **changes) -> Request:
     """The request that goes on from a row's tokens in front of a column; `changes` are fields of the request.
 
-    The prefix keeps log-probabilities, versions, turns, and what of it is learned.
+    The prefix keeps log-probabilities, versions, turns, and what of it is learned. An episode goes on from the state that its
+    environment had then; a column within a reply stands for the end of the reply.
     """
-    rollouts, start = collection.rollouts, int(collection.prompt_length[row])
+    rollouts, start, request = collection.rollouts, int(collection.prompt_length[row]), collection.requests[row]
+    if request.episode is not None:
+        turns, begin = _turns_before(request.episode, column - start)
+        column, changes = max(column, start + begin), changes | {"episode": turns}
     names = ("tokens", "behavior_logp", "mask", "version", "turn")
     prefix = Prefix(*(getattr(rollouts, name)[row, start:column] for name in names))
-    return dataclasses.replace(collection.requests[row], prefix=prefix if column > start else None, samples=1, **changes)
+    return dataclasses.replace(request, prefix=prefix if column > start else None, samples=1, **changes)
+
+
+def _turns_before(episode: tuple[Turn, ...], place: int) -> tuple[tuple[Turn, ...], int]:
+    """The turns up to the one that a place lies in, which goes on, and where it begins; that of a reply is the turn behind."""
+    number = sum(turn.begin <= place for turn in episode[1:])
+    number += number + 1 < len(episode) and place >= episode[number].end
+    own = episode[number]._replace(end=0, reward=0.0, facts={}, fault="")
+    return (*episode[:number], own), own.begin
 
 
 def sample_requests(

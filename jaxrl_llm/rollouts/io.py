@@ -9,7 +9,9 @@ import numpy as np
 
 from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.rollouts.collect import Collection, Score, Submit, as_call, rewarded_collection, sample_requests
+from jaxrl_llm.rollouts.episodes import Played, play
 from jaxrl_llm.rollouts.facts import Facts, with_facts
+from jaxrl_llm.rollouts.harness import Agents, played_by_agents, step_name
 from jaxrl_llm.rollouts.requests import Example, Prompt, Request
 from jaxrl_llm.rollouts.views import at_home, seen_behind, view_of
 
@@ -42,6 +44,8 @@ class Io:
     cursor: Any = None  # place in the data, moved by `draw`
     examples: Sequence[Example] | None = None  # of the run, by their numbers
     columns: dict[tuple, list] = dataclasses.field(default_factory=dict)  # what `column` has read, kept from step to step
+    # whom the policy talks with: what answers a request is an episode then; None for one turn
+    environment: Played | Agents | None = None
     statistics: Statistics | None = None  # scores rollouts under a policy
     keeps_entropy: bool = False  # whether `extras["behavior_entropy"]` has the entropies of the sampler
     # what surrounds sampling, such as the mesh that it runs on
@@ -86,17 +90,41 @@ class Io:
         Raises ValueError: a prompt of more than `max_prompt_tokens` tokens, a completion for which no room is left, an example
           without the completion that it is to give, a policy that the run does not have, or a reward out of range.
         """
+        if self.environment is not None:
+            collection = self._played(requests)
+            return self.reward(collection) if rewarded else collection
         if rewarded and self.ahead is not None:
             with self.ahead() as (submit, score):
                 return self._rewarded(self._sampled(requests, submit), score)
         collection = self._sampled(requests)
         return self.reward(collection) if rewarded else collection
 
-    def _sampled(self, requests: Sequence[Request], submit: Submit | None = None) -> Collection:
-        first, self.sampled = self.sampled, self.sampled + sum(request.samples for request in requests)
+    def _numbers(self, requests: Sequence[Request], each: int = 1) -> range:
+        first, self.sampled = self.sampled, self.sampled + each * sum(request.samples for request in requests)
+        return range(first, self.sampled)
+
+    def _played(self, requests: Sequence[Request]) -> Collection:
+        if isinstance(self.environment, Agents):
+            with self.around():
+                return played_by_agents(
+                    requests, self._numbers(requests), self.environment, policy=self.policies["policy"](),
+                    tokenizer=self.tokenizer, sampling=self.sampling, run=step_name(self.seed, self.step, "step"),
+                    width=self.max_prompt_tokens + self.sampling["max_new_tokens"],
+                    version=self.step if self.version is None else self.version,
+                )  # fmt: skip
+        return play(
+            requests, self._numbers(requests, self.environment.roles), self.environment, tokenizer=self.tokenizer,
+            sample=lambda asked, uids: self._sampled(asked, uids=uids), most_tokens=self.sampling["max_new_tokens"],
+            seed=self.seed,
+        )  # fmt: skip
+
+    def _sampled(
+        self, requests: Sequence[Request], submit: Submit | None = None, uids: Sequence[int] | None = None
+    ) -> Collection:
+        uids = self._numbers(requests) if uids is None else uids
         with self.around():
             return sample_requests(
-                requests, range(first, self.sampled), tokenizer=self.tokenizer, policies=self.policies, sampling=self.sampling,
+                requests, uids, tokenizer=self.tokenizer, policies=self.policies, sampling=self.sampling,
                 max_prompt_tokens=self.max_prompt_tokens, seed=self.seed, step=self.step, version=self.version,
                 keeps_entropy=self.keeps_entropy, submit=submit,
             )  # fmt: skip

@@ -1,8 +1,8 @@
 """`Request`: the only way to ask for text, whoever asks."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,19 @@ class Prefix:
                 raise ValueError(f"Prefix.{field.name} has shape {found}; all five are [n], one number for each token")
 
 
+class Turn(NamedTuple):
+    """A turn of an episode, see `rollouts.episodes`; places are counted in tokens of the completion."""
+
+    begin: int  # where the policy speaks
+    state: bytes  # of the environment before it, a pickle
+    messages: tuple[Mapping[str, Any], ...]  # of the chat before it; none where the prompt is a text
+    seen: str  # what the policy has been told, by which states are told apart
+    end: int = 0  # behind what the policy said
+    reward: float = 0.0  # what the environment gave for it
+    facts: Mapping[str, Any] = {}  # what else it said
+    fault: str = ""  # why the environment failed
+
+
 def make_prefix(tokens: Sequence[int], *, logp=0.0, mask=0.0, version=0, turn=0) -> Prefix:
     """A prefix of these tokens; what is one number holds for all of them. By default they are read and not learned."""
     shape = (len(tokens),)
@@ -65,6 +78,8 @@ class Request:
     limit: int | None = None  # most new tokens; None for as many as the run allows
     stop: tuple[str, ...] = ()  # texts that end a completion beside those of the run
     mask: np.ndarray | None = None  # bool [V], False where a token may not be sampled; None for no mask
+    # turns of the episode that the prefix is a part of, the last of which goes on; None for one that begins, or for none
+    episode: tuple[Turn, ...] | None = None
 
     def __post_init__(self):
         require(self.samples >= 1, "Request.samples", self.samples, "at least 1")

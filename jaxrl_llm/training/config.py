@@ -17,6 +17,7 @@ from jaxrl_llm import methods, reading
 from jaxrl_llm.compose import require
 from jaxrl_llm.networks.config import CACHE_DTYPES
 from jaxrl_llm.rewards import LARGEST_REWARD
+from jaxrl_llm.rollouts.episodes import GIVEN_BY_EPISODES
 from jaxrl_llm.rollouts.facts import TOKEN_REWARDS
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
@@ -33,7 +34,8 @@ from jaxrl_llm.training.wrapping import check_wrap
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = (
     "method.options", "method.strategy_options", "sft.options", "preference.options", "task.options", "task.test_options",
-    "rewards.options", "rewards.facts", "critic.options", "critic.head_options", "given", "sft.optimizer.wrap",
+    "rewards.options", "rewards.facts", "environment.options",
+    "critic.options", "critic.head_options", "given", "sft.optimizer.wrap",
     "preference.optimizer.wrap", "rl.optimizer.wrap",
 )  # fmt: skip
 
@@ -67,6 +69,7 @@ def default_config() -> ConfigDict:
             # Folder of the policy that a method distils: of a run, from Hugging Face, or a converted one.
             "teacher": {"directory": ""},
             "rewards": sections.rewards(),
+            "environment": sections.environment(),
             "evaluation": sections.evaluation(),
             "checkpoint": {"every": 50, "keep": 2, "best_metric": ""},
             "log": {"completions_every": 1, "tensorboard": True, "live": True, "compilation_cache": True},
@@ -176,11 +179,12 @@ def check_config(config: ConfigDict) -> None:
 _AT_LEAST_ONE = (
     "sft.batch", "sft.row_tokens", "preference.batch", "preference.row_tokens", "rl.prompts", "rl.epochs", "rl.minibatches",
     "rl.max_new_tokens", "task.max_prompt_tokens", "evaluation.prompts", "evaluation.batch", "evaluation.samples",
-    "checkpoint.every", "checkpoint.keep", "rewards.workers",
+    "environment.turns",    "checkpoint.every", "checkpoint.keep", "rewards.workers",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "sft.steps", "sft.examples", "sft.micro_batches", "preference.steps", "preference.micro_batches", "rl.steps",
-    "rl.row_tokens", "rl.micro_batches", "rl.slots", "rl.staleness", "mesh.actors", "evaluation.every", "log.completions_every",
+    "rl.row_tokens", "rl.micro_batches", "rl.slots", "rl.staleness", "environment.turn_tokens",
+    "mesh.actors", "evaluation.every", "log.completions_every",
 )  # fmt: skip
 
 
@@ -267,7 +271,8 @@ def _check_inert(config: ConfigDict) -> None:
         )
     if config.network.name and config.network.directory:
         raise ValueError("config.network.name would change nothing: config.network.directory is given; set one of them to ''")
-    named = REWARD_MODEL in (*config.rewards.names, config.evaluation.reward)
+    rewarded = (*config.rewards.names, config.evaluation.reward)
+    named = REWARD_MODEL in rewarded
     if config.rewards.model and not named:
         raise ValueError(f"config.rewards.model would change nothing: config.rewards.names has no {REWARD_MODEL!r}; add it")
     if named and not config.rewards.model:
@@ -286,6 +291,10 @@ def _check_inert(config: ConfigDict) -> None:
     for name in sorted(options.keys() - set(map(sections.short_name, used))):
         raise ValueError(f"config.rewards.options.{name} would change nothing: config.rewards.names has no {name!r}; add it")
     _check_facts(config)
+    if not config.environment.name and config.environment.to_dict() != _defaults().environment.to_dict():
+        raise ValueError("config.environment would change nothing: its name is ''; name an environment")
+    if "environment" in rewarded and not config.environment.name:
+        raise ValueError("config.rewards.names has 'environment'; set config.environment.name to the one that gives it")
     if not network.router.pooled and not network.router.load_balancing:
         raise ValueError("config.network.router.pooled would change nothing: config.network.router.load_balancing is 0")
 
@@ -324,7 +333,7 @@ def _check_methods(config: ConfigDict) -> None:
     method_options(config)
     if config.rl.steps:
         method = reinforcement_method(config)
-        refuse_missing(method, config.rewards.facts.keys())
+        refuse_missing(method, {*config.rewards.facts, *(GIVEN_BY_EPISODES if config.environment.name else ())})
         inert = {"epochs": 1, "minibatches": 1, "micro_batches": 0, "staleness": 0, "measure_gap": False}
         changed = [key for key, usual in inert.items() if method.evolution and config.rl[key] != usual]
         if changed:

@@ -16,9 +16,9 @@ from jaxrl_llm.training.evaluation import evaluate_source, gap_bound, warn_of_ga
 from jaxrl_llm.training.phases import samples_are_scored
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.preference import make_pair_evaluation
-from jaxrl_llm.training.reward_functions import build_reward
+from jaxrl_llm.training.reward_functions import build_environment, build_reward, environment_settings
 from jaxrl_llm.training.run import Run
-from jaxrl_llm.training.scores import make_score, timeouts
+from jaxrl_llm.training.scores import make_environment, make_score, timeouts
 from jaxrl_llm.training.supervised import can_be_learned, make_loss_evaluation
 
 
@@ -54,11 +54,15 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
         chosen = {name: build_reward(name, config, mesh)}
         params = distributed.for_sampling(network.without_params(), network.params, sampling_mesh)
         score, ahead = make_score(pool, chosen, config.rewards.deadline_seconds, told=set(), failures=failures)
+        environment = build_environment(config)
+        if environment is not None:
+            options = {"told": set(), "failures": failures} | environment_settings(config)
+            environment = make_environment(pool, environment, config.rewards.deadline_seconds, **options)
         io = rollouts.Io(
             tokenizer=tokenizer, policies={"policy": lambda: (network.without_params(), params)},
             around=functools.partial(distributed.sharded, sampling_mesh), rewards=score, ahead=ahead,
             sampling=build.evaluation_sampling(config, tokenizer), max_prompt_tokens=config.task.max_prompt_tokens,
-            seed=config.seed, step=0,
+            seed=config.seed, step=0, environment=environment,
         )  # fmt: skip
         measured, records = evaluate_source(config, io.sample, source, chosen[name], network, mesh)
         warn_of_gap(measured, gap_bound(config.rl.max_logp_gap, network), 0)

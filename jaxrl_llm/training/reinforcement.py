@@ -304,6 +304,14 @@ def rollout_metrics(run: Run, rollouts: Rollouts, records) -> dict[str, float]:
         for name, column in zip(run.config.rewards.names, rewards.T, strict=True)
     }
     lengths = rollouts.mask.sum(axis=1)
+    if run.environment is not None:
+        ended = [record["ended"] for record in records]
+        components |= {"episode/calls": float(np.mean(rollouts.extras["calls"]))} if "calls" in rollouts.extras else {}
+        components |= {
+            "episode/turns": float(np.mean([record["turns"] for record in records])),
+            "episode/failed": ended.count("failed") / len(ended),
+            "episode/cut": (ended.count("turns") + ended.count("length")) / len(ended),
+        }
     return components | {
         "reward": float(totals.mean()),
         "reward_std": float(np.mean([group.std() for group in groups])),

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from jaxrl_llm import rewards
+from jaxrl_llm import environments, rewards
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.dialogues import encode_answer
+from jaxrl_llm.environments import Agent, Environment
 from jaxrl_llm.training.config import REWARD_MODEL
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.sections import short_name
@@ -59,6 +60,35 @@ def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None =
         raise ValueError(
             f"config.rewards.options.{short} is {given.get(short, {})}; it takes {sorted(known)}: {error}"
         ) from error
+
+
+def build_environment(config: ConfigDict) -> Environment | Agent | None:
+    """The environment, or agent, that the configuration names; None where it names none.
+
+    Raises ValueError: a name that is none of `environments.NAMED` and cannot be imported, or options that it does not take.
+    """
+    name, options = config.environment.name, config.environment.options.to_dict()
+    if not name:
+        return None
+    if ":" not in name and name not in environments.NAMED:
+        known = sorted(environments.NAMED)
+        raise ValueError(f"config.environment.name is {name!r}; give 'package.module:function' or one of {known}")
+    make = environments.NAMED[name] if ":" not in name else load_reward(name)
+    try:
+        found = make(**options)
+    except TypeError as error:
+        raise ValueError(f"config.environment.options is {options}, which {name!r} does not take: {error}") from error
+    if not isinstance(found, Environment | Agent):
+        raise ValueError(
+            f"config.environment.name is {name!r}, which gives {type(found).__name__}; give an Environment or an Agent"
+        )
+    return found
+
+
+def environment_settings(config: ConfigDict) -> dict:
+    """What the configuration says of `rollouts.episodes.Played`."""
+    chosen = config.environment
+    return {"by": tuple(chosen.by), "turns": chosen.turns, "turn_tokens": chosen.turn_tokens}
 
 
 def load_reward(name: str) -> Callable:

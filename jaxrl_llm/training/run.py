@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, methods, reading, rewards, rollouts
 from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices, weighted_indices
+from jaxrl_llm.environments import Agent, Environment
 from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import bucket, build, meshes, metrics, scores
 from jaxrl_llm.training.bucket import Folder
@@ -25,7 +26,7 @@ from jaxrl_llm.training.layout import lay_out
 from jaxrl_llm.training.lock import locked
 from jaxrl_llm.training.policies import build_teacher, load_policy
 from jaxrl_llm.training.report import say
-from jaxrl_llm.training.reward_functions import build_rewards
+from jaxrl_llm.training.reward_functions import build_environment, build_rewards, environment_settings
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.types import Batch, Rollouts
 
@@ -60,6 +61,7 @@ class Run:
     # examples, held-out ones, and those of both that were dropped
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     told: set = dataclasses.field(default_factory=set)  # what `scores` said already; it and `columns` alone change
+    environment: Environment | Agent | None = None  # whom the policy talks with; None for nobody
     columns: dict = dataclasses.field(default_factory=dict)  # those of the source that strategies asked for
     store: Folder = pathlib.Path()  # where its checkpoints lie: in the workdir, or in a bucket
     copy: Callable[[], None] = lambda: None  # brings what is new in the workdir to the bucket, see `bucket.opened`
@@ -171,6 +173,11 @@ class Run:
         usual |= {"policies": self.policies(params), "sampling": sampling, "seed": seed, "step": step}
         usual["around"] = functools.partial(distributed.sharded, self.sampling_mesh)
         usual |= dict(zip(("rewards", "ahead"), scorer, strict=True))
+        if self.environment is not None:
+            options = self._noted(step, None) | environment_settings(self.config)
+            usual["environment"] = scores.make_environment(
+                self.pool, self.environment, self.config.rewards.deadline_seconds, **options
+            )
         return rollouts.Io(**(usual | changes))
 
 
@@ -220,7 +227,7 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
             sampling_mesh=sampling_mesh, teacher=build_teacher(config, network, mesh), source=source, test_source=test_source,
             method=reinforcement_method(config), preference_method=preference_method(config),
             supervised_method=supervised_method(config), pool=pool, rewards=functions, given=given, counts=counts, store=store,
-            copy=copy,
+            copy=copy, environment=build_environment(config),
         )  # fmt: skip
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])

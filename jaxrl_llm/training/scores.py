@@ -11,9 +11,12 @@ from concurrent import futures
 import numpy as np
 
 from jaxrl_llm import distributed
+from jaxrl_llm.environments.base import Agent, Environment, Resetting, Running, Stepping, Transition, read_transition
 from jaxrl_llm.rewards import RewardFailure, RewardPool
-from jaxrl_llm.rewards.worker import Call, Fact
+from jaxrl_llm.rewards.worker import Call, Fact, Told
 from jaxrl_llm.rollouts.collect import Score
+from jaxrl_llm.rollouts.episodes import Played
+from jaxrl_llm.rollouts.harness import Agents
 from jaxrl_llm.rollouts.io import Ahead
 from jaxrl_llm.training import metrics
 from jaxrl_llm.training.timing import timed
@@ -116,6 +119,62 @@ def make_facts(
         return dict(zip(asked, values.T.tolist(), strict=True))
 
     return facts
+
+
+def make_environment(
+    pool: RewardPool, environment: Environment | Agent, deadline_seconds: float, *, told: set, failures: list[RewardFailure],
+    log: pathlib.Path | None = None, step: int = 0, **settings,
+) -> Played | Agents:  # fmt: skip
+    """The environment as `rollouts.Io` wants it, in the workers of the pool; the first process asks for all rows.
+
+    Args:
+      pool: with its workers.
+      environment: of them.
+      deadline_seconds: for all rows of a turn, or for all agents.
+      told, failures, log, step: as in `make_score`.
+      **settings: fields of `Played`: `by`, `turns`, `turn_tokens`; of no use to agents.
+    """
+
+    def asked(name: str, call: Callable, texts: list[str], columns: dict[str, list]) -> list[Transition | str]:
+        with timed("reward"):
+            question = {name: Told(call)}
+            own = pool.score(question, texts, texts, columns, deadline_seconds) if distributed.is_first() else None
+            values, found = distributed.gathered(own)[0]
+        answers = [_transition(value) for (value,) in values]
+        reasons = {failure.row: failure.reason for failure in found}
+        failed = {row: reasons.get(row, answer) for row, answer in enumerate(answers) if isinstance(answer, str)}
+        found = [RewardFailure(name, row, reason) for row, reason in failed.items()]
+        failures.extend(found)
+        for failure in found if log is not None else ():
+            metrics.append_jsonl(log, {"step": step} | failure._asdict())
+        values = np.array([[np.nan if row in failed else 0.0] for row in range(len(answers))])
+        _tell([name], values, found, told, "environment")
+        return [failed.get(row, answer) for row, answer in enumerate(answers)]
+
+    def reset(examples: list, seeds: list[int]) -> list[Transition | str]:
+        columns = {"example": examples, "seed": seeds}
+        return asked("environment.reset", Resetting(environment), [""] * len(seeds), columns)
+
+    def step_of(states: list[bytes], said: list[str]) -> list[Transition | str]:
+        return asked("environment.step", Stepping(environment), said, {"state": states})
+
+    def run(addresses: list[str], examples: list) -> list[Transition | str]:
+        columns = {"address": addresses, "example": examples}
+        return asked("environment.run", Running(environment), [""] * len(addresses), columns)
+
+    if isinstance(environment, Agent):
+        return Agents(run)
+    return Played(reset, step_of, environment.tools, environment.stop, environment.roles, **settings)
+
+
+def _transition(value: str | float) -> Transition | str:
+    """The transition that a worker wrote, or why there is none."""
+    if not isinstance(value, str):
+        return "no answer"
+    try:
+        return read_transition(value)
+    except ValueError as error:
+        return str(error)
 
 
 def _by_row(reward: Callable) -> bool:

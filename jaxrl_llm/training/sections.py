@@ -183,6 +183,21 @@ def rewards() -> dict:
     }
 
 
+def environment() -> dict:
+    """Whom the policy talks with in the RL phase and in evaluations; its reward has the name "environment"."""
+    return {
+        # A name of `jaxrl_llm.environments`, or "package.module:function", which gives an `Environment`; "" for none.
+        "name": "",
+        "options": {},
+        # Most turns of an episode, and most tokens of a turn; 0 for as many as `rl.max_new_tokens` leaves, which bounds an
+        # episode with all replies.
+        "turns": 8,
+        "turn_tokens": 0,
+        # Who plays each role of a game, such as ("policy", "reference"); the policy plays all where this is empty.
+        "by": (),
+    }
+
+
 def evaluation() -> dict:
     """What is measured on held-out examples."""
     return {

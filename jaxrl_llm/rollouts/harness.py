@@ -1,0 +1,121 @@
+"""Rows of agents that know nothing of training: they ask a server for answers, and it remembers what it sampled for whom."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrl_llm.data.tokenizers import Tokenizer
+from jaxrl_llm.environments.base import Transition
+from jaxrl_llm.rollouts.collect import Collection
+from jaxrl_llm.rollouts.facts import with_facts
+from jaxrl_llm.rollouts.records import numbered
+from jaxrl_llm.rollouts.requests import Example, Request, prompt_text
+from jaxrl_llm.types import Rollouts
+
+SLOTS = 64  # most samples that agents have drawn at a time
+
+
+class Agents(NamedTuple):
+    """An agent as strategies see it: asked for many rows at a time, each answered by its reward or why there is none."""
+
+    run: Callable[
+        [list[str], list[Example]], list[Transition | str]
+    ]  # `(addresses, examples)`; of the answers, reward and facts
+
+
+class _Rollout(NamedTuple):
+    """One agent's work: whom it answers, what it sampled, and what came of it."""
+
+    request: Request
+    rows: list[Any]  # `serving.sessions.Row`
+    answer: Transition | str
+
+
+def played_by_agents(
+    requests: Sequence[Request], uids: Sequence[int], agents: Agents, *, policy: tuple[Any, Any], tokenizer: Tokenizer,
+    sampling: dict[str, Any], width: int, run: str, version: int,
+) -> Collection:  # fmt: skip
+    """Rows of what agents have sampled, in the order of the requests, without rewards.
+
+    For the time of the call a server listens on the loopback interface, whose samples are the policy's. Each agent has an
+    address of its own, below which its calls are remembered. A call that goes on from an earlier one continues its row; others,
+    as after an agent has rewritten its history, begin another row, in which nothing that was sampled elsewhere is learned:
+    `extras["episode"]` [N] numbers the agents, whose rows share their reward, the column "environment_reward". Rows of an agent
+    that failed have a missing reward and take no part in the step.
+
+    Args:
+      requests: whose examples the agents are given; nothing else of them counts.
+      uids: number of each sample.
+      agents: who asks.
+      policy: the network, without parameters, and its parameters.
+      tokenizer: of all text.
+      sampling: "stop_ids", and "temperature" and the like where agents do not say.
+      width: most tokens of a row.
+      run: what tells this step from others, by which, with the number of the sample and of its call, noise is drawn.
+      version: steps that have changed the parameters.
+
+    Raises ValueError: no agent has sampled anything; the message has the first reason.
+    """
+    from jaxrl_llm.serving.harnessed import serving_policy  # an extra: most runs serve nobody
+
+    asked = [request for request in requests for _ in range(request.samples)]
+    names = [f"{run}-{uid}" for uid in uids]
+    slots = min(len(asked), sampling.get("slots") or SLOTS)
+    with serving_policy(*policy, tokenizer, sampling, slots=slots, context=width) as (address, rows_by_name):
+        answers = agents.run([f"{address}/rollouts/{name}/v1" for name in names], [request.example for request in asked])
+        rows = [rows_by_name(name) for name in names]
+    found = [_Rollout(*own) for own in zip(asked, rows, answers, strict=True)]
+    if not any(rollout.rows for rollout in found):
+        reasons = [answer for answer in answers if isinstance(answer, str)]
+        raise ValueError(f"no agent has asked for anything; the first reason: {reasons[0] if reasons else 'none'}")
+    return _collected(found, tokenizer, width, version)
+
+
+def _collected(rollouts: Sequence[_Rollout], tokenizer: Tokenizer, width: int, version: int) -> Collection:
+    flat = [(number, rollout, row) for number, rollout in enumerate(rollouts) for row in rollout.rows]
+    shape = (len(flat), width)
+    tokens, turn = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    mask, logp = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    length, start = np.zeros(len(flat), np.int32), np.zeros(len(flat), np.int32)
+    for place, (_, _, row) in enumerate(flat):
+        start[place], length[place] = len(row.prompt), len(row.prompt) + len(row.tokens)
+        own = slice(start[place], length[place])
+        tokens[place, : start[place]] = row.prompt
+        tokens[place, own], mask[place, own], logp[place, own], turn[place, own] = row.tokens, row.mask, row.logp, row.turn
+    failed = np.array([isinstance(rollout.answer, str) for _, rollout, _ in flat])
+    made = Rollouts(
+        tokens=tokens, length=length, mask=mask, behavior_logp=logp, turn=turn, version=np.full(shape, version, np.int32),
+        rewards=np.full((len(flat), 1), np.nan, np.float32), valid=(~failed).astype(np.float32),
+        group=numbered(np.array([rollout.request.group for _, rollout, _ in flat])),
+        prompt_id=np.array([rollout.request.prompt_id for _, rollout, _ in flat], np.int32),
+        extras={"episode": np.array([number for number, _, _ in flat], np.int32)},
+    )  # fmt: skip
+    records = [_record(tokenizer, rollout, row) for _, rollout, row in flat]
+    requests = [_answered(rollout) for _, rollout, _ in flat]
+    whole = Collection(made, records, requests, start)
+    facts = [{} if isinstance(rollout.answer, str) else rollout.answer.facts for _, rollout, _ in flat]
+    names = sorted({name for own in facts for name in own})
+    return with_facts(whole, {name: [own.get(name, float("nan")) for own in facts] for name in names}, tokenizer)
+
+
+def _answered(rollout: _Rollout) -> Request:
+    reward = None if isinstance(rollout.answer, str) else rollout.answer.reward
+    return dataclasses.replace(rollout.request, samples=1, example=rollout.request.example | {"environment_reward": reward})
+
+
+def _record(tokenizer: Tokenizer, rollout: _Rollout, row) -> dict[str, Any]:
+    failed = isinstance(rollout.answer, str)
+    told = {
+        "prompt_id": rollout.request.prompt_id, "prompt": prompt_text(tokenizer, row.prompt), "rewards": None,
+        "completion": tokenizer.decode(row.tokens), "answer": rollout.request.example.get("answer"), "length": len(row.tokens),
+        "finish_reason": row.reason, "turns": row.turn[-1] + 1, "ended": "failed" if failed else "done",
+    }  # fmt: skip
+    return told | ({"fault": rollout.answer} if failed else {})
+
+
+def step_name(seed: int, step: int, kind: str) -> str:
+    """A name for the rollouts of a step, which no other step and no other seed has."""
+    return hashlib.sha256(f"{kind} {seed} {step}".encode()).hexdigest()[:16]
