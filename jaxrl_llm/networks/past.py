@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxrl_llm.networks.axes import current_spec
+from jaxrl_llm.networks.axes import current_spec, manual_axes
 from jaxrl_llm.networks.blocks import softcapped
 from jaxrl_llm.networks.tails import fits_kernel, tail_attention
 
@@ -154,10 +154,13 @@ def _by_kernel(query: Array, tails: Cells, sight: Sight, window: int | None, sca
     first = sight.start if window is None else jnp.maximum(sight.start, sight.column - window + 1)
     run = functools.partial(tail_attention, scale=scale, softcap=softcap)
     spec = current_spec(("batch", "kv_heads"), query.shape[:2])
-    if spec is None or not any(spec):
+    if spec is None:
         return run(query, tails, first, sight.column)
     specs = (spec, jax.tree.map(lambda _: spec, tails), PartitionSpec(spec[0]), PartitionSpec())
-    axes = {axis for part in spec if part for axis in ((part,) if isinstance(part, str) else part)}
+    # Of all axes, those that split nothing too: the compiler cannot split a kernel.
+    axes = set(jax.sharding.get_abstract_mesh().axis_names) - set(manual_axes())
+    if not axes:
+        return run(query, tails, first, sight.column)
     split = jax.shard_map(run, in_specs=specs, out_specs=(spec, spec, spec), axis_names=axes, check_vma=False)
     return split(query, tails, first, sight.column)
 
