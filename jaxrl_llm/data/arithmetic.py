@@ -3,6 +3,8 @@
 import functools
 import threading
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -40,12 +42,34 @@ def arithmetic_source(
         raise ValueError(f"digits is {digits}; give the fewest and the most digits, both from 1 to 9")
     if not operations or set(operations) - set("+-*"):
         raise ValueError(f"operations is {operations!r}; give some of '+-*'")
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
-
     if not 0 <= careless <= 1:
         raise ValueError(f"careless is {careless}; give a share from 0 to 1")
 
+    def make(problem: tuple[int, str, int], random: np.random.Philox) -> Example:
+        return _example(*problem, careful=random.random_raw() >= careless * 2**64)
+
+    draw = functools.partial(_draw, fewest=fewest, most=most, operations=operations)
+    return drawn_source("arithmetic", size, seed, split, draw, make, _without_order)
+
+
+def drawn_source(
+    name: str, size: int, seed: int, split: str, draw: Callable, make: Callable, key: Callable[[Any], str]
+) -> Source:
+    """Examples of a built-in task, each of which has a stream of random words of its own.
+
+    Args:
+      name: of the task.
+      size: number of examples.
+      seed: of the streams.
+      split: "train", or "test" for the tenth of all problems, by a hash of their `key`, that "train" never shows.
+      draw: `draw(random) -> problem`.
+      make: `make(problem, random) -> Example`.
+      key: text of a problem that tells it from others.
+
+    Raises ValueError: `split` is neither.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
     # A run looks at all of them before it begins, once for each use that it makes of them. One generator that is set to the
     # stream of an example costs a tenth of a generator of its own.
     random, alone = np.random.Philox(key=np.array([seed % 2**64, 0], np.uint64)), threading.Lock()
@@ -57,11 +81,11 @@ def arithmetic_source(
             fresh["state"]["key"][1] = index
             random.state = fresh
             while True:
-                problem = _draw(random, fewest, most, operations)
-                if _is_held_out(*problem) == (split == "test"):
-                    return _example(*problem, careful=random.random_raw() >= careless * 2**64)
+                problem = draw(random)
+                if (zlib.crc32(key(problem).encode()) % HELD_OUT_SHARE == 0) == (split == "test"):
+                    return make(problem, random)
 
-    return Source(f"arithmetic {split}", size, fetch)
+    return Source(f"{name} {split}", size, fetch)
 
 
 def worked_solution(left: int, operation: str, right: int, *, carries: bool = True) -> str:
@@ -99,9 +123,9 @@ def _number(length_word: int, value_word: int, fewest: int, most: int) -> int:
     return lowest + value_word % (10**length - lowest)
 
 
-def _is_held_out(left: int, operation: str, right: int) -> bool:
-    problem = f"{min(left, right)}{operation}{max(left, right)}"
-    return zlib.crc32(problem.encode()) % HELD_OUT_SHARE == 0
+def _without_order(problem: tuple[int, str, int]) -> str:
+    left, operation, right = problem
+    return f"{min(left, right)}{operation}{max(left, right)}"
 
 
 def _column_steps(left: int, right: int, sign: int, carries: bool) -> tuple[list[str], int]:
