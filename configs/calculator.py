@@ -22,7 +22,7 @@ def get_config():
     config.rl.optimizer.update(learning_rate=3e-4, warmup_steps=10, decay="linear")
     config.method.name = "grpo"
     config.method.options.update(samples=8, kl_coefficient=0.0)
-    config.environment.update(name="calculator", turns=3)
+    config.environment.update(name="inline_calculator", turns=3)
     config.environment.options.update(cost=0.2)
     config.rewards.names = ("environment",)
     config.evaluation.every = 20

@@ -3,6 +3,8 @@
 import functools
 import threading
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +35,7 @@ def arithmetic_source(
       operations: some of "+-*"; a difference is never negative.
       careless: share of the examples whose completion forgets every carry or borrow ("7+5=12;3+4=7#72"), while
         "answer" stays right. A model that imitates such demonstrations has something to learn from a verifier.
-      calls: share of the examples whose completion asks `environments.calculator` in place of working: "[37+45]82#82".
+      calls: share of the examples whose completion asks `environments.inline_calculator` in place of working: "[37+45]82#82".
 
     Returns: Examples with "prompt", "completion" (the working, then "#" and the result) and "answer" (the result).
     """
@@ -42,12 +44,36 @@ def arithmetic_source(
         raise ValueError(f"digits is {digits}; give the fewest and the most digits, both from 1 to 9")
     if not operations or set(operations) - set("+-*"):
         raise ValueError(f"operations is {operations!r}; give some of '+-*'")
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
-
     for name, share in (("careless", careless), ("calls", calls)):
         require(0 <= share <= 1, name, share, "a share from 0 to 1")
 
+    def make(problem: tuple[int, str, int], random: np.random.Philox) -> Example:
+        example = _example(*problem, careful=random.random_raw() >= careless * 2**64)
+        asks = calls and random.random_raw() < calls * 2**64
+        return example | {"completion": _asking(example)} if asks else example
+
+    draw = functools.partial(_draw, fewest=fewest, most=most, operations=operations)
+    return drawn_source("arithmetic", size, seed, split, draw, make, _without_order)
+
+
+def drawn_source(
+    name: str, size: int, seed: int, split: str, draw: Callable, make: Callable, key: Callable[[Any], str]
+) -> Source:
+    """Examples of a built-in task, each of which has a stream of random words of its own.
+
+    Args:
+      name: of the task.
+      size: number of examples.
+      seed: of the streams.
+      split: "train", or "test" for the tenth of all problems, by a hash of their `key`, that "train" never shows.
+      draw: `draw(random) -> problem`.
+      make: `make(problem, random) -> Example`.
+      key: text of a problem that tells it from others.
+
+    Raises ValueError: `split` is neither.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
     # A run looks at all of them before it begins, once for each use that it makes of them. One generator that is set to the
     # stream of an example costs a tenth of a generator of its own.
     random, alone = np.random.Philox(key=np.array([seed % 2**64, 0], np.uint64)), threading.Lock()
@@ -59,13 +85,11 @@ def arithmetic_source(
             fresh["state"]["key"][1] = index
             random.state = fresh
             while True:
-                problem = _draw(random, fewest, most, operations)
-                if _is_held_out(*problem) == (split == "test"):
-                    example = _example(*problem, careful=random.random_raw() >= careless * 2**64)
-                    asks = calls and random.random_raw() < calls * 2**64
-                    return example | {"completion": _asking(example)} if asks else example
+                problem = draw(random)
+                if (zlib.crc32(key(problem).encode()) % HELD_OUT_SHARE == 0) == (split == "test"):
+                    return make(problem, random)
 
-    return Source(f"arithmetic {split}", size, fetch)
+    return Source(f"{name} {split}", size, fetch)
 
 
 def worked_solution(left: int, operation: str, right: int, *, carries: bool = True) -> str:
@@ -108,9 +132,9 @@ def _number(length_word: int, value_word: int, fewest: int, most: int) -> int:
     return lowest + value_word % (10**length - lowest)
 
 
-def _is_held_out(left: int, operation: str, right: int) -> bool:
-    problem = f"{min(left, right)}{operation}{max(left, right)}"
-    return zlib.crc32(problem.encode()) % HELD_OUT_SHARE == 0
+def _without_order(problem: tuple[int, str, int]) -> str:
+    left, operation, right = problem
+    return f"{min(left, right)}{operation}{max(left, right)}"
 
 
 def _column_steps(left: int, right: int, sign: int, carries: bool) -> tuple[list[str], int]:

@@ -1,80 +1,74 @@
-"""A calculator between marks of plain text, for policies without a chat template."""
+"""A calculator for models: exact arithmetic, of which nothing can take long."""
 
 import ast
-import fractions
-import functools
+import decimal
+import math
 import operator
-from typing import NamedTuple
+from fractions import Fraction
 
-from jaxrl_llm.environments.base import Environment, Example, Transition
-
-_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-_MOST_CHARACTERS = 200
-_LARGEST = 10**40
-
-
-class Talk(NamedTuple):
-    """What was asked so far."""
-
-    answer: str
-    calls: int = 0
+MOST_CHARACTERS = 400
+MOST_BITS = 4096  # of a numerator or a denominator
+_MOST_DIGITS = 30  # behind the point
+_SHOWN_DIGITS = 12  # of a fraction that has more
+_WANTED = "numbers, + - * / // % ** and parentheses"
+_OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.USub: operator.neg, ast.UAdd: operator.pos,
+}  # fmt: skip
 
 
-def calculator(opening: str = "[", closing: str = "]", marker: str = "#", cost: float = 0.0) -> Environment:
-    """The policy writes "[37+45]" and reads "82" behind it; a turn without a call is the last one.
-
-    The answer is what stands behind the last marker of the last turn, worth 1 where it is the example's "answer".
+def calculator(expression: str) -> str:
+    """Calculates an expression exactly.
 
     Args:
-      opening: text that begins a call.
-      closing: text that ends it, and with it the turn.
-      marker: text in front of the answer.
-      cost: taken off the reward for each call.
-
-    Raises ValueError: an empty text.
+      expression: Numbers, the operators + - * / // % ** and parentheses, such as (1 + 2) * 3 / 4.
     """
-    if not (opening and closing and marker):
-        raise ValueError(f"opening is {opening!r}, closing {closing!r}, marker {marker!r}; give a text each")
-    return Environment(_begin, functools.partial(_step, opening, closing, marker, cost), stop=(closing,))
-
-
-def calculated(expression: str) -> str:
-    """The value of a term of numbers with + - * / and brackets, exactly where it is whole or a short decimal; else "error"."""
+    if len(expression) > MOST_CHARACTERS:
+        raise ValueError(f"the expression has {len(expression)} characters; the most are {MOST_CHARACTERS}")
+    text = expression.strip().replace("^", "**").replace("×", "*").replace("÷", "/")
     try:
-        if len(expression) > _MOST_CHARACTERS:
-            return "error"
-        value = _value(ast.parse(expression.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, KeyError, RecursionError, MemoryError):
-        return "error"
-    return str(value.numerator) if value.denominator == 1 else f"{float(value):.10g}"
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{expression!r} is no expression of {_WANTED}") from error
+    return _written(_value(tree.body, text))
 
 
-def _value(node: ast.AST) -> fractions.Fraction:
+def _value(node: ast.AST, text: str) -> Fraction:
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            value = fractions.Fraction(str(number))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            value = -_value(operand)
-        case ast.BinOp(left=left, op=operation, right=right):
-            value = _OPERATIONS[type(operation)](_value(left), _value(right))
+        case ast.Constant(value=float(value)) if math.isfinite(value):
+            found = Fraction(ast.get_source_segment(text, node).replace("_", ""))
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+            found = Fraction(value)
+        case ast.UnaryOp(op, operand) if type(op) in _OPERATORS:
+            found = _OPERATORS[type(op)](_value(operand, text))
+        case ast.BinOp(left, ast.Pow(), right):
+            found = _power(_value(left, text), _value(right, text))
+        case ast.BinOp(left, op, right) if type(op) in _OPERATORS:
+            found = Fraction(_OPERATORS[type(op)](_value(left, text), _value(right, text)))
         case _:
-            raise ValueError("no term of numbers")
-    if abs(value.numerator) > _LARGEST or value.denominator > _LARGEST:
-        raise ValueError("too large")
-    return value
+            raise ValueError(f"{ast.get_source_segment(text, node)!r} is none of {_WANTED}")
+    if _bits(found) > MOST_BITS:
+        raise ValueError(f"a result has more than {MOST_BITS} bits")
+    return found
 
 
-def _begin(example: Example, seed: int) -> tuple[Talk, None]:
-    if example.get("answer") is None:
-        raise ValueError(f"the example has no 'answer', only {sorted(example)}; the calculator needs one")
-    return Talk(str(example["answer"])), None
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
 
 
-def _step(opening: str, closing: str, marker: str, cost: float, talk: Talk, text: str) -> Transition:
-    before, found, asked = text.removesuffix(closing).rpartition(opening)
-    if text.endswith(closing) and found:
-        facts = {"calls": 1, "first_call": len(before)}
-        return Transition(talk._replace(calls=talk.calls + 1), calculated(asked), reward=-cost, facts=facts)
-    _, found, answer = text.rpartition(marker)
-    right = bool(found) and answer.strip() == talk.answer
-    return Transition(talk, reward=float(right), done=True, facts={"calls": 0})
+def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    if exponent.denominator != 1:
+        raise ValueError(f"the exponent {exponent} is not whole")
+    if (_bits(base) - 1) * abs(exponent) > MOST_BITS:
+        raise ValueError(f"a power has more than {MOST_BITS} bits")
+    return base**exponent
+
+
+def _written(value: Fraction) -> str:
+    """Its digits where they end, or a fraction with its first digits."""
+    digits = next((count for count in range(_MOST_DIGITS) if 10**count % value.denominator == 0), None)
+    if digits is None:
+        with decimal.localcontext(prec=_SHOWN_DIGITS):
+            return f"{value} (about {decimal.Decimal(value.numerator) / decimal.Decimal(value.denominator)})"
+    text = str(abs(value.numerator) * 10**digits // value.denominator).zfill(digits + 1)
+    return "-" * (value < 0) + (f"{text[:-digits]}.{text[-digits:]}" if digits else text)

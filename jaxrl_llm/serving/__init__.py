@@ -3,5 +3,6 @@
 from jaxrl_llm.serving.app import Served, listening, make_app
 from jaxrl_llm.serving.scheduler import Scheduler
 from jaxrl_llm.serving.sessions import Call, Sessions
+from jaxrl_llm.serving.tool_calls import parser_of
 
-__all__ = ["Call", "Scheduler", "Served", "Sessions", "listening", "make_app"]
+__all__ = ["Call", "Scheduler", "Served", "Sessions", "listening", "make_app", "parser_of"]

@@ -9,6 +9,7 @@ from jaxrl_llm.sampling.standing import standing
 from jaxrl_llm.serving.app import Served, listening
 from jaxrl_llm.serving.scheduler import Scheduler
 from jaxrl_llm.serving.sessions import Row, rows_of
+from jaxrl_llm.serving.tool_calls import parser_of
 
 MODEL = "policy"  # the name that agents ask for
 
@@ -30,7 +31,7 @@ def serving_policy(
     engine = standing(network, params, slots=slots, vocab_size=network.config.vocab_size, stop_ids=sampling.get("stop_ids", ()))
     usual = {name: sampling[name] for name in ("temperature", "top_k", "top_p", "min_p") if sampling.get(name) is not None}
     served = Served(
-        Scheduler(engine, tokenizer), tokenizer, MODEL, context, usual_limit=sampling["max_new_tokens"], usual=usual
+        Scheduler(engine, tokenizer), tokenizer, MODEL, context, sampling["max_new_tokens"], usual, parse=parser_of(tokenizer)
     )
     with listening(served) as address:
         yield address, lambda name: rows_of(served.sessions.calls(name))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jaxrl_llm.data.chat import Message, encode_prompt
 from jaxrl_llm.data.dialogues import continue_dialogue
 from jaxrl_llm.data.tokenizers import Tokenizer
+from jaxrl_llm.serving.tool_calls import for_template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +51,14 @@ class Sessions:
         It does where its messages begin with those of the call and the answer as it was given; otherwise somebody has rewritten
         the history, and all of it is encoded anew.
         """
+        written = for_template(messages)
         for call in reversed(self.calls(rollout) if rollout else ()):
             if call.messages is None or len(messages) <= len(call.messages) + 1:
                 continue
             known = [*call.messages, call.reply]
             if all(_same(one, other) for one, other in zip(known, messages, strict=False)):
-                return continue_dialogue(tokenizer, [*call.prompt, *call.completion], messages, **variables)
-        return encode_prompt(tokenizer, messages, **variables)
+                return continue_dialogue(tokenizer, [*call.prompt, *call.completion], written, **variables)
+        return encode_prompt(tokenizer, written, **variables)
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

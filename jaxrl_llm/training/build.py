@@ -21,7 +21,7 @@ from jaxrl_llm.training.given import NOTHING, Given, as_source, own_copy
 from jaxrl_llm.training.methods_of import texts_of
 from jaxrl_llm.training.wrapping import Wrap, rule_of
 
-SOURCES = ("arithmetic", "numbered", "jsonl", "tfds", "reasoning_gym", "preferences")
+SOURCES = ("arithmetic", "numbered", "programs", "jsonl", "tfds", "reasoning_gym", "preferences")
 
 
 def build_tokenizer(config: ConfigDict) -> Tokenizer:
@@ -110,6 +110,7 @@ def _open_source(name: str, options: dict[str, Any]):
     openers = {
         "arithmetic": data.arithmetic_source,
         "numbered": data.numbered_source,
+        "programs": data.program_source,
         "jsonl": data.jsonl_source,
         "tfds": data.tfds_source,
         "reasoning_gym": data.reasoning_gym_source,

@@ -54,7 +54,7 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
         chosen = {name: build_reward(name, config, mesh)}
         params = distributed.for_sampling(network.without_params(), network.params, sampling_mesh)
         score, ahead = make_score(pool, chosen, config.rewards.deadline_seconds, told=set(), failures=failures)
-        environment = build_environment(config)
+        environment = build_environment(config, tokenizer)
         if environment is not None:
             options = {"told": set(), "failures": failures} | environment_settings(config)
             environment = make_environment(pool, environment, config.rewards.deadline_seconds, **options)

@@ -62,8 +62,10 @@ def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None =
         ) from error
 
 
-def build_environment(config: ConfigDict) -> Environment | Agent | None:
+def build_environment(config: ConfigDict, tokenizer: Tokenizer) -> Environment | Agent | None:
     """The environment, or agent, that the configuration names; None where it names none.
+
+    A function with the option "style", of the calls of tools, is given that of the chat template.
 
     Raises ValueError: a name that is none of `environments.NAMED` and cannot be imported, or options that it does not take.
     """
@@ -74,6 +76,8 @@ def build_environment(config: ConfigDict) -> Environment | Agent | None:
         known = sorted(environments.NAMED)
         raise ValueError(f"config.environment.name is {name!r}; give 'package.module:function' or one of {known}")
     make = environments.NAMED[name] if ":" not in name else load_reward(name)
+    if "style" in inspect.signature(make).parameters and "style" not in options:
+        options["style"] = environments.style_of(tokenizer.chat_template or "")
     try:
         found = make(**options)
     except TypeError as error:

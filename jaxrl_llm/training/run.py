@@ -227,7 +227,7 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
             sampling_mesh=sampling_mesh, teacher=build_teacher(config, network, mesh), source=source, test_source=test_source,
             method=reinforcement_method(config), preference_method=preference_method(config),
             supervised_method=supervised_method(config), pool=pool, rewards=functions, given=given, counts=counts, store=store,
-            copy=copy, environment=build_environment(config),
+            copy=copy, environment=build_environment(config, tokenizer),
         )  # fmt: skip
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])

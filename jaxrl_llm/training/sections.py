@@ -43,7 +43,7 @@ def network() -> dict:
 def task() -> dict:
     """Where examples come from."""
     return {
-        # "arithmetic", "jsonl", "tfds", "reasoning_gym" or "preferences".
+        # "arithmetic", "programs", "jsonl", "tfds", "reasoning_gym" or "preferences".
         "source": "arithmetic",
         "options": {},
         # Where the held-out examples come from: options that replace those above.

@@ -33,7 +33,7 @@ def serve(
     for what, number in (("--slots", slots), ("--context", context), ("--max-new-tokens", max_new_tokens)):
         require(number >= 1, what, number, "at least 1")
     try:
-        from jaxrl_llm.serving import Scheduler, Served, listening
+        from jaxrl_llm.serving import Scheduler, Served, listening, parser_of
     except ImportError as error:
         raise ValueError(f"serving needs a package that is not installed: {error}; pip install 'jaxrl_llm[serve]'") from error
     use_compilation_cache()
@@ -43,7 +43,7 @@ def serve(
     )
     served = Served(
         Scheduler(engine, tokenizer), tokenizer, name or pathlib.Path(directory).resolve().name, context, max_new_tokens,
-        token=token or os.environ.get("JAXRL_LLM_TOKEN", ""),
+        token=token or os.environ.get("JAXRL_LLM_TOKEN", ""), parse=parser_of(tokenizer),
     )  # fmt: skip
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
