@@ -101,6 +101,7 @@ def sample_requests(
     """
     if not requests:
         raise ValueError("requests is empty; ask for something, or do not ask")
+    sampling = {"detokenize": tokenizer.decode} | sampling  # which stops of requests ask for
     first = np.cumsum([0] + [request.samples for request in requests])
     rows_of = [np.arange(start, end) for start, end in zip(first[:-1], first[1:], strict=True)]
     prompts = [_prompts(tokenizer, request, max_prompt_tokens) for request in requests]

@@ -206,6 +206,17 @@ def test_roles_read_what_they_are_told_and_share_an_outcome():
     assert kept.rollouts.extras["role"].tolist() == [0, 0] and kept.rollouts.source.tolist() == [0, 0]
 
 
+def test_an_environment_may_end_turns_by_a_text():
+    stopping = Environment(count_begin, lambda state, text: Transition(state, "+", done=len(text) < 2), stop=("1", "2", "3"))
+    found = player(played(stopping, turns=4), tokens=LONG).sample([Request("1+2=", {"prompt": "1+2="}, 5, samples=4)])
+    for row, record in enumerate(found.records):
+        ids, mask = answers(found)[row], found.rollouts.mask[row, found.prompt_length[row] : found.rollouts.length[row]]
+        said = [TOKENIZER.decode([token]) for token, own in zip(ids, mask, strict=True) if own]
+        # A turn ends with the first of the texts: as many stand in it as there are turns, or its end was another.
+        assert sum(text in "123" and text != "" for text in said) <= record["turns"]
+    assert any(record["turns"] > 1 for record in found.records)
+
+
 def test_a_fork_goes_on_with_the_state_of_its_turn():
     source = player(played(COUNTING, turn_tokens=4))
     found = source.sample([Request("1+2=", {"prompt": "1+2="}, 5)])
