@@ -12,16 +12,24 @@ from jaxrl_llm.rewards.worker import call_reward
 
 # One of which stands where the first call begins.
 _MARKS = ("<tool_call>", "<|python_tag|>", "```", "to=functions", "{")
-REWARDS = {"exact_match": exact_match, "gsm8k": gsm8k, "#": marked_answer("#")}
+ANSWERS = {"exact_match": exact_match, "gsm8k": gsm8k, "#": marked_answer("#")}
 
 
 class Chat(NamedTuple):
     """What a chat is about, and what was called so far."""
 
     example: dict[str, Any]
-    calls: int = 0
     malformed: int = 0
     failed: int = 0
+
+
+class Terms(NamedTuple):
+    """How turns are read and rewarded."""
+
+    style: str
+    answer: Callable
+    cost: float
+    malformed: float
 
 
 def tool_use(
@@ -37,14 +45,37 @@ def tool_use(
       cost: taken off the reward for each call.
       malformed: taken off for each call that cannot be understood.
 
-    Raises ValueError: a tool or a way of comparison that is unknown.
+    Raises ValueError: a tool, a style or a way of comparison that is unknown.
     """
-    if answer not in REWARDS:
-        raise ValueError(f"answer is {answer!r}; give one of {sorted(REWARDS)}")
+    names = tuple(tools)
+    schemas = [each.schema for each in _loaded(names)]
+    return chat_with(functools.partial(_named, names), schemas, terms_of(style, answer, cost, malformed))
+
+
+def terms_of(style: str, answer: str, cost: float, malformed: float) -> Terms:
+    """The terms of these options.
+
+    Raises ValueError: a style or a way of comparison that is unknown.
+    """
+    if answer not in ANSWERS:
+        raise ValueError(f"answer is {answer!r}; give one of {sorted(ANSWERS)}")
     calls_in("", style)  # refuses a style that is none
-    found = load_tools(tools)
-    step = functools.partial(_step, tuple(tools), style, REWARDS[answer], cost, malformed)
-    return Environment(_begin, step, tools=tuple(each.schema for each in found))
+    return Terms(style, ANSWERS[answer], cost, malformed)
+
+
+def chat_with(
+    make: Callable[[Example], Sequence[Tool]], schemas: Sequence[dict], terms: Terms, columns: Sequence[str] = ()
+) -> Environment:
+    """A chat with tools that may depend on the example.
+
+    Args:
+      make: the tools of an example, a function of a module.
+      schemas: of the tools, the same for all examples.
+      terms: see `terms_of`.
+      columns: of the example that `make` looks at.
+    """
+    begin = functools.partial(_begin, tuple(columns))
+    return Environment(begin, functools.partial(_step, make, terms), tools=tuple(schemas))
 
 
 @functools.cache
@@ -52,26 +83,27 @@ def _loaded(names: tuple[str, ...]) -> list[Tool]:
     return load_tools(names)
 
 
-def _begin(example: Example, seed: int) -> tuple[Chat, list[dict[str, Any]]]:
-    prompt = example.get("prompt")
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt or ())
-    if not messages or example.get("answer") is None:
-        raise ValueError(f"an example has no 'prompt' or no 'answer', only {sorted(example)}; tool use needs both")
-    return Chat({"prompt": prompt, "answer": example["answer"]}), messages
+def _named(names: tuple[str, ...], example: Example) -> list[Tool]:
+    return _loaded(names)
 
 
-def _step(
-    tools: tuple[str, ...], style: str, reward: Callable, cost: float, malformed: float, chat: Chat, text: str
-) -> Transition:
-    messages, counts = call(_loaded(tools), text, style)
+def _begin(columns: tuple[str, ...], example: Example, seed: int) -> tuple[Chat, list[dict[str, Any]]]:
+    missing = [name for name in ("prompt", "answer", *columns) if not example.get(name) and example.get(name) != 0]
+    if missing:
+        raise ValueError(f"an example has no {missing[0]!r}, only {sorted(example)}; the environment asks for it")
+    prompt = example["prompt"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return Chat({name: example[name] for name in ("prompt", "answer", *columns)}), messages
+
+
+def _step(make: Callable[[Example], Sequence[Tool]], terms: Terms, chat: Chat, text: str) -> Transition:
+    messages, counts = call(make(chat.example), text, terms.style)
     if not messages:
         columns = {"answer": [chat.example["answer"]]}
-        (value,) = call_reward(reward, [chat.example["prompt"]], [text], columns)
+        (value,) = call_reward(terms.answer, [chat.example["prompt"]], [text], columns)
         return Transition(chat, reward=float(value or 0.0), done=True, facts=_facts(chat))
-    chat = chat._replace(
-        calls=chat.calls + counts.calls, malformed=chat.malformed + counts.malformed, failed=chat.failed + counts.failed
-    )
-    lost = cost * counts.calls + malformed * counts.malformed
+    chat = chat._replace(malformed=chat.malformed + counts.malformed, failed=chat.failed + counts.failed)
+    lost = terms.cost * counts.calls + terms.malformed * counts.malformed
     places = [place for place in map(text.find, _MARKS) if place >= 0]
     facts = _facts(chat) | {"calls": counts.calls, "first_call": min(places, default=0)}
     return Transition(chat, messages, reward=-lost, facts=facts)
