@@ -14,6 +14,7 @@ from jaxrl_llm.rewards.answers import (
     marked_answer,
 )
 from jaxrl_llm.rewards.code import code, program_of
+from jaxrl_llm.rewards.judges import judge
 from jaxrl_llm.rewards.learned import RewardModel, reward_model
 from jaxrl_llm.rewards.maths import maths
 from jaxrl_llm.rewards.pool import RewardFailure, RewardPool
@@ -23,10 +24,10 @@ from jaxrl_llm.rewards.worker import LARGEST_REWARD
 
 # Rewards that a configuration can name without a module, and functions that make rewards out of options.
 NAMED = {reward.__name__: reward for reward in (arithmetic, environment, exact_match, gsm8k, maths, reasoning_gym_score)}
-FACTORIES = {make.__name__: make for make in (code, format_reward, length_cosine, length_soft_penalty, marked_answer)}
+FACTORIES = {make.__name__: make for make in (code, format_reward, judge, length_cosine, length_soft_penalty, marked_answer)}
 
 __all__ = [
     "FACTORIES", "LARGEST_REWARD", "NAMED", "RewardFailure", "RewardModel", "RewardPool", "answer_of", "arithmetic", "code",
-    "environment", "exact_match", "final_answer", "final_number", "format_reward", "gsm8k", "length_cosine",
+    "environment", "exact_match", "final_answer", "final_number", "format_reward", "gsm8k", "judge", "length_cosine",
     "length_soft_penalty", "marked_answer", "maths", "program_of", "reasoning_gym_score", "reward_model",
 ]  # fmt: skip

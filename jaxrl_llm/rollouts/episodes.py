@@ -327,5 +327,6 @@ def _first_call(row: _Row, found: Collection, number: int, tokenizer: Tokenizer)
 def _told(episode: _Episode, row: _Row) -> dict:
     """What the record of a row says of its episode."""
     told = {"turns": len(row.turns), "ended": episode.ended, "turn_rewards": [turn.reward for turn in row.turns]}
+    told["finish_reason"] = "stop" if episode.ended == "done" else "length"
     told |= {"role": row.role} if len(episode.rows) > 1 else {}
     return told | ({"fault": row.turns[-1].fault} if episode.ended == "failed" else {})

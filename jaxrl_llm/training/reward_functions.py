@@ -18,7 +18,7 @@ from jaxrl_llm.training.sections import short_name
 
 
 def build_rewards(
-    config: ConfigDict, mesh: jax.sharding.Mesh | None = None, given: Mapping[str, Callable] | None = None
+    config: ConfigDict, mesh: jax.sharding.Mesh | None = None, given: Mapping[str, Callable] | None = None, folder: str = ""
 ) -> dict[str, Callable]:
     """Functions of training and evaluation by name, facts among them; a reward model is laid out on the mesh.
 
@@ -30,14 +30,15 @@ def build_rewards(
     if inert:
         raise ValueError(f"config.rewards.options.{inert[0]} would change nothing: the reward is given as a function")
     names = [*config.rewards.names, *filter(None, [config.evaluation.reward]), *config.rewards.facts.values()]
-    return {name: given.get(name) or build_reward(name, config, mesh) for name in dict.fromkeys(names)}
+    return {name: given.get(name) or build_reward(name, config, mesh, folder) for name in dict.fromkeys(names)}
 
 
-def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Callable:
+def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None = None, folder: str = "") -> Callable:
     """The function of one name; that of "reward_model" is the network in `config.rewards.model`.
 
     A name with options in `config.rewards.options`, and one of `rewards.FACTORIES`, is a function that makes the reward out of
-    them. "max_tokens" is the longest completion of the run unless it is set, and "reward" the name of another reward.
+    them. "max_tokens" is the longest completion of the run unless it is set, "reward" the name of another reward, and a judge
+    keeps what it said in the `folder`.
 
     Raises ValueError: as `load_reward` says, or options that the function does not take.
     """
@@ -50,10 +51,12 @@ def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None =
         raise ValueError(f"config.rewards.options.{name} would change nothing: the reward has no options; leave it out")
     make, options = rewards.FACTORIES.get(name) or load_reward(name), dict(given.get(short, {}))
     known = inspect.signature(make).parameters
-    if "max_tokens" in known and name in rewards.FACTORIES:
+    if "folder" in known and name in rewards.FACTORIES:
+        options.setdefault("folder", folder)
+    elif "max_tokens" in known and name in rewards.FACTORIES:
         options.setdefault("max_tokens", config.rl.max_new_tokens)
     if name in rewards.FACTORIES and isinstance(options.get("reward"), str):
-        options["reward"] = build_reward(options["reward"], config, mesh)
+        options["reward"] = build_reward(options["reward"], config, mesh, folder)
     try:
         return make(**options)
     except TypeError as error:

@@ -212,7 +212,7 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
     sampling_mesh = meshes.build_sampling_mesh(config, mesh)
     with locked(workdir, store), build.build_pool(config) as pool, distributed.sharded(mesh):
         # Before anything is loaded or compiled, all that is named is there and all data can be read.
-        functions, counts = build_rewards(config, mesh, given.functions), {}
+        functions, counts = build_rewards(config, mesh, given.functions, str(workdir)), {}
         vocab_size, source_of = _vocab_size(config, tokenizer, given), functools.partial(build.build_source, config, tokenizer)
         source, test_source = (
             source_of(test=test, vocab_size=vocab_size, given=given, counts=counts) for test in (False, True)
