@@ -159,10 +159,34 @@ def for_sampling(network: Network, params: Any, mesh: Mesh | None = None) -> Any
     if mesh is not None and not own.device_set <= set(mesh.devices.flat):
         with jax.set_mesh(own.mesh if isinstance(own, NamedSharding) else NO_MESH):
             rounded = copy_program(network, None)(params)
-        return jax.device_put(rounded, parameter_shardings(network, mesh))
+        if own.is_fully_addressable:
+            return jax.device_put(rounded, parameter_shardings(network, mesh))
+        with jax.set_mesh(NO_MESH):
+            return jax.tree.map(_to_others, _on_each_host(network, rounded, own.mesh), parameter_shardings(network, mesh))
     if mesh is None and jax.eval_shape(functools.partial(as_computed, network), params) == jax.eval_shape(lambda x: x, params):
         return params
     return copy_program(network, mesh)(params)
+
+
+def _on_each_host(network: Network, params: Any, mesh: Mesh) -> Any:
+    """The parameters on the same devices, all of them on those of each host, which share them out."""
+    devices = np.array(sorted(mesh.devices.flat, key=lambda device: device.process_index))
+    hosts = len({device.process_index for device in devices})
+    return jax.device_put(params, parameter_shardings(network, sampling_mesh(devices, len(devices) // hosts)))
+
+
+def _to_others(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """An array of which each host has all on other devices, where it shall have all too: none asks another."""
+
+    def own(array: NamedSharding) -> NamedSharding:
+        here = [row for row in array.mesh.devices if all(device.process_index == jax.process_index() for device in row.flat)]
+        return NamedSharding(Mesh(np.array(here), array.mesh.axis_names), array.spec)
+
+    def assembled(sharding: NamedSharding, parts: jax.Array) -> jax.Array:
+        arrays = [shard.data for shard in parts.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+    return assembled(sharding, jax.device_put(assembled(own(leaf.sharding), leaf), own(sharding)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,7 +13,7 @@ from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.networks.combined import combined
 from jaxrl_llm.rollouts.records import check_range, concatenate, make_rollouts, numbered, select_rows
 from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Prefix, Request, Turn, prompt_ids_of, prompt_text
-from jaxrl_llm.sampling import STOP, Samples, finish_name, generate
+from jaxrl_llm.sampling import STOP, Changing, Samples, finish_name, generate
 from jaxrl_llm.types import Rollouts
 
 # (prompts, completions, columns, (group, its size) of each row) -> rewards [N, K]
@@ -79,51 +79,42 @@ def _turns_before(episode: tuple[Turn, ...], place: int) -> tuple[tuple[Turn, ..
     return (*episode[:number], own), own.begin
 
 
-def sample_requests(
-    requests: Sequence[Request], uids: Sequence[int], *, tokenizer: Tokenizer,
-    policies: Mapping[str, Callable[[], tuple[Any, Any]]], sampling: dict[str, Any], max_prompt_tokens: int, seed: int,
-    step: int, version: int | None = None, keeps_entropy: bool = False, submit: Submit | None = None,
-) -> Collection:  # fmt: skip
-    """Samples of requests, without rewards; see `Io`, whose attributes the arguments are, and `Io.sample`.
+def sample_requests(io, requests: Sequence[Request], uids: Sequence[int], submit: Submit | None = None) -> Collection:
+    """Samples of requests, without rewards; see `Io.sample`.
 
     Args:
+      io: the `Io` of the step.
       requests: in the order of the rows.
       uids: number of each row within the step.
-      tokenizer: see `Io`, as all that follows.
-      policies: by name.
-      sampling: of all requests.
-      max_prompt_tokens: longest prompt.
-      seed: of the run.
-      step: of the training.
-      version: steps that have changed the parameters; None for `step`.
-      keeps_entropy: whether the rollouts have the entropies of the sampler.
       submit: told of rows as they end.
     """
+    tokenizer, sampling = io.tokenizer, io.sampling
     if not requests:
         raise ValueError("requests is empty; ask for something, or do not ask")
     sampling = {"detokenize": tokenizer.decode} | sampling  # which stops of requests ask for
     first = np.cumsum([0] + [request.samples for request in requests])
     rows_of = [np.arange(start, end) for start, end in zip(first[:-1], first[1:], strict=True)]
-    prompts = [_prompts(tokenizer, request, max_prompt_tokens) for request in requests]
-    width = max_prompt_tokens + sampling["max_new_tokens"]
+    prompts = [_prompts(tokenizer, request, io.max_prompt_tokens) for request in requests]
+    width = io.max_prompt_tokens + sampling["max_new_tokens"]
     parts, records, names = [], {}, _field_names(requests)
     for who, beside, mix in dict.fromkeys((request.by, request.beside, request.mix) for request in requests):
         asked_alike = (who, beside, mix)
         chosen = [n for n, request in enumerate(requests) if (request.by, request.beside, request.mix) == asked_alike]
         asked, own_rows = [requests[number] for number in chosen], np.concatenate([rows_of[number] for number in chosen])
+        version = io.version
         heads = [prompts[number] for number in chosen]
         if who == GIVEN:
             samples = given_samples(tokenizer, asked, sampling["max_new_tokens"])
         else:
             own_uids = [uids[row] for row in own_rows]
             tell = functools.partial(_finished, tokenizer, _repeated(asked), own_rows, names, records, submit)
-            options = {"seed": seed, "step": step, "uids": own_uids, "finished": tell}
-            samples = _generated(_mixed(policies, who, beside, mix), asked, heads, sampling, **options)
+            options = {"seed": io.seed, "step": io.step, "uids": own_uids, "finished": tell}
+            samples = _generated(*_answering(io, who, beside, mix), asked, heads, sampling, **options)
         rollouts = make_rollouts(
             [learned for _, learned in heads], samples, np.full((len(own_rows), 1), np.nan),
-            [request.prompt_id for request in asked], width=width, version=step if version is None else version,
+            [request.prompt_id for request in asked], width=width, version=version,
             samples_of=[request.samples for request in asked], prefixes=[request.prefix for request in asked],
-            keeps_entropy=keeps_entropy,
+            keeps_entropy=io.keeps_entropy,
         )  # fmt: skip
         source = np.full(len(own_rows), int(who != POLICY or beside is not None), np.int32)
         group = np.repeat([request.group for request in asked], [request.samples for request in asked])
@@ -156,6 +147,20 @@ def _finished(tokenizer, asked, own_rows, names, records: dict, submit: Submit |
     if submit is not None:
         rows = own_rows[numbers]
         submit(rows, *_for_rewards([records[row] for row in rows], [asked[number] for number in numbers], names))
+
+
+def _answering(io, who: str, beside: str | None, mix: Composable | None) -> tuple[Any, Any]:
+    """Network and parameters of a policy, alone or mixed with another one; of the one that learns, newer ones in their time."""
+    if io.in_flight is None or POLICY not in (who, beside):
+        return _mixed(io.policies, who, beside, mix)
+
+    def given(column: int):
+        if column:
+            io.renew()
+        return _mixed(io.policies, who, beside, mix)[1]
+
+    column, _ = io.in_flight
+    return _mixed(io.policies, who, beside, mix)[0], Changing(column, given)
 
 
 def _mixed(policies, who: str, beside: str | None, mix: Composable | None) -> tuple[Any, Any]:
@@ -193,9 +198,8 @@ def _prompts(tokenizer: Tokenizer, request: Request, longest: int) -> tuple[list
     return sampled, learned
 
 
-def _generated(policy, requests: Sequence[Request], prompts, sampling: dict[str, Any], **others) -> Samples:
+def _generated(network, params, requests: Sequence[Request], prompts, sampling: dict[str, Any], **others) -> Samples:
     """Samples of requests to one policy; what the requests leave open is as in `sampling`, and `others` go to `generate`."""
-    network, params = policy
     prefixes = [[] if request.prefix is None else request.prefix.tokens.tolist() for request in requests]
     options = {name: value for name, value in sampling.items() if name != "max_new_tokens"}
     room = [_room(request, len(prefix), sampling["max_new_tokens"]) for request, prefix in zip(requests, prefixes, strict=True)]

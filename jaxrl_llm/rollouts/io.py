@@ -34,6 +34,9 @@ class Io:
     seed: int  # of the run
     step: int  # of the training
     version: int | None = None  # steps that have changed the parameters that answer; None for `step`
+    # (column, newer): the first call of the sampler to draw so many columns goes on, as do later ones, with the attributes that
+    # `newer()` gives: policies, statistics, and the next version
+    in_flight: tuple[int, Callable[[], Mapping[str, Any]]] | None = None
     rewards: Score | None = None  # `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing
     facts: Facts | None = None  # what else is found out about rows that are rewarded, see `with_facts`; None for nothing
     # a context of `(submit, rewards)`: the rewards of rows that `submit` is told of, by number, are asked for while others are
@@ -51,6 +54,15 @@ class Io:
     # what surrounds sampling, such as the mesh that it runs on
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     sampled: int = 0  # number of samples so far; the next one has this number
+
+    def __post_init__(self):
+        self.version = self.step if self.version is None else self.version
+
+    def renew(self) -> None:
+        """Lets newer parameters answer, once they are there."""
+        (_, newer), self.in_flight = self.in_flight, None
+        for name, value in newer().items():
+            setattr(self, name, value)
 
     def draw(self, count: int, weights: np.ndarray | None = None) -> tuple[list[Example], list[int]]:
         """The next `count` examples of the source and their numbers.
@@ -110,7 +122,7 @@ class Io:
                     requests, self._numbers(requests), self.environment, policy=self.policies["policy"](),
                     tokenizer=self.tokenizer, sampling=self.sampling, run=step_name(self.seed, self.step, "step"),
                     width=self.max_prompt_tokens + self.sampling["max_new_tokens"],
-                    version=self.step if self.version is None else self.version,
+                    version=self.version,
                 )  # fmt: skip
         return play(
             requests, self._numbers(requests, self.environment.roles), self.environment, tokenizer=self.tokenizer,
@@ -123,11 +135,7 @@ class Io:
     ) -> Collection:
         uids = self._numbers(requests) if uids is None else uids
         with self.around():
-            return sample_requests(
-                requests, uids, tokenizer=self.tokenizer, policies=self.policies, sampling=self.sampling,
-                max_prompt_tokens=self.max_prompt_tokens, seed=self.seed, step=self.step, version=self.version,
-                keeps_entropy=self.keeps_entropy, submit=submit,
-            )  # fmt: skip
+            return sample_requests(self, requests, uids, submit)
 
     def reward(self, collection: Collection) -> Collection:
         """The collection with the rewards of its completions, and with what is found out about them."""

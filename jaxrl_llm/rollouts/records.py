@@ -27,7 +27,7 @@ def make_rollouts(
       rewards: [N, K], within +-1e6, NaN where missing.
       prompt_ids: number of each prompt in its data set.
       width: T, columns of the result.
-      version: training step of the parameters that sampled.
+      version: training step of the parameters that sampled; of the first ones where they changed, and the others have the next.
       samples_of: number of samples of each prompt; by default all have as many.
       prefixes: what stands between each prompt and its samples; nothing by default.
       keeps_entropy: whether `extras["behavior_entropy"]` has the entropies of the samples, 0 at other tokens.
@@ -61,6 +61,8 @@ def make_rollouts(
             _lay_prefix(whole, prefix, slice(len(prompt), head), own)
         whole["tokens"][own], whole["mask"][own] = samples.tokens[row, :count], 1.0
         whole["behavior_logp"][own] = samples.tempered_logp[row, :count]
+        if samples.older is not None:
+            whole["version"][head + samples.older[row] : own.stop] += 1
         if keeps_entropy:
             extras["behavior_entropy"][row, own] = samples.entropy[row, :count]
         if samples.routes is not None:

@@ -124,7 +124,7 @@ def _kept(io: Io, drafts: Collection, lenience: float):
         count = min(count, own.stop - own.start - 1)
         place = slice(own.start, own.start + max(count, 0))
         columns = (now[row, place].astype(np.float32), rollouts.mask[row, place])
-        version = np.full(place.stop - place.start, io.step if io.version is None else io.version, np.int32)
+        version = np.full(place.stop - place.start, io.version, np.int32)
         yield Prefix(rollouts.tokens[row, place], *columns, version, rollouts.turn[row, place])
 
 
@@ -148,7 +148,7 @@ def resumed(
     https://arxiv.org/abs/2506.15050
     """
     require(capacity >= prompts * samples, "capacity", capacity, f"at least {prompts * samples}, the rows of a step")
-    over = np.zeros(0, bool)
+    over, first = np.zeros(0, bool), io.version
     while not over.any():
         collection = _windowed(io, store, prompts, samples, window)
         ended = np.array([_is_over(record, io.sampling["max_new_tokens"]) for record in collection.records])
@@ -156,8 +156,7 @@ def resumed(
         waiting = np.flatnonzero(~np.repeat(over, samples))
         store = put(empty_store(capacity=capacity, row_width=row_width), collection, waiting)
     done = io.reward(collection.take(np.flatnonzero(np.repeat(over, samples))))
-    now = io.step if io.version is None else io.version
-    older = ((done.rollouts.version != now) & (done.rollouts.mask > 0)).any(axis=1)
+    older = ((done.rollouts.version < first) & (done.rollouts.mask > 0)).any(axis=1)
     source = np.where(older, REPLAYED, 0).astype(np.int32)
     done = dataclasses.replace(done, rollouts=done.rollouts.replace(source=source))
     return done, store, {"resumed/waiting": float((~over).sum())}

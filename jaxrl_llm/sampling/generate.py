@@ -10,7 +10,7 @@ import numpy as np
 from jaxrl_llm.compose import require
 from jaxrl_llm.networks.axes import current_row_shards
 from jaxrl_llm.sampling.cacheless import Cacheless
-from jaxrl_llm.sampling.harvest import Found, Work, evened, progress, samples_of
+from jaxrl_llm.sampling.harvest import Found, Work, evened, first_of, progress, samples_of
 from jaxrl_llm.sampling.memory import most_slots
 from jaxrl_llm.sampling.records import RUNNING, STOP, Samples, make_sampling, row_keys
 
@@ -51,7 +51,7 @@ def generate(
     Args:
       network: a `Network`, or anything with `apply(params, tokens) -> logits` [N, T, V] of a causal model, which is then
         run anew on the whole text for each token.
-      params: its parameters.
+      params: its parameters; `Changing` ones where others go on in the middle.
       prompts: token ids of P prompts, none empty.
       max_new_tokens: most tokens of a completion.
       num_samples: completions of each prompt, which is read once for them; one number for all, or one for each.
@@ -210,7 +210,7 @@ def _work(
     **options,
 ) -> Work:
     """Checks the arguments of `generate`; `options` are those of `make_sampling`."""
-    network, vocab_size = _prepared(network, params)
+    network, vocab_size = _prepared(network, first_of(params))
     if record_routes and getattr(network, "routed", None) is None:
         raise ValueError("record_routes is True, but the network has no experts; leave it out")
     for name, number, least in (("seed", seed, 0), ("step", step, 0)):

@@ -1,6 +1,7 @@
 """The host's side of the slot engine: contexts are read once, slots are kept at work, and what they draw is gathered."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ class Found(NamedTuple):
     reason: np.ndarray  # int32 [R]
     routes: np.ndarray | None = None  # int16 [R, L, layers, k] or None
     prompt_routes: np.ndarray | None = None  # int16 [C, T, layers, k] or None
+    older: np.ndarray | None = None  # int32 [R] or None, see `Samples`
 
 
 Cut = Callable[[Found, np.ndarray], np.ndarray]
@@ -35,6 +37,18 @@ Cut = Callable[[Found, np.ndarray], np.ndarray]
 def bucket(number: int, least: int = 1) -> int:
     """The least power of two that is at least both."""
     return max(least, 1 << max(number - 1, 0).bit_length())
+
+
+class Changing(NamedTuple):
+    """Parameters that others take the place of while they sample; nobody else need hold those of before."""
+
+    column: int  # at least 1, counted from the beginning, the first one that the others draw
+    given: Callable[[int], Any]  # of 0, and then of that column: what draws from there on; waits until it is there
+
+
+def first_of(params: Any) -> Any:
+    """The parameters that sampling begins with."""
+    return params.given(0) if isinstance(params, Changing) else params
 
 
 @functools.partial(jax.jit, static_argnames=("network",))
@@ -55,7 +69,7 @@ def samples_of(found: Found) -> Samples:
         tokens=np.where(kept, found.tokens, 0), logp=logp, tempered_logp=tempered_logp, sampling_logp=sampling_logp,
         entropy=entropy, length=found.length, finish_reason=found.reason,
         routes=None if found.routes is None else np.where(kept[..., None, None], found.routes, -1),
-        prompt_routes=found.prompt_routes,
+        prompt_routes=found.prompt_routes, older=found.older,
     )  # fmt: skip
 
 
@@ -63,7 +77,7 @@ class Work(NamedTuple):
     """What is to be sampled."""
 
     network: Any  # with `read`, `step`, `each_layer`, `init_tails` and `unembed`
-    params: Any  # its parameters
+    params: Any  # its parameters, or `Changing` ones
     contexts: Sequence[Sequence[int]]  # token ids of C different contexts
     of_context: np.ndarray  # int [R], context of each request
     keys: jax.Array  # [R], see `row_keys`
@@ -84,10 +98,11 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
       chunk: columns between two stops, the first of which comes after one; None for as few stops as can be.
       cut: `(found, requests) -> ended`, bool: which of the requests at work end, for reasons of the host's.
     """
-    network, params, queues = work.network, work.params, current_queues()
+    network, params, queues = work.network, first_of(work.params), current_queues()
+    change = work.params.column if isinstance(work.params, Changing) else math.inf  # column at which the parameters do
     inner, per_queue = current_row_shards() // queues, slots // queues
     row, numbers, sizes = _shared_out(work)
-    read, lengths, found = _beginning(work, columns, row)
+    read, lengths, found = _beginning(work, params, columns, row)
     queue, places = _queue(work, row, numbers, sizes)
     layers = _laid_out(network, params)
     width = bucket(columns) if columns <= 2 * FIRST_WIDTH else FIRST_WIDTH
@@ -96,7 +111,7 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
     ended, first = np.zeros(slots, bool), 0
     least = -(-FEWEST_SLOTS // (queues * inner)) * inner
     while True:
-        until = width if chunk is None else min(width, first + (chunk if found.length.any() else 1))
+        until = min(change, width if chunk is None else min(width, first + (chunk if found.length.any() else 1)))
         # Quarters, and not what is left at the moment: few numbers of slots mean few programs.
         few = -(-per_queue // 4 // inner) * inner if per_queue > least else 0
         state = engine.run(network, params, layers, read, lengths, queue, state, ended, until, few, places=places)
@@ -119,10 +134,15 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
             state = engine.chosen(network, state, rows.ravel())
             start, live, ended = (np.take_along_axis(own, rows, axis=1) for own in (start, live, ended))
         ended = ended.ravel()
+        if first == change:
+            # Those of before are let go first. What they said of contexts and tokens stays, and is what the others see.
+            params = layers = None
+            params, change, found = work.params.given(work.params.column), math.inf, found._replace(older=found.length.copy())
+            layers = _laid_out(network, params)
         if first == width:
             seen = int(start[live].min(initial=width))
             if seen * 4 >= width:
-                state, first = engine.shifted(network, state, seen), width - seen
+                state, first, change = engine.shifted(network, state, seen), width - seen, change - seen
             else:
                 width = _next_width(width, columns, over, int(start[live].max(initial=0)))
                 state = engine.widened(network, state, width=width)
@@ -164,7 +184,7 @@ def _shared_out(work: Work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return row, numbers, sizes
 
 
-def _beginning(work: Work, columns: int, of_context: np.ndarray) -> tuple[Any, np.ndarray, Found]:
+def _beginning(work: Work, params, columns: int, of_context: np.ndarray) -> tuple[Any, np.ndarray, Found]:
     """What the network says of all contexts but for their last tokens, the lengths without these, and nothing found yet."""
     size, contexts, rows = len(work.of_context), work.contexts, _rows(len(work.contexts))
     width = work.width or bucket(max(map(len, contexts)), SMALLEST_BUCKET)
@@ -172,7 +192,7 @@ def _beginning(work: Work, columns: int, of_context: np.ndarray) -> tuple[Any, n
     for row, context in zip(of_context, contexts, strict=True):
         lengths[row] = len(context) - 1
         tokens[row, : lengths[row]] = context[:-1]
-    read, experts = _read(work.network, work.params, tokens, lengths)
+    read, experts = _read(work.network, params, tokens, lengths)
     found = Found(
         tokens=np.zeros((size, columns), np.int32),
         numbers=np.zeros((4, size, columns), np.float32),

@@ -48,6 +48,7 @@ class Samples:
     # any more, such as the last ones
     routes: Array | None = None
     prompt_routes: Array | None = None  # int16 [P, T, layers, k] or None, the same of the prompts' tokens
+    older: Array | None = None  # int32 [N] or None, first tokens that were drawn before the parameters changed; None for all
 
 
 @record

@@ -183,8 +183,8 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "sft.steps", "sft.examples", "sft.micro_batches", "preference.steps", "preference.micro_batches", "rl.steps",
-    "rl.row_tokens", "rl.micro_batches", "rl.slots", "rl.staleness", "environment.turn_tokens",
-    "mesh.actors", "evaluation.every", "log.completions_every",
+    "rl.row_tokens", "rl.micro_batches", "rl.slots", "rl.staleness", "rl.in_flight", "environment.turn_tokens", "mesh.actors",
+    "evaluation.every", "log.completions_every",
 )  # fmt: skip
 
 
@@ -262,6 +262,8 @@ def _check_inert(config: ConfigDict) -> None:
         raise ValueError(f"config.critic.shared is True, but {config.method.name!r} keeps its critic as it is; set it to False")
     if config.critic.shared and config.critic.learning_rate_factor != 1.0:
         raise ValueError("config.critic.learning_rate_factor would change nothing: config.critic.shared is True")
+    if config.rl.in_flight and not config.rl.staleness:
+        raise ValueError("config.rl.in_flight would change nothing: config.rl.staleness is 0; set that to at least 1")
     _check_other_policies(config)
     network = config.network
     if network.quantization and not network.adapter.pattern and not network.trains:

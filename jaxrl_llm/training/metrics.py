@@ -25,8 +25,8 @@ DEFINITIONS = {
     "skipped": "share of the step's updates that were skipped because loss or gradient was not finite",
     "logp_gap": "largest |learner's - sampler's| log-probability (nats) of an action, at the first update after sampling; with "
     "`rl.staleness`, what has been learned since is part of it",
-    "staleness": "steps that have changed the parameters since those that sampled; the run can be repeated, bit for bit, one "
-    "thing after the other, with `rl.overlap` off",
+    "staleness": "mean over the learned tokens of the steps that have changed the parameters since those that drew the token; "
+    "the run can be repeated, bit for bit, one thing after the other, with `rl.overlap` off",
     "surrogate/positive_advantage": "weighted sum of the surrogate over actions with positive advantage, to be raised",
     "surrogate/negative_advantage": "the same over actions with negative advantage",
     "expert_load_max": "choices of the most used expert of a layer by an action, over those if all were used alike",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import numpy as np
@@ -146,39 +147,69 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
     estimate = make_estimate(method)
     update = make_fitted(run, compiled_update(run), rl.micro_batches)
 
-    def sample(state, cursor: Cursor, version: int, number: int, before: Callable[[], Sampled | None]) -> Sampled:
-        """The samples of step `number`, behind those of the step before it."""
+    def answering(state: TrainState, version: int) -> Callable[[int], dict[str, Any]]:
+        """Attributes of an `Io` of samples of a step, by its number, under the parameters that `version` steps have changed."""
+        policies = policies_of(run, state, reference)
+        if rl.overlap and run.config.mesh.actors and jax.process_count() > 1:
+            # Now: the devices of parameters that go to those of others later would learn first.
+            with distributed.sharded(run.sampling_mesh):
+                policies["policy"]()
+        scored = functools.partial(statistics, state)
+        return lambda number: {"policies": policies, "statistics": functools.partial(scored, number), "version": version}
+
+    def sample(held: list, first: tuple[Cursor, Any], number: int, before: Callable[[], Sampled | None], newer) -> Sampled:
+        """The samples of step `number`, behind those of the step before it.
+
+        Args:
+          held: has what answers, see `answering`, and is emptied: with it go the parameters, once newer ones take their place.
+          first: cursor and the strategy's state where there is no step before.
+          number: of the step.
+          before: see `ahead.Sample`, like the next.
+        """
         last, failures = before(), []
-        remembered = distributed.fetch(state.method_state["strategy"]) if last is None else last.remembered
-        scored = functools.partial(statistics, state, number)
-        changes = {"cursor": cursor if last is None else last.cursor, "statistics": scored, "version": version}
+        cursor, remembered = distributed.fetch(first) if last is None else (last.cursor, last.remembered)
         with distributed.sharded(run.mesh), timed("sample"):
-            io = strategy_io(run, state, reference, number, failures, **changes)
+            io = sampling_io(run, number, failures, cursor=cursor, **held.pop()(number))
+            if changes(io.version, number):
+                io.in_flight = rl.in_flight, lambda: newer()(number)
             collection, remembered, metrics = method.strategy.run(io, remembered, rl.prompts)
-        return Sampled(collection, metrics, io.cursor, remembered, failures, version)
+        return Sampled(collection, metrics, io.cursor, remembered, failures)
+
+    def changes(version: int, number: int) -> bool:
+        """Whether the parameters that sample step `number` and begin with that version change; the first ones are older."""
+        return rl.in_flight > 0 and version == number - rl.staleness
+
+    latest = None  # what answers under the parameters of the last step, where samples go on with it
 
     def step(state: TrainState, cursor: Cursor, number: int):
+        nonlocal latest
         if coming := ahead.missing(number, rl.staleness):
-            seen = snapshot(state, copied=rl.staleness > 0)
+            latest = latest or answering(snapshot(state, copied=rl.staleness > 0), number)
+            first = cursor, state.method_state["strategy"]  # of samples that are there before an update takes its buffers over
             for step_of in coming:
-                ahead.begin(functools.partial(sample, seen, cursor, number, step_of))
-            del seen  # With it, and with what sampling made of it, go the parameters that were sampled with.
+                ahead.begin(functools.partial(sample, [latest], first, step_of), changes(number, step_of))
+        latest = None  # With it, and with what sampling made of it, go the parameters that were sampled with.
         with timed("sample"):
-            collection, metrics, cursor, remembered, failures, version = ahead.take()
+            collection, metrics, cursor, remembered, failures = ahead.take()
         state = state.replace(method_state=with_strategy_state(method, state.method_state, remembered))
         rollouts = annotated(state, with_answers(method, collection, answer), number)
         metrics = metrics | rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
         if rl.staleness:
-            metrics["staleness"] = float(number - version)
+            ages = number - rollouts.version[rollouts.mask > 0]
+            metrics["staleness"] = float(ages.mean()) if ages.size else 0.0
 
         def updates(state: TrainState, rollouts: Rollouts):
-            state, found = _updates(run, update, state, rollouts, number)
+            state, found = _updates(run, update, state, rollouts, number, ahead.go_on)
             return state, found | metrics
 
         key = jax.random.fold_in(state.key, number)
         state, _, found = learning.learned(method, estimate, state, rollouts, key, updates)
         moved = {name: move(part(run, state), state.method_state[name])[1] for name, (move, part) in follow.items()}
-        return state.replace(method_state=state.method_state | moved), cursor, found, collection.records
+        state = state.replace(method_state=state.method_state | moved)
+        if ahead.waits:
+            latest = answering(snapshot(state, copied=True), number + 1)
+            ahead.renew(latest)
+        return state, cursor, found, collection.records
 
     return step
 
@@ -194,12 +225,20 @@ def compiled_update(run: Run):
 
 def strategy_io(run: Run, state: TrainState, reference, number: int, failures: list | None = None, **changes) -> Io:
     """What the strategy may do in a step: all policies of the run answer, under the parameters of the state."""
-    params = policy_params(run, state)
-    policies = run.policies(params)
+    return sampling_io(run, number, failures, policies=policies_of(run, state, reference), **changes)
+
+
+def sampling_io(run: Run, number: int, failures: list | None, **changes) -> Io:
+    """The `Io` of the RL phase; `changes`, which have its policies, are attributes."""
+    return run.io(None, number, failures, keeps_entropy="behavior_entropy" in run.method.needs, **changes)
+
+
+def policies_of(run: Run, state: TrainState, reference) -> dict[str, Callable]:
+    """All policies that answer under the parameters of the state, as `Io` wants them."""
+    policies = run.policies(policy_params(run, state))
     if run.method.needs_reference:
         policies["reference"] = run.sampled_by(run.network, lambda: run.whole(reference_params(state, reference)))
-    entropy = "behavior_entropy" in run.method.needs
-    return run.io(params, number, failures, policies=policies, keeps_entropy=entropy, **changes)
+    return policies
 
 
 def _scorer(run: Run, needs: frozenset[str]):
@@ -251,8 +290,8 @@ def _values_pass(run: Run, who: str, statistics: dict[str, str]):
     return scored
 
 
-def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: int):
-    """All updates of a step: `epochs` passes over the rollouts in `minibatches` parts each."""
+def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: int, meanwhile: Callable[[], Any] = tuple):
+    """All updates of a step: `epochs` passes over the rollouts in `minibatches` parts each; devices are at work `meanwhile`."""
     rl, seen = run.config.rl, []
     scalars = coefficients(run.method, state.method_state, number)
     scalars |= {"reward": np.float32(np.nansum(rollouts.rewards, axis=1).mean())}
@@ -261,6 +300,7 @@ def _updates(run: Run, update, state: TrainState, rollouts: Rollouts, number: in
             pack = functools.partial(update_batch, run, rollouts, rows, number, scalars)
             state, metrics = update(state, pack, frozen_params(run))
             seen.append(metrics)
+    meanwhile()
     with timed("update"):
         seen = distributed.fetch(seen)
     means = {name: float(np.mean([metrics[name] for metrics in seen])) for name in seen[0]}

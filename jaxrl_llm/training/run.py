@@ -203,11 +203,6 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
     if any(name.startswith("mesh.") for name in changed):
         tell("another mesh than before: the run goes on with the same prompts, and with numbers that are equal up to rounding")
     warn_of_lost_steps(config)
-    if jax.process_count() > 1 and (config.rl.staleness or config.mesh.actors):
-        raise ValueError(
-            "config.rl.staleness and config.mesh.actors are for one process: two of its threads would ask the devices of "
-            f"{jax.process_count()} processes in orders of their own; set both to 0"
-        )
     tokenizer, mesh = build.build_tokenizer(config), meshes.build_mesh(config)
     sampling_mesh = meshes.build_sampling_mesh(config, mesh)
     with locked(workdir, store), build.build_pool(config) as pool, distributed.sharded(mesh):

@@ -125,6 +125,9 @@ def rl() -> dict:
         # made meanwhile. Without `overlap` one thing happens after the other, and the numbers are the same.
         "staleness": 0,
         "overlap": True,
+        # With `staleness`: columns of the sampler after which the samples of a step go on with the parameters of one step more,
+        # and with the keys and values that there are, https://arxiv.org/abs/2509.19128; 0 for parameters that stay.
+        "in_flight": 0,
         # Rows that are sampled at a time; 0 for as many as a quarter of a device's memory has room for.
         "slots": 0,
         "temperature": 1.0,

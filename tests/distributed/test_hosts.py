@@ -96,7 +96,8 @@ def assert_equal_up_to_rounding(one, other) -> None:
         assert mine.keys() == theirs.keys() and mine.pop("phase") == theirs.pop("phase")
         for name in mine.keys() - {"logp_gap"}:
             np.testing.assert_allclose(theirs[name], mine[name], rtol=1e-5, atol=1e-6, err_msg=f"{name} of step {mine['step']}")
-        assert theirs.get("logp_gap", 0) < 1e-4
+        learned_since = mine["logp_gap"] if "staleness" in mine else 0
+        assert abs(theirs.get("logp_gap", 0) - learned_since) < 1e-4
     assert_same_completions(one, other)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), final_arrays(one)["params"], final_arrays(other)["params"]
@@ -155,6 +156,30 @@ def test_stopped_and_killed_processes_go_on_exactly_and_in_other_numbers(runs):
     assert_equal_up_to_rounding(runs / "by_2", more)
     finish_well(other, start(other, 1, {"mesh.data": 4, "mesh.fsdp": 1}))
     assert_equal_up_to_rounding(runs / "by_2", other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{"rl.staleness": 2, "rl.in_flight": 4}, {"rl.staleness": 1, "mesh.actors": 2, "mesh.fsdp": 1}], ids=str
+)
+def test_samples_ahead_of_two_processes_are_those_of_one(tmp_path, changes):
+    """Where one has a thread, two sample between the updates of a step and what these say, in one order on both."""
+    for processes in (1, 2):
+        finish_well(tmp_path / f"by_{processes}", start(tmp_path / f"by_{processes}", processes, changes))
+    assert_equal_up_to_rounding(tmp_path / "by_1", tmp_path / "by_2")
+    ages = [record["staleness"] for record in read_jsonl(tmp_path / "by_2" / "metrics.jsonl")[2:]]
+    assert ages[0] == 0 and changes["rl.staleness"] - 1 < ages[-1] <= changes["rl.staleness"]
+    if "mesh.actors" in changes:
+        return
+    workdir = tmp_path / "stopped"
+    started = start(workdir, 2, changes)
+    wait_for_steps(workdir, 4)
+    started[1].send_signal(signal.SIGTERM)
+    finish_well(workdir, started)
+    assert "stopped by SIGTERM after step" in said(workdir, 0).read_text()
+    finish_well(workdir, start(workdir, 2, changes | {"rl.overlap": False}))
+    assert (workdir / "metrics.jsonl").read_bytes() == (tmp_path / "by_2" / "metrics.jsonl").read_bytes()
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(tmp_path / "by_2"), final_arrays(workdir))
 
 
 @pytest.mark.slow

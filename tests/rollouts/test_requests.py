@@ -291,3 +291,33 @@ def test_a_mixture_of_two_policies_answers():
     assert answers(found)[3:] == sampled(TOKENIZER.encode("1+2="), [3, 4])
     with pytest.raises(ValueError, match="give both, or neither"):
         Request("1", mix=mix)
+
+
+def test_newer_parameters_go_on_in_the_first_call_that_is_long_enough():
+    newer, asked = {"policy": lambda: (NETWORK, PARAMS["reference"])}, []
+
+    def renewed():
+        asked.append("newer")
+        return {"policies": newer, "version": 5, "statistics": None}
+
+    made = io(in_flight=(3, renewed))
+    requests = [Request("1+2=", {"prompt": "1+2="}, 7, group=0, samples=2, limit=limit) for limit in (2, LIMIT, LIMIT)]
+    reference = dataclasses.replace(requests[1], by="reference")
+    short, _, long, later = (made.sample([request]) for request in [requests[0], reference, *requests[1:]])
+    ids = TOKENIZER.encode("1+2=")
+    assert answers(short) == sampled(ids, [0, 1], limits=[2]) and asked == ["newer"] and made.version == 5
+    assert answers(later) == sampled(ids, [6, 7], "reference")
+    versions = [
+        [one.rollouts.version[row, start : one.rollouts.length[row]].tolist() for row, start in enumerate(one.prompt_length)]
+        for one in (short, long, later)
+    ]
+    assert versions[0] == [[4] * len(own) for own in answers(short)] and versions[2] == [
+        [5] * len(own) for own in answers(later)
+    ]
+    assert versions[1] == [[4] * min(len(own), 3) + [5] * max(len(own) - 3, 0) for own in answers(long)]
+    alone = sampled(ids, [4, 5])
+    assert [own[:3] for own in answers(long)] == [own[:3] for own in alone] and answers(long) != alone
+    # Where none is long enough nobody waits for newer ones.
+    made = io(in_flight=(3, renewed))
+    made.sample([requests[0]])
+    assert asked == ["newer"] and made.version == 4

@@ -1,8 +1,11 @@
 """Samples that are made ahead: what a step learns from is fixed beforehand, whoever is faster."""
 
+import gc
 import json
 import threading
 import time
+import weakref
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -10,13 +13,14 @@ import pytest
 from training.test_resume import assert_same_run, final_arrays
 from training.tiny_runs import finish, finished, quick_compilation, tiny_config  # noqa: F401
 
-from jaxrl_llm.training import loop
+from jaxrl_llm.rollouts import Io
+from jaxrl_llm.training import loop, reinforcement
 from jaxrl_llm.training.ahead import Ahead, Sampled, from_saved, looking_ahead, to_saved
 from jaxrl_llm.training.metrics import read_jsonl
 
 
-def made(number, version=0):
-    return lambda before: Sampled(before(), {}, number, None, [], version)
+def made(number):
+    return lambda before, newer: Sampled(before(), {"newer": newer()}, number, None, [])
 
 
 def test_samples_are_taken_in_order_and_begun_until_the_end():
@@ -34,14 +38,14 @@ def test_samples_are_taken_in_order_and_begun_until_the_end():
 def test_a_thread_makes_them_one_after_the_other_while_others_work():
     order, go = [], threading.Event()
 
-    def slow(before):
+    def slow(*waits):
         go.wait(10)
         order.append("slow")
-        return made(0)(before)
+        return made(0)(*waits)
 
-    def quick(before):
+    def quick(*waits):
         order.append("quick")
-        return made(1)(before)
+        return made(1)(*waits)
 
     with looking_ahead((), 2, overlap=True) as ahead:
         ahead.begin(slow)
@@ -52,13 +56,38 @@ def test_a_thread_makes_them_one_after_the_other_while_others_work():
 
 
 def test_an_error_of_the_thread_reaches_the_step_that_waits_for_it():
-    def broken(before):
+    def broken(before, newer):
         raise ValueError("no such prompt")
 
     with looking_ahead((), 2, overlap=True) as ahead:
         ahead.begin(broken)
         with pytest.raises(ValueError, match="no such prompt"):
             ahead.take()
+
+
+@pytest.mark.parametrize("thread", [None, futures.ThreadPoolExecutor(1)])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_samples_wait_for_newer_parameters_wherever_they_are_made(thread, at_once):
+    ahead = Ahead(end=9, thread=thread, at_once=at_once)
+    for number in (0, 1, 2):
+        ahead.begin(made(number), number == 2)
+    assert ahead.take().metrics == {"newer": None} and ahead.waits
+    ahead.go_on()
+    if thread is None:
+        assert [one.done() for one in ahead._waiting] == [True, False]
+    ahead.renew("newer")
+    if thread is None:
+        assert [one.done() for one in ahead._waiting] == [True, at_once]
+    ahead.begin(made(3), True)
+    assert ahead.waits and [ahead.take().metrics["newer"] for _ in range(2)] == [None, "newer"]
+    ahead.renew("newest")
+    assert [(one.cursor, one.metrics["newer"]) for one in ahead.finished()] == [(3, "newest")] and not ahead.waits
+
+
+def test_nobody_waits_for_parameters_of_a_step_that_failed():
+    with pytest.raises(KeyError), looking_ahead((), 9, overlap=True) as ahead:
+        ahead.begin(made(0), True)
+        raise KeyError("the step")
 
 
 def late(config, **changes):
@@ -79,8 +108,55 @@ def test_without_overlap_the_numbers_are_the_same_and_versions_are_told(tmp_path
     assert at_once.metrics[1]["behavior_kl"] > on_time[1]["behavior_kl"]
 
 
-def test_a_stopped_run_goes_on_with_the_samples_that_it_had(tmp_path, monkeypatch):
-    whole = finish(late(tiny_config("dapo", max_rounds=2)), tmp_path / "whole")
+def test_parameters_change_within_a_sample(tmp_path):
+    """Every token is drawn by the parameters that its version says; the rest is as it is without."""
+    seen, take = [], Ahead.take
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Ahead, "take", lambda self: seen.append(take(self)) or seen[-1])
+        at_once = finish(late(tiny_config("grpo", kl_coefficient=0.1), in_flight=3), tmp_path / "at_once")
+    in_turn = finish(late(tiny_config("grpo", kl_coefficient=0.1), in_flight=3, overlap=False), tmp_path / "in_turn")
+    assert_same_run(at_once.workdir, in_turn.workdir)
+    assert not (at_once.workdir / "warnings.jsonl").exists()
+    for number, (sampled, record) in enumerate(zip(seen, at_once.metrics, strict=True)):
+        rollouts = sampled.collection.rollouts
+        drawn = np.cumsum(rollouts.mask, axis=1) * rollouts.mask
+        versions = np.where(drawn > 3, max(number - 1, 0), max(number - 2, 0))[drawn > 0]
+        np.testing.assert_array_equal(rollouts.version[drawn > 0], versions)
+        assert record["staleness"] == (number - versions).mean()
+    assert 1 < at_once.metrics[3]["staleness"] < 2
+    plain = finish(late(tiny_config("grpo", kl_coefficient=0.1)), tmp_path / "plain")
+    assert [record["loss"] for record in plain.metrics[:2]] == [record["loss"] for record in at_once.metrics[:2]]
+    assert plain.metrics[2]["behavior_kl"] > at_once.metrics[2]["behavior_kl"]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_parameters_of_before_are_let_go_where_newer_ones_go_on(tmp_path, monkeypatch, overlap):
+    made, alive, snapshot, renew = [], [], reinforcement.snapshot, Io.renew
+
+    def noted(*args, **options):
+        seen = snapshot(*args, **options)
+        made.append(weakref.ref(jax.tree.leaves(seen.params)[0]))
+        return seen
+
+    def renewed(io):
+        renew(io)
+        gc.collect()
+        alive.append([one() is not None for one in made])
+
+    monkeypatch.setattr(reinforcement, "snapshot", noted)
+    monkeypatch.setattr(Io, "renew", renewed)
+    config = tiny_config("dr_grpo")
+    config.rl.update(steps=3, staleness=1, in_flight=3, overlap=overlap)
+    finish(config, tmp_path)
+    assert alive == [[False, True], [False, False, True]]
+
+
+@pytest.mark.parametrize("in_flight", [0, 3])
+def test_a_stopped_run_goes_on_with_the_samples_that_it_had(tmp_path, monkeypatch, in_flight):
+    def config(**changes):
+        return late(tiny_config("dapo", max_rounds=2), in_flight=in_flight, **changes)
+
+    whole = finish(config(), tmp_path / "whole")
     for stop in (1, 3):
         advance = loop._log
 
@@ -90,9 +166,9 @@ def test_a_stopped_run_goes_on_with_the_samples_that_it_had(tmp_path, monkeypatc
 
         monkeypatch.setattr(loop, "_log", log)
         with pytest.raises(loop.Stopped, match=f"after step {stop}"):
-            loop.train(late(tiny_config("dapo", max_rounds=2)), tmp_path / "stopped")
+            loop.train(config(), tmp_path / "stopped")
         monkeypatch.undo()
-    stopped = finish(late(tiny_config("dapo", max_rounds=2), overlap=False), tmp_path / "stopped")
+    stopped = finish(config(overlap=False), tmp_path / "stopped")
     assert_same_run(whole.workdir, stopped.workdir)
 
 
@@ -130,14 +206,13 @@ def test_what_is_saved_is_what_was_sampled(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.collection.rollouts, seen[0].collection.rollouts)
     assert jax.tree.structure(found.collection.rollouts) == jax.tree.structure(seen[0].collection.rollouts)
     assert found.collection.records == seen[0].collection.records
-    assert found.cursor == seen[0].cursor and found.version == seen[0].version == 0
+    assert found.cursor == seen[0].cursor
 
 
 @pytest.mark.slow
 def test_sampling_overlaps_with_learning(tmp_path, monkeypatch):
     """While a step waits, the samples of the next one are made."""
     began = []
-    from jaxrl_llm.training import reinforcement
 
     updates = reinforcement._updates
 
@@ -146,14 +221,14 @@ def test_sampling_overlaps_with_learning(tmp_path, monkeypatch):
         time.sleep(1.0)
         return updates(*args)
 
-    strategy_io = reinforcement.strategy_io
+    sampling_io = reinforcement.sampling_io
 
     def io(*args, **options):
         began.append(("sample", time.monotonic()))
-        return strategy_io(*args, **options)
+        return sampling_io(*args, **options)
 
     monkeypatch.setattr(reinforcement, "_updates", slow_updates)
-    monkeypatch.setattr(reinforcement, "strategy_io", io)
+    monkeypatch.setattr(reinforcement, "sampling_io", io)
     config = tiny_config("dr_grpo")
     config.rl.update(steps=3, staleness=1)
     finish(config, tmp_path)
@@ -175,9 +250,18 @@ def test_actors_and_learners_on_devices_of_their_own(tmp_path):
     assert_same_run(apart.workdir, finish(config, tmp_path / "in_turn").workdir)
 
 
-@pytest.mark.parametrize(("name", "value"), [("rl.staleness", -1), ("mesh.actors", -1), ("mesh.actors", 8)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("rl.staleness", -1), ("rl.in_flight", -1), ("mesh.actors", -1), ("mesh.actors", 8)]
+)
 def test_impossible_numbers_are_refused(tmp_path, name, value):
     config = tiny_config("dr_grpo")
     config.update_from_flattened_dict({name: value})
     with pytest.raises(ValueError, match=rf"config\.{name} is {value}"):
+        loop.train(config, tmp_path)
+
+
+def test_parameters_change_in_samples_that_are_made_ahead_alone(tmp_path):
+    config = tiny_config("dr_grpo")
+    config.rl.in_flight = 4
+    with pytest.raises(ValueError, match=r"config\.rl\.in_flight would change nothing: config\.rl\.staleness is 0"):
         loop.train(config, tmp_path)

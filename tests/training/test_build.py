@@ -132,6 +132,30 @@ def test_a_sampling_mesh_that_does_not_fit():
         meshes.build_sampling_mesh(config, meshes.build_mesh(config))
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_actors_of_several_hosts_are_as_many_of_each():
+    config, chips = tiny_config(), [Chip(number, number // 4) for number in range(8)]
+    config.mesh.update(fsdp=-1, actors=4, sampling_tensor=2)
+    mesh = meshes.build_mesh(config, chips)
+    sampling = meshes.build_sampling_mesh(config, mesh, chips)
+    assert [chip.id for chip in mesh.devices.flat] == [0, 1, 4, 5]
+    assert [[chip.id for chip in copy.flat] for copy in sampling.devices] == [[2, 3], [6, 7]]
+    config.mesh.sampling_tensor = 4
+    with pytest.raises(ValueError, match=r"config\.mesh\.sampling_tensor: 4 actors share out .* config\.mesh\.actors=4"):
+        meshes.build_sampling_mesh(config, mesh, chips)
+    for actors in (3, 8):
+        config.mesh.actors = actors
+        with pytest.raises(ValueError, match=rf"config\.mesh\.actors is {actors} of 8 devices of 2 hosts, each of which"):
+            meshes.build_mesh(config, chips)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
