@@ -17,7 +17,7 @@ _MARKS = {
     "harmony": "<|channel|>", "hermes": "<tool_call>", "llama": "<|start_header_id|>", "gemma": "<start_of_turn>",
 }  # fmt: skip
 _HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
-_FENCED = re.compile(r"```(?:tool_code|tool_call|json|python)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCED = re.compile(r"```(tool_code|tool_call|json)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 # Special tokens may be left out of a text that is decoded without them.
 _HARMONY = re.compile(
     r"\bto=functions\.([\w.-]+)\s*(?:<\|channel\|>\s*\w+)?\s*(?:<\|constrain\|>)?\s*(?:json)?\s*(?:<\|message\|>|(?={))"
@@ -69,9 +69,12 @@ def calls_in(text: str, style: str) -> list[Call]:
         return [_only(_objects(inner, "arguments"), _FORM % "arguments") for inner in _HERMES.findall(said)]
     if style == "harmony":
         return [_named(name, inner) for name, inner in _HARMONY.findall(text)]
-    blocks = _FENCED.findall(text) if style == "gemma" else []
-    _, tag, behind = text.partition("<|python_tag|>")
-    return [call for block in blocks or [behind if tag else text] for call in _bare(block, marked=bool(blocks or tag))]
+    if style == "gemma":
+        blocks = [(inner, name != "json") for name, inner in _FENCED.findall(text)]
+    else:
+        _, tag, behind = text.partition("<|python_tag|>")
+        blocks = [(behind, True)] if tag else []
+    return [call for block, marked in blocks or [(text, False)] for call in _bare(block, marked)]
 
 
 def _bare(text: str, marked: bool) -> list[Call]:

@@ -35,6 +35,7 @@ ADD_JSON = '{"a": 1, "b": [2.5, "é"]}'
         ("gemma", "[add(a=1, b=[2.5, 'é'])]", [ADD]),
         ("gemma", "```tool_code\nadd(**{'a': 1})\n```", [Call("add", {"**": {"a": 1}})]),
         ("gemma", "It is `add(1)`.", []),
+        ("gemma", "Write:\n```python\nadd(1)\n```\nwhich prints:\n```json\n{}\n```", []),
         ("harmony", "<|channel|>analysis<|message|>Add them.<|end|><|start|>assistant<|channel|>commentary to=functions.add "
          "<|constrain|>json<|message|>GIVEN<|call|>", [ADD]),
         ("harmony", "<|start|>assistant to=functions.add<|channel|>commentary json<|message|>GIVEN<|call|>", [ADD]),

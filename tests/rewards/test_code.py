@@ -5,11 +5,12 @@ import gzip
 import json
 import os
 import pathlib
+import time
 
 import numpy as np
 import pytest
 from programming_problems import RIGHT, SQUARES, SUMS, WORDS, WRONG
-from sandboxes import needs_sandbox
+from sandboxes import in_sandboxes, needs_sandbox
 
 from jaxrl_llm import data, rewards
 from jaxrl_llm.rewards.code import program_of
@@ -43,6 +44,21 @@ def test_right_programs_pass_and_wrong_ones_do_not(pool):
     shares = [row[2] for row in rows]
     np.testing.assert_array_equal(scored(pool, rewards.code(), rows), [float(share == 1) for share in shares])
     np.testing.assert_allclose(scored(pool, rewards.code(share=True), rows), shares)
+
+
+def test_a_program_ends_with_the_worker_that_waits_for_it():
+    sleeper, before = "import time\ntime.sleep(60)\n", in_sandboxes()
+    with rewards.RewardPool(1, row_seconds=1.0) as impatient:
+        examples = [SUMS, SQUARES]
+        values, failures = impatient.score(
+            {"code": rewards.code(seconds=9.0)}, ["", ""], [sleeper, sleeper], columns_of(examples), 20.0
+        )
+    assert values.tolist() == [[0.0], [0.0]] and all(failure.timed_out for failure in failures)
+    for _ in range(50):
+        if not (left := in_sandboxes() - before):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"processes outlived their worker: {left}")
 
 
 def test_examples_without_tests_have_no_value_and_rows_depend_on_nothing_else():

@@ -1,14 +1,13 @@
 """The sandbox against programs that attack it: none gets out, none gets more than its share, none says its own verdict."""
 
 import os
-import pathlib
 import socket
 import threading
 import time
 
 import hostile_programs as hostile
 import pytest
-from sandboxes import needs_sandbox
+from sandboxes import in_sandboxes, needs_sandbox
 
 from jaxrl_llm import rewards
 from jaxrl_llm.rewards import sandbox, system_calls
@@ -19,17 +18,6 @@ SECONDS = 0.5
 
 
 pytestmark = needs_sandbox
-
-
-def in_sandboxes():
-    """Process ids of all that runs in sandboxes of this machine."""
-    found = set()
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found |= {int(path.parent.name)} if b"/python/bin/python" in path.read_bytes() else set()
-        except OSError:
-            continue
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +126,7 @@ def wrong(x): raise KeyError(x)
     ("tests", "fault"),
     [
         ({"tests": ["assert f(3 = 10"]}, "they are no Python"),
+        ({"tests": ["return f(3)"]}, "they are no Python"),
         ({"tests": ["f(3)"]}, "they assert nothing"),
         ({"tests": ["assert f(lambda x: x) == 1"]}, "they give the program a function"),
         ({"setup": "import nosuchmodule"}, "their setup raises ModuleNotFoundError"),
@@ -174,12 +163,12 @@ def test_threads_have_their_own_judge_and_may_end():
 
 def test_without_bubblewrap_nothing_runs(monkeypatch):
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="no command bwrap; apt-get install bubblewrap"):
+    with pytest.raises(ValueError, match="no command bwrap on PATH; apt-get install bubblewrap"):
         rewards.code()
 
 
 def test_without_namespaces_nothing_runs(monkeypatch):
-    monkeypatch.setattr(sandbox, "_command", lambda: ["bwrap", "--ro-bind", "/nowhere", "/"])
+    monkeypatch.setattr(sandbox, "_options", lambda: ["--ro-bind", "/nowhere", "/"])
     with pytest.raises(ValueError, match="does not work here .*nowhere.*kernel.unprivileged_userns_clone=1"):
         rewards.code()
 
