@@ -77,13 +77,11 @@ def check() -> None:
 
     Raises ValueError: bubblewrap is not installed, or cannot make namespaces here; the message says how to mend it.
     """
-    if shutil.which("bwrap") is None:
-        raise ValueError("programs run in bubblewrap, and there is no command bwrap on PATH; apt-get install bubblewrap")
     try:
         _start("execute", [["pass"]], _limits(1, 512), stdout=subprocess.PIPE, stderr=subprocess.STDOUT).close()
     except SandboxError as error:
         raise ValueError(
-            f"programs run in bubblewrap (0.5 or newer), which does not work here ({error}); let users make namespaces "
+            f"programs run in bubblewrap (0.5 or newer), which does not work here: {error}. Let users make namespaces "
             "(sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, and "
             "user.max_user_namespaces above 0), and start a container with --privileged, or --cap-add=SYS_ADMIN "
             "--security-opt seccomp=unconfined"
@@ -131,7 +129,7 @@ def verdict(texts: Sequence[str], tests: dict, *, seconds: float = 4.0, memory_m
       ValueError: the tests are at fault.
       SandboxError: there is no sandbox, or the tests went on when the program was ended.
     """
-    judge = _judge()
+    judge, reply = _judge(), None
     program = _start("answer", [list(texts)], _limits(seconds, memory_mb))
     try:
         request = json.dumps(tests | {"seconds": math.ceil(seconds)}).encode()
@@ -141,11 +139,12 @@ def verdict(texts: Sequence[str], tests: dict, *, seconds: float = 4.0, memory_m
         if not connection.wait([judge.channel], 2 * seconds):
             program.close()
         reply = _reply(judge.channel)
-    except OSError as error:
-        judge.close()
+    except (OSError, ValueError) as error:
         raise SandboxError(f"the tests gave no verdict: {error}") from error
     finally:
         program.close()
+        if reply is None:
+            judge.close()  # what it may yet say is said of this program
     if "fault" in reply:
         raise ValueError(f"the tests are at fault: {reply['fault']}; correct the columns of the tests")
     return reply["cases"]
@@ -174,6 +173,9 @@ def _start(
     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
 ) -> _Sandbox:  # fmt: skip
     """A sandbox in which a function of `inside` begins to work; a `second` one beside that of a program may fork."""
+    bubblewrap = shutil.which("bwrap")
+    if bubblewrap is None:
+        raise SandboxError("there is no command bwrap on PATH; apt-get install bubblewrap")
     # The limit of threads counts those of a user, and does not hold for root.
     user = _FIRST_USER + (2 * os.getpid() + second) % _USERS if os.geteuid() == 0 else 0
     ours, theirs = socket.socketpair()
@@ -181,7 +183,7 @@ def _start(
     with theirs, open(reading, "rb") as rules, open(writing, "wb") as written:
         written.write(filter_program(forks=second))
         written.close()
-        command = [shutil.which("bwrap"), "--seccomp", str(rules.fileno()), *_options(), str(theirs.fileno())]
+        command = [bubblewrap, "--seccomp", str(rules.fileno()), *_options(), str(theirs.fileno())]
         process = subprocess.Popen(
             command, stdin=stdin, stdout=stdout, stderr=stderr, env=_ENVIRONMENT, pass_fds=[theirs.fileno(), rules.fileno()],
             start_new_session=True,

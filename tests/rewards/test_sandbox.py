@@ -38,13 +38,14 @@ def judge():
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(judge):
+def nothing_is_left(judge, request):
     """After each attack no process of it is there, and the next program is judged as ever, by the same process."""
     before = in_sandboxes()
     yield
     assert sandbox.verdict([RIGHT], TESTS) == [True, True]
     for _ in range(50):
-        if not (left := in_sandboxes() - before):
+        left = in_sandboxes() - before
+        if not left or "name" not in request.fixturenames:
             return
         time.sleep(0.05)
     raise AssertionError(f"processes outlived their sandbox: {left}")
@@ -161,15 +162,22 @@ def test_threads_have_their_own_judge_and_may_end():
     assert found == [[True, True]] * 6
 
 
+def test_a_verdict_that_nobody_took_is_nobody_elses(monkeypatch):
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(sandbox, "_reply", lambda channel: (_ for _ in ()).throw(KeyboardInterrupt))
+        sandbox.verdict([RIGHT], TESTS)
+    assert sandbox.verdict([""], TESTS) == [False, False]
+
+
 def test_without_bubblewrap_nothing_runs(monkeypatch):
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="no command bwrap on PATH; apt-get install bubblewrap"):
+    with pytest.raises(ValueError, match="does not work here: there is no command bwrap on PATH; apt-get install bubblewrap"):
         rewards.code()
 
 
 def test_without_namespaces_nothing_runs(monkeypatch):
     monkeypatch.setattr(sandbox, "_options", lambda: ["--ro-bind", "/nowhere", "/"])
-    with pytest.raises(ValueError, match="does not work here .*nowhere.*kernel.unprivileged_userns_clone=1"):
+    with pytest.raises(ValueError, match="does not work here: .*nowhere.*kernel.unprivileged_userns_clone=1"):
         rewards.code()
 
 
