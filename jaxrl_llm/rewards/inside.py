@@ -271,14 +271,8 @@ def cases_of(asked, *, helpers: str, setup: str, tests: list[str], entry: str | 
     import ast
 
     cases: list[bool] = []
-
-    def case(test):
-        try:
-            cases.append(bool(test()))
-        except Exception:
-            cases.append(False)
-
-    names = _defined(helpers, {"__name__": "tests", "__builtins__": builtins, _CASE: case})
+    own = {"__name__": "tests", "__builtins__": builtins, _CASE: lambda value: cases.append(bool(value))}
+    names = _defined(helpers, own)
     try:
         prepared, *trees = [ast.parse(text) for text in [setup, *tests]]
         wanted = {entry} if entry else _wanted([prepared, *trees], names)
@@ -345,15 +339,17 @@ def _loaded(tree) -> set[str]:
 
 
 def _counted(tree):
-    """The tests with a call of `case` in the place of each assert."""
+    """The tests with each assert in a `try` that makes a case of it, whether it holds, does not or raises."""
     import ast
+
+    def case(value):
+        return ast.Expr(ast.Call(ast.Name(_CASE, ast.Load()), [value], []))
 
     def made(statement):
         if not isinstance(statement, ast.Assert):
             return statement
-        arguments = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
-        call = ast.Call(ast.Name(_CASE, ast.Load()), [ast.Lambda(arguments, statement.test)], [])
-        return ast.copy_location(ast.Expr(call), statement)
+        failed = ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [case(ast.Constant(False))])
+        return ast.copy_location(ast.Try([case(statement.test)], [failed], [], []), statement)
 
     for node in list(ast.walk(tree)):
         for name, value in ast.iter_fields(node):

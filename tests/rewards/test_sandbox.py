@@ -118,9 +118,10 @@ def wrong(x): raise KeyError(x)
         "assert missing(1) == 1",
         "assert not Node(1) == Node(1)",
         "x = total(None)\nassert x == 0\nassert x == 1",
+        "def helper():\n    for x in range(2):\n        assert (y := total(None)) == x\n    return y\nassert helper() == 0",
     ]
     held = sandbox.verdict([text], TESTS | {"tests": asked})
-    assert held == [True] * 6 + [False, True, True, False]
+    assert held == [True] * 6 + [False, True] + [True, False] * 2 + [True]
 
 
 @pytest.mark.parametrize(
