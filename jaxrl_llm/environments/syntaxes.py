@@ -68,7 +68,7 @@ def calls_in(text: str, style: str) -> list[Call]:
         said = text.rpartition("</think>")[2]
         return [_only(_objects(inner, "arguments"), _FORM % "arguments") for inner in _HERMES.findall(said)]
     if style == "harmony":
-        return [_named(name, inner) for name, inner in _HARMONY.findall(text)]
+        return [_decoded(name, inner.strip() or "{}") for name, inner in _HARMONY.findall(text)]
     if style == "gemma":
         blocks = [(inner, name != "json") for name, inner in _FENCED.findall(text)]
     else:
@@ -88,9 +88,9 @@ def _bare(text: str, marked: bool) -> list[Call]:
     if not marked and not (_BEGINS_CALL.match(text) and text.endswith((")", "]"))):
         return []
     found = _python_calls(text)
-    return (
-        [Call(fault="it is no call of Python with values as arguments, such as name(x=1)")] if not found and marked else found
-    )
+    if marked and not found:
+        return [Call(fault="it is no call of Python with values as arguments, such as name(x=1)")]
+    return found
 
 
 def _only(calls: Iterator[Call], form: str) -> Call:
@@ -121,10 +121,6 @@ def _of_object(value: Any, form: str) -> Call:
     return _decoded(value["name"], arguments) if isinstance(arguments, str) else Call(value["name"], arguments)
 
 
-def _named(name: str, text: str) -> Call:
-    return _decoded(name, text.strip() or "{}")
-
-
 def _decoded(name: str, text: str) -> Call:
     try:
         return Call(name, json.loads(text))
@@ -151,8 +147,9 @@ def _printed(node: ast.AST | None) -> ast.AST | None:
 
 
 def _of_python(node: ast.Call) -> Call:
-    name = ast.unparse(node.func)
+    name = node.func.id if isinstance(node.func, ast.Name) else ""
     try:
+        name = name or ast.unparse(node.func)
         named = {each.arg or "**": ast.literal_eval(each.value) for each in node.keywords}
         return Call(name, named, tuple(map(ast.literal_eval, node.args)))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
