@@ -1,6 +1,8 @@
 """Whether there are sandboxes here, for tests that run programs."""
 
+import os
 import pathlib
+import time
 
 import pytest
 
@@ -19,11 +21,28 @@ needs_sandbox = pytest.mark.skipif(bool(_unavailable()), reason=_unavailable() o
 
 
 def in_sandboxes():
-    """Process ids of all that runs in sandboxes of this machine."""
-    found = set()
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    """Ids of the processes in sandboxes that this process started, or whose starter is gone: other tests may have their own."""
+    parents = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            found |= {int(path.parent.name)} if b"/python/bin/python" in path.read_bytes() else set()
+            if b"/python/bin/python" in (path / "cmdline").read_bytes():
+                parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    return found
+
+    def starter(process):
+        while process in parents:
+            process = parents[process]
+        return process
+
+    return {process for process in parents if starter(process) in (1, os.getpid())}
+
+
+def outlived(before):
+    """Those of them that were not there before and do not end within two seconds."""
+    left = in_sandboxes() - before
+    for _ in range(40):
+        if left:
+            time.sleep(0.05)
+            left &= in_sandboxes()
+    return left

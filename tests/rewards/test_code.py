@@ -5,12 +5,11 @@ import gzip
 import json
 import os
 import pathlib
-import time
 
 import numpy as np
 import pytest
 from programming_problems import RIGHT, SQUARES, SUMS, WORDS, WRONG
-from sandboxes import in_sandboxes, needs_sandbox
+from sandboxes import in_sandboxes, needs_sandbox, outlived
 
 from jaxrl_llm import data, rewards
 from jaxrl_llm.rewards.code import program_of
@@ -54,11 +53,7 @@ def test_a_program_ends_with_the_worker_that_waits_for_it():
             {"code": rewards.code(seconds=9.0)}, ["", ""], [sleeper, sleeper], columns_of(examples), 20.0
         )
     assert values.tolist() == [[0.0], [0.0]] and all(failure.timed_out for failure in failures)
-    for _ in range(50):
-        if not (left := in_sandboxes() - before):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"processes outlived their worker: {left}")
+    assert not outlived(before)
 
 
 def test_examples_without_tests_have_no_value_and_rows_depend_on_nothing_else():

@@ -7,7 +7,7 @@ import time
 
 import hostile_programs as hostile
 import pytest
-from sandboxes import in_sandboxes, needs_sandbox
+from sandboxes import in_sandboxes, needs_sandbox, outlived
 
 from jaxrl_llm import rewards
 from jaxrl_llm.rewards import sandbox, system_calls
@@ -37,18 +37,13 @@ def judge():
     assert sandbox.verdict([RIGHT], TESTS) == [True, True]
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left(judge, request):
-    """After each attack no process of it is there, and the next program is judged as ever, by the same process."""
+@pytest.fixture
+def nothing_is_left(judge):
+    """After an attack no process of it is there, and the next program is judged as ever, by the same process."""
     before = in_sandboxes()
     yield
     assert sandbox.verdict([RIGHT], TESTS) == [True, True]
-    for _ in range(50):
-        left = in_sandboxes() - before
-        if not left or "name" not in request.fixturenames:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"processes outlived their sandbox: {left}")
+    assert not outlived(before)
 
 
 def attempt(text, surroundings):
@@ -60,22 +55,30 @@ def attempt(text, surroundings):
 
 
 @pytest.mark.parametrize("name", hostile.ESCAPES)
-def test_nothing_gets_out(name, surroundings):
+def test_nothing_gets_out(name, surroundings, nothing_is_left):
     found = attempt(hostile.ESCAPES[name], surroundings)
     assert hostile.SUCCESS not in found.output.splitlines()
 
 
 @pytest.mark.parametrize("name", hostile.EXHAUSTIONS)
-def test_nothing_gets_more_than_its_share(name, surroundings):
+def test_nothing_gets_more_than_its_share(name, surroundings, nothing_is_left):
     found = attempt(hostile.EXHAUSTIONS[name], surroundings)
     assert hostile.SUCCESS not in found.output.splitlines()
 
 
 @pytest.mark.parametrize("name", hostile.FORGERIES)
-def test_no_verdict_is_forged(name):
+def test_no_verdict_is_forged(name, nothing_is_left):
     began = time.monotonic()
     held = sandbox.verdict([hostile.FORGERIES[name]], TESTS, seconds=SECONDS, memory_mb=256)
     assert not any(held) and time.monotonic() - began < 2 * SECONDS + 6
+
+
+def test_what_outlives_would_be_seen(judge):
+    before = in_sandboxes()
+    left = sandbox._start("execute", [["import time\ntime.sleep(60)"]], sandbox._limits(SECONDS, 256))
+    assert len(outlived(before)) == 3  # bubblewrap, the first process of the namespace, and the program
+    left.close()
+    assert not outlived(before)
 
 
 def test_a_check_is_no_easier_to_pass():
