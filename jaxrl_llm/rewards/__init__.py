@@ -4,7 +4,7 @@ Importing this loads no JAX: the worker processes of the pool import it too.
 """
 
 from jaxrl_llm.rewards.answers import answer_of, arithmetic, exact_match, final_answer, final_number, gsm8k, marked_answer
-from jaxrl_llm.rewards.code import code, program_of
+from jaxrl_llm.rewards.code import code
 from jaxrl_llm.rewards.learned import RewardModel, reward_model
 from jaxrl_llm.rewards.maths import maths
 from jaxrl_llm.rewards.pool import RewardFailure, RewardPool
@@ -19,5 +19,5 @@ FACTORIES = {make.__name__: make for make in (code, format_reward, length_cosine
 __all__ = [
     "FACTORIES", "LARGEST_REWARD", "NAMED", "RewardFailure", "RewardModel", "RewardPool", "answer_of", "arithmetic",
     "code", "exact_match", "final_answer", "final_number", "format_reward", "gsm8k", "length_cosine", "length_soft_penalty",
-    "marked_answer", "maths", "program_of", "reasoning_gym_score", "reward_model",
+    "marked_answer", "maths", "reasoning_gym_score", "reward_model",
 ]  # fmt: skip

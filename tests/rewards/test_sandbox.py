@@ -15,6 +15,7 @@ from jaxrl_llm.rewards import sandbox, system_calls
 TESTS = {"helpers": "", "setup": "", "tests": ["assert f(3) == 10", "assert f(4) == 17"], "entry": None}
 RIGHT = "def f(x): return x * x + 1"
 SECONDS = 0.5
+PATIENCE = 20.0  # of a machine that has much else to do
 
 
 pytestmark = needs_sandbox
@@ -49,7 +50,7 @@ def nothing_is_left(judge):
 def attempt(text, surroundings):
     began = time.monotonic()
     found = sandbox.run([surroundings + text], seconds=SECONDS, memory_mb=256, errors=True)
-    assert time.monotonic() - began < 2 * SECONDS + 3
+    assert time.monotonic() - began < 2 * SECONDS + PATIENCE
     assert len(found.output) <= sandbox.MOST_OUTPUT and "NameError" not in found.output
     return found
 
@@ -70,7 +71,7 @@ def test_nothing_gets_more_than_its_share(name, surroundings, nothing_is_left):
 def test_no_verdict_is_forged(name, nothing_is_left):
     began = time.monotonic()
     held = sandbox.verdict([hostile.FORGERIES[name]], TESTS, seconds=SECONDS, memory_mb=256)
-    assert not any(held) and time.monotonic() - began < 2 * SECONDS + 6
+    assert not any(held) and time.monotonic() - began < 2 * SECONDS + PATIENCE
 
 
 def test_what_outlives_would_be_seen(judge):
