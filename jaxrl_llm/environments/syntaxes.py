@@ -17,7 +17,7 @@ _MARKS = {
     "harmony": "<|channel|>", "hermes": "<tool_call>", "llama": "<|start_header_id|>", "gemma": "<start_of_turn>",
 }  # fmt: skip
 _HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
-_FENCED = re.compile(r"```(?:tool_code|tool_call|json|python)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCED = re.compile(r"```(tool_code|tool_call|json)[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 # Special tokens may be left out of a text that is decoded without them.
 _HARMONY = re.compile(
     r"\bto=functions\.([\w.-]+)\s*(?:<\|channel\|>\s*\w+)?\s*(?:<\|constrain\|>)?\s*(?:json)?\s*(?:<\|message\|>|(?={))"
@@ -68,10 +68,13 @@ def calls_in(text: str, style: str) -> list[Call]:
         said = text.rpartition("</think>")[2]
         return [_only(_objects(inner, "arguments"), _FORM % "arguments") for inner in _HERMES.findall(said)]
     if style == "harmony":
-        return [_named(name, inner) for name, inner in _HARMONY.findall(text)]
-    blocks = _FENCED.findall(text) if style == "gemma" else []
-    _, tag, behind = text.partition("<|python_tag|>")
-    return [call for block in blocks or [behind if tag else text] for call in _bare(block, marked=bool(blocks or tag))]
+        return [_decoded(name, inner.strip() or "{}") for name, inner in _HARMONY.findall(text)]
+    if style == "gemma":
+        blocks = [(inner, name != "json") for name, inner in _FENCED.findall(text)]
+    else:
+        _, tag, behind = text.partition("<|python_tag|>")
+        blocks = [(behind, True)] if tag else []
+    return [call for block, marked in blocks or [(text, False)] for call in _bare(block, marked)]
 
 
 def _bare(text: str, marked: bool) -> list[Call]:
@@ -85,9 +88,9 @@ def _bare(text: str, marked: bool) -> list[Call]:
     if not marked and not (_BEGINS_CALL.match(text) and text.endswith((")", "]"))):
         return []
     found = _python_calls(text)
-    return (
-        [Call(fault="it is no call of Python with values as arguments, such as name(x=1)")] if not found and marked else found
-    )
+    if marked and not found:
+        return [Call(fault="it is no call of Python with values as arguments, such as name(x=1)")]
+    return found
 
 
 def _only(calls: Iterator[Call], form: str) -> Call:
@@ -118,10 +121,6 @@ def _of_object(value: Any, form: str) -> Call:
     return _decoded(value["name"], arguments) if isinstance(arguments, str) else Call(value["name"], arguments)
 
 
-def _named(name: str, text: str) -> Call:
-    return _decoded(name, text.strip() or "{}")
-
-
 def _decoded(name: str, text: str) -> Call:
     try:
         return Call(name, json.loads(text))
@@ -148,8 +147,9 @@ def _printed(node: ast.AST | None) -> ast.AST | None:
 
 
 def _of_python(node: ast.Call) -> Call:
-    name = ast.unparse(node.func)
+    name = node.func.id if isinstance(node.func, ast.Name) else ""
     try:
+        name = name or ast.unparse(node.func)
         named = {each.arg or "**": ast.literal_eval(each.value) for each in node.keywords}
         return Call(name, named, tuple(map(ast.literal_eval, node.args)))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):

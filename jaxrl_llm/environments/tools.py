@@ -12,6 +12,7 @@ from jaxrl_llm.environments.syntaxes import Call, calls_in
 from jaxrl_llm.rewards import sandbox
 
 MOST_RESULT = 4096  # characters of a result that the model is shown
+_MOST_NAME = 80  # of what it takes for the name of a tool
 
 
 class Counts(NamedTuple):
@@ -108,24 +109,21 @@ def call(tools: Sequence[Tool], text: str, style: str) -> tuple[list[dict[str, A
 
 def _answer(tools: dict[str, Tool], given: Call, number: int) -> tuple[str, str, str]:
     """(name, content, "" or "malformed" or "failed") of one call."""
-    name, found = given.name, tools.get(given.name)
+    found, name = tools.get(given.name), given.name[:_MOST_NAME]
+    error = f"Error in call {number} ({name}): " if name else f"Error in call {number}: "
     if given.fault or found is None:
         listed = "; ".join(usage(each.schema["function"]) for each in tools.values()) or "none"
         fault = given.fault or f"there is no tool {name!r}"
-        return (
-            name or "unknown",
-            f"Error in call {number}{name and f' ({name})'}: {fault}. The tools are: {listed}",
-            "malformed",
-        )
+        return name or "unknown", f"{error}{fault}. The tools are: {listed}", "malformed"
     function = found.schema["function"]
     arguments, fault = _by_name(given, function["parameters"])
     fault = fault or fault_of(arguments, function["parameters"])
     if fault:
-        return name, f"Error in call {number} ({name}): {fault}. Usage: {usage(function)}", "malformed"
+        return name, f"{error}{fault}. Usage: {usage(function)}", "malformed"
     try:
         return name, _told(found.function(**arguments)), ""
-    except Exception as error:  # a function may raise anything; it is the model's to read
-        return name, _told(f"Error in call {number} ({name}): {type(error).__name__}: {error}"), "failed"
+    except Exception as raised:  # a function may raise anything; it is the model's to read
+        return name, _told(f"{error}{type(raised).__name__}: {raised}"), "failed"
 
 
 def _by_name(given: Call, parameters: Schema) -> tuple[Any, str]:

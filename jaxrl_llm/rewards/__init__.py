@@ -13,7 +13,7 @@ from jaxrl_llm.rewards.answers import (
     gsm8k,
     marked_answer,
 )
-from jaxrl_llm.rewards.code import code, program_of
+from jaxrl_llm.rewards.code import code
 from jaxrl_llm.rewards.judges import judge
 from jaxrl_llm.rewards.learned import RewardModel, reward_model
 from jaxrl_llm.rewards.maths import maths
@@ -29,5 +29,5 @@ FACTORIES = {make.__name__: make for make in (code, format_reward, judge, length
 __all__ = [
     "FACTORIES", "LARGEST_REWARD", "NAMED", "RewardFailure", "RewardModel", "RewardPool", "answer_of", "arithmetic", "code",
     "environment", "exact_match", "final_answer", "final_number", "format_reward", "gsm8k", "judge", "length_cosine",
-    "length_soft_penalty", "marked_answer", "maths", "program_of", "reasoning_gym_score", "reward_model",
+    "length_soft_penalty", "marked_answer", "maths", "reasoning_gym_score", "reward_model",
 ]  # fmt: skip

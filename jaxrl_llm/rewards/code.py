@@ -31,7 +31,8 @@ def code(*, share: bool = False, seconds: float = 4.0, memory_mb: int = 512) -> 
 
     Args:
       share: the share of asserts or cases that hold, in place of 1.0 for all of them and else 0.0.
-      seconds: of a processor for a program, or for each of its `cases`; after twice as many by the clock it is ended.
+      seconds: of a processor, rounded up, for a program, or for each of its `cases`; after twice as many by the clock it is
+        ended.
       memory_mb: address space of a program in 1e6 bytes.
 
     Raises ValueError: `seconds` or `memory_mb` is too little, or there is no sandbox; when the reward is made, which is at the

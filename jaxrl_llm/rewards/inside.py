@@ -48,16 +48,9 @@ def _set_limit(kind: int, value: int) -> None:
 # ---- the program's side
 
 
-def execute(channel: int, texts: list[str], given: bytes) -> None:
-    """Runs a program as the main module, with `given` as its standard input; an exception is told as Python tells it."""
+def execute(channel: int, texts: list[str]) -> None:
+    """Runs a program as the main module; an exception is told as Python tells it."""
     os.close(channel)
-    if given:
-        file = os.open("/tmp", os.O_TMPFILE | os.O_RDWR)
-        with open(os.dup(file), "wb") as written:
-            written.write(given)
-        os.lseek(file, 0, os.SEEK_SET)
-        os.dup2(file, 0)
-        os.close(file)
     try:
         exec(_compiled(texts), {"__name__": "__main__", "__file__": FILE, "__builtins__": builtins})
     except Exception as error:
@@ -100,15 +93,18 @@ def answer(channel: int, texts: list[str]) -> None:
 
 
 def _compiled(texts: list[str]):
-    """The first of the texts that is a program, compiled; the error of the last if none is. Tracebacks find it in a file."""
+    """The first of the texts that is a program, compiled, and in a file for tracebacks; the error of the last if none is."""
     for text in texts:
         try:
             code = compile(text, FILE, "exec")
         except Exception as error:
             fault = error
         else:
-            with open(FILE, "w", encoding="utf-8", errors="replace") as file:
-                file.write(text)
+            try:
+                with open(FILE, "w", encoding="utf-8", errors="replace") as file:
+                    file.write(text)
+            except OSError:  # noqa: SIM105  the module contextlib is slow to import
+                pass
             return code
     raise fault.with_traceback(None)
 
@@ -175,17 +171,21 @@ class Fault(BaseException):
     """What is wrong with the tests themselves, whatever the program is."""
 
 
+def _method(operation: str):
+    return lambda self, *arguments, **named: self._asked(operation, self, *arguments, **named)
+
+
 class Remote:
     """Something that the program holds: it can be called and read, and equals nothing else, since only plain values do."""
 
     __slots__ = ("_asked", "_place")
+    __call__, __getitem__, __bool__, __len__ = map(_method, ("call", "item", "truth", "length"))
+    __iter__, __next__ = map(_method, ("iterator", "next"))
 
     def __init__(self, asked, place):
         """`place` is the name of it, or the number under which the program keeps it."""
-        self._asked, self._place = asked, {"kept": place}
-
-    def __call__(self, *arguments, **named):
-        return self._asked("call", self, *arguments, **named)
+        object.__setattr__(self, "_asked", asked)
+        object.__setattr__(self, "_place", {"kept": place})
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -193,25 +193,7 @@ class Remote:
         return self._asked("get", self, name)
 
     def __setattr__(self, name, value):
-        if name in Remote.__slots__:
-            object.__setattr__(self, name, value)
-        else:
-            self._asked("set", self, name, value)
-
-    def __getitem__(self, key):
-        return self._asked("item", self, key)
-
-    def __bool__(self):
-        return self._asked("truth", self)
-
-    def __len__(self):
-        return self._asked("length", self)
-
-    def __iter__(self):
-        return self._asked("iterator", self)
-
-    def __next__(self):
-        return self._asked("next", self)
+        self._asked("set", self, name, value)
 
 
 def judge(channel: int) -> None:
@@ -289,38 +271,29 @@ def cases_of(asked, *, helpers: str, setup: str, tests: list[str], entry: str | 
     import ast
 
     cases: list[bool] = []
-
-    def case(test):
-        try:
-            cases.append(bool(test()))
-        except Exception:
-            cases.append(False)
-
-    names = {"__name__": "tests", "__builtins__": builtins, _CASE: case}
-    try:
-        exec(compile(helpers, "helpers", "exec"), names)
-    except Exception:  # a prompt in words, or one that ends within a line
-        names = {"__name__": "tests", "__builtins__": builtins, _CASE: case}
+    own = {"__name__": "tests", "__builtins__": builtins, _CASE: lambda value: cases.append(bool(value))}
+    names = _defined(helpers, own)
     try:
         prepared, *trees = [ast.parse(text) for text in [setup, *tests]]
+        wanted = {entry} if entry else _wanted([prepared, *trees], names)
+        codes = [compile(_counted(tree), "tests", "exec") for tree in trees]
     except (SyntaxError, ValueError) as error:
         raise Fault(f"they are no Python: {error}") from error
-    wanted = {entry} if entry else _wanted(prepared, trees, names)
     names |= {name: Remote(asked, name) for name in wanted}
     try:
         exec(compile(prepared, "setup", "exec"), names)
     except Exception as error:
         if not _loaded(prepared) & wanted:
             raise Fault(f"their setup raises {type(error).__name__}: {error}") from error
-        return [False] * len(trees)
-    for tree in trees:
+        return [False] * len(codes)
+    for code in codes:
         before = len(cases)
         try:
-            exec(compile(_counted(tree), "tests", "exec"), names)
-            if entry is not None:
+            exec(code, names)
+            if entry:
                 names["check"](names[entry])
         except Exception as error:
-            if entry is not None and "check" not in names:
+            if entry and "check" not in names:
                 raise Fault(f"they define no check(candidate): {type(error).__name__}: {error}") from error
             cases[before:] = [False]
     if not cases:
@@ -328,7 +301,17 @@ def cases_of(asked, *, helpers: str, setup: str, tests: list[str], entry: str | 
     return cases
 
 
-def _wanted(prepared, trees: list, names: dict) -> set[str]:
+def _defined(helpers: str, names: dict) -> dict:
+    """Names with those that the helpers define; without where they are no program, such as a prompt in words."""
+    found = dict(names)
+    try:
+        exec(compile(helpers, "helpers", "exec"), found)
+    except Exception:
+        return names
+    return found
+
+
+def _wanted(trees: list, names: dict) -> set[str]:
     """Names that the tests want of the program; modules of Python among them are the tests' own.
 
     Programs may define built-in names, but tests that name anything else mean Python's own by them: else a program could say
@@ -336,8 +319,8 @@ def _wanted(prepared, trees: list, names: dict) -> set[str]:
     """
     import ast
 
-    nodes = [node for tree in [prepared, *trees] for node in ast.walk(tree)]
-    loaded = set().union(*map(_loaded, [prepared, *trees]))
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    loaded = set().union(*map(_loaded, trees))
     own = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)} | names.keys()
     own |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)) and node.name}
     own |= {node.arg for node in nodes if isinstance(node, ast.arg)}
@@ -356,15 +339,17 @@ def _loaded(tree) -> set[str]:
 
 
 def _counted(tree):
-    """The tests with a call of `case` in the place of each assert."""
+    """The tests with each assert in a `try` that makes a case of it, whether it holds, does not or raises."""
     import ast
+
+    def case(value):
+        return ast.Expr(ast.Call(ast.Name(_CASE, ast.Load()), [value], []))
 
     def made(statement):
         if not isinstance(statement, ast.Assert):
             return statement
-        arguments = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
-        call = ast.Call(ast.Name(_CASE, ast.Load()), [ast.Lambda(arguments, statement.test)], [])
-        return ast.copy_location(ast.Expr(call), statement)
+        failed = ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [case(ast.Constant(False))])
+        return ast.copy_location(ast.Try([case(statement.test)], [failed], [], []), statement)
 
     for node in list(ast.walk(tree)):
         for name, value in ast.iter_fields(node):

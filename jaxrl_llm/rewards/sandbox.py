@@ -6,6 +6,7 @@ process is one sandbox; it ends with whoever started it. Without bubblewrap noth
 """
 
 import dataclasses
+import fcntl
 import functools
 import json
 import marshal
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing import connection
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from jaxrl_llm.rewards import inside
 from jaxrl_llm.rewards.system_calls import filter_program
@@ -76,15 +77,14 @@ def check() -> None:
 
     Raises ValueError: bubblewrap is not installed, or cannot make namespaces here; the message says how to mend it.
     """
-    if shutil.which("bwrap") is None:
-        raise ValueError("programs run in bubblewrap, and there is no command bwrap; apt-get install bubblewrap")
     try:
-        _start("execute", [["pass"], b""], _limits(1, 512), stdout=subprocess.PIPE, stderr=subprocess.STDOUT).close()
+        _start("execute", [["pass"]], _limits(1, 512), stdout=subprocess.PIPE, stderr=subprocess.STDOUT).close()
     except SandboxError as error:
         raise ValueError(
-            f"programs run in bubblewrap, which does not work here ({error}); let users make namespaces (sysctl -w "
-            "kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, user.max_user_namespaces above "
-            "0), and start a container with --privileged, or --cap-add=SYS_ADMIN --security-opt seccomp=unconfined"
+            f"programs run in bubblewrap (0.5 or newer), which does not work here: {error}. Let users make namespaces "
+            "(sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, and "
+            "user.max_user_namespaces above 0), and start a container with --privileged, or --cap-add=SYS_ADMIN "
+            "--security-opt seccomp=unconfined"
         ) from error
 
 
@@ -104,9 +104,10 @@ def run(
 
     Raises SandboxError: there is no sandbox.
     """
-    arguments = [list(texts), given.encode("utf-8", "surrogatepass")]
     stderr = subprocess.STDOUT if errors else subprocess.DEVNULL
-    sandbox = _start("execute", arguments, _limits(seconds, memory_mb), stdout=subprocess.PIPE, stderr=stderr)
+    with _sealed(given) as stdin:
+        limits = _limits(seconds, memory_mb)
+        sandbox = _start("execute", [list(texts)], limits, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr)
     try:
         ends = time.monotonic() + 2 * seconds
         output, fault = _read(sandbox.process.stdout.fileno(), most_output, ends)
@@ -128,7 +129,7 @@ def verdict(texts: Sequence[str], tests: dict, *, seconds: float = 4.0, memory_m
       ValueError: the tests are at fault.
       SandboxError: there is no sandbox, or the tests went on when the program was ended.
     """
-    judge = _judge()
+    judge, reply = _judge(), None
     program = _start("answer", [list(texts)], _limits(seconds, memory_mb))
     try:
         request = json.dumps(tests | {"seconds": math.ceil(seconds)}).encode()
@@ -138,11 +139,12 @@ def verdict(texts: Sequence[str], tests: dict, *, seconds: float = 4.0, memory_m
         if not connection.wait([judge.channel], 2 * seconds):
             program.close()
         reply = _reply(judge.channel)
-    except OSError as error:
-        judge.close()
+    except (OSError, ValueError) as error:
         raise SandboxError(f"the tests gave no verdict: {error}") from error
     finally:
         program.close()
+        if reply is None:
+            judge.close()  # what it may yet say is said of this program
     if "fault" in reply:
         raise ValueError(f"the tests are at fault: {reply['fault']}; correct the columns of the tests")
     return reply["cases"]
@@ -157,24 +159,35 @@ def _judge() -> _Sandbox:
     return found
 
 
+def _sealed(text: str) -> BinaryIO:
+    """A file in memory that nobody can change."""
+    file = os.fdopen(os.memfd_create("input", os.MFD_ALLOW_SEALING), "r+b")
+    file.write(text.encode("utf-8", "surrogatepass"))
+    file.seek(0)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return file
+
+
 def _start(
-    function: str, arguments: list, limits: dict[str, int], *, second: bool = False, stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
+    function: str, arguments: list, limits: dict[str, int], *, second: bool = False, stdin=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
 ) -> _Sandbox:  # fmt: skip
     """A sandbox in which a function of `inside` begins to work; a `second` one beside that of a program may fork."""
+    bubblewrap = shutil.which("bwrap")
+    if bubblewrap is None:
+        raise SandboxError("there is no command bwrap on PATH; apt-get install bubblewrap")
     # The limit of threads counts those of a user, and does not hold for root.
     user = _FIRST_USER + (2 * os.getpid() + second) % _USERS if os.geteuid() == 0 else 0
     ours, theirs = socket.socketpair()
-    rules, rules_end = os.pipe()
-    with theirs, open(rules_end, "wb") as written:
+    reading, writing = os.pipe()
+    with theirs, open(reading, "rb") as rules, open(writing, "wb") as written:
         written.write(filter_program(forks=second))
         written.close()
-        command = [*_command(), "--seccomp", str(rules), "--", *_interpreter(), str(theirs.fileno())]
+        command = [bubblewrap, "--seccomp", str(rules.fileno()), *_options(), str(theirs.fileno())]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=_ENVIRONMENT,
-            pass_fds=[theirs.fileno(), rules], start_new_session=True,
+            command, stdin=stdin, stdout=stdout, stderr=stderr, env=_ENVIRONMENT, pass_fds=[theirs.fileno(), rules.fileno()],
+            start_new_session=True,
         )  # fmt: skip
-    os.close(rules)
     sandbox = _Sandbox(process, ours)
     ours.settimeout(START_SECONDS)
     try:
@@ -199,26 +212,25 @@ def _code():
 
 
 @functools.cache
-def _command() -> list[str]:
-    """bubblewrap with the options of every sandbox."""
+def _options() -> list[str]:
+    """What bubblewrap is told for every sandbox, and the interpreter in it."""
     apart = ["--unshare-all"]
     if os.geteuid() == 0:  # users whom root becomes must not be users of a namespace where they are root
         apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
         apart += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    folders = [option for path in _FOLDERS for option in ("--perms", "0755", "--dir", path)]
     # Python under a name of its own, since folders above it may be closed to all but their owner.
     places = {path: path for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")}
     places |= {f"{sys.base_prefix}/{name}": f"{_PYTHON}/{name}" for name in ("lib", sys.platlibdir)}
     places[os.path.realpath(sys.executable)] = f"{_PYTHON}/bin/python"
-    folders = [option for path in _FOLDERS for option in ("--perms", "0755", "--dir", path)]
     seen = [option for path, place in places.items() for option in ("--ro-bind-try", path, place)]
     devices = [option for path in ("/dev/null", "/dev/urandom") for option in ("--dev-bind", path, path)]
-    folder = ["--perms", "1777", "--size", str(DISK_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]
-    ended = ["--die-with-parent", "--new-session", "--hostname", "sandbox"]
-    return [shutil.which("bwrap"), *apart, *folders, *seen, *devices, *folder, *ended]
-
-
-def _interpreter() -> list[str]:
-    return [f"{_PYTHON}/bin/python", "-P", "-s", "-S", "-B", "-c", _BOOT]
+    # Before version 0.7 bubblewrap knows no size, and there is no place to write to.
+    sized = b" --size " in subprocess.run(["bwrap", "--help"], capture_output=True).stdout
+    folder = ["--perms", "1777", "--size", str(DISK_BYTES), "--tmpfs", "/tmp"] if sized else ["--dir", "/tmp"]
+    ended = ["--remount-ro", "/", "--chdir", "/tmp", "--die-with-parent", "--new-session", "--hostname", "sandbox"]
+    interpreter = [f"{_PYTHON}/bin/python", "-P", "-s", "-S", "-B", "-c", _BOOT]
+    return [*apart, *folders, *seen, *devices, *folder, *ended, "--", *interpreter]
 
 
 def _limits(seconds: float, memory_mb: int) -> dict[str, int]:

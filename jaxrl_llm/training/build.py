@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxrl_llm import data, distributed, methods, networks, reading, rewards
+from jaxrl_llm import data, distributed, environments, methods, networks, reading, rewards
 from jaxrl_llm.compose import require
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.chat import encode_rendered
@@ -62,6 +62,9 @@ def build_source(
         source = data.as_chat(source, system=task.system or None, suffix=task.suffix)
     elif task.system or task.suffix:
         raise ValueError("config.task.system and config.task.suffix would change nothing: config.task.chat is False")
+    if task.tools:
+        schemas = [each.schema for each in environments.load_tools(task.tools)]
+        source = data.map_source(source, functools.partial(_with_tools, schemas))
     if task.goal:
         source = data.goal_conditioned(source, goal=task.goal)
     checks = {"drop": task.drop_long, "vocab_size": vocab_size}
@@ -99,6 +102,13 @@ def _row_limit(config: ConfigDict, phase: str) -> dict[str, Any]:
     """The width of the rows of a phase, and what to do about texts that it does not hold."""
     mend = f"raise config.{phase}.row_tokens, or set config.task.drop_long=True to leave longer ones out"
     return {"width": config[phase].row_tokens, "mend": mend}
+
+
+def _with_tools(schemas: list[dict[str, Any]], example: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(example.get("prompt"), str) or example.get("tools"):
+        mend = "set config.task.chat=True, leave the column 'tools' out, or set config.task.tools=()"
+        raise ValueError(f"config.task.tools has no place in a prompt that is a text or has tools of its own; {mend}")
+    return example | {"tools": schemas}
 
 
 def _with_conversation(example: dict[str, Any]) -> dict[str, Any]:

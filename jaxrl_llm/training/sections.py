@@ -52,6 +52,8 @@ def task() -> dict:
         "chat": False,
         "system": "",
         "suffix": "",
+        # Tools whose schemas the chat template shows: "calculator", "python" or "package.module:function".
+        "tools": (),
         # For pairs with scores: a text such as "overall score: {}", by which prompts name the score that is wanted.
         "goal": "",
         "max_prompt_tokens": 512,

@@ -6,7 +6,7 @@ import random
 import pytest
 from data.chat_templates import CHATML, GEMMA, LLAMA, MISTRAL
 
-from jaxrl_llm.environments import STYLES, Call, calls_in, style_of
+from jaxrl_llm.environments import STYLES, Call, call, calls_in, style_of, tool
 
 ADD, SUB = Call("add", {"a": 1, "b": [2.5, "é"]}), Call("sub", {})
 ADD_JSON = '{"a": 1, "b": [2.5, "é"]}'
@@ -35,6 +35,7 @@ ADD_JSON = '{"a": 1, "b": [2.5, "é"]}'
         ("gemma", "[add(a=1, b=[2.5, 'é'])]", [ADD]),
         ("gemma", "```tool_code\nadd(**{'a': 1})\n```", [Call("add", {"**": {"a": 1}})]),
         ("gemma", "It is `add(1)`.", []),
+        ("gemma", "Write:\n```python\nadd(1)\n```\nwhich prints:\n```json\n{}\n```", []),
         ("harmony", "<|channel|>analysis<|message|>Add them.<|end|><|start|>assistant<|channel|>commentary to=functions.add "
          "<|constrain|>json<|message|>GIVEN<|call|>", [ADD]),
         ("harmony", "<|start|>assistant to=functions.add<|channel|>commentary json<|message|>GIVEN<|call|>", [ADD]),
@@ -67,8 +68,18 @@ def test_calls_are_read(style, text, calls):
     ],
 )
 def test_broken_calls_say_what_is_wrong(style, text, name, fault):
-    (call,) = calls_in(text, style)
-    assert call.name == name and call.fault.startswith(fault)
+    (found,) = calls_in(text, style)
+    assert found.name == name and found.fault.startswith(fault)
+
+
+def add(a: int, b: list[float] | None = None) -> int:
+    """Adds.
+
+    Args:
+      a: A number.
+      b: More.
+    """
+    return a + sum(b or ())
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -80,8 +91,9 @@ def test_no_text_raises(style):
     ]  # fmt: skip
     draws = random.Random(0)
     for _ in range(2000):
-        found = calls_in("".join(draws.choices(pieces, k=draws.randint(1, 12))), style)
-        assert all(isinstance(call, Call) for call in found)
+        text = "".join(draws.choices(pieces, k=draws.randint(1, 12)))
+        messages, counts = call([tool(add)], text, style)
+        assert all(isinstance(message["content"], str) for message in messages) and counts.calls == len(calls_in(text, style))
 
 
 def test_styles_are_told_by_their_template():

@@ -6,10 +6,11 @@ import json
 import os
 import pathlib
 
+import hostile_programs as hostile
 import numpy as np
 import pytest
 from programming_problems import RIGHT, SQUARES, SUMS, WORDS, WRONG
-from sandboxes import needs_sandbox
+from sandboxes import in_sandboxes, needs_sandbox, outlived
 
 from jaxrl_llm import data, rewards
 from jaxrl_llm.rewards.code import program_of
@@ -43,6 +44,34 @@ def test_right_programs_pass_and_wrong_ones_do_not(pool):
     shares = [row[2] for row in rows]
     np.testing.assert_array_equal(scored(pool, rewards.code(), rows), [float(share == 1) for share in shares])
     np.testing.assert_allclose(scored(pool, rewards.code(share=True), rows), shares)
+
+
+def test_hostile_programs_cost_their_own_rows(pool):
+    example = {"prompt": "", "test_list": ["assert f(3) == 10", "assert f(4) == 17"]}
+    attacks = [
+        "exit at once",
+        "written verdict",
+        "equal to all",
+        "endless answers",
+        "hanging answer",
+        "imports",
+        "tests in memory",
+    ]
+    programs = [*map(hostile.FORGERIES.get, attacks), hostile.EXHAUSTIONS["fork bomb"], hostile.EXHAUSTIONS["memory"]]
+    right = "def f(x): return x * x + 1"
+    rows = [(example, text) for text in [right, *programs, right]]
+    assert scored(pool, rewards.code(seconds=0.5), rows).tolist() == [1.0] + [0.0] * len(programs) + [1.0]
+
+
+def test_a_program_ends_with_the_worker_that_waits_for_it():
+    sleeper, before = "import time\ntime.sleep(60)\n", in_sandboxes()
+    with rewards.RewardPool(1, row_seconds=1.0) as impatient:
+        examples = [SUMS, SQUARES]
+        values, failures = impatient.score(
+            {"code": rewards.code(seconds=9.0)}, ["", ""], [sleeper, sleeper], columns_of(examples), 20.0
+        )
+    assert values.tolist() == [[0.0], [0.0]] and all(failure.timed_out for failure in failures)
+    assert not outlived(before)
 
 
 def test_examples_without_tests_have_no_value_and_rows_depend_on_nothing_else():

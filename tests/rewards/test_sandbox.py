@@ -1,14 +1,13 @@
 """The sandbox against programs that attack it: none gets out, none gets more than its share, none says its own verdict."""
 
 import os
-import pathlib
 import socket
 import threading
 import time
 
 import hostile_programs as hostile
 import pytest
-from sandboxes import needs_sandbox
+from sandboxes import in_sandboxes, needs_sandbox, outlived
 
 from jaxrl_llm import rewards
 from jaxrl_llm.rewards import sandbox, system_calls
@@ -16,20 +15,10 @@ from jaxrl_llm.rewards import sandbox, system_calls
 TESTS = {"helpers": "", "setup": "", "tests": ["assert f(3) == 10", "assert f(4) == 17"], "entry": None}
 RIGHT = "def f(x): return x * x + 1"
 SECONDS = 0.5
+PATIENCE = 20.0  # of a machine that has much else to do
 
 
 pytestmark = needs_sandbox
-
-
-def in_sandboxes():
-    """Process ids of all that runs in sandboxes of this machine."""
-    found = set()
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found |= {int(path.parent.name)} if b"/python/bin/python" in path.read_bytes() else set()
-        except OSError:
-            continue
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -49,44 +38,48 @@ def judge():
     assert sandbox.verdict([RIGHT], TESTS) == [True, True]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_is_left(judge):
-    """After each attack no process of it is there, and the next program is judged as ever, by the same process."""
+    """After an attack no process of it is there, and the next program is judged as ever, by the same process."""
     before = in_sandboxes()
     yield
     assert sandbox.verdict([RIGHT], TESTS) == [True, True]
-    for _ in range(50):
-        if not (left := in_sandboxes() - before):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"processes outlived their sandbox: {left}")
+    assert not outlived(before)
 
 
 def attempt(text, surroundings):
     began = time.monotonic()
     found = sandbox.run([surroundings + text], seconds=SECONDS, memory_mb=256, errors=True)
-    assert time.monotonic() - began < 2 * SECONDS + 3
+    assert time.monotonic() - began < 2 * SECONDS + PATIENCE
     assert len(found.output) <= sandbox.MOST_OUTPUT and "NameError" not in found.output
     return found
 
 
 @pytest.mark.parametrize("name", hostile.ESCAPES)
-def test_nothing_gets_out(name, surroundings):
+def test_nothing_gets_out(name, surroundings, nothing_is_left):
     found = attempt(hostile.ESCAPES[name], surroundings)
     assert hostile.SUCCESS not in found.output.splitlines()
 
 
 @pytest.mark.parametrize("name", hostile.EXHAUSTIONS)
-def test_nothing_gets_more_than_its_share(name, surroundings):
+def test_nothing_gets_more_than_its_share(name, surroundings, nothing_is_left):
     found = attempt(hostile.EXHAUSTIONS[name], surroundings)
     assert hostile.SUCCESS not in found.output.splitlines()
 
 
 @pytest.mark.parametrize("name", hostile.FORGERIES)
-def test_no_verdict_is_forged(name):
+def test_no_verdict_is_forged(name, nothing_is_left):
     began = time.monotonic()
     held = sandbox.verdict([hostile.FORGERIES[name]], TESTS, seconds=SECONDS, memory_mb=256)
-    assert not any(held) and time.monotonic() - began < 2 * SECONDS + 6
+    assert not any(held) and time.monotonic() - began < 2 * SECONDS + PATIENCE
+
+
+def test_what_outlives_would_be_seen(judge):
+    before = in_sandboxes()
+    left = sandbox._start("execute", [["import time\ntime.sleep(60)"]], sandbox._limits(SECONDS, 256))
+    assert len(outlived(before)) == 3  # bubblewrap, the first process of the namespace, and the program
+    left.close()
+    assert not outlived(before)
 
 
 def test_a_check_is_no_easier_to_pass():
@@ -129,15 +122,17 @@ def wrong(x): raise KeyError(x)
         "assert missing(1) == 1",
         "assert not Node(1) == Node(1)",
         "x = total(None)\nassert x == 0\nassert x == 1",
+        "def helper():\n    for x in range(2):\n        assert (y := total(None)) == x\n    return y\nassert helper() == 0",
     ]
     held = sandbox.verdict([text], TESTS | {"tests": asked})
-    assert held == [True] * 6 + [False, True, True, False]
+    assert held == [True] * 6 + [False, True] + [True, False] * 2 + [True]
 
 
 @pytest.mark.parametrize(
     ("tests", "fault"),
     [
         ({"tests": ["assert f(3 = 10"]}, "they are no Python"),
+        ({"tests": ["return f(3)"]}, "they are no Python"),
         ({"tests": ["f(3)"]}, "they assert nothing"),
         ({"tests": ["assert f(lambda x: x) == 1"]}, "they give the program a function"),
         ({"setup": "import nosuchmodule"}, "their setup raises ModuleNotFoundError"),
@@ -172,15 +167,22 @@ def test_threads_have_their_own_judge_and_may_end():
     assert found == [[True, True]] * 6
 
 
+def test_a_verdict_that_nobody_took_is_nobody_elses(monkeypatch):
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(sandbox, "_reply", lambda channel: (_ for _ in ()).throw(KeyboardInterrupt))
+        sandbox.verdict([RIGHT], TESTS)
+    assert sandbox.verdict([""], TESTS) == [False, False]
+
+
 def test_without_bubblewrap_nothing_runs(monkeypatch):
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="no command bwrap; apt-get install bubblewrap"):
+    with pytest.raises(ValueError, match="does not work here: there is no command bwrap on PATH; apt-get install bubblewrap"):
         rewards.code()
 
 
 def test_without_namespaces_nothing_runs(monkeypatch):
-    monkeypatch.setattr(sandbox, "_command", lambda: ["bwrap", "--ro-bind", "/nowhere", "/"])
-    with pytest.raises(ValueError, match="does not work here .*nowhere.*kernel.unprivileged_userns_clone=1"):
+    monkeypatch.setattr(sandbox, "_options", lambda: ["--ro-bind", "/nowhere", "/"])
+    with pytest.raises(ValueError, match="does not work here: .*nowhere.*kernel.unprivileged_userns_clone=1"):
         rewards.code()
 
 

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+from data.chat_templates import write_family
 from training import tiny_rewards, tiny_runs
 from training.tiny_runs import ALPHABET, SIZES, tiny_config
 
-from jaxrl_llm import rewards
+from jaxrl_llm import data, rewards
 from jaxrl_llm.distributed import AXES
 from jaxrl_llm.training import build, default_config, meshes, reward_functions
 
@@ -68,6 +69,20 @@ def test_texts_become_chats(tmp_path):
         build.build_source(config, tokenizer)
     config.task.chat = True
     with pytest.raises(ValueError, match="no chat_template"):
+        build.build_source(config, tokenizer)
+
+
+def test_prompts_show_the_tools(tmp_path):
+    tokenizer = data.load_tokenizer(str(write_family(tmp_path / "chatml", "chatml")))
+    config = tiny_config()
+    config.task.update(chat=True, tools=("calculator",), max_prompt_tokens=2000)
+    config.sft.row_tokens = 2000
+    example = build.build_source(config, tokenizer)[0]
+    (function,) = [each["function"] for each in example["tools"]]
+    assert function["name"] == "calculator" and list(function["parameters"]["properties"]) == ["expression"]
+    assert len(data.encode_prompt(tokenizer, example["prompt"], tools=example["tools"])) > 100
+    config.task.chat = False
+    with pytest.raises(ValueError, match=r"config\.task\.tools has no place in a prompt that is a text"):
         build.build_source(config, tokenizer)
 
 
