@@ -11,7 +11,7 @@ from jaxrl_llm.training import default_config
 def get_config():
     """The configuration, locked: only keys that exist can be set."""
     config = default_config()
-    config.network.tokenizer = f"characters:{ARITHMETIC_ALPHABET}[]"
+    config.network.tokenizer = f"characters:{ARITHMETIC_ALPHABET}[]?"
     config.network.update(hidden_size=96, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=24)
     config.task.options.update(size=40000, digits=(2, 2), careless=1.0, calls=0.3)
     config.task.test_options.update(split="test", size=256)
@@ -23,7 +23,7 @@ def get_config():
     config.method.name = "grpo"
     config.method.options.update(samples=8, kl_coefficient=0.0)
     config.environment.update(name="inline_calculator", turns=3)
-    config.environment.options.update(cost=0.2)
+    config.environment.options.update(cost=0.2, error="?")
     config.rewards.names = ("environment",)
     config.evaluation.every = 20
     return config

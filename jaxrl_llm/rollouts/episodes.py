@@ -18,7 +18,7 @@ from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.environments.base import Reply, Transition
 from jaxrl_llm.rollouts.collect import Collection, arranged
 from jaxrl_llm.rollouts.facts import with_facts
-from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Example, Prefix, Request, Turn
+from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Example, Prefix, Request, Turn, prompt_ids_of
 
 # What rows of episodes have in their `extras`, beside the facts of the environment.
 GIVEN_BY_EPISODES = frozenset(("state", "role", "calls", "first_call", "token_rewards"))
@@ -210,18 +210,25 @@ def _advance(episode: _Episode, found: Collection, place: int, text: str, answer
     if answer.done or episode.spoken >= environment.turns:
         episode.ended, episode.outcome = ("done", answer.outcome) if answer.done else ("turns", ())
         return
+    try:
+        _go_on(episode, answer, environment, tokenizer, most)
+    except ValueError as error:  # a reply that the tokenizer, or the template, does not take
+        row.turns[-1], episode.ended = row.turns[-1]._replace(fault=str(error)), "failed"
+
+
+def _go_on(episode: _Episode, answer: Transition, environment: Played, tokenizer: Tokenizer, most: int) -> None:
+    """The next turn, of whoever speaks.
+
+    Raises ValueError: what it is told cannot be encoded; the episode stands as it was.
+    """
     if answer.role not in episode.rows:
+        prompt_ids_of(tokenizer, answer.reply, list(environment.tools) or None)
         messages = () if isinstance(answer.reply, str) else tuple(answer.reply)
         _speak(episode, environment, answer.role, answer.reply, [Turn(0, answer.state, messages, _seen(answer, answer.reply))])
         return
-    episode.speaker = answer.role
-    _continue(episode, answer, environment, tokenizer, most)
-
-
-def _continue(episode: _Episode, answer: Transition, environment: Played, tokenizer: Tokenizer, most: int) -> None:
-    """The next turn of a role that has spoken before, if there is room for it."""
-    row, asked = episode.row, episode.asked
+    row, asked = episode.rows[answer.role], episode.asked
     messages, added = _reply_ids(row, answer.reply, tokenizer)
+    episode.speaker = answer.role
     written = _size(row.request.prefix) + len(added)
     if written >= min(most, most if asked.limit is None else asked.limit + _size(asked.prefix)):
         episode.ended = "length"

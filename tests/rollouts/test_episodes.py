@@ -150,6 +150,13 @@ def test_a_fault_ends_its_row_alone():
     assert found.records[0]["ended"] == "failed"
 
 
+def test_a_reply_that_cannot_be_encoded_ends_its_row():
+    environment = Environment(count_begin, lambda state, text: Transition(state, "what?"))
+    found = player(played(environment, turn_tokens=4)).sample([Request("1+2=", {"prompt": "1+2="}, 5, samples=2)])
+    assert found.rollouts.valid.tolist() == [0, 0] and "not in the alphabet" in found.records[0]["fault"]
+    assert found.records[0]["turns"] == 1 and found.rollouts.mask[0].sum() > 0
+
+
 def test_an_environment_that_does_not_begin_costs_its_rows():
     def begin(example, seed):
         raise RuntimeError("no world")
