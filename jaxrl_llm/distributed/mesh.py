@@ -47,14 +47,6 @@ def make_mesh(
         between = tuple(slices if axis == "data" else 1 for axis in AXES)
         within = tuple(size // other for size, other in zip(shape, between, strict=True))
         places = mesh_utils.create_hybrid_device_mesh(within, between, **split)
-    elif not _fill_a_box(devices):
-        places = np.array(devices).reshape(shape)
     else:
         places = mesh_utils.create_device_mesh(shape, **split)
     return Mesh(places, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _fill_a_box(devices: Sequence[jax.Device]) -> bool:
-    """Whether chips of a torus lie side by side; where each host keeps some for sampling alone, they do not."""
-    places = {tuple(getattr(device, "coords", ())) for device in devices}
-    return math.prod(max(side) - min(side) + 1 for side in zip(*places, strict=True)) == len(places)

@@ -101,7 +101,7 @@ def sample_requests(io, requests: Sequence[Request], uids: Sequence[int], submit
         asked_alike = (who, beside, mix)
         chosen = [n for n, request in enumerate(requests) if (request.by, request.beside, request.mix) == asked_alike]
         asked, own_rows = [requests[number] for number in chosen], np.concatenate([rows_of[number] for number in chosen])
-        version = io.version
+        version = io.now
         heads = [prompts[number] for number in chosen]
         if who == GIVEN:
             samples = given_samples(tokenizer, asked, sampling["max_new_tokens"])

@@ -55,8 +55,10 @@ class Io:
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     sampled: int = 0  # number of samples so far; the next one has this number
 
-    def __post_init__(self):
-        self.version = self.step if self.version is None else self.version
+    @property
+    def now(self) -> int:
+        """Version of the parameters that answer at the moment."""
+        return self.step if self.version is None else self.version
 
     def renew(self) -> None:
         """Lets newer parameters answer, once they are there."""

@@ -124,7 +124,7 @@ def _kept(io: Io, drafts: Collection, lenience: float):
         count = min(count, own.stop - own.start - 1)
         place = slice(own.start, own.start + max(count, 0))
         columns = (now[row, place].astype(np.float32), rollouts.mask[row, place])
-        version = np.full(place.stop - place.start, io.version, np.int32)
+        version = np.full(place.stop - place.start, io.now, np.int32)
         yield Prefix(rollouts.tokens[row, place], *columns, version, rollouts.turn[row, place])
 
 
@@ -148,7 +148,7 @@ def resumed(
     https://arxiv.org/abs/2506.15050
     """
     require(capacity >= prompts * samples, "capacity", capacity, f"at least {prompts * samples}, the rows of a step")
-    over, first = np.zeros(0, bool), io.version
+    over, first = np.zeros(0, bool), io.now
     while not over.any():
         collection = _windowed(io, store, prompts, samples, window)
         ended = np.array([_is_over(record, io.sampling["max_new_tokens"]) for record in collection.records])

@@ -65,12 +65,11 @@ class Ahead:
         """Makes the samples of the next step, those that change parameters once `renew` is told of newer ones."""
         last = self._waiting[-1] if self._waiting else _done(None)
         self._newer = futures.Future() if changing else self._newer
-        if self._thread is not None:
-            self._waiting.append(self._thread.submit(sample, last.result, self._newer.result))
-            return
-        self._waiting.append(futures.Future())
-        self._unmade.append((self._waiting[-1], self._newer, functools.partial(sample, last.result, self._newer.result)))
-        self.go_on(self._at_once)
+        job = functools.partial(sample, last.result, self._newer.result)
+        self._waiting.append(futures.Future() if self._thread is None else self._thread.submit(job))
+        if self._thread is None:
+            self._unmade.append((self._waiting[-1], self._newer, job))
+            self.go_on(self._at_once)
 
     @property
     def waits(self) -> bool:

@@ -38,7 +38,9 @@ def build_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) 
 
 
 def _split(devices: Sequence[jax.Device], actors: int) -> tuple[list[jax.Device], list[jax.Device]]:
-    """The devices that learn, and those that do not: the last of each host, as many of all of them."""
+    """The devices that learn, and those that do not: the last of each host, since each has a part in every program."""
+    if not actors:
+        return list(devices), []
     hosts: dict[int, list[jax.Device]] = {}
     for device in devices:
         hosts.setdefault(device.process_index, []).append(device)
@@ -46,9 +48,14 @@ def _split(devices: Sequence[jax.Device], actors: int) -> tuple[list[jax.Device]
     if left or each >= min(map(len, hosts.values())):
         of_hosts = f" of {len(hosts)} hosts, each of which has as many of both" if len(hosts) > 1 else ""
         raise ValueError(f"config.mesh.actors is {actors} of {len(devices)} devices{of_hosts}; leave some that learn")
+    if len(hosts) > 1 and devices[0].platform == "tpu":
+        raise ValueError(
+            f"config.mesh.actors is {actors} on {len(hosts)} hosts with TPUs, whose programs take all chips of a host or none; "
+            "set it to 0: all chips sample and learn"
+        )
     apart = [(own[: len(own) - each], own[len(own) - each :]) for own in hosts.values()]
     learners, others = (list(itertools.chain(*side)) for side in zip(*apart, strict=True))
-    return (learners if actors else list(devices)), others
+    return learners, others
 
 
 def build_sampling_mesh(

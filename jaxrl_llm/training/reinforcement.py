@@ -157,17 +157,18 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
         scored = functools.partial(statistics, state)
         return lambda number: {"policies": policies, "statistics": functools.partial(scored, number), "version": version}
 
-    def sample(held: list, first: tuple[Cursor, Any], number: int, before: Callable[[], Sampled | None], newer) -> Sampled:
+    def sample(held: list, cursor: Cursor, remembered, number: int, before: Callable[[], Sampled | None], newer) -> Sampled:
         """The samples of step `number`, behind those of the step before it.
 
         Args:
           held: has what answers, see `answering`, and is emptied: with it go the parameters, once newer ones take their place.
-          first: cursor and the strategy's state where there is no step before.
+          cursor: place in the data, where there is no step before, as the next.
+          remembered: state of the strategy.
           number: of the step.
-          before: see `ahead.Sample`, like the next.
+          before: see `ahead.Sample`, as the next.
         """
         last, failures = before(), []
-        cursor, remembered = distributed.fetch(first) if last is None else (last.cursor, last.remembered)
+        cursor, remembered = (cursor, distributed.fetch(remembered)) if last is None else (last.cursor, last.remembered)
         with distributed.sharded(run.mesh), timed("sample"):
             io = sampling_io(run, number, failures, cursor=cursor, **held.pop()(number))
             if changes(io.version, number):
@@ -185,9 +186,10 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
         nonlocal latest
         if coming := ahead.missing(number, rl.staleness):
             latest = latest or answering(snapshot(state, copied=rl.staleness > 0), number)
-            first = cursor, state.method_state["strategy"]  # of samples that are there before an update takes its buffers over
+            # Who needs it has samples of this step, which are there before an update takes its buffers over.
+            remembered = state.method_state["strategy"]
             for step_of in coming:
-                ahead.begin(functools.partial(sample, [latest], first, step_of), changes(number, step_of))
+                ahead.begin(functools.partial(sample, [latest], cursor, remembered, step_of), changes(number, step_of))
         latest = None  # With it, and with what sampling made of it, go the parameters that were sampled with.
         with timed("sample"):
             collection, metrics, cursor, remembered, failures = ahead.take()

@@ -305,7 +305,7 @@ def test_newer_parameters_go_on_in_the_first_call_that_is_long_enough():
     reference = dataclasses.replace(requests[1], by="reference")
     short, _, long, later = (made.sample([request]) for request in [requests[0], reference, *requests[1:]])
     ids = TOKENIZER.encode("1+2=")
-    assert answers(short) == sampled(ids, [0, 1], limits=[2]) and asked == ["newer"] and made.version == 5
+    assert answers(short) == sampled(ids, [0, 1], limits=[2]) and asked == ["newer"] and made.now == 5
     assert answers(later) == sampled(ids, [6, 7], "reference")
     versions = [
         [one.rollouts.version[row, start : one.rollouts.length[row]].tolist() for row, start in enumerate(one.prompt_length)]
@@ -320,4 +320,4 @@ def test_newer_parameters_go_on_in_the_first_call_that_is_long_enough():
     # Where none is long enough nobody waits for newer ones.
     made = io(in_flight=(3, renewed))
     made.sample([requests[0]])
-    assert asked == ["newer"] and made.version == 4
+    assert asked == ["newer"] and made.now == 4

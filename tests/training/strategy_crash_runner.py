@@ -26,5 +26,6 @@ if __name__ == "__main__":
     config.method.name = method
     config.method.options = {"samples": 4} | OPTIONS[method]
     config.task.options.size = 6
-    config.rl.staleness = 1  # so that samples that no step has learned from lie in the checkpoints too
+    # Samples that no step has learned from, some of which newer parameters have gone on with, lie in the checkpoints too.
+    config.rl.update(staleness=1, in_flight=3)
     loop.train(config, workdir)

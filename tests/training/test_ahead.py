@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from concurrent import futures
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -235,6 +236,33 @@ def test_sampling_overlaps_with_learning(tmp_path, monkeypatch):
     names = [name for name, _ in sorted(began, key=lambda one: one[1])]
     assert names.index("update") > 1 and names[:2] == ["sample", "sample"], names
     assert final_arrays(tmp_path)[0] == 3
+
+
+@pytest.mark.parametrize("in_flight", [0, 3])
+def test_without_a_thread_samples_are_made_while_the_updates_of_a_step_are_at_work(tmp_path, monkeypatch, in_flight):
+    """As several hosts do; what changes parameters waits for them until the step that learns from it."""
+    order, updates, sampling_io = [], reinforcement._updates, reinforcement.sampling_io
+
+    def noted(*args):
+        order.append("dispatched")
+        found = updates(*args)
+        order.append("known")
+        return found
+
+    def io(run, number, *args, **options):
+        order.append(number)
+        return sampling_io(run, number, *args, **options)
+
+    config = tiny_config("dr_grpo")
+    config.rl.update(steps=3, staleness=1, in_flight=in_flight)
+    whole = finish(config, tmp_path / "whole")
+    monkeypatch.setattr(loop, "looking_ahead", lambda kept, end, overlap: nullcontext(Ahead(kept, end, at_once=False)))
+    monkeypatch.setattr(reinforcement, "_updates", noted)
+    monkeypatch.setattr(reinforcement, "sampling_io", io)
+    assert_same_run(whole.workdir, finish(config, tmp_path / "without").workdir)
+    at_work = [0, "dispatched", 1, "known", "dispatched", 2, "known", "dispatched", "known"]
+    waiting = [0, "dispatched", "known", 1, "dispatched", "known", 2, "dispatched", "known"]
+    assert order == (waiting if in_flight else at_work)
 
 
 def test_actors_and_learners_on_devices_of_their_own(tmp_path):

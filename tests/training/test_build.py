@@ -169,6 +169,9 @@ def test_actors_of_several_hosts_are_as_many_of_each():
         config.mesh.actors = actors
         with pytest.raises(ValueError, match=rf"config\.mesh\.actors is {actors} of 8 devices of 2 hosts, each of which"):
             meshes.build_mesh(config, chips)
+    config.mesh.actors = 4
+    with pytest.raises(ValueError, match=r"config\.mesh\.actors is 4 on 2 hosts with TPUs, whose programs take all chips"):
+        meshes.build_mesh(config, [dataclasses.replace(chip, platform="tpu") for chip in chips])
 
 
 @pytest.mark.parametrize(
