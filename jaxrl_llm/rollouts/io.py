@@ -10,7 +10,7 @@ import numpy as np
 from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.rollouts.collect import Collection, Score, Submit, as_call, rewarded_collection, sample_requests
 from jaxrl_llm.rollouts.facts import Facts, with_facts
-from jaxrl_llm.rollouts.requests import Example, Prompt, Request
+from jaxrl_llm.rollouts.requests import GIVEN, Example, Prompt, Request
 from jaxrl_llm.rollouts.views import at_home, seen_behind, view_of
 
 # (cursor, count, weights or None) -> (examples, prompt_ids, cursor)
@@ -47,6 +47,7 @@ class Io:
     # what surrounds sampling, such as the mesh that it runs on
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     sampled: int = 0  # number of samples so far; the next one has this number
+    sampled_tokens: int = 0  # tokens that policies wrote so far, whatever became of them; beginnings that were given are none
 
     def draw(self, count: int, weights: np.ndarray | None = None) -> tuple[list[Example], list[int]]:
         """The next `count` examples of the source and their numbers.
@@ -95,11 +96,15 @@ class Io:
     def _sampled(self, requests: Sequence[Request], submit: Submit | None = None) -> Collection:
         first, self.sampled = self.sampled, self.sampled + sum(request.samples for request in requests)
         with self.around():
-            return sample_requests(
+            found = sample_requests(
                 requests, range(first, self.sampled), tokenizer=self.tokenizer, policies=self.policies, sampling=self.sampling,
                 max_prompt_tokens=self.max_prompt_tokens, seed=self.seed, step=self.step, version=self.version,
                 keeps_entropy=self.keeps_entropy, submit=submit,
             )  # fmt: skip
+        for request, tokens in zip(found.requests, found.rollouts.length - found.prompt_length, strict=True):
+            begun = 0 if request.prefix is None else len(request.prefix.tokens)
+            self.sampled_tokens += 0 if request.by == GIVEN else int(tokens) - begun
+        return found
 
     def reward(self, collection: Collection) -> Collection:
         """The collection with the rewards of its completions, and with what is found out about them."""
