@@ -48,15 +48,15 @@ class Task:
         return self.regime.chain + 1 + self.told * (self.regime.chain + 3)
 
 
-CARELESS = regimes.Regime("one sample in six is right at the start", chain=8, careless=0.2, steps=40)
+CARELESS = regimes.Regime("one sample in six is right at the start", chain=8, careless=0.2, steps=30)
 LONG = dataclasses.replace(regimes.REGIMES["long_credit"], steps=40)
-RARE = dataclasses.replace(regimes.REGIMES["rare_success"], steps=40)
+RARE = dataclasses.replace(regimes.REGIMES["rare_success"], steps=30)
 TASKS = {
     "long_credit": Task(LONG),
     # Few prompts, so that they come again.
     "rare_success": Task(RARE, prompts=128, told=True),
     "mostly_unsolvable": Task(CARELESS, prompts=192, unsolvable=2 / 3),
-    "two_lengths": Task(LONG, short=4),
+    "two_lengths": Task(dataclasses.replace(LONG, steps=30), short=4),
     "careless": Task(CARELESS),
 }
 # Beginnings of a right working behind the prompt: the policy knows how to go on from them.
@@ -84,7 +84,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "sdft": {"method.options.template": "{right};{prompt}", "method.options.count": 8},
     },
     "mostly_unsolvable": {"grpo": {}, "uncertain_prompts": {}, "knapsack_grpo": {"method.options.most": 32}, "dump": {}},
-    "two_lengths": {"grpo": {}, "partial_rollouts": {"rl.steps": 60, "method.options.window": 8}},
+    "two_lengths": {"grpo": {}, "partial_rollouts": {"rl.steps": 45, "method.options.window": 8}},
     "careless": {
         "evolution_strategies": {
             "method.options.samples": 1, "rl.prompts": 32, "rl.steps": 25, "network.trains": "norm",

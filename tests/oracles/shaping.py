@@ -145,7 +145,7 @@ def contrasted_bonus(value, present, bonus, source, group, *, margin=1e-3):
     result = []
     for n in range(len(bonus)):
         own = _own(present, group, n)
-        asked, others = ([value[m] for m in own if (source[m] == 1) is wanted] for wanted in (True, False))
+        asked, others = ([value[m] for m in own if (source[m] == 1) == wanted] for wanted in (True, False))
         gap = _mean(asked) - _mean(others) if asked and others else 0.0
         result.append(bonus[n] * (0.0 if abs(gap) <= margin else math.copysign(1.0, gap)))
     return result
