@@ -54,13 +54,17 @@ RARE = dataclasses.replace(regimes.REGIMES["rare_success"], steps=30)
 TASKS = {
     "long_credit": Task(LONG),
     # Few prompts, so that they come again.
-    "rare_success": Task(RARE, prompts=128, told=True),
+    "rare_success": Task(RARE, prompts=128),
     "mostly_unsolvable": Task(CARELESS, prompts=192, unsolvable=2 / 3),
     "two_lengths": Task(dataclasses.replace(LONG, steps=30), short=4),
     "careless": Task(CARELESS),
+    "told": Task(dataclasses.replace(CARELESS, imitation=1200), told=True),
 }
-# Beginnings of a right working behind the prompt: the policy knows how to go on from them.
-HINTS = tuple(("{prompt}{part}", "right", share) for share in (0.25, 0.5, 0.75))
+# Beginnings of a right working behind the prompt, of up to 8 tokens: the policy knows how to go on from them.
+HINTS = {
+    "method.options.levels": tuple(("{prompt}{part}", "right", share) for share in (0.25, 0.5, 0.75)),
+    "task.max_prompt_tokens": 17, "rl.row_tokens": 56,
+}  # fmt: skip
 # Method by task, and what it is told there, besides what `regimes.configuration` tells it.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "long_credit": {
@@ -77,9 +81,12 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "rare_success": {
         "grpo": {},
-        "ghpo": {"rl.prompts": 10, "method.options.levels": HINTS},
-        "scaf_grpo": {"rl.prompts": 14, "method.options.levels": HINTS, "method.options.warmup_steps": 0},
+        "ghpo": {"rl.prompts": 10} | HINTS,
+        "scaf_grpo": {"rl.prompts": 14, "method.options.warmup_steps": 0} | HINTS,
         "repo": {"method.options.least": 8, "method.options.capacity": 2048},
+    },
+    "told": {
+        "grpo": {},
         "sdpo": {"method.options.template": "{solution};{prompt}", "method.options.count": 8},
         "sdft": {"method.options.template": "{right};{prompt}", "method.options.count": 8},
     },
@@ -87,8 +94,8 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "two_lengths": {"grpo": {}, "partial_rollouts": {"rl.steps": 45, "method.options.window": 8}},
     "careless": {
         "evolution_strategies": {
-            "method.options.samples": 1, "rl.prompts": 32, "rl.steps": 25, "network.trains": "norm",
-            "method.options.scale": 0.05, "rl.optimizer.learning_rate": 0.02,
+            "method.options.samples": 1, "method.options.pairs": 8, "rl.prompts": 32, "rl.steps": 20, "network.trains": "norm",
+            "method.options.scale": 0.05, "rl.optimizer.learning_rate": 0.03,
         }
     },
 }  # fmt: skip
@@ -118,7 +125,7 @@ PAIRS = {
         Pair("hints", "rare_success", "ghpo", "grpo", "beginnings of right workings, which GRPO never sees, on fewer prompts"),
         Pair("replay", "rare_success", "repo", "grpo", "8 earlier rows of each prompt beside the fresh ones: it must not harm"),
         Pair(
-            "privileged teacher", "rare_success", "sdpo", "grpo",
+            "privileged teacher", "told", "sdpo", "grpo",
             "the policy teaches itself with a right sample of the group in its prompt; nothing else is learned",
         ),
         Pair(
@@ -136,7 +143,7 @@ PAIRS = {
         ),
         Pair("one hinted row", "rare_success", "scaf_grpo", "grpo", "in a group that has no right one; GRPO sees no hints"),
         Pair(
-            "demonstrations", "rare_success", "sdft", "grpo",
+            "demonstrations", "told", "sdft", "grpo",
             "the teacher reads a right working of each prompt, which GRPO never sees: what is possible rather than a contest",
         ),
         Pair("chosen domains", "mostly_unsolvable", "dump", "grpo", "one of three domains can be solved, and all are named"),
@@ -165,7 +172,7 @@ def rows(task: Task, split: str) -> list[dict[str, str]]:
         row["right"] = regimes.worked(digits, 0, np.zeros(len(digits), bool), written=False)
     if split == "imitation":
         told = [row | {"prompt": f"{row['right']};{row['prompt']}", "completion": row["right"]} for row in found]
-        return found + told * task.told
+        return found + told[::3] * task.told
     if split == "train":
         found = found[: task.prompts]
         for number, row in enumerate(found):
@@ -201,7 +208,7 @@ def compete(out: pathlib.Path, method: str, seed: int, name: str, folder: pathli
     task = TASKS[name]
     data = {"data": rows(task, "train"), "held_out": rows(task, "test")}
     config = configuration(task, method, seed, ARMS[name][method])
-    start = out / f"start_{name}"
+    start = out / f"start_{zlib.crc32(repr((regimes.setting(task.regime), task.told, task.short)).encode()):08x}"
     summary, steps = paired.run(folder, config, data, start, beginning(task), rows(task, "imitation"))
     if "failed" in summary:
         return summary
@@ -218,12 +225,12 @@ def compete(out: pathlib.Path, method: str, seed: int, name: str, folder: pathli
 
 
 def cases(names: list[str], seeds: list[int]) -> list[paired.Case]:
-    """The runs of the pairs, pair by pair, each run once."""
+    """The runs of the pairs, pair by pair and method by method, whose runs share programs; each run once."""
     found = [
         (method, seed, PAIRS[name].task)
         for name in names
-        for seed in seeds
         for method in (PAIRS[name].base, PAIRS[name].method)
+        for seed in seeds
         if method != "start"
     ]
     return list(dict.fromkeys(found))

@@ -88,7 +88,7 @@ learner what no sampled token counts. Nothing here speaks of large models or lon
 [mechanisms.jsonl](mechanisms.jsonl), a line a run (`acted`: means over the steps of their [metrics](metrics.md)). Written by
 `python benchmarks/mechanisms.py --write`.
 """
-TUNED = "what evolution perturbs, how far and how fast, which one trial on another seed chose"
+TUNED = "what evolution perturbs, how far and how fast, which was set after one trial on another seed"
 
 
 def write(results: list[dict], pairs: Iterable[Any], tasks: Mapping[str, Any]) -> None:

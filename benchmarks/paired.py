@@ -99,7 +99,11 @@ def finish(
     jax.config.update("jax_disable_most_optimizations", True)
     with locked(out):
         mend(results)
+        last = None
         for method, seed, regime in missing(known_results(results, setting), cases):
+            if last not in (None, (method, regime)):
+                jax.clear_caches()  # Programs of runs that are over; the next ones read what is equal from the disk.
+            last = method, regime
             if minutes and time.monotonic() - began > 60 * minutes:
                 print("the time is up; the same command goes on")
                 break
@@ -109,7 +113,6 @@ def finish(
             metrics.append_jsonl(results, result)
             print(json.dumps(result), flush=True)
             shutil.rmtree(folder, ignore_errors=True)
-            jax.clear_caches()  # Programs of a run that is over; the next one reads what is equal from the disk.
 
 
 def run(

@@ -49,7 +49,7 @@ def test_each_run_of_a_pair_is_made_once_and_can_be(bench):
     assert bench.setting("long_credit", "gspo") is None is bench.setting("nowhere", "grpo")
 
 
-@pytest.mark.parametrize("name", ["rare_success", "mostly_unsolvable", "two_lengths"])
+@pytest.mark.parametrize("name", ["told", "mostly_unsolvable", "two_lengths"])
 def test_tasks_are_what_they_say(bench, name):
     task = bench.TASKS[name]
     trained, held_out, shown = (bench.rows(task, split) for split in ("train", "test", "imitation"))
@@ -61,13 +61,15 @@ def test_tasks_are_what_they_say(bench, name):
     assert np.mean(lost) == pytest.approx(task.unsolvable, abs=0.01)
     assert [line["answer"] == "none" for line in trained] == lost
     told = [line for line in shown if ";" in line["prompt"]]
-    assert len(told) == task.told * len(shown) / 2 and all(line["prompt"].startswith(line["completion"]) for line in told)
+    assert len(told) == pytest.approx(task.told * len(shown) / 4, abs=1) and all(
+        line["prompt"].startswith(line["completion"]) for line in told
+    )
     assert {len(line["prompt"]) for line in held_out} == {task.regime.chain + 1} | ({task.short + 1} if task.short else set())
 
 
 def test_a_pair_runs_and_has_its_line_on_the_page(bench, tmp_path, monkeypatch):
     tiny = dataclasses.replace(bench.CARELESS, chain=3, steps=1, imitation=1)
-    monkeypatch.setitem(bench.TASKS, "rare_success", bench.Task(tiny, prompts=32, told=True))
+    monkeypatch.setitem(bench.TASKS, "rare_success", bench.Task(tiny, prompts=32))
     monkeypatch.setattr(bench.regimes, "TRAINING", 64)
     monkeypatch.setattr(bench.regimes, "HELD_OUT", 16)
     monkeypatch.setattr(bench, "MEASUREMENTS", 1)

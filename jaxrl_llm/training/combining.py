@@ -45,6 +45,10 @@ def check_combination(config: ConfigDict) -> None:
     if bool(grammar.pattern) + bool(grammar.schema) != bool(grammar.behind):
         told = "give a pattern or a schema, and in `behind` the text that prompts end with; or none of them"
         raise ValueError(f"config.network.grammar is {grammar.to_dict()}; {told}")
+    try:
+        json.loads(grammar.schema or "{}")
+    except ValueError as error:
+        raise ValueError(f"config.network.grammar.schema is {grammar.schema!r}, which is no JSON: {error}") from error
     require(0 <= heat.strength < 1, "config.network.entropy_temperature.strength", heat.strength, "from 0 to below 1")
     require(heat.width > 0, "config.network.entropy_temperature.width", heat.width, "above 0")
     if not heat.strength and (heat.centre, heat.width) != (0.0, 1.0):

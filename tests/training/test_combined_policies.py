@@ -121,6 +121,7 @@ def test_prompts_behind_which_a_grammar_does_not_begin_are_refused(tmp_path):
         ({"combined": {"weight": 0.5}}, {}, "which would change nothing: set its mode"),
         ({"grammar": {"pattern": "1"}}, {}, "give a pattern or a schema, and in `behind` the text"),
         ({"grammar": GRAMMAR | {"schema": "{}"}}, {}, "give a pattern or a schema, and in `behind` the text"),
+        ({"grammar": {"schema": "{type", "behind": "="}}, {}, "config.network.grammar.schema is '{type', which is no JSON"),
         ({"entropy_temperature": {"strength": 1.0}}, {}, "strength is 1.0; it must be from 0 to below 1"),
         ({"entropy_temperature": {"width": 2.0}}, {}, "would change nothing: its strength is 0"),
         ({"combined": REFERENCE}, {"method.name": "flowrl"}, "'flowrl' needs values of the policy's own network"),
