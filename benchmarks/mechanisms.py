@@ -134,8 +134,8 @@ PAIRS = {
         ),
         Pair(
             "critic", "long_credit", "ppo", "reinforce",
-            "a critic, a clip and whitening against rewards alone; on a trial seed the critic had learned the mean reward and no "
-            "more by the end, its squared error being the rewards' variance, also at six times the learning rate",
+            "a critic, a clip and whitening against rewards alone; on a trial seed the critic had learned the mean reward "
+            "and no more by the end, its squared error being the rewards' variance, also at six times the learning rate",
         ),
         Pair(
             "critic alone", "long_credit", "ppo", "reinforce_plus_plus",
