@@ -9,23 +9,18 @@ pair by pair. Every finished run is a line of FOLDER/results.jsonl and is never 
 `--write` makes docs/bakeoff.md, docs/bakeoff.png and docs/bakeoff.jsonl of the lines, and trains nothing.
 """
 
-import json
+import functools
+import itertools
 import pathlib
-import shutil
-import time
-from collections.abc import Iterable
 
 import bakeoff_page
-import jax
 import numpy as np
+import paired
 import regimes
-from absl import app, flags, logging
+from absl import app, flags
 
 from jaxrl_llm import methods
-from jaxrl_llm.training import loop, metrics
 from jaxrl_llm.training.config import check_config
-from jaxrl_llm.training.lock import locked
-from jaxrl_llm.training.policies import load_policy
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", None, "folder of the results", required=True)
@@ -48,56 +43,29 @@ def eligible() -> tuple[list[str], dict[str, str]]:
     names = [name for name in methods.names() if methods.get(name).learns_from == "samples"]
     for name in sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
         try:
-            check_config(regimes.configuration("long_credit", name))
+            check_config(regimes.configuration(regimes.REGIMES["long_credit"], name))
             found.append(name)
         except ValueError as error:
             refused[name] = str(error)
     return found, refused
 
 
-def mend(path: pathlib.Path) -> None:
-    """Cuts off what a kill left of a last line, so that the next begins one; only who alone writes may do so."""
-    if path.exists():
-        whole, end, cut = path.read_bytes().rpartition(b"\n")
-        if cut:
-            path.write_bytes(whole + end)
+def setting(regime: str, method: str) -> int | None:
+    """The digest that results of a regime carry, see `paired.known_results`."""
+    return regimes.setting(regimes.REGIMES[regime]) if regime in regimes.REGIMES else None
 
 
-def known_results(path: pathlib.Path) -> list[dict]:
-    """The whole lines of earlier calls.
-
-    Raises:
-      ValueError: a line is of a regime that was another one then.
-    """
-    rows = metrics.read_jsonl(path)
-    for number, row in enumerate(rows, 1):
-        if row["regime"] not in regimes.REGIMES or row["setting"] != regimes.setting(row["regime"]):
-            raise ValueError(f"{path}: line {number} is of another regime {row['regime']!r}; give another --out")
-    return rows
-
-
-def missing(known: Iterable[dict], names: Iterable[str], seeds: Iterable[int], wanted: Iterable[str]) -> list[tuple]:
-    """The (method, seed, regime) without a result: method by method, so that cells are soon complete, and then seed by seed."""
-    done = {(row["method"], row["seed"], row["regime"]) for row in known}
-    every = [(name, seed, regime) for name in names for seed in seeds for regime in wanted]
-    return [run for run in every if run not in done]
-
-
-def compete(out: pathlib.Path, method: str, seed: int, name: str) -> dict:
+def compete(out: pathlib.Path, method: str, seed: int, name: str, folder: pathlib.Path) -> dict:
     """The result of one run; what is there of it goes on."""
-    regime, result = regimes.REGIMES[name], {"regime": name, "method": method, "seed": seed, "setting": regimes.setting(name)}
+    regime = regimes.REGIMES[name]
     data = {split: regimes.rows(regime, part) for split, part in (("data", "train"), ("held_out", "test"))}
-    start, folder = out / f"start_{name}", out / f"{name}_{method}_{seed}"
-    if not (start / "summary.json").exists():
-        loop.train(regimes.beginning(name), start, **data)
-    try:
-        summary = loop.train(regimes.configuration(name, method, seed), folder, network=load_policy(str(start))[0], **data)
-    except (ValueError, TypeError, FloatingPointError) as error:
-        return result | {"failed": f"{type(error).__name__}: {error}"}
-    steps = metrics.read_jsonl(folder / "metrics.jsonl")
+    config = regimes.configuration(regime, method, seed)
+    summary, steps = paired.run(folder, config, data, out / f"start_{name}", regimes.beginning(regime))
+    if "failed" in summary:
+        return summary
     measured = [step for step in steps if regime.measure in step]
     last = steps[-len(steps) // 4 :]
-    return result | {
+    return {
         "before": summary["accuracy_before"],
         "curve": [step[regime.measure] for step in measured],
         "accuracy": [step["evaluation/accuracy"] for step in measured],
@@ -111,29 +79,18 @@ def compete(out: pathlib.Path, method: str, seed: int, name: str) -> dict:
 
 def main(_):
     """Runs what has no result yet, or writes the page."""
-    out, began = pathlib.Path(FLAGS.out).absolute(), time.monotonic()
-    results, (names, refused) = out / "results.jsonl", eligible()
+    out = pathlib.Path(FLAGS.out).absolute()
+    names, refused = eligible()
     if FLAGS.write:
-        bakeoff_page.write(known_results(results), names, refused)
+        bakeoff_page.write(paired.known_results(out / "results.jsonl", setting), names, refused)
         return
     if unknown := set(FLAGS.methods) - set(names) or set(FLAGS.regimes) - set(regimes.REGIMES):
         reasons = {name: refused.get(name, "it is no method, or no regime") for name in sorted(unknown)}
         raise app.UsageError(f"cannot take part: {reasons}")
-    logging.set_verbosity(logging.WARNING)
-    # The programs are small and each method has its own: to compile them well would be nearly all of the work.
-    jax.config.update("jax_disable_most_optimizations", True)
-    with locked(out):
-        mend(results)
-        runs = missing(known_results(results), FLAGS.methods or names, list(map(int, FLAGS.seeds)), FLAGS.regimes)
-        for method, seed, regime in runs:
-            if FLAGS.budget_minutes and time.monotonic() - began > 60 * FLAGS.budget_minutes:
-                print("the time is up; the same command goes on")
-                break
-            result = compete(out, method, seed, regime)
-            metrics.append_jsonl(results, result)
-            print(json.dumps(result), flush=True)
-            shutil.rmtree(out / f"{regime}_{method}_{seed}", ignore_errors=True)
-            jax.clear_caches()  # Programs of a run that is over; the next one reads what is equal from the disk.
+    # Method by method, so that cells are soon complete, and then seed by seed.
+    seeds = map(int, FLAGS.seeds)
+    cases = list(itertools.product(FLAGS.methods or names, seeds, FLAGS.regimes))
+    paired.finish(out, cases, setting, functools.partial(compete, out), FLAGS.budget_minutes)
 
 
 if __name__ == "__main__":

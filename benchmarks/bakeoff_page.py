@@ -3,48 +3,18 @@
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import regimes
-from scipy import stats
+from paired import LEVEL, SEEDS, Cell, interval
 
 DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
 BASE = "grpo"
-SEEDS = 3  # of a complete cell
-LEVEL = 0.95
-
-
-class Cell(NamedTuple):
-    """A method in a regime, against GRPO."""
-
-    seeds: int  # that both have
-    difference: float  # mean over them of method - GRPO
-    half: float  # half width of its interval; NaN with fewer than two seeds
-
-    @property
-    def complete(self) -> bool:
-        """Whether all seeds are there."""
-        return self.seeds >= SEEDS
-
-    @property
-    def distinguishable(self) -> bool:
-        """Whether the interval of a complete cell leaves zero out."""
-        return self.complete and abs(self.difference) > self.half
 
 
 def worth(row: dict) -> float:
     """What decides: the mean of the regime's measure over the evaluations behind the start, so that speed counts too."""
     return float(np.mean(row["curve"]))
-
-
-def interval(differences: Sequence[float]) -> Cell:
-    """Mean of paired differences and Student's t interval over them, whose seeds are independent and few."""
-    count = len(differences)
-    if count < 2:
-        return Cell(count, float(np.mean(differences)) if count else float("nan"), float("nan"))
-    error = float(np.std(differences, ddof=1)) / count**0.5
-    return Cell(count, float(np.mean(differences)), float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error)
 
 
 def paired(results: Iterable[dict], regime: str, method: str) -> list[float]:

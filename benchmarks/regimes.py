@@ -74,10 +74,10 @@ REGIMES = {
 }  # fmt: skip
 
 
-def setting(name: str) -> int:
+def setting(regime: Regime) -> int:
     """A digest of the numbers of a regime, which its results carry."""
     shared = (TRAINING, HELD_OUT, SAMPLES, SAMPLES_PER_STEP, STARTS, SHARES, OPTIONS, SIZES)
-    return zlib.crc32(repr((dataclasses.replace(REGIMES[name], about=""), shared)).encode())
+    return zlib.crc32(repr((dataclasses.replace(regime, about=""), shared)).encode())
 
 
 def rows(regime: Regime, split: str) -> list[dict[str, str]]:
@@ -115,9 +115,9 @@ def worked(digits: np.ndarray, start: int, slips: np.ndarray, *, written: bool) 
     return "".join(str(int(value)) for value in shown) + f"#{sums[-1]}"
 
 
-def configuration(name: str, method: str = "grpo", seed: int = 0) -> ConfigDict:
+def configuration(regime: Regime, method: str = "grpo", seed: int = 0) -> ConfigDict:
     """The configuration of the RL phase; the supervised one, of the policy that all begin with, is `beginning`."""
-    regime, config = REGIMES[name], _shared(REGIMES[name])
+    config = _shared(regime)
     config.seed = seed
     known = methods.options_of(method)
     # Methods of pairs take their two.
@@ -140,11 +140,11 @@ def configuration(name: str, method: str = "grpo", seed: int = 0) -> ConfigDict:
     return config
 
 
-def beginning(name: str) -> ConfigDict:
+def beginning(regime: Regime) -> ConfigDict:
     """The configuration of the supervised phase, the same for all methods and seeds."""
-    config = _shared(REGIMES[name])
+    config = _shared(regime)
     config.rl.steps = 0
-    config.sft.update(steps=REGIMES[name].imitation, batch=64, row_tokens=config.rl.row_tokens)
+    config.sft.update(steps=regime.imitation, batch=64, row_tokens=config.rl.row_tokens)
     config.sft.optimizer.update(learning_rate=3e-3, warmup_steps=20, decay="cosine")
     return config
 

@@ -77,9 +77,9 @@ A line is code of a file under `configs/`, behind `config = default_config()`; i
 beside it: `config.preference.steps` or `config.sft.steps` where it names a method of that phase, with pairs as the source
 (`config.task.source`), and `config.rl.steps = 0` where it names nothing of the RL phase. Values at the end of a line, without a
 key, are strategy, estimator, objective and perhaps critic of a method of your own, as a function under
-`@methods.method(paper, url)` returns them, for `config.method.name`; their names are those of `jaxrl_llm.rollouts`,
-`estimators`, `objectives` and `methods`. In such a composition a store, which has `capacity`, is
-given the `row_width` of the run, prompt and answer together.
+`@methods.method(paper, url)` returns them, for `config.method.name`, or for `config.preference.method` where the strategy is
+None; their names are those of `jaxrl_llm.rollouts`, `estimators`, `objectives` and `methods`. In such a composition a store,
+which has `capacity`, is given the `row_width` of the run, prompt and answer together.
 `my_rewards:...` and `my_facts:...` are functions of your own, see [tasks](tasks.md).
 
 ## All papers

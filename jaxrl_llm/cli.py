@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     convert = verbs.add_parser("convert", help="Hugging Face directory to Orbax, or a run's policy to Hugging Face")
-    convert.add_argument("source", help="workdir of a run, Hugging Face directory, or converted folder")
+    convert.add_argument(
+        "source", help="workdir of a run, Hugging Face directory, or converted folder; A,B for the mean of both"
+    )
     convert.add_argument("target", help="folder to write; it must not exist")
     convert.add_argument("--to", required=True, choices=("huggingface", "orbax", "peft"))
     convert.add_argument("--dtype", default="", help="of the parameters that are written (default: as they are)")

@@ -1,5 +1,6 @@
 """The bake-off: what it pairs, what its intervals are, what a cut file loses, which verdicts flip, and its configurations."""
 
+import itertools
 import json
 
 import numpy as np
@@ -49,25 +50,25 @@ def test_only_complete_cells_are_told_apart(bench):
 
 
 def test_a_cut_file_loses_its_last_line_alone(bench, tmp_path):
-    path, setting = tmp_path / "results.jsonl", bench.regimes.setting("length")
+    path, setting = tmp_path / "results.jsonl", bench.setting("length", "grpo")
     done = [row(name, 0, 0.5) | {"setting": setting} for name in ("grpo", "rloo")]
     path.write_text("".join(json.dumps(line) + "\n" for line in done) + '{"regime": "length", "met')
-    assert bench.known_results(path) == done
-    bench.mend(path)
-    bench.mend(tmp_path / "none.jsonl")
+    assert bench.paired.known_results(path, bench.setting) == done
+    bench.paired.mend(path)
+    bench.paired.mend(tmp_path / "none.jsonl")
     with path.open("a") as file:  # as the next result is
         file.write(json.dumps(done[0] | {"seed": 1}) + "\n")
-    known = bench.known_results(path)
+    known = bench.paired.known_results(path, bench.setting)
     assert known == [*done, done[0] | {"seed": 1}]
-    left = bench.missing(known, ["grpo", "rloo"], [0, 1], ["length", "diversity"])
+    left = bench.paired.missing(known, itertools.product(["grpo", "rloo"], [0, 1], ["length", "diversity"]))
     assert left == [
         ("grpo", 0, "diversity"), ("grpo", 1, "diversity"),
         ("rloo", 0, "diversity"), ("rloo", 1, "length"), ("rloo", 1, "diversity"),
     ]  # fmt: skip
-    assert bench.known_results(tmp_path / "none.jsonl") == []
+    assert bench.paired.known_results(tmp_path / "none.jsonl", bench.setting) == []
     path.write_text(json.dumps(done[0] | {"setting": setting + 1}) + "\n")
     with pytest.raises(ValueError, match="line 1 is of another regime 'length'"):
-        bench.known_results(path)
+        bench.paired.known_results(path, bench.setting)
 
 
 def test_the_stated_share_of_the_verdicts_is_flipped(bench):
@@ -95,9 +96,9 @@ def test_a_working_needs_each_of_its_steps(bench):
 @pytest.mark.parametrize("name", NAMES)
 def test_regimes_are_what_they_say(bench, name):
     regime, held_out = bench.regimes.REGIMES[name], bench.regimes.rows(bench.regimes.REGIMES[name], "test")
-    config = bench.regimes.configuration(name, seed=1)
+    config = bench.regimes.configuration(regime, seed=1)
     check_config(config)
-    check_config(bench.regimes.beginning(name))
+    check_config(bench.regimes.beginning(regime))
     assert config.rl.staleness == (8 if name == "off_policy" else 0)
     assert config.rewards.options.to_dict() == ({"noisy_verdicts": {"share": 0.2, "seed": 1}} if regime.flipped else {})
     assert config.rl.prompts * config.method.options.samples == bench.regimes.SAMPLES_PER_STEP

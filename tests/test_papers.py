@@ -15,7 +15,7 @@ from jaxrl_llm.networks import combined
 from jaxrl_llm.objectives.heads import ensemble
 from jaxrl_llm.optimizers import extrapolate_every, online_dare, online_ties
 from jaxrl_llm.rewards import FACTORIES, final_answer
-from jaxrl_llm.rollouts import choosing
+from jaxrl_llm.rollouts import choosing, forks
 from jaxrl_llm.training import default_config
 from jaxrl_llm.training.config import check_config
 from jaxrl_llm.training.rounds import round_config
@@ -37,7 +37,7 @@ CARRIED = [row for row in ROWS if row["status"] != "not carried"]
 NAMES = {
     name: getattr(room, name) for room in (rollouts, estimators, objectives) for name in dir(room) if not name.startswith("_")
 }
-NAMES |= {"methods": methods, "choosing": choosing, "Critic": Critic, "ensemble": ensemble}
+NAMES |= {"methods": methods, "choosing": choosing, "every": forks.every, "Critic": Critic, "ensemble": ensemble}
 NAMES |= {"off_policy_evaluation": off_policy_evaluation}
 # What "here" may name beside methods and these.
 OTHERS = {"whole_groups", "share", "train", final_answer.__name__, *FACTORIES} | set(dir(combined))
@@ -110,7 +110,11 @@ def test_the_program_takes_the_line_of_a_row(row, monkeypatch):
             return value
 
         methods.method("A line (2026)", "docs/papers.tsv")(own)
-        config.method.name = "own"
+        if value[0] is None:  # nothing is sampled
+            config.preference.update(method="own", steps=1)
+            config.rl.steps, config.task.source = 0, "preferences"
+        else:
+            config.method.name = "own"
     config = with_lengths(config, line)
     for own_config in [round_config(config, number) for number in range(len(config.rounds))]:
         check_config(own_config)

@@ -4,7 +4,7 @@ from jaxrl_llm.data.arithmetic import ANSWER_MARKER, ARITHMETIC_ALPHABET, arithm
 from jaxrl_llm.data.chat import encode_chat, encode_prompt, render_chat
 from jaxrl_llm.data.dialogues import continue_dialogue, encode_dialogue, encode_example
 from jaxrl_llm.data.forest import pack_forest
-from jaxrl_llm.data.goals import goal_conditioned
+from jaxrl_llm.data.goals import goal_conditioned, revised
 from jaxrl_llm.data.jsonl import jsonl_source
 from jaxrl_llm.data.order import Cursor, epoch_order, next_indices, weighted_indices
 from jaxrl_llm.data.packing import batch_from, first_fit, pack
@@ -34,6 +34,6 @@ __all__ = [
     "encode_prompt", "epoch_order", "filter_long", "filter_long_examples", "filter_long_pairs", "first_fit",
     "goal_conditioned", "jsonl_source", "load_tokenizer", "map_source", "mismatched_rollouts", "next_indices",
     "numbered_source", "pack", "pack_forest", "preference_rollouts", "preference_source", "prepare_jsonl", "program_source",
-    "reasoning_gym_source", "render_chat", "split_turns", "stop_at_turns", "tfds_source", "weighted_indices",
+    "reasoning_gym_source", "render_chat", "revised", "split_turns", "stop_at_turns", "tfds_source", "weighted_indices",
     "worked_solution",
 ]  # fmt: skip

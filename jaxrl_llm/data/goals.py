@@ -1,5 +1,6 @@
-"""Pairs whose prompts name the quality that is wanted: what is preferred depends on what was asked for."""
+"""Pairs whose prompts say more: which quality is wanted, or an answer that is to be improved."""
 
+import re
 from collections.abc import Sequence
 
 from jaxrl_llm.data.sources import Example, Source
@@ -37,6 +38,36 @@ def goal_conditioned(source: Sequence[Example], *, goal: str = "overall score: {
         )
 
     return Source(f"{name} with goals", 2 * len(source), fetch)
+
+
+def revised(source: Sequence[Example], *, template: str) -> Source:
+    """The pairs, each with "revisions": the prompt that shows its chosen text, and the one that shows its rejected text.
+
+    Args:
+      source: pairs.
+      template: of the text of the prompt, in a chat that of the last message: "{prompt}" is that text, "{answer}" the answer.
+
+    Raises ValueError: the template does not show both. When it is read, an example that is no pair.
+    Source: SRPO, https://arxiv.org/abs/2406.01660
+    """
+    if "{prompt}" not in template or "{answer}" not in template:
+        raise ValueError(f"template is {template!r}; it must have {{prompt}} and {{answer}}")
+    name = getattr(source, "name", "examples")
+
+    def shown(prompt, answer: str):
+        if isinstance(prompt, str):
+            return re.sub(r"\{(prompt|answer)\}", lambda name: {"prompt": prompt, "answer": answer}[name[1]], template)
+        return [*prompt[:-1], {**prompt[-1], "content": shown(prompt[-1]["content"], answer)}]
+
+    def fetch(index: int) -> Example:
+        example = source[index]
+        missing = next((side for side in ("chosen", "rejected") if side not in example), None)
+        if missing:
+            raise ValueError(f"{name} {index}: there is no {missing!r}; revisions are of pairs")
+        sides = {side: shown(example["prompt"], example[side]) for side in ("chosen", "rejected")}
+        return example | {"revisions": sides}
+
+    return Source(f"{name} with revisions", len(source), fetch)
 
 
 def _with_goal(prompt, goal: str):

@@ -37,7 +37,7 @@ def filter_long_pairs(
     name, kept = getattr(source, "name", "examples"), []
     for index in range(len(source)):
         place = place_of(source, index)
-        encoded = _encoded(tokenizer, source[index], place, texts)
+        encoded = [row for _, example in _shown(source[index]) for row in _encoded(tokenizer, example, place, texts)]
         for _, prompt, text in encoded:
             check_ids((*prompt, *text), vocab_size, f"{place}: a text")
         longest = 1 + max(len(prompt) + len(text) for _, prompt, text in encoded)
@@ -68,16 +68,28 @@ def preference_rollouts(
       texts: those that each example must have, none for marked answers; with "gold" among them it gives a third row, of
         source 1 and preference 0.
 
+    An example with "revisions" has the rows of each of its prompts, the plain one first; see `goals.revised`.
+
     Returns: Rollouts of NumPy arrays; `group` is the number of the example, `extras` hold "preference" [N] (1 or -1) and
-      "margin" [N] (0 where a pair has none), `rewards` are 0.
+      "margin" [N] (0 where a pair has none), and with revisions "revises" [N], the preference of the answer that the prompt
+      shows (0 for none); `rewards` are 0.
     Raises ValueError: an example lacks a text, or is longer than `width`; the message gives its number.
     """
     numbers = range(len(examples)) if numbers is None else numbers
-    rows = []
+    rows, revises = [], []
     for group, (number, example) in enumerate(zip(numbers, examples, strict=True)):
-        for side, prompt, text in _encoded(tokenizer, example, f"pair {number}", texts):
-            rows.append((group, number, side, example.get("margin", 0.0), prompt, text))
-    return _rollouts(rows, width)
+        for shown, own in _shown(example):
+            for side, prompt, text in _encoded(tokenizer, own, f"pair {number}", texts):
+                rows.append((group, number, side, example.get("margin", 0.0), prompt, text))
+                revises.append(shown)
+    found = _rollouts(rows, width)
+    return found.replace(extras=found.extras | {"revises": np.array(revises, np.float32)}) if any(revises) else found
+
+
+def _shown(example: Example) -> list[tuple[float, Example]]:
+    """The example, and once more behind each prompt of its "revisions", with the preference of the answer shown there."""
+    asked = example.get("revisions", {}).items()
+    return [(0.0, example), *((SIDES[side], example | {"prompt": prompt}) for side, prompt in asked)]
 
 
 def batch_of_pairs(

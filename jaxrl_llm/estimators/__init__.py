@@ -45,7 +45,8 @@ from jaxrl_llm.estimators.selection import (
     policy_filtration, resample_by_score, row_statistics,
 )  # fmt: skip
 from jaxrl_llm.estimators.shaping import (
-    early_call_bonus, flaw_penalty, overlong_penalty, repetition_penalty, tool_call_reward, unlikeliness_reward,
+    contrasted_bonus, early_call_bonus, flaw_penalty, overlong_penalty, repetition_penalty, tool_call_reward,
+    unlikeliness_reward,
 )  # fmt: skip
 from jaxrl_llm.estimators.tables import (
     budget_length_reward, cumulative_advantage, format_diversity_reward, history_length_reward, role_advantage,
@@ -60,7 +61,8 @@ from jaxrl_llm.estimators.weighting import (
 __all__ = [
     "Estimator", "adaptive_kl_in_reward", "advantage_weight", "among", "answer_likelihood_advantage", "best_and_worst",
     "best_lead_advantage", "blend", "blended_targets", "budget_length_reward", "chain", "component_advantage",
-    "conflict_mean", "conflict_weighting", "constant", "constant_baseline", "constant_scale", "cosine_length_reward",
+    "conflict_mean", "conflict_weighting", "constant", "constant_baseline", "constant_scale", "contrasted_bonus",
+    "cosine_length_reward",
     "cumulative_advantage", "cvar_advantage", "distribution_targets", "down_sample", "drop_infeasible",
     "drop_surplus_negatives", "drop_uniform_groups", "early_call_bonus", "efficient_length_reward", "entropy_guided_weight",
     "entropy_penalty", "entropy_shaped_advantage", "exit_rewards", "exponential_weight", "fair_rewards", "flaw_penalty",

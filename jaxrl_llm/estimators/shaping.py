@@ -110,6 +110,24 @@ def flaw_penalty(rollouts: Rollouts, *, penalty: float = 1.0, threshold: float =
     return with_component(rollouts, component, value - penalty * flawed)
 
 
+@stateless
+def contrasted_bonus(rollouts: Rollouts, *, bonus: int = 1, margin: float = 1e-3, component: int = 0) -> Rollouts:
+    """Multiplies the reward `bonus` by 1 where it helps, -1 where it harms and 0 where neither is seen.
+
+    With d the mean of `component` over the group's rows of source 1, which were asked for what the bonus is paid for, less
+    that over its others: it helps where d > `margin` and harms where d < -`margin`; a group without rows of both kinds sees
+    neither.
+
+    Source: GCPO of GeometryZero, https://arxiv.org/abs/2506.07160
+    """
+    value, present = component_of(rollouts, component)
+    asked, others = present * (rollouts.source == 1), present * (rollouts.source != 1)
+    gap = group_mean(value, asked, rollouts.group) - group_mean(value, others, rollouts.group)
+    both = (group_sum(asked, rollouts.group) > 0) & (group_sum(others, rollouts.group) > 0)
+    sign = jnp.where(both & (jnp.abs(gap) > margin), jnp.sign(gap), 0.0)
+    return with_component(rollouts, bonus, component_of(rollouts, bonus)[0] * sign)
+
+
 @stateless(annotations=("first_call",))
 def early_call_bonus(
     rollouts: Rollouts, *, strength: float = -2.0, bound: float = 0.7, threshold: float = 0.5, component: int = 0

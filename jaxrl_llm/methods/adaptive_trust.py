@@ -98,8 +98,9 @@ def hapo_heterogeneous(
 
     Defaults: All but `max_rounds` are those of the paper and of the authors' scripts.
 
-    Unconfirmed: What it all does together: the paper's temperature that follows the entropy is left out. The authors' code
-      never widens the lower bound, by a sign; here it does, as the text says.
+    Unconfirmed: What it all does together: the paper's temperature that follows the entropy is a key of the configuration,
+      `network.entropy_temperature`, with fixed numbers for its statistics of the step before. The authors' code never widens
+      the lower bound, by a sign; here it does, as the text says.
     """
     bounds = {"low": clip_low, "high": clip_high, "level": level, "widening": widening}
     trust = objectives.entropy_clip(**bounds, dual=clip_dual)

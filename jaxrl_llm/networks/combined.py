@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.networks.network import Network
@@ -113,6 +115,51 @@ def allowed(logits, second):
     return jnp.where(jnp.isfinite(second), logits, -jnp.inf)
 
 
+@functools.cache
+def tempered(network: Network, rule: Composable) -> Network:
+    """The network whose logits are `rule(logits)`, in decoding and in scoring; it scores by whole logits, without values.
+
+    Args:
+      network: without parameters; those of the result are the same.
+      rule: such as `by_entropy()`.
+    """
+    return dataclasses.replace(
+        network,
+        apply=lambda *arguments, **options: rule(network.apply(*arguments, **options)),
+        unembed=lambda params, hidden: rule(network.unembed(params, hidden)),
+        **dict.fromkeys(("hidden", "unembedding", "logit_softcap", "routed", "value", "value_outputs")),
+    )
+
+
+@composable
+def by_entropy(logits, *, strength: float = 0.05, centre: float = 0.0, width: float = 1.0):
+    """logits / (1 + `strength` clip((log H - `centre`) / `width`, -1, 1)), H the entropy (nats) of their distribution.
+
+    Source: HAPO, https://arxiv.org/abs/2509.16591, where the centre is the 0.8-quantile of log H in the step before, and the
+      width its largest distance from there
+    """
+    logp = jax.nn.log_softmax(logits)
+    probabilities = jnp.exp(logp)
+    entropy = -jnp.where(probabilities > 0, probabilities * logp, 0.0).sum(-1, keepdims=True)
+    # A certain token has a log-entropy of -inf; far below the centre all are alike.
+    height = (jnp.log(jnp.maximum(entropy, 1e-30)) - centre) / width
+    return logits / (1.0 + strength * jnp.clip(height, -1.0, 1.0))
+
+
+@functools.cache
+def of_first(network: Network) -> Network:
+    """The network on parameters {"first": its own, ...}, such as a critic that is a copy of a combined policy's first."""
+
+    def on_first(function):
+        return function and (lambda params, *arguments, **options: function(params["first"], *arguments, **options))
+
+    names = ("apply", "hidden", "unembed", "unembedding", "routed", "value", "value_outputs")
+    functions = {name: on_first(getattr(network, name)) for name in names}
+    own = network.init
+    unlike = dict.fromkeys(("read", "step", "each_layer", "init_tails"))
+    return dataclasses.replace(network, init=lambda key: {"first": own(key)}, **functions, **unlike)
+
+
 @dataclasses.dataclass(frozen=True)
 class AutomatonSize:
     """What stands for the configuration of an automaton."""
@@ -123,9 +170,9 @@ class AutomatonSize:
 def automaton(vocab_size: int) -> Network:
     """A finite automaton over tokens as a network: its logits are 0 for tokens that may come next and -inf for others.
 
-    Its parameters are {"next": int32 [states, V], the state behind each token, -1 where it may not come}. It begins in state
-    0 in front of the first token of a sequence, the prompt's, which has to be allowed by the table too; see `behind` for one
-    that begins later. A token that may not come leads to state 0.
+    Its parameters are {"next": int32 [states, V], the state s behind each token, or -1 - s where it may not come}. It begins
+    in state 0 in front of the first token of a sequence, the prompt's, which has to be allowed by the table too; see `behind`
+    for one that begins later.
     """
     return _automaton(vocab_size)
 
@@ -133,7 +180,8 @@ def automaton(vocab_size: int) -> Network:
 @functools.cache
 def _automaton(vocab_size: int) -> Network:
     def following(params, state, token):
-        return jnp.maximum(params["next"][state, token], 0)
+        found = params["next"][state, token]
+        return jnp.where(found >= 0, found, -1 - found)
 
     def unembed(params, state):
         return jnp.where(params["next"][state] >= 0, 0.0, -jnp.inf)
@@ -173,14 +221,39 @@ def _automaton(vocab_size: int) -> Network:
     )  # fmt: skip
 
 
-def behind(table, token: int):
-    """The table of an automaton that allows everything up to and with `token`, and then runs `table` from its state 0.
+def behind(table, *marker: int) -> jax.Array:
+    """The table of an automaton that allows everything up to and with the tokens `marker`, and then runs `table`.
+
+    Where a text leaves the table, by a token that may not come or behind an end in which all may follow, it waits again: an
+    earlier turn of a dialogue, or a marker in the middle of a prompt, need not match.
 
     Args:
-      table: int32 [states, V], see `automaton`.
-      token: such as the last one of an assistant's header.
+      table: int32 [states, V], see `automaton`; a state that everything leads back to is an end.
+      marker: tokens, such as those of an assistant's header.
 
-    Returns: int32 [states + 1, V], of which state 0 waits.
+    Returns: int32 [m + states, V] for m tokens of the marker; state s < m waits, s tokens of it being there.
     """
-    waiting = jnp.zeros((1, table.shape[1]), jnp.int32).at[0, token].set(1)
-    return jnp.concatenate([waiting, jnp.where(table >= 0, table + 1, -1)])
+    table, count = np.asarray(table), len(marker)
+    waiting = np.zeros((count, table.shape[1]), np.int32)
+    for state in range(count):
+        for token in set(marker):
+            seen = (*marker[:state], token)
+            waiting[state, token] = max(n for n in range(len(seen) + 1) if seen[len(seen) - n :] == marker[:n])
+    moved = np.where(table >= 0, table + count, -1 - waiting[0])
+    ends = np.flatnonzero((table == np.arange(len(table))[:, None]).all(axis=1))
+    moved[ends] = waiting[0]
+    return jnp.asarray(np.concatenate([waiting, moved]), jnp.int32)
+
+
+def walked(table, tokens: Iterable[int]) -> int:
+    """The state of an automaton behind some tokens.
+
+    Args:
+      table: int [states, V], see `automaton`.
+      tokens: ids.
+    """
+    state = 0
+    for token in tokens:
+        found = int(table[state, token])
+        state = found if found >= 0 else -1 - found
+    return state

@@ -218,4 +218,7 @@ def self_improving(
     reviser = jnp.square(0.5 - beta * gap(of_lose)) + jnp.square(0.5 - beta * gap(of_win))
     counts = [group_count(side * condition, groups) for side in (win, lose) for condition in (alone, of_win, of_lose)]
     complete = (jnp.stack(counts) == 1).all(axis=0).astype(jnp.float32)
-    return rollout_to_tokens(masked((1.0 - alpha) * generator + alpha * reviser, complete), groups), {}
+    ahead = masked(gap(alone), complete)
+    accuracy = safe_divide(masked(0.5 * (jnp.sign(ahead) + 1.0), complete).sum(), complete.sum())
+    metrics = {"pair_accuracy": accuracy, "pair_margin": safe_divide(ahead.sum(), complete.sum())}
+    return rollout_to_tokens(masked((1.0 - alpha) * generator + alpha * reviser, complete), groups), metrics

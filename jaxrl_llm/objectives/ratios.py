@@ -175,15 +175,19 @@ def _running_minimum(values, segment):
 
 
 @composable(annotations=logp_name)
-def turn_ratio(scores: Scores, batch: Batch, *, against: str = "behavior"):
-    """Mean of the log-ratios of the actions of one turn of a sequence, at every action of it.
+def turn_ratio(scores: Scores, batch: Batch, *, against: str = "behavior", total: bool = False):
+    """Mean of the log-ratios of the actions of one turn of a sequence, at every action of it; or their sum, within +-20 nats.
 
-    Source: turn-level importance sampling, Turn-PPO and ST-PPO, https://arxiv.org/abs/2511.20718
+    Source: turn-level importance sampling, Turn-PPO and ST-PPO, https://arxiv.org/abs/2511.20718; the sum, of segments, TCE,
+      https://arxiv.org/abs/2401.11437
     """
     turn = batch.extras["turn"]
     starts = (batch.segment[:, 1:] != batch.segment[:, :-1]) | (turn[:, 1:] != turn[:, :-1])
     part = jnp.pad(jnp.cumsum(starts, axis=1), ((0, 0), (1, 0)))
-    return segment_mean(token_ratio.function(scores, batch, against=against), batch.mask, part)
+    own = token_ratio.function(scores, batch, against=against)
+    if total:
+        return masked(jnp.clip(segment_total(own, part), -MAX_LOG_RATIO, MAX_LOG_RATIO), batch.mask)
+    return segment_mean(own, batch.mask, part)
 
 
 @composable

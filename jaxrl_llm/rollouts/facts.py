@@ -46,6 +46,10 @@ def _array(name: str, values, missing: np.ndarray, known: list[Value], collectio
         return _of_tokens(collection, rows, tokenizer)
     whole = all(isinstance(value, int) for value in known)
     if kind == "number":
+        beyond = [value for value in known if whole and not -(2**31) <= value < 2**31]
+        if beyond:
+            told = "whole numbers must fit into 32 bits, from -2147483648 to 2147483647"
+            raise ValueError(f"the fact {name!r} is {beyond[0]} of a row; {told}: give a smaller one, or a fraction")
         return np.array(
             [0 if lost else value for value, lost in zip(values, missing, strict=True)], np.int32 if whole else np.float32
         )

@@ -86,7 +86,7 @@ def valued(
 
     `extras["value_before"]` and `["value_behind"]` [N, T] are the values at both ends of the segment of each token. That at the
     beginning is the mean reward of the group, that at the end the row's own reward. Completions that were sampled for values
-    are no part of the rollouts.
+    are no part of the rollouts. Segments are the turns of a row, so that `turn_ratio` is theirs.
 
     Args:
       continuations: of each cut.
@@ -110,13 +110,14 @@ def valued(
     means = scores_of(io.sample(asked)).reshape(-1, continuations).mean(axis=1) if asked else []
     value_of = dict(zip(states, means, strict=True))
     before, behind = np.zeros(rollouts.tokens.shape, np.float32), np.zeros(rollouts.tokens.shape, np.float32)
+    turn = np.zeros(rollouts.tokens.shape, np.int32)
     for row, own in enumerate(columns):
         root = score[rollouts.group == rollouts.group[row]].mean()
         values = [root, *(value_of[state(row, column)] for column in own), score[row]]
         first, last = _own(collection, row)
         for place, (start, end) in enumerate(zip([first, *own], [*own, last], strict=True)):
-            before[row, start:end], behind[row, start:end] = values[place], values[place + 1]
-    found = rollouts.replace(extras=rollouts.extras | {"value_before": before, "value_behind": behind})
+            before[row, start:end], behind[row, start:end], turn[row, start:end] = values[place], values[place + 1], place
+    found = rollouts.replace(turn=turn, extras=rollouts.extras | {"value_before": before, "value_behind": behind})
     return dataclasses.replace(collection, rollouts=found), {"values/states": float(len(states))}
 
 

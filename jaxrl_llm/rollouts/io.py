@@ -12,7 +12,7 @@ from jaxrl_llm.rollouts.collect import Collection, Score, Submit, as_call, rewar
 from jaxrl_llm.rollouts.episodes import Played, play
 from jaxrl_llm.rollouts.facts import Facts, with_facts
 from jaxrl_llm.rollouts.harness import Agents, played_by_agents, step_name
-from jaxrl_llm.rollouts.requests import Example, Prompt, Request
+from jaxrl_llm.rollouts.requests import GIVEN, Example, Prompt, Request
 from jaxrl_llm.rollouts.views import at_home, seen_behind, view_of
 
 # (cursor, count, weights or None) -> (examples, prompt_ids, cursor)
@@ -54,6 +54,7 @@ class Io:
     # what surrounds sampling, such as the mesh that it runs on
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     sampled: int = 0  # number of samples so far; the next one has this number
+    sampled_tokens: int = 0  # tokens that policies wrote so far, whatever became of them; beginnings that were given are none
 
     @property
     def now(self) -> int:
@@ -120,12 +121,13 @@ class Io:
     def _played(self, requests: Sequence[Request]) -> Collection:
         if isinstance(self.environment, Agents):
             with self.around():
-                return played_by_agents(
+                found = played_by_agents(
                     requests, self._numbers(requests), self.environment, policy=self.policies["policy"](),
                     tokenizer=self.tokenizer, sampling=self.sampling, run=step_name(self.seed, self.step, "step"),
-                    width=self.max_prompt_tokens + self.sampling["max_new_tokens"],
-                    version=self.version,
+                    width=self.max_prompt_tokens + self.sampling["max_new_tokens"], version=self.now,
                 )  # fmt: skip
+            self.sampled_tokens += int(found.rollouts.mask.sum())
+            return found
         return play(
             requests, self._numbers(requests, self.environment.roles), self.environment, tokenizer=self.tokenizer,
             sample=lambda asked, uids: self._sampled(asked, uids=uids), most_tokens=self.sampling["max_new_tokens"],
@@ -137,7 +139,11 @@ class Io:
     ) -> Collection:
         uids = self._numbers(requests) if uids is None else uids
         with self.around():
-            return sample_requests(self, requests, uids, submit)
+            found = sample_requests(self, requests, uids, submit)
+        for request, tokens in zip(found.requests, found.rollouts.length - found.prompt_length, strict=True):
+            begun = 0 if request.prefix is None else len(request.prefix.tokens)
+            self.sampled_tokens += 0 if request.by == GIVEN else int(tokens) - begun
+        return found
 
     def reward(self, collection: Collection) -> Collection:
         """The collection with the rewards of its completions, and with what is found out about them."""

@@ -16,6 +16,7 @@ from jaxrl_llm.compose import require
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.chat import encode_rendered
 from jaxrl_llm.networks import families
+from jaxrl_llm.training.combining import depth, split_first
 from jaxrl_llm.training.config import DECAYS, REWARD_MODEL, preference_method, reinforcement_method
 from jaxrl_llm.training.given import NOTHING, Given, as_source, own_copy
 from jaxrl_llm.training.methods_of import texts_of
@@ -67,6 +68,8 @@ def build_source(
         source = data.map_source(source, functools.partial(_with_tools, schemas))
     if task.goal:
         source = data.goal_conditioned(source, goal=task.goal)
+    if task.revision:
+        source = data.revised(source, template=task.revision)
     checks = {"drop": task.drop_long, "vocab_size": vocab_size}
     source, dropped = data.filter_long(source, tokenizer, task.max_prompt_tokens, **checks)
     if config.sft.steps and not test:
@@ -213,10 +216,16 @@ def network_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Netw
 def trained_and_frozen(config: ConfigDict, params: Any) -> tuple[Any, Any]:
     """The parameters that train, and the others; None for these where all train.
 
+    Of several networks, those of the policy's own may train.
+
     Raises ValueError: `config.network.trains` is found in no path, or in one of codes.
     """
     trains = config.network.trains or (rf"{networks.ADAPTER}|^value_head$" if config.network.adapter.pattern else "")
-    return networks.split_params(params, trains) if trains else (params, None)
+
+    def split(own):
+        return networks.split_params(own, trains) if trains else (own, None)
+
+    return split_first(depth(config), params, split)
 
 
 def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network:
@@ -226,6 +235,7 @@ def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network
     """
     sizes = config.network.to_dict()
     laid_over = ("adapter", "quantization", "trains", "router", "tokenizer", "cache_dtype")
+    laid_over += ("combined", "grammar", "entropy_temperature")
     directory, named, *_ = (sizes.pop(name) for name in ("directory", "name", *laid_over))
     computed = {name: sizes[name] for name in ("dtype", "param_dtype", "remat")} | _value_head(config)
     if "network" in config.given:

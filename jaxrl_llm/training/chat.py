@@ -1,6 +1,5 @@
 """Text from a policy as it is sampled: one completion, or a conversation."""
 
-import functools
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +8,7 @@ from jaxrl_llm.data import DecoderState, Tokenizer, continue_dialogue, decode_st
 from jaxrl_llm.networks import Network
 from jaxrl_llm.sampling import stream
 from jaxrl_llm.training import build
+from jaxrl_llm.training.combining import check_prompts
 from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.policies import folder_kind, load_policy, run_config
 
@@ -43,7 +43,12 @@ def converse(
     network, tokenizer = load_policy(directory)
     sampling = sampling | build.stopping(tokenizer, () if run is None else run.rl.stop_strings)
     console = Console(highlight=False, markup=False)
-    answer = functools.partial(_answer, console, network, tokenizer)
+
+    def answer(prompt_ids: list[int], sampling: dict[str, Any]) -> tuple[str, list[int]]:
+        if run is not None:
+            check_prompts(run, tokenizer, network, [prompt_ids])
+        return _answer(console, network, tokenizer, prompt_ids, sampling)
+
     messages = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
         answer(encode_prompt(tokenizer, [*messages, _user(prompt)] if chat else prompt), sampling)

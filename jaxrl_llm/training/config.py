@@ -21,7 +21,9 @@ from jaxrl_llm.rollouts.episodes import GIVEN_BY_EPISODES
 from jaxrl_llm.rollouts.facts import TOKEN_REWARDS
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
+from jaxrl_llm.training.combining import check_combination
 from jaxrl_llm.training.methods_of import (
+    REVISES,
     method_options,
     preference_method,
     refuse_missing,
@@ -40,7 +42,7 @@ FREE_SECTIONS = (
 )  # fmt: skip
 
 # Numbers that may be None.
-NULLABLE = ("critic.warmup_steps", "rewards.timeout_value", "rl.top_k", "rl.top_p", "rl.min_p")
+NULLABLE = ("network.combined.weight", "critic.warmup_steps", "rewards.timeout_value", "rl.top_k", "rl.top_p", "rl.min_p")
 
 # The reward whose network lies in `rewards.model`.
 REWARD_MODEL = "reward_model"
@@ -155,6 +157,7 @@ def check_config(config: ConfigDict) -> None:
     if not config.rewards.names and (config.rl.steps or config.evaluation.reward):
         raise ValueError("config.rewards.names is empty; name at least one reward")
     _check_methods(config)
+    check_combination(config)
     _check_preference(config)
     if config.evaluation.temperature == 0 and config.evaluation.samples > 1:
         raise ValueError(
@@ -340,9 +343,12 @@ def _check_methods(config: ConfigDict) -> None:
         changed = [key for key, usual in inert.items() if method.evolution and config.rl[key] != usual]
         if changed:
             raise ValueError(f"config.rl.{changed[0]} would change nothing: {method.name!r} takes no gradient; leave it out")
-    for phase, build in (("preference", preference_method), ("sft", supervised_method)):
-        if config[phase].steps:
-            refuse_missing(build(config))
+    if config.sft.steps:
+        refuse_missing(supervised_method(config))
+    if config.preference.steps:
+        refuse_missing(preference_method(config), {REVISES} if config.task.revision else ())
+    if config.task.revision and not (config.preference.steps and REVISES in preference_method(config).needs):
+        raise ValueError("config.task.revision would change nothing: no preference phase learns from revisions; leave it ''")
 
 
 def _check_preference(config: ConfigDict) -> None:

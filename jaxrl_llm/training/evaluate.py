@@ -9,12 +9,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed, rewards, rollouts
-from jaxrl_llm.training import build, meshes
+from jaxrl_llm.training import build, combining, meshes
 from jaxrl_llm.training.compiling import use_compilation_cache
 from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
 from jaxrl_llm.training.evaluation import evaluate_source, gap_bound, warn_of_gap
 from jaxrl_llm.training.phases import samples_are_scored
-from jaxrl_llm.training.policies import load_policy
+from jaxrl_llm.training.policies import folder_kind, load_policy, run_config
 from jaxrl_llm.training.preference import make_pair_evaluation
 from jaxrl_llm.training.reward_functions import build_environment, build_reward, environment_settings
 from jaxrl_llm.training.run import Run
@@ -48,6 +48,8 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     network, tokenizer = load_policy(directory, mesh=mesh)
     sampling_mesh = meshes.build_sampling_mesh(config, mesh)
     source = build.build_source(config, tokenizer, test=True, vocab_size=network.config.vocab_size)
+    if folder_kind(directory) == "run":
+        combining.check_prompts(run_config(directory), tokenizer, network, source)
     name = config.evaluation.reward or config.rewards.names[0]
     failures: list[rewards.RewardFailure] = []
     with build.build_pool(config) as pool, distributed.sharded(mesh):

@@ -28,6 +28,7 @@ def make_evolution_step(run: Run) -> Callable:
     def step(state: TrainState, cursor: Cursor, number: int):
         key = jax.random.fold_in(state.key, number)
         remembered, failures, found = distributed.fetch(state.method_state["strategy"]), [], []
+        tokens = 0
         for pair in range(settings.pairs):
             for sign in (1.0, -1.0):
                 params = perturb(state.params, member(key, pair), sign * settings.scale)
@@ -35,7 +36,7 @@ def make_evolution_step(run: Run) -> Callable:
                 io = strategy_io(run, state.replace(params=params), None, number, failures, cursor=cursor)
                 with distributed.sharded(run.mesh), timed("sample"):
                     collection, after, metrics = method.strategy.run(io, remembered, run.config.rl.prompts)
-                found.append(collection)
+                found, tokens = [*found, collection], tokens + io.sampled_tokens
         fitness = np.array([np.nansum(each.rollouts.rewards, axis=1).mean() for each in found]).reshape(-1, 2)
         weights = method.evolution.shaping(fitness).astype(np.float32)
         everyone = joined(found)
@@ -45,6 +46,7 @@ def make_evolution_step(run: Run) -> Callable:
         metrics = metrics | rollout_metrics(run, everyone.rollouts, everyone.records)
         metrics |= {name: float(value) for name, value in measured.items()} | {"reward_timeouts": timeouts(failures)}
         metrics |= {
+            "sampled_tokens": float(tokens),
             "loss": -float(fitness.mean()),
             "evolution/best": float(fitness.max()),
             "evolution/spread": float(fitness.std()),

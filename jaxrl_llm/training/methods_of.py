@@ -17,7 +17,7 @@ from jaxrl_llm.types import ROWS_OF, Rollouts
 SAMPLES = frozenset({"reference_samples", "teacher_samples"})
 # Whose statistics an annotation may be: "proximal_logp", "reference_candidate_logp", "teacher_entropy"...
 POLICIES = ("proximal", "reference", "teacher")
-GOLD_TEXTS, MISMATCHED = "rows_of_gold_texts", "mismatched_ratio"
+GOLD_TEXTS, MISMATCHED, REVISES = "rows_of_gold_texts", "mismatched_ratio", "revises"
 # What the loop itself adds to rollouts, by what a method learns from: from samples, answers, a critic, and pairs.
 GIVEN = {
     "samples": frozenset({"behavior_logp", "answer", "candidates", "behavior_entropy"})
@@ -155,6 +155,7 @@ def refuse_missing(method: methods.Method, facts: Collection[str] = ()) -> None:
         place = "the rollouts" if field else "the rollouts' extras"
         given = material == "samples" and not foreign[0].startswith(ROWS_OF)
         mend = f"name a function that does in config.rewards.facts.{foreign[0]}" if given else "fill it in a loop of your own"
+        mend = "set config.task.revision" if foreign[0] == REVISES else mend
         raise ValueError(
             f"{method.name!r} needs {foreign[0]!r} in {place}, which this loop cannot make from {material}; "
             f"{mend}, or choose another method"

@@ -80,6 +80,7 @@ DEFINITIONS = {
     "label_accuracy": "share of labelled answers on the side of the reference point that their label says, ties counting half",
     "pairs_equal": "share of pairs of two equal texts, which teach nothing",
     "tokens": "tokens that the step trained on",
+    "sampled_tokens": "tokens that policies wrote for the step, those of values and of rows that nobody learns included",
     "dynamic_sampling/rounds": "rounds of sampling that the step took",
     "dynamic_sampling/kept": "share of the sampled groups that were kept",
     "hints/*": "of the groups the share that was asked with a hint (asked), of the hinted rows that are right (right)",

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import shutil
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxrl_llm.data import Tokenizer, load_tokenizer
 from jaxrl_llm.networks import Network
 from jaxrl_llm.networks.config import DTYPES
 from jaxrl_llm.networks.config_checks import check_tokens
-from jaxrl_llm.training import build, checkpoint, metrics
+from jaxrl_llm.training import build, checkpoint, combining, metrics
 from jaxrl_llm.training.config import preference_method, read_config
 
 # Files of a tokenizer that travel with converted parameters.
@@ -84,8 +85,12 @@ def run_config(directory: str | pathlib.Path) -> ConfigDict:
 def _load_run(directory: pathlib.Path, mesh: jax.sharding.Mesh | None) -> tuple[networks.Network, Tokenizer]:
     config = run_config(directory)
     tokenizer = build.build_tokenizer(config)
-    network = build.network_structure(config, tokenizer)
-    like, frozen = build.trained_and_frozen(config, distributed.abstract_params(network, mesh))
+    several = combining.depth(config) > 0
+    if several and "network" in config.given:
+        raise ValueError(f"{directory} has another network beside one that train() was given in Python; give it all again")
+    network = build_policy(config, tokenizer, mesh) if several else build.network_structure(config, tokenizer)
+    whole = network.params if several else distributed.abstract_params(network, mesh)
+    like, frozen = build.trained_and_frozen(config, whole)
     stored = checkpoint.parameter_names(directory / "checkpoints")
     path = ("params", "policy") if "policy" in stored else ("params",)
     params = checkpoint.restore_params(directory / "checkpoints", like, path=path)
@@ -93,9 +98,30 @@ def _load_run(directory: pathlib.Path, mesh: jax.sharding.Mesh | None) -> tuple[
         raise ValueError(f"{directory} trains a part of a network that train() was given in Python; give it the whole again")
     if frozen is not None:
         # Checkpoints hold what trains alone; the rest is made again from where it came.
-        _, frozen = build.trained_and_frozen(config, build.build_network(config, tokenizer, mesh).params)
+        if not several:
+            _, frozen = build.trained_and_frozen(config, build.build_network(config, tokenizer, mesh).params)
         params = networks.join_params(params, frozen)
+    if not several and combining.laid_around(config):
+        return combining.combine(config, tokenizer, network.with_params(params), _load_beside(config)), tokenizer
     return network.with_params(params), tokenizer
+
+
+def build_policy(
+    config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh | None = None, report: Callable | None = None,
+    given: Network | None = None,
+) -> Network:  # fmt: skip
+    """The policy with its first parameters: the network of `build.build_network`, and what the configuration lays around it.
+
+    Raises ValueError: several networks are asked of a mesh, or do not go together.
+    """
+    if mesh is not None and combining.depth(config):
+        raise ValueError(f"config.mesh has {mesh.size} devices, and several networks run on one; {combining.ONE}")
+    network = build.build_network(config, tokenizer, mesh, report, given)
+    return combining.combine(config, tokenizer, network, _load_beside(config))
+
+
+def _load_beside(config: ConfigDict) -> Callable[[str], Network]:
+    return lambda directory: load_policy(directory, dtype=config.network.param_dtype)[0]
 
 
 def _load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> networks.Network:
@@ -129,7 +155,8 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
     Face a `*ForSequenceClassification` of one label.
 
     Args:
-      source: any folder that `load_policy` reads.
+      source: any folder that `load_policy` reads; or several, joined by commas, of which the mean of the parameters is written
+        (WARM, https://arxiv.org/abs/2401.12187) with the tokenizer of the first.
       target: a folder that does not exist yet.
       to: "huggingface", into whose matrices an adapter is merged; "orbax"; or "peft", the adapter alone.
       dtype: of the parameters that are written; "" leaves them as they are in a run or a converted folder, and takes float32
@@ -138,13 +165,17 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
     Returns: Names of the tokenizer files; none where the tokenizer is one that has no files.
     Raises ValueError: the target exists, or an unknown format or dtype.
     """
-    source, target = reading.local(source), reading.local(target)
+    source, *others = map(reading.local, str(source).split(","))
+    target = reading.local(target)
     if target.exists():
         raise ValueError(f"{target} exists already; give a folder that does not, so that nothing is lost")
     writers = {"huggingface": _write_huggingface, "orbax": convert_to_orbax, "peft": functools.partial(_write_peft, source)}
     require(to in writers, "to", to, f"one of {sorted(writers)}")
     require(not dtype or dtype in DTYPES, "dtype", dtype, f"one of {DTYPES}")
+    if folder_kind(source) == "run" and combining.depth(run_config(source)):
+        raise ValueError(f"{source} holds several networks, and convert writes one; sample from the run itself")
     network, tokenizer = load_policy(source, dtype=dtype or "float32")
+    network = _averaged(network, others, dtype or "float32")
     if folder_kind(source) == "run" and _is_reward_model(run_config(source)):
         network = _without_language_head(network, tokenizer)
     if to == "huggingface":
@@ -157,6 +188,22 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, *, to: str, 
         shutil.copy2(file, place)
         copied.append(str(place.relative_to(target)))
     return copied
+
+
+def _averaged(network: networks.Network, others: Sequence[pathlib.Path], dtype: str) -> networks.Network:
+    """The network with the mean of its parameters and those of the others, summed in float32."""
+    if not others:
+        return network
+    total = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), network.params)
+    for folder in others:
+        params = load_policy(folder, dtype=dtype)[0].params
+        if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, total) or network.config.quantization is not None:
+            raise ValueError(
+                f"{folder} holds codes, or parameters of other names or shapes than the first folder; give its like"
+            )
+        total = jax.tree.map(jnp.add, total, params)
+    count = 1 + len(others)
+    return network.with_params(jax.tree.map(lambda leaf, like: (leaf / count).astype(like.dtype), total, network.params))
 
 
 def _is_reward_model(config: ConfigDict) -> bool:

@@ -22,7 +22,7 @@ from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.sampling.decode import decode
 from jaxrl_llm.sampling.engine import STRIDE
 from jaxrl_llm.sampling.memory import most_slots
-from jaxrl_llm.training import build, meshes, reinforcement
+from jaxrl_llm.training import build, combining, meshes, reinforcement
 from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
 from jaxrl_llm.training.layout import micro_batches_of
 from jaxrl_llm.training.method_state import coefficients, initial_method_state
@@ -64,6 +64,8 @@ def planned_run(config: ConfigDict, devices) -> PlannedRun:
     Raises ValueError: an impossible configuration, one without an RL phase, or one that needs a teacher.
     """
     check_config(config)
+    if combining.laid_around(config):
+        raise ValueError(f"no plan has the programs of several networks or of temperatures by entropy yet; {combining.ONE}")
     method = reinforcement_method(config)
     if not config.rl.steps:
         raise ValueError("config.rl.steps is 0; a plan is of the RL phase: set it to at least 1")

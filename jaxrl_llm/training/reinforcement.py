@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxrl_llm import distributed
 from jaxrl_llm.data import Cursor
 from jaxrl_llm.data.packing import has_weight, scale_weights
 from jaxrl_llm.methods import Method
 from jaxrl_llm.networks import Network, decoder
+from jaxrl_llm.networks.combined import of_first
 from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.objectives import policy_gap
 from jaxrl_llm.optimizers import Average, polyak
@@ -24,6 +26,7 @@ from jaxrl_llm.training import annotate, critics, learning
 from jaxrl_llm.training.ahead import Ahead, Sampled, snapshot
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
 from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.combining import depth
 from jaxrl_llm.training.fitting import make_fitted
 from jaxrl_llm.training.method_state import (
     coefficients, initial_method_state, make_estimate, moving_reference, reference_params, with_strategy_state,
@@ -79,8 +82,8 @@ def critic_part(run: Run, state: TrainState):
 
 def critic_network(run: Run) -> Network:
     """The policy's architecture with the value head of the method's critic."""
-    found = decoder(dataclasses.replace(run.network.config, value_head=run.method.critic.outputs))
-    return critics.reading(found, run.method)
+    found = critics.reading(decoder(dataclasses.replace(run.network.config, value_head=run.method.critic.outputs)), run.method)
+    return functools.reduce(lambda network, _: of_first(network), range(depth(run.config)), found)
 
 
 def moving_critic(run: Run) -> Average | None:
@@ -91,10 +94,10 @@ def moving_critic(run: Run) -> Average | None:
 
 def critic_params(run: Run, params):
     """A copy of the policy's parameters, with the parameters of the value head that they lack."""
-    missing = jax.eval_shape(critic_network(run).init, jax.random.key(0)).keys() - run.whole(params).keys()
-    heads = {name: critic_network(run).init(jax.random.key(run.config.seed))[name] for name in sorted(missing)}
+    made, known = flatten_dict(critic_network(run).init(jax.random.key(run.config.seed))), flatten_dict(run.whole(params))
     # The policy's buffers are donated to updates: the critic needs its own.
-    return jax.tree.map(lambda leaf: leaf.copy(), params) | heads
+    own = flatten_dict(jax.tree.map(lambda leaf: leaf.copy(), params))
+    return unflatten_dict(own | {path: leaf for path, leaf in made.items() if path not in known})
 
 
 def optimizer(run: Run, params=None) -> optax.GradientTransformation:
@@ -174,6 +177,7 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
             if changes(io.version, number):
                 io.in_flight = rl.in_flight, lambda: newer()(number)
             collection, remembered, metrics = method.strategy.run(io, remembered, rl.prompts)
+        metrics = metrics | {"sampled_tokens": float(io.sampled_tokens)}
         return Sampled(collection, metrics, io.cursor, remembered, failures)
 
     def changes(version: int, number: int) -> bool:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from jaxrl_llm import data, reading
 from jaxrl_llm.networks import Network
 from jaxrl_llm.training import build, loop, metrics
+from jaxrl_llm.training.combining import depth
 from jaxrl_llm.training.config import check_config
 from jaxrl_llm.training.policies import load_policy
 
@@ -89,15 +90,18 @@ def round_config(config: ConfigDict, number: int) -> ConfigDict:
         own.log.completions_every = 1  # a later round may learn from them
     if material != "task":
         # Its prompts are as the RL round asked them.
-        own.task.update(chat=False, system="", suffix="", goal="")
+        own.task.update(chat=False, system="", suffix="", goal="", revision="")
     before = config.rounds[:number]
     if material != "task" and all(other["phase"] != "rl" for other in before):
         raise ValueError(f"{place}.data is {material!r}, and no RL round comes before it; add one")
     share = wanted.get("extrapolate", 0.0)
     if share and (number < 2 or wanted.get("start", "previous") != "previous"):
         raise ValueError(f"{place}.extrapolate is {share}; it needs two rounds before it, and the start 'previous'")
-    if config.network.adapter.pattern or config.network.quantization:
-        raise ValueError(f"{place}: rounds train whole networks; set config.network.adapter.pattern and quantization to ''")
+    if config.network.adapter.pattern or config.network.quantization or depth(config):
+        raise ValueError(
+            f"{place}: rounds train whole networks; set config.network.adapter.pattern, quantization, combined.mode and "
+            "grammar.behind to ''"
+        )
     if number and wanted.get("start", "previous") == "previous":
         own.tokenizer = build.tokenizer_name(config)
         own.network.update(directory="", name="")

@@ -18,13 +18,13 @@ from jaxrl_llm import distributed, methods, reading, rewards, rollouts
 from jaxrl_llm.data import Cursor, Tokenizer, encode_prompt, next_indices, weighted_indices
 from jaxrl_llm.environments import Agent, Environment
 from jaxrl_llm.networks import Network, join_params
-from jaxrl_llm.training import bucket, build, meshes, metrics, scores
+from jaxrl_llm.training import bucket, build, combining, meshes, metrics, scores
 from jaxrl_llm.training.bucket import Folder
 from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
 from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.layout import lay_out
 from jaxrl_llm.training.lock import locked
-from jaxrl_llm.training.policies import build_teacher, load_policy
+from jaxrl_llm.training.policies import build_policy, build_teacher, load_policy
 from jaxrl_llm.training.report import say
 from jaxrl_llm.training.reward_functions import build_environment, build_rewards, environment_settings
 from jaxrl_llm.training.timing import timed
@@ -79,7 +79,7 @@ class Run:
             found = load_policy(directory, dtype=self.config.network.param_dtype, mesh=self.mesh)[0].params
         else:
             # Made anew: the first update was given the buffers of those that there were.
-            found = build.build_network(self.config, self.tokenizer, self.mesh, given=self.given.network).params
+            found = build_policy(self.config, self.tokenizer, self.mesh, given=self.given.network).params
         trained, _ = build.trained_and_frozen(self.config, found)
         own = self.network.params
         if jax.tree.map(jnp.shape, trained) != jax.tree.map(jnp.shape, own):
@@ -214,7 +214,9 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
         )
         tell(_what_is_read(counts))
         report = functools.partial(_report_gap, workdir, source, tokenizer)
-        network = build.build_network(config, tokenizer, mesh, report, given.network)
+        network = build_policy(config, tokenizer, mesh, report, given.network)
+        for examples in (source, test_source):
+            combining.check_prompts(config, tokenizer, network, examples)
         trained, frozen = build.trained_and_frozen(config, network.params)
         tell(_what_trains(network.params, trained))
         run = Run(

@@ -28,6 +28,16 @@ def network() -> dict:
         "head_dim": 32,
         # Low-rank changes over a frozen network, see `networks.AdapterConfig`: which matrices, "" for none.
         "adapter": {"pattern": "", "rank": 16, "alpha": 32.0, "kind": "lora"},
+        # A second network beside the policy's, in sampling and scoring alike, see `networks.combined`: how their logits are
+        # mixed, "geometric", "guided_by", "residual" or "within_top", "" for none; "reference" for the policy of the beginning,
+        # or the folder of a policy; and the one number of the mixture (share, weight, scale or mass), None for its default.
+        "combined": {"mode": "", "beside": "reference", "weight": config_dict.placeholder(float)},
+        # What completions may be: a regular expression or, as a JSON text, a JSON schema (extra `grammar`), and the text that
+        # all prompts end with, behind which it begins.
+        "grammar": {"pattern": "", "schema": "", "behind": ""},
+        # Temperatures by the entropy H of each token's distribution, in sampling and scoring alike, on top of that of sampling:
+        # 1 + strength * clip((log H - centre) / width, -1, 1).
+        "entropy_temperature": {"strength": 0.0, "centre": 0.0, "width": 1.0},
         # "int8", "int4" or "nf4" for the frozen matrices of layers; "" for none.
         "quantization": "",
         # Regular expression, searched in the paths of the parameters: those that train. "" stands for the adapter and the
@@ -56,6 +66,8 @@ def task() -> dict:
         "tools": (),
         # For pairs with scores: a text such as "overall score: {}", by which prompts name the score that is wanted.
         "goal": "",
+        # For pairs whose answers are to be improved, `srpo`: the prompt that shows one, of "{prompt}" and "{answer}".
+        "revision": "",
         "max_prompt_tokens": 512,
         "drop_long": False,
     }

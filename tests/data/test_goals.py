@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxrl_llm.data.goals import goal_conditioned
+from jaxrl_llm.data.goals import goal_conditioned, revised
 
 PAIR = {"prompt": "2+2=", "chosen": "4", "rejected": "5", "chosen_score": 9, "rejected_score": 2, "margin": 1.0}
 CHAT = PAIR | {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]}
@@ -29,3 +29,16 @@ def test_goals_of_chats_are_system_messages():
 def test_pairs_without_an_order_are_refused(fault):
     with pytest.raises(ValueError, match="examples 0: .*give two scores"):
         goal_conditioned([PAIR | fault])[1]
+
+
+def test_revisions_are_prompts_that_show_an_answer():
+    found = revised([PAIR, CHAT], template="{answer};{prompt}")
+    assert len(found) == 2 and found[0] == PAIR | {"revisions": {"chosen": "4;2+2=", "rejected": "5;2+2="}}
+    chats = found[1]["revisions"]
+    assert chats["rejected"] == [CHAT["prompt"][0], {"role": "user", "content": "5;2+2?"}]
+    odd = revised([PAIR | {"prompt": "{answer}="}], template="{prompt}{answer}")[0]
+    assert odd["revisions"]["chosen"] == "{answer}=4"
+    with pytest.raises(ValueError, match=r"it must have {prompt} and {answer}"):
+        revised([PAIR], template="{prompt}")
+    with pytest.raises(ValueError, match="examples 0: there is no 'rejected'; revisions are of pairs"):
+        revised([{"prompt": "1", "chosen": "2"}], template="{prompt}{answer}")[0]

@@ -13,6 +13,7 @@ from jaxrl_llm.data import (
     filter_long_pairs,
     preference_rollouts,
     preference_source,
+    revised,
 )
 
 TOKENIZER = character_tokenizer("0123456789+-*=;#")
@@ -134,6 +135,20 @@ def test_rollouts():
         preference_rollouts(TOKENIZER, pairs[1:], 3, numbers=[9])
     with pytest.raises(ValueError, match=r"pair 0: there is no 'rejected', only \['chosen', 'prompt'\]; take a source"):
         preference_rollouts(TOKENIZER, [{"prompt": "1", "chosen": "2"}], 9)
+
+
+def test_revisions_are_rows_of_the_same_group():
+    pairs = [{"prompt": "1=", "chosen": "2", "rejected": "3"}, {"prompt": "4=", "chosen": "5", "rejected": "6"}]
+    shown = revised(pairs, template="{answer};{prompt}")
+    rollouts = preference_rollouts(TOKENIZER, [shown[0], shown[1]], 10)
+    np.testing.assert_array_equal(rollouts.group, [0] * 6 + [1] * 6)
+    np.testing.assert_array_equal(rollouts.extras["preference"], [1, -1] * 6)
+    np.testing.assert_array_equal(rollouts.extras["revises"], [0, 0, 1, 1, -1, -1] * 2)
+    assert rollouts.tokens[4, :7].tolist() == [*TOKENIZER.encode("3;1=2"), TOKENIZER.eos_id, 0]
+    assert rollouts.mask[4].tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
+    assert filter_long_pairs(shown, TOKENIZER, 7) == (shown, 0)
+    with pytest.raises(ValueError, match="pair 0 takes 7 places, more than the 6 of a row"):
+        filter_long_pairs(shown, TOKENIZER, 6)
 
 
 def test_long_pairs_are_refused_or_left_out():

@@ -83,6 +83,18 @@ def test_pseudo_label_advantage(options, case):
     check_outside(found, case)
 
 
+@brief
+@given(case=rich_cases())
+def test_contrasted_bonus(case):
+    case.fields["source"] = source = case.extras["stratum"]
+    found = run(estimators.contrasted_bonus(component=0, bonus=COMPONENT, margin=0.05), case)
+    known = ~np.isnan(case.rewards[:, 0])
+    value, present = np.where(known, case.rewards[:, 0], 0.0), (known & (case.valid > 0)).astype(float)
+    bonus, _ = component(case)
+    expected = shaping.contrasted_bonus(value, present, bonus, source, case.group, margin=0.05)
+    check_component(found, expected, case)
+
+
 @pytest.mark.parametrize("options", [{}, {"strength": 1.0, "bound": 0.3}])
 @brief
 @given(case=rich_cases())

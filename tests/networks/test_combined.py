@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.networks import DecoderConfig, decoder
-from jaxrl_llm.networks.combined import allowed, automaton, behind, combined, geometric, guided_by, residual, within_top
+from jaxrl_llm.networks.combined import (
+    allowed,
+    automaton,
+    behind,
+    by_entropy,
+    combined,
+    geometric,
+    guided_by,
+    of_first,
+    residual,
+    tempered,
+    walked,
+    within_top,
+)
 from jaxrl_llm.sampling import generate
 
 VOCABULARY = 12
@@ -143,3 +156,55 @@ def test_an_automaton_begins_anew_in_each_segment():
     finite = np.isfinite(np.asarray(rules.apply(params, tokens, positions)))[0]
     expected = [[3], [0, 2, 4, 6], [5], [0, 2, 4, 6], [7]]
     assert [np.flatnonzero(row).tolist() for row in finite] == expected
+
+
+def waits(table, marker, tokens):
+    """The state of the table that runs behind the marker, or None while the text waits for it, read token by token."""
+    state, seen = None, []
+    for token in tokens:
+        if state is not None and (table[state] == state).all():  # an end, behind which it waits
+            state, seen = None, []
+        if state is not None:
+            state, seen = (int(table[state, token]), seen) if table[state, token] >= 0 else (None, [token])
+        else:
+            seen = [*seen, token]
+        if state is None and tuple(seen[-len(marker) :]) == marker:
+            state = 0
+    return state
+
+
+@pytest.mark.parametrize("marker", [(9,), (9, 8), (9, 9, 8)])
+def test_an_automaton_waits_for_a_marker_of_several_tokens(marker):
+    table = np.asarray(behind(TABLE, *marker))
+    random, reached = np.random.default_rng(0), set()
+    for _ in range(300):
+        tokens = random.choice([0, 2, 3, 4, 5, 8, 9, 9], size=8).tolist() + [*marker] * random.integers(2)
+        tokens += random.choice([0, 2, 3, 9], size=random.integers(5)).tolist()
+        state, expected = walked(table, tokens), waits(TABLE, marker, tokens)
+        reached.add(expected)
+        assert state < len(marker) if expected is None else state == len(marker) + expected
+    assert reached >= {None, 0, 1, 4}
+
+
+def test_temperatures_follow_the_entropy_in_sampling_and_scoring():
+    rule = by_entropy(strength=0.5, centre=-1.0, width=2.0)
+    logits = np.random.default_rng(1).normal(size=(5, VOCABULARY)).astype(np.float32) * 3
+    logits[0, 1:] = -np.inf  # a certain token
+    for found, row in zip(np.asarray(rule(logits)), logits, strict=True):
+        p = softmax(row.astype(np.float64))
+        entropy = -sum(x * np.log(x) for x in p if x > 0)
+        height = -1.0 if entropy == 0 else min(max((np.log(entropy) + 1.0) / 2.0, -1.0), 1.0)
+        np.testing.assert_allclose(found, row / (1 + 0.5 * height), rtol=1e-5)
+    network = tempered(FIRST, rule)
+    assert tempered(FIRST, rule) is network and network.hidden is None
+    found = generate(network, PARAMS["first"], [[1, 2, 3]], num_samples=3, max_new_tokens=5, seed=1, slots=4, stop_ids=(0,))
+    for row in range(3):
+        own = found.tokens[row, : found.length[row]].tolist()
+        np.testing.assert_allclose(found.logp[row, : len(own)], scored(network, PARAMS["first"], [1, 2, 3], own), atol=2e-5)
+
+
+def test_the_first_part_of_the_parameters_is_a_network_by_itself():
+    network, tokens = of_first(FIRST), jnp.asarray([[1, 2, 3]])
+    np.testing.assert_array_equal(network.hidden(PARAMS, tokens), FIRST.hidden(PARAMS["first"], tokens))
+    assert of_first(FIRST) is network and network.value is None and network.step is None
+    assert network.init(jax.random.key(0))["first"].keys() == PARAMS["first"].keys()

@@ -23,6 +23,7 @@ RATIOS = [
     ("sequence_token_ratio", "sequence_token_ratio", {"highest": 0.05}),
     ("geometric_ratio", "geometric_ratio", {"low": 0.2, "high": 0.3}),
     ("turn_ratio", "turn_ratio", {"against": "proximal"}),
+    ("turn_ratio", "turn_ratio", {"total": True}),
     ("likelihood", "likelihood", {}),
     ("mixture_ratio", "mixture_ratio", {}),
     ("mixture_ratio", "mixture_ratio", {"other": "behavior", "share": 0.5}),

@@ -162,9 +162,15 @@ def prefix_ratio(live, case, *, against="behavior"):
     return result
 
 
-def turn_ratio(live, case, *, against="behavior"):
-    """Mean log-ratio of each turn."""
-    return averaged(tokens(live, case, against), case, pieces(case, lambda place: int(case.turn[place])))
+def turn_ratio(live, case, *, against="behavior", total=False):
+    """Mean log-ratio of each turn, or its sum, within +-20."""
+    x, turns, result = tokens(live, case, against), pieces(case, lambda place: int(case.turn[place])), zeros(case)
+    if not total:
+        return averaged(x, case, turns)
+    for places in turns:
+        for place in places:
+            result[place] = kept_within(sum(x[p] for p in places))
+    return result
 
 
 def own_ratio(live, case):

@@ -140,6 +140,17 @@ def tool_call_reward(value, present, group, calls, *, smoothing=1.0, threshold=0
     return result
 
 
+def contrasted_bonus(value, present, bonus, source, group, *, margin=1e-3):
+    """GCPO of GeometryZero: the sign of the gap between the rows that were asked for it and the others."""
+    result = []
+    for n in range(len(bonus)):
+        own = _own(present, group, n)
+        asked, others = ([value[m] for m in own if (source[m] == 1) == wanted] for wanted in (True, False))
+        gap = _mean(asked) - _mean(others) if asked and others else 0.0
+        result.append(bonus[n] * (0.0 if abs(gap) <= margin else math.copysign(1.0, gap)))
+    return result
+
+
 def flaw_penalty(value, flawed, *, penalty=1.0, threshold=0.5):
     """FAPO (https://arxiv.org/abs/2510.22543): right but flawed answers lose lambda."""
     return [value[n] - (penalty if value[n] > threshold and flawed[n] > 0 else 0.0) for n in range(len(value))]

@@ -46,9 +46,11 @@ def test_a_row_whose_fact_is_missing_takes_no_part():
         ([1, [1.0]], "number and vector"),
         ([[1.0], [1.0, 2.0]], r"vectors of \[1, 2\]"),
         ([[1.0], [[0, 1, 1]]], "spans and vector"),
+        ([1, 2**31], "the fact 'n' is 2147483648 of a row; whole numbers must fit into 32 bits"),
+        ([NAN, -(2**31) - 1], "the fact 'n' is -2147483649 of a row"),
     ],
 )
-def test_values_of_several_kinds_are_refused(values, message):
+def test_values_of_several_kinds_or_beyond_32_bits_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         with_facts(collection_of("a", "b"), {"n": values}, BYTES)
 

@@ -73,6 +73,7 @@ def test_values_of_states_are_means_of_completions_from_there():
                 else value[rollouts.tokens[row, : first + 2].tobytes()]
             )
             assert (before[row, column], behind[row, column]) == pytest.approx((own, end))
+            assert rollouts.turn[row, column] == (column - start) // 2
         assert not before[row, :start].any() and not behind[row, rollouts.length[row] :].any()
 
 

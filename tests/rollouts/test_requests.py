@@ -67,11 +67,13 @@ def test_requests_are_answered_in_their_order_by_whom_they_ask():
         Request(prompts[2], {"prompt": prompts[2], "completion": "5"}, 9, group=1, samples=2, by="given"),
         Request(prompts[1], {"prompt": prompts[1]}, 8, group=0, samples=3, temperature=0.0),
     ]
-    collection = io().sample(requests)
+    asked = io()
+    collection = asked.sample(requests)
     ids = [TOKENIZER.encode(prompt) for prompt in prompts]
     given = [TOKENIZER.encode("5") + [TOKENIZER.eos_id]] * 2
     greedy = sampled(ids[1], [5], temperature=0.0) * 3
     assert answers(collection) == sampled(ids[0], [0, 1]) + sampled(ids[1], [2], "reference") + given + greedy
+    assert asked.sampled_tokens == sum(map(len, answers(collection))) - 2 * len(given[0])
     rollouts = collection.rollouts
     np.testing.assert_array_equal(rollouts.prompt_id, [7, 7, 8, 9, 9, 8, 8, 8])
     # Groups 2, 0 and 1, in order of appearance.
@@ -93,9 +95,11 @@ def test_no_two_samples_of_a_step_share_their_noise():
 def test_a_prefix_stands_in_the_row_and_is_gone_on_from():
     prompt, prefix = TOKENIZER.encode("1+2="), TOKENIZER.encode("12;")
     made = make_prefix(prefix, logp=[-1.0, 0.0, -3.0], mask=[1, 0, 1], version=[2, 0, 3], turn=[0, 1, 1])
-    collection = io().sample([Request("1+2=", samples=2, prefix=made), Request(prompt)])
+    asked = io()
+    collection = asked.sample([Request("1+2=", samples=2, prefix=made), Request(prompt)])
     rollouts, new = collection.rollouts, sampled(prompt + prefix, [0, 1], max_new_tokens=LIMIT - 3)
     assert answers(collection) == [prefix + new[0], prefix + new[1], *sampled(prompt, [2])]
+    assert asked.sampled_tokens == sum(map(len, answers(collection))) - 2 * len(prefix)
     start = len(prompt)
     np.testing.assert_array_equal(rollouts.mask[0, :12], [0] * start + [1, 0, 1] + [1] * len(new[0]) + [0] * (5 - len(new[0])))
     np.testing.assert_array_equal(rollouts.behavior_logp[0, start : start + 3], [-1, 0, -3])

@@ -1,6 +1,7 @@
 """What `convert` writes: a reward model as what it is, the dtype that was asked for, the base of an adapter."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import safetensors
 from training import tiny_runs
 from training.tiny_runs import opened, quick_compilation, tiny_config  # noqa: F401
 
+from jaxrl_llm.training.checkpoint import save_params
 from jaxrl_llm.training.policies import convert, load_policy
 
 
@@ -31,6 +33,21 @@ def test_the_dtype_counts_for_what_is_written(tmp_path):
     assert stored_dtypes(tmp_path / "whole") == {"F32"} and stored_dtypes(tmp_path / "as_it_is") == {"BF16"}
     with pytest.raises(ValueError, match="dtype is 'float31'"):
         convert(source, tmp_path / "new", to="orbax", dtype="float31")
+
+
+def test_of_several_folders_the_mean_is_written(tmp_path):
+    convert(tiny_runs.chat_model(), tmp_path / "one", to="orbax")
+    network, _ = load_policy(tmp_path / "one")
+    others = {"two": jax.tree.map(lambda leaf: 4 * leaf, network.params), "other": {"embedding": np.zeros(3, np.float32)}}
+    for name, params in others.items():
+        shutil.copytree(tmp_path / "one", tmp_path / name, ignore=shutil.ignore_patterns("params"))
+        save_params(tmp_path / name / "params", params)
+    convert(f"{tmp_path / 'one'},{tmp_path / 'two'},{tmp_path / 'one'}", tmp_path / "mean", to="orbax")
+    found, tokenizer = load_policy(tmp_path / "mean")
+    jax.tree.map(lambda mean, leaf: np.testing.assert_allclose(mean, 2 * leaf, rtol=1e-6), found.params, network.params)
+    assert tokenizer.chat_template
+    with pytest.raises(ValueError):
+        convert(f"{tmp_path / 'one'},{tmp_path / 'other'}", tmp_path / "new", to="orbax")
 
 
 @pytest.mark.slow

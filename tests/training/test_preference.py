@@ -496,11 +496,26 @@ def test_tpo_takes_three_texts(tmp_path):
         pass
 
 
-@pytest.mark.parametrize(("name", "need"), [("xpo", "rows_of_reference"), ("srpo", "revises"), ("inpo", "proximal_logp")])
+@pytest.mark.parametrize(("name", "need"), [("xpo", "rows_of_reference"), ("inpo", "proximal_logp")])
 def test_methods_whose_inputs_nobody_gives_are_refused(name, need):
     config = preference_config()
     config.preference.method = name
     with pytest.raises(ValueError, match=f"'{name}' needs '{need}'.*which this loop cannot make from pairs"):
+        check_config(config)
+
+
+def test_revisions_of_the_built_in_pairs_are_learned(tmp_path):
+    config = preference_config(steps=2)
+    config.preference.update(method="srpo", options={"beta": 0.5})
+    with pytest.raises(ValueError, match="'srpo' needs 'revises'.*set config.task.revision"):
+        check_config(config)
+    config.task.revision, config.preference.row_tokens = "{answer};{prompt}", 64
+    first, second = finish(config, tmp_path).metrics
+    # At first the policy is its reference: (1 - alpha) 1 + alpha (1/4 + 1/4).
+    assert first["loss"] == pytest.approx(0.75) and first["skipped"] == second["skipped"] == 0
+    assert second["loss"] < first["loss"] and 0.5 < second["pair_accuracy"] <= 1
+    config.preference.method = "dpo"
+    with pytest.raises(ValueError, match="config.task.revision would change nothing"):
         check_config(config)
 
 
