@@ -15,6 +15,7 @@ OPTIONS = {
     "partial_rollouts": {"window": 5, "capacity": 16},
     "uncertain_prompts": {"examples": 50},
     "spec_rl": {"capacity": 24},
+    "gigpo": {},  # whose policy talks with an environment
 }
 
 if __name__ == "__main__":
@@ -26,6 +27,9 @@ if __name__ == "__main__":
     config.method.name = method
     config.method.options = {"samples": 4} | OPTIONS[method]
     config.task.options.size = 6
+    if method == "gigpo":
+        config.environment.update(name="training.tiny_environments:twice", turn_tokens=4)
+        config.rewards.names = ("environment",)
     # Samples that no step has learned from, some of which newer parameters have gone on with, lie in the checkpoints too.
     config.rl.update(staleness=1, in_flight=3)
     loop.train(config, workdir)

@@ -102,6 +102,21 @@ def test_the_state_of_a_strategy_survives_kills(method, field, total, tmp_path, 
 
 
 @pytest.mark.slow
+def test_episodes_survive_kills(tmp_path, cache):
+    runner = "strategy_crash_runner.py"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    code, output = finish(start(whole, cache, "gigpo", runner=runner))
+    assert code == 0, output
+    for kill in (("sample", 4, 0.01), ("update", 3, 0.002)):
+        code, output = finish(start(killed, cache, "gigpo", *kill, runner=runner))
+        assert code == -signal.SIGKILL, f"{kill} was not reached: {output}"
+    code, output = finish(start(killed, cache, "gigpo", runner=runner))
+    assert code == 0, output
+    assert_same_run(killed, whole)
+    assert '"ended": "done"' in next((whole / "completions").iterdir()).read_text()
+
+
+@pytest.mark.slow
 def test_learning_happened(uninterrupted):
     """The comparison above would say nothing if parameters stood still."""
     _, arrays, progress = final_arrays(uninterrupted)

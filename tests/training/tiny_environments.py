@@ -2,8 +2,6 @@
 
 import time
 
-import openai
-
 from jaxrl_llm.environments import Agent, Environment, Transition
 
 
@@ -34,6 +32,8 @@ def faulty():
 
 
 def _ask(address, example):
+    import openai  # workers of other environments need none
+
     client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
     messages, said = [{"role": "user", "content": example["question"]}], ""
     for _ in range(2):
