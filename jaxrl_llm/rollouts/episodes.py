@@ -102,7 +102,7 @@ def play(
     episodes = _begun(requests, uids, environment, seed)
     waves: list[Collection] = []
     while live := [episode for episode in episodes if not episode.ended]:
-        found = sample([episode.row.request for episode in live], [episode.row.uid for episode in live])
+        found = sample(*_filled([episode.row for episode in live], len(episodes), uids[-1] + 1))
         for place, episode in enumerate(live):
             episode.row.place = len(waves), place
             own = found.rollouts.extras.get("behavior_entropy", np.zeros((len(live), 1)))[place]
@@ -117,6 +117,19 @@ def play(
             answer = by_place.get(place, "")
             _advance(episode, found, place, said[place], answer, environment, tokenizer, most_tokens)
     return _collected(episodes, environment, waves, tokenizer)
+
+
+def _filled(rows: list[_Row], most: int, free: int) -> tuple[list[Request], list[int]]:
+    """Requests and numbers of a wave, with some that end at once: few numbers of rows mean few programs.
+
+    Args:
+      rows: that are asked.
+      most: rows of the first wave, which needs none.
+      free: first number that no row has.
+    """
+    missing = min(1 << (len(rows) - 1).bit_length(), most) - len(rows)
+    filling = [dataclasses.replace(rows[0].request, limit=1)] * missing
+    return [*(row.request for row in rows), *filling], [*(row.uid for row in rows), *range(free, free + missing)]
 
 
 def _begun(requests: Sequence[Request], uids: Sequence[int], environment: Played, seed: int) -> list[_Episode]:

@@ -129,6 +129,16 @@ def test_slots_and_company_do_not_change_an_episode():
     assert answers(late.sample(requests[3:])) == answers(together)[3:]
 
 
+def test_waves_have_few_numbers_of_rows():
+    """Whose episodes are over leave; a program is compiled for each number of rows that is asked for."""
+    ends = Environment(count_begin, lambda state, text: Transition(state, "+", done=len(text) % 2 == 0))
+    asked, source = [], player(played(ends, turn_tokens=3, turns=6))
+    sampled_by = source._sampled
+    source._sampled = lambda requests, uids: asked.append(len(requests)) or sampled_by(requests, uids=uids)
+    found = source.sample([Request("1+2=", {"prompt": "1+2="}, 5, samples=11)])
+    assert asked[0] == 11 and set(asked[1:]) <= {1, 2, 4, 8, 11} and len(found.records) == 11
+
+
 def test_rows_end_where_there_is_no_room_or_no_turn_left():
     request = Request("1+2=", {"prompt": "1+2="}, 5)
     cut = player(played(COUNTING, turn_tokens=4, turns=2)).sample([request])
