@@ -125,7 +125,7 @@ PAIRS = {
         ),
         Pair(
             "values by sampling", "long_credit", "vine_ppo", "grpo",
-            "advantages of segments of 4 tokens by 2 continuations each, on a quarter of the prompts",
+            "advantages of segments of 4 tokens by 2 continuations each; a step has 4 prompts for 16",
         ),
         Pair("hints", "rare_success", "ghpo", "grpo", "beginnings of right workings, which GRPO never sees, on fewer prompts"),
         Pair("replay", "rare_success", "repo", "grpo", "8 earlier rows of each prompt beside the fresh ones: it must not harm"),

@@ -85,10 +85,11 @@ number: of {pairs} pairs without any effect about {chance:.1f} would seem to hav
 not tell, not that there is no difference; the interval says how large it may be. Learning rates are those at which GRPO learns
 within the steps, and no mechanism was tuned, but for what evolution perturbs, how far and how fast, which was set after one
 trial on another seed. A pair differs in what its last column names besides the mechanism. Compute is not equal: a tree, a
-replayed row or a critic costs the learner what no sampled token counts. Where a mechanism is worse, its advantages and losses
-were looked through again and are those of their [oracles](proofs.md): it is worse here. Nothing speaks of large models or long
-texts. What the mechanisms did is in [mechanisms.jsonl](mechanisms.jsonl), a line a run (`acted`: means over the steps of their
-[metrics](metrics.md)). Written by `python benchmarks/mechanisms.py --write`.
+replayed row or a critic costs the learner what no sampled token counts. Why a critic and a teacher are worse stands in their
+lines; why trees are, is not known: their advantages are those of the [oracle](proofs.md), and a step has fewer prompts, whose
+leaves are alike. Nothing speaks of large models or long texts. What the mechanisms did is in
+[mechanisms.jsonl](mechanisms.jsonl), a line a run (`acted`: means over the steps of their [metrics](metrics.md)). Written by
+`python benchmarks/mechanisms.py --write`.
 """
 
 
