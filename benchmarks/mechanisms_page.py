@@ -83,12 +83,14 @@ LIMITS = """
 Seeds vary prompts and samples, not the policy of the start. Intervals of three seeds are wide and are not corrected for their
 number: of {pairs} pairs without any effect about {chance:.1f} would seem to have one. "Not told apart" says that three seeds do
 not tell, not that there is no difference; the interval says how large it may be. Learning rates are those at which GRPO learns
-within the steps, and no mechanism was tuned, but {tuned}. Compute is not equal: a tree, a replayed row or a critic costs the
-learner what no sampled token counts. Nothing here speaks of large models or long texts. What the mechanisms did is in
+within the steps, and no mechanism was tuned, but for what evolution perturbs, how far and how fast, which was set after one
+trial on another seed. A pair differs in what its last column names besides the mechanism. Compute is not equal: a tree, a
+replayed row or a critic costs the learner what no sampled token counts. Why a critic and a teacher are worse stands in their
+lines; why trees are, is not known: their advantages are those of the [oracle](proofs.md), and a step has fewer prompts, whose
+leaves are alike. Nothing speaks of large models or long texts. What the mechanisms did is in
 [mechanisms.jsonl](mechanisms.jsonl), a line a run (`acted`: means over the steps of their [metrics](metrics.md)). Written by
 `python benchmarks/mechanisms.py --write`.
 """
-TUNED = "what evolution perturbs, how far and how fast, which was set after one trial on another seed"
 
 
 def write(results: list[dict], pairs: Iterable[Any], tasks: Mapping[str, Any]) -> None:
@@ -102,7 +104,8 @@ def write(results: list[dict], pairs: Iterable[Any], tasks: Mapping[str, Any]) -
     pairs = list(pairs)
     text = HEAD + "".join(_task_line(name, task, results) for name, task in tasks.items()) + RESULTS
     text += "".join(_pair_line(pair, compared(results, pair)) for pair in pairs)
-    text += LIMITS.format(pairs=len(pairs), chance=(1 - LEVEL) * len(pairs), tuned=TUNED)
+    shown = [pair for pair in pairs if compared(results, pair)]
+    text += LIMITS.format(pairs=len(shown), chance=(1 - LEVEL) * len(shown))
     failed = [row for row in results if "failed" in row]
     text += "".join(f"\n* {row['method']} in {row['regime']}, seed {row['seed']}, failed: {row['failed']}\n" for row in failed)
     (DOCS / "mechanisms.md").write_text(text)

@@ -38,7 +38,8 @@ def sdpo(
     """The policy is taught, token by token, by itself with a right answer of the group in its prompt.
 
     Defaults: The text, and the divergence over the policy's 20 likeliest tokens with all others as one, are ours. `teacher`
-      "reference" with a moving `rl.reference` is the paper's average of policies. A `share` below 1 leaves the rest to GRPO's
+      "reference" with a moving `rl.reference` is the paper's average of policies; nothing holds the teacher "proximal", whose
+      runs may rise and then fall (docs/mechanisms.md). A `share` below 1 leaves the rest to GRPO's
       loss, in which all rows take part; without it those for which there is no right answer are left out.
     """
     untaught = "plain" if share < 1 else "left out"
