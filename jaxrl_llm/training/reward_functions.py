@@ -89,6 +89,9 @@ def build_environment(config: ConfigDict, tokenizer: Tokenizer) -> Environment |
         raise ValueError(
             f"config.environment.name is {name!r}, which gives {type(found).__name__}; give an Environment or an Agent"
         )
+    if isinstance(found, Agent) and (jax.process_count() > 1 or config.rl.in_flight):
+        mend = "set config.rl.in_flight to 0" if config.rl.in_flight else "train it on one host"
+        raise ValueError(f"config.environment.name is {name!r}, an agent; one process serves it, with parameters that stay: {mend}")
     return found
 
 

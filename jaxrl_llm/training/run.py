@@ -212,6 +212,7 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
         source, test_source = (
             source_of(test=test, vocab_size=vocab_size, given=given, counts=counts) for test in (False, True)
         )
+        environment = build_environment(config, tokenizer)
         tell(_what_is_read(counts))
         report = functools.partial(_report_gap, workdir, source, tokenizer)
         network = build_policy(config, tokenizer, mesh, report, given.network)
@@ -224,7 +225,7 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
             sampling_mesh=sampling_mesh, teacher=build_teacher(config, network, mesh), source=source, test_source=test_source,
             method=reinforcement_method(config), preference_method=preference_method(config),
             supervised_method=supervised_method(config), pool=pool, rewards=functions, given=given, counts=counts, store=store,
-            copy=copy, environment=build_environment(config, tokenizer),
+            copy=copy, environment=environment,
         )  # fmt: skip
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])

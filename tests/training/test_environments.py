@@ -7,6 +7,7 @@ import pytest
 from training.tiny_chat_model import write_tiny_chat_model
 from training.tiny_runs import finish, tiny_config
 
+from jaxrl_llm.training import loop
 from jaxrl_llm.training.config import check_config
 
 
@@ -48,6 +49,13 @@ def test_environments_that_cannot_be_are_refused_by_name():
     config.rewards.names = ("environment",)
     with pytest.raises(ValueError, match=r"set config\.environment\.name"):
         check_config(config)
+
+
+def test_agents_are_not_served_by_parameters_that_change(tmp_path):
+    config = playing("asker")
+    config.rl.update(staleness=1, in_flight=4)
+    with pytest.raises(ValueError, match="set config.rl.in_flight to 0"):
+        loop.train(config, tmp_path)
 
 
 @pytest.mark.slow
