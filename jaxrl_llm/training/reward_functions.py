@@ -91,7 +91,7 @@ def build_environment(config: ConfigDict, tokenizer: Tokenizer) -> Environment |
         )
     if isinstance(found, Agent) and (jax.process_count() > 1 or config.rl.in_flight):
         mend = "set config.rl.in_flight to 0" if config.rl.in_flight else "train it on one host"
-        raise ValueError(f"config.environment.name is {name!r}, an agent; one process serves it, with parameters that stay: {mend}")
+        raise ValueError(f"config.environment.name is {name!r}: one process serves agents, by parameters that stay; {mend}")
     return found
 
 
