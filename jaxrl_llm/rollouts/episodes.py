@@ -6,6 +6,7 @@ difference which rows are sampled together. What was sampled stays as ids; repli
 
 import bisect
 import dataclasses
+import functools
 import json
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.environments.base import Reply, Transition
 from jaxrl_llm.rollouts.collect import Collection, arranged
 from jaxrl_llm.rollouts.facts import with_facts
-from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Example, Prefix, Request, Turn, prompt_ids_of
+from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Example, Prefix, Prompt, Request, Turn, prompt_ids_of
 
 # What rows of episodes have in their `extras`, beside the facts of the environment.
 GIVEN_BY_EPISODES = frozenset(("state", "role", "calls", "first_call", "token_rewards"))
@@ -76,7 +77,8 @@ class _Episode:
 
 def play(
     requests: Sequence[Request], uids: Sequence[int], environment: Played, *,
-    sample: Callable[[list[Request], list[int]], Collection], tokenizer: Tokenizer, most_tokens: int, seed: int,
+    sample: Callable[[list[Request], list[int]], Collection], tokenizer: Tokenizer, most_tokens: int, longest_prompt: int,
+    seed: int,
 ) -> Collection:  # fmt: skip
     """Episodes of all requests, in their order, without rewards: a row for each role that has spoken.
 
@@ -94,12 +96,14 @@ def play(
       sample: `(requests, uids) -> Collection`, one turn of each.
       tokenizer: of all text.
       most_tokens: of a completion with all its turns and replies.
+      longest_prompt: in tokens; an episode whose prompt is longer, or cannot be encoded, fails.
       seed: of the run; with the number of the example it is that of an episode's beginning.
 
     Raises ValueError: a request for given completions, one that goes on with an episode of several roles, or an environment
       that replies in a form that the prompt does not have.
     """
-    episodes = _begun(requests, uids, environment, seed)
+    refused = functools.partial(_fault_of_prompt, tokenizer, list(environment.tools) or None, longest_prompt)
+    episodes = _begun(requests, uids, environment, seed, refused)
     waves: list[Collection] = []
     while live := [episode for episode in episodes if not episode.ended]:
         found = sample(*_filled([episode.row for episode in live], len(episodes), uids[-1] + 1))
@@ -115,7 +119,7 @@ def play(
         by_place = dict(zip(sound, answers, strict=True))
         for place, episode in enumerate(live):
             answer = by_place.get(place, "")
-            _advance(episode, found, place, said[place], answer, environment, tokenizer, most_tokens)
+            _advance(episode, found, place, said[place], answer, environment, tokenizer, most_tokens, refused)
     return _collected(episodes, environment, waves, tokenizer)
 
 
@@ -132,7 +136,18 @@ def _filled(rows: list[_Row], most: int, free: int) -> tuple[list[Request], list
     return [*(row.request for row in rows), *filling], [*(row.uid for row in rows), *range(free, free + missing)]
 
 
-def _begun(requests: Sequence[Request], uids: Sequence[int], environment: Played, seed: int) -> list[_Episode]:
+def _fault_of_prompt(tokenizer: Tokenizer, tools: list | None, longest: int, prompt: Prompt) -> str:
+    """Why nobody can be given this prompt; "" where he can."""
+    try:
+        size = len(prompt_ids_of(tokenizer, prompt, tools))
+    except ValueError as error:
+        return str(error)
+    return f"its prompt has {size} tokens, more than max_prompt_tokens = {longest}" if size > longest else ""
+
+
+def _begun(
+    requests: Sequence[Request], uids: Sequence[int], environment: Played, seed: int, refused: Callable[[Prompt], str]
+) -> list[_Episode]:
     if any(request.by == GIVEN for request in requests):
         raise ValueError(f"Request.by is {GIVEN!r}, and an environment is not played by given completions; ask a policy")
     fresh = [request for request in requests if request.episode is None]
@@ -145,6 +160,8 @@ def _begun(requests: Sequence[Request], uids: Sequence[int], environment: Played
     episodes: list[_Episode] = []
     for request in requests:
         answer = None if request.episode is not None else next(answers)
+        if isinstance(answer, Transition):
+            answer = refused(answer.reply or request.prompt) or answer
         for _ in range(request.samples):
             episode = _Episode(request, uids[len(episodes) * environment.roles])
             episodes.append(episode)
@@ -208,7 +225,9 @@ def _said(tokenizer: Tokenizer, found: Collection, place: int, begin: int) -> st
     return tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _advance(episode: _Episode, found: Collection, place: int, text: str, answer, environment: Played, tokenizer, most) -> None:
+def _advance(
+    episode: _Episode, found: Collection, place: int, text: str, answer, environment: Played, tokenizer, most, refused
+) -> None:
     """Takes the answer to a turn into account: the episode ends, or its next turn is asked for."""
     row = episode.row
     turn, start = row.turns[-1], int(found.prompt_length[place])
@@ -224,18 +243,19 @@ def _advance(episode: _Episode, found: Collection, place: int, text: str, answer
         episode.ended, episode.outcome = ("done", answer.outcome) if answer.done else ("turns", ())
         return
     try:
-        _go_on(episode, answer, environment, tokenizer, most)
+        _go_on(episode, answer, environment, tokenizer, most, refused)
     except ValueError as error:  # a reply that the tokenizer, or the template, does not take
         row.turns[-1], episode.ended = row.turns[-1]._replace(fault=str(error)), "failed"
 
 
-def _go_on(episode: _Episode, answer: Transition, environment: Played, tokenizer: Tokenizer, most: int) -> None:
+def _go_on(episode: _Episode, answer: Transition, environment: Played, tokenizer: Tokenizer, most: int, refused) -> None:
     """The next turn, of whoever speaks.
 
     Raises ValueError: what it is told cannot be encoded; the episode stands as it was.
     """
     if answer.role not in episode.rows:
-        prompt_ids_of(tokenizer, answer.reply, list(environment.tools) or None)
+        if fault := refused(answer.reply):
+            raise ValueError(fault)
         messages = () if isinstance(answer.reply, str) else tuple(answer.reply)
         _speak(episode, environment, answer.role, answer.reply, [Turn(0, answer.state, messages, _seen(answer, answer.reply))])
         return

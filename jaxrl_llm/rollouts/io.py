@@ -131,7 +131,7 @@ class Io:
         return play(
             requests, self._numbers(requests, self.environment.roles), self.environment, tokenizer=self.tokenizer,
             sample=lambda asked, uids: self._sampled(asked, uids=uids), most_tokens=self.sampling["max_new_tokens"],
-            seed=self.seed,
+            longest_prompt=self.max_prompt_tokens, seed=self.seed,
         )  # fmt: skip
 
     def _sampled(

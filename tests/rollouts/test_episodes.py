@@ -167,6 +167,13 @@ def test_a_reply_that_cannot_be_encoded_ends_its_row():
     assert found.records[0]["turns"] == 1 and found.rollouts.mask[0].sum() > 0
 
 
+def test_prompts_that_nobody_can_read_cost_their_rows():
+    for prompt, words in (("1" * 9, "9 tokens, more than max_prompt_tokens = 8"), ("what?", "not in the alphabet")):
+        environment = Environment(lambda example, seed, prompt=prompt: ({"turns": 0}, prompt), count_step)
+        found = player(played(environment)).sample([Request("1+2=", {"prompt": "1+2="}, 5)])
+        assert found.rollouts.valid.tolist() == [0] and words in found.records[0]["fault"]
+
+
 def test_an_environment_that_does_not_begin_costs_its_rows():
     def begin(example, seed):
         raise RuntimeError("no world")
