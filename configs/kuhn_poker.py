@@ -16,10 +16,10 @@ def get_config():
     config.task.test_options = {"size": 300, "first": 3000}
     config.task.max_prompt_tokens = 6
     config.rl.update(steps=300, prompts=64, max_new_tokens=4)
-    config.rl.optimizer.update(learning_rate=1e-3, warmup_steps=10)
-    config.rl.reference.update(every=5, share=0.2)
-    config.method.name = "grpo"
-    config.method.options.update(samples=8, kl_coefficient=0.05)
+    config.rl.optimizer.update(learning_rate=3e-3, warmup_steps=10)
+    config.rl.reference.update(every=10, share=0.3)
+    config.method.name = "dr_grpo"  # chips are compared as they are: divided by their deviation, games would be others
+    config.method.options.update(samples=8, kl_coefficient=0.3)
     config.environment.update(name="kuhn_poker", turn_tokens=1)
     config.rewards.names = ("environment",)
     config.evaluation.update(prompts=128, batch=128, temperature=1.0)
