@@ -33,9 +33,11 @@ def test_no_definition_without_a_metric():
     assert plain - {"expert_load_max"} - OF_OTHER_METHODS <= logged
 
 
-# What a step of each method measures is looked up in `methods.test_methods`; of samples ahead in `test_ahead`.
+# What a step of each method measures is looked up in `methods.test_methods`; of samples ahead in `test_ahead`, of episodes in
+# `test_environments`.
 OF_OTHER_METHODS = {
     "anchor_reward", "begun/tokens", "constrained_kl", "critic/deviation", "critic/variance",
+    "episode/calls", "episode/cut", "episode/failed", "episode/turns",
     "evaluation/label_accuracy", "evaluation/label_accuracy_error", "evolution/best", "evolution/spread", "exits",
     "fast/loss", "greedy_reward", "hindsight/rows", "label_accuracy", "labelled/count", "labelled/reward",
     "log_partition", "policy_entropy", "ranking_left_out", "resumed/waiting", "reward_center", "reward_desirable",
