@@ -36,6 +36,7 @@ CARRIERS = {
     "view": "prompts that somebody else reads: hints, demonstrations, templates",
     "tree": "forks: rows that go on from a beginning",
     "memory": "stores of rows and tables of prompts from step to step",
+    "episodes": "`config.environment`: turns with tools and states, games of several roles, agents",
     "critic": "heads, targets and losses of a critic",
     "optimizer": "layers over the optimizer, and updates without a gradient",
     "rounds": "`config.rounds`: runs that feed each other",
@@ -46,9 +47,9 @@ CARRIERS = {
 }
 # ...and what a row that is not carried would need first; "no port" are those that mean nothing for tokens.
 WANTED = {
-    "environments": "turns with tools and states (to come)",
+    "environments": "an environment, or a strategy over turns, that is not there",
     "several modules": "several models that train in one loop (to come)",
-    "judges": "language models that grade (to come)",
+    "judges": "judges whose questions change in the training",
     "masked diffusion": "masked-diffusion language models (to come)",
     "bilevel updates": "gradients through an update",
     "latents": "continuous inputs of the policy",
