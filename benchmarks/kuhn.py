@@ -45,6 +45,7 @@ def mean_value(own, other):
 
 
 def main(folder: str) -> None:
+    """Prints what there is to say of the policy in a folder."""
     own, legal = strategy_of(*load_policy(folder))
     for history, text in SITUATIONS.items():
         print(f"bets at {text:5}", {CARDS[card]: round(own(card, history), 3) for card in range(3)})

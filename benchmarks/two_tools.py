@@ -94,6 +94,7 @@ def configuration(folder: pathlib.Path):
 
 
 def main(_):
+    """Trains the policy, or goes on with it."""
     folder = pathlib.Path(FLAGS.workdir)
     summary = loop.train(configuration(folder), folder, data=examples(4000, 0, 0.6), held_out=examples(256, 1, 0.0))
     print(json.dumps(summary))

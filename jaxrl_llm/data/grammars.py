@@ -8,6 +8,10 @@ import numpy as np
 
 from jaxrl_llm.data.tokenizers import Tokenizer
 
+# A character that no text has stands behind it and is the end. Without it, outlines-core 0.2.14 forbids to go on from what
+# matches already with what does not match yet: "ab" with "a" for "(ab)+", "1" with "." for a number.
+_END = "\uffff"
+
 
 def token_table(tokenizer: Tokenizer, *, pattern: str = "", schema: Mapping[str, Any] | None = None) -> np.ndarray:
     """The automaton of the texts that match, over the tokens of a tokenizer, for `networks.combined.automaton`.
@@ -33,20 +37,23 @@ def token_table(tokenizer: Tokenizer, *, pattern: str = "", schema: Mapping[str,
     stops = sorted(tokenizer.stop_ids)
     texts: dict[str, list[int]] = {}
     # Behind another token: alone, tokens of some kinds lose the space that they begin with.
-    front = next(token for token in range(tokenizer.vocab_size) if tokenizer.decode([token]).isalnum())
-    skipped = len(tokenizer.decode([front]))
+    front = next(([token] for token in range(tokenizer.vocab_size) if tokenizer.decode([token]).isalnum()), [])
+    skipped = len(tokenizer.decode(front))
     for token in range(tokenizer.vocab_size):
-        text = tokenizer.decode([front, token])[skipped:]
-        if token not in stops and text and "\ufffd" not in text:
+        text = tokenizer.decode([*front, token])[skipped:]
+        if token not in stops and text and not {"\ufffd", _END} & set(text):
             texts.setdefault(text, []).append(token)
+    end = tokenizer.vocab_size
     try:
-        index = Index(pattern, Vocabulary(stops[0], texts))
+        index = Index(f"(?:{pattern}){_END}", Vocabulary(end + 1, texts | {_END: [end]}))
     except ValueError as error:
         raise ValueError(f"no text of this tokenizer matches {pattern!r}: {error}") from error
-    return _table(index, stops, tokenizer.vocab_size)
+    return _table(index, stops, end)
 
 
 def _table(index, stops: list[int], vocab_size: int) -> np.ndarray:
+    """The table of an index in which token `vocab_size` ends a text."""
+    ends = set(index.get_final_states())
     transitions = index.get_transitions()
     first = index.get_initial_state()
     states = [first, *(state for state in transitions if state != first)]
@@ -56,9 +63,8 @@ def _table(index, stops: list[int], vocab_size: int) -> np.ndarray:
     table[-1] = len(states)
     for state, moves in transitions.items():
         for token, behind in moves.items():
-            table[number[state], token] = number[behind]
-    for state in index.get_final_states():
-        table[number[state], stops] = len(states)
-    # What the package itself lets a stop token lead to is the end too.
-    table[:-1, stops] = np.where(table[:-1, stops] >= 0, len(states), -1)
+            if token < vocab_size:
+                table[number[state], token] = number[behind]
+            elif token == vocab_size and behind in ends:
+                table[number[state], stops] = len(states)
     return table

@@ -5,6 +5,7 @@ Importing this loads no JAX: environments run in the worker processes of the rew
 
 import base64
 import dataclasses
+import functools
 import json
 import math
 import pickle
@@ -55,41 +56,41 @@ class Agent:
     run: Callable[[str, Example], Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Running:
-    """`Agent.run` as the reward pool calls it, for `worker.Told`."""
-
-    agent: Agent
-    rowwise = True
-
-    def __call__(self, address: Sequence[str], example: Sequence[Example]) -> list[str]:
-        found = [self.agent.run(*arguments) for arguments in zip(address, example, strict=True)]
-        pairs = [own if isinstance(own, tuple) else (own, {}) for own in found]
-        return [_written(Transition(None, reward=reward, done=True, facts=facts)) for reward, facts in pairs]
+def resetting(environment: Environment) -> Callable[..., list[str]]:
+    """`Environment.reset` as the reward pool calls it, for `worker.Told`, with the columns "example" and "seed"."""
+    return _rowwise(_reset, environment)
 
 
-@dataclasses.dataclass(frozen=True)
-class Resetting:
-    """`Environment.reset` as the reward pool calls it, for `worker.Told`."""
-
-    environment: Environment
-    rowwise = True
-
-    def __call__(self, example: Sequence[Example], seed: Sequence[int]) -> list[str]:
-        begun = [self.environment.reset(*arguments) for arguments in zip(example, seed, strict=True)]
-        return [_written(Transition(state, prompt, role=sum(role))) for state, prompt, *role in begun]
+def stepping(environment: Environment) -> Callable[..., list[str]]:
+    """`Environment.step` as the reward pool calls it, for `worker.Told`, with completions and the column "state"."""
+    return _rowwise(_step, environment)
 
 
-@dataclasses.dataclass(frozen=True)
-class Stepping:
-    """`Environment.step` as the reward pool calls it, for `worker.Told`."""
+def running(agent: Agent) -> Callable[..., list[str]]:
+    """`Agent.run` as the reward pool calls it, for `worker.Told`, with the columns "address" and "example"."""
+    return _rowwise(_run, agent)
 
-    environment: Environment
-    rowwise = True
 
-    def __call__(self, completions: Sequence[str], state: Sequence[bytes]) -> list[str]:
-        pairs = zip(state, completions, strict=True)
-        return [_written(Transition(*self.environment.step(pickle.loads(own), said))) for own, said in pairs]
+def _rowwise(function: Callable, whom: Environment | Agent) -> Callable[..., list[str]]:
+    found = functools.partial(function, whom)
+    found.rowwise = True
+    return found
+
+
+def _reset(environment: Environment, /, example: Sequence[Example], seed: Sequence[int]) -> list[str]:
+    begun = [environment.reset(*arguments) for arguments in zip(example, seed, strict=True)]
+    return [_written(Transition(state, prompt, role=sum(role))) for state, prompt, *role in begun]
+
+
+def _step(environment: Environment, /, completions: Sequence[str], state: Sequence[bytes]) -> list[str]:
+    pairs = zip(state, completions, strict=True)
+    return [_written(Transition(*environment.step(pickle.loads(own), said))) for own, said in pairs]
+
+
+def _run(agent: Agent, /, address: Sequence[str], example: Sequence[Example]) -> list[str]:
+    found = [agent.run(*arguments) for arguments in zip(address, example, strict=True)]
+    pairs = [own if isinstance(own, tuple) else (own, {}) for own in found]
+    return [_written(Transition(None, reward=reward, done=True, facts=facts)) for reward, facts in pairs]
 
 
 def _written(found: Transition) -> str:

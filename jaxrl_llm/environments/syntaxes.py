@@ -27,6 +27,11 @@ _HARMONY = re.compile(
 _SPECIAL = re.compile(r"<\|?(?:eom_id|eot_id|im_end|end_of_turn|end_of_text|endoftext|eos)\|?>")
 _BEGINS_OBJECT = re.compile(r'[\[\s]*\{\s*"(?:name|type|function)"')
 _BEGINS_CALL = re.compile(r"\[?\s*[A-Za-z_][\w.]*\s*\(")
+# What the first call of a text begins with.
+_BEGINS = {
+    "hermes": re.compile(r"<tool_call>"), "llama": re.compile(r"<\|python_tag\|>|[\[{]|\b\w+\("),
+    "gemma": re.compile(r"```|[\[{]|\b\w+\("), "harmony": re.compile(r"<\|channel\|>commentary|\bto=functions"),
+}  # fmt: skip
 _FORM = '{"name": "...", "%s": {...}}'
 
 
@@ -75,6 +80,12 @@ def calls_in(text: str, style: str) -> list[Call]:
         _, tag, behind = text.partition("<|python_tag|>")
         blocks = [(behind, True)] if tag else []
     return [call for block, marked in blocks or [(text, False)] for call in _bare(block, marked)]
+
+
+def first_call(text: str, style: str) -> int:
+    """The character at which calls begin in a text that has some, see `calls_in`."""
+    found = _BEGINS[style].search(text)
+    return found.start() if found else 0
 
 
 def _bare(text: str, marked: bool) -> list[Call]:

@@ -5,13 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxrl_llm.environments.base import Environment, Example, Transition
-from jaxrl_llm.environments.syntaxes import calls_in
+from jaxrl_llm.environments.syntaxes import calls_in, first_call
 from jaxrl_llm.environments.tools import Tool, call, load_tools
 from jaxrl_llm.rewards.answers import exact_match, gsm8k, marked_answer
 from jaxrl_llm.rewards.worker import call_reward
 
-# One of which stands where the first call begins.
-_MARKS = ("<tool_call>", "<|python_tag|>", "```", "to=functions", "{")
 ANSWERS = {"exact_match": exact_match, "gsm8k": gsm8k, "#": marked_answer("#")}
 
 
@@ -104,8 +102,7 @@ def _step(make: Callable[[Example], Sequence[Tool]], terms: Terms, chat: Chat, t
         return Transition(chat, reward=float(value or 0.0), done=True, facts=_facts(chat))
     chat = chat._replace(malformed=chat.malformed + counts.malformed, failed=chat.failed + counts.failed)
     lost = terms.cost * counts.calls + terms.malformed * counts.malformed
-    places = [place for place in map(text.find, _MARKS) if place >= 0]
-    facts = _facts(chat) | {"calls": counts.calls, "first_call": min(places, default=0)}
+    facts = _facts(chat) | {"calls": counts.calls, "first_call": first_call(text, terms.style)}
     return Transition(chat, messages, reward=-lost, facts=facts)
 
 

@@ -13,7 +13,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 SCOPES = ("row", "pair", "group")
@@ -149,7 +149,7 @@ def ask(judge: Judge, question: str) -> str | None:
     Raises OSError: the judge does not answer.
     """
     name = hashlib.sha256(json.dumps([judge.model, judge.max_tokens, question]).encode()).hexdigest()
-    known = dict(_remembered(judge.folder))
+    known = _remembered(judge.folder)
     text = known.get(name)
     if text is None:
         if judge.budget and len(known) >= judge.budget:
@@ -161,14 +161,25 @@ def ask(judge: Judge, question: str) -> str | None:
     return last[0] if isinstance(last, tuple) else last
 
 
-def _remembered(folder: str) -> Iterator[tuple[str, str]]:
-    """Names of questions and what was said, as whole lines have them; another worker may be at the last one."""
+# Of each folder, how much of its file this process has read, and what that says.
+_READ: dict[str, tuple[int, dict[str, str]]] = {}
+
+
+def _remembered(folder: str) -> dict[str, str]:
+    """What was said, by the names of the questions; of the file, what is new since it was last read, whole lines alone."""
     path = pathlib.Path(folder) / "judge.jsonl"
     if not folder or not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        return {}
+    begin, known = _READ.get(folder, (0, {}))
+    with path.open("rb") as file:
+        file.seek(begin)
+        fresh = file.read()
+    whole = fresh[: fresh.rfind(b"\n") + 1]  # another worker may be at the last line
+    for line in whole.splitlines():
         told = json.loads(line)
-        yield told["name"], told["said"]
+        known[told["name"]] = told["said"]
+    _READ[folder] = begin + len(whole), known
+    return known
 
 
 def _note(judge: Judge, told: dict[str, str]) -> None:

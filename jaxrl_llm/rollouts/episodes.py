@@ -39,6 +39,10 @@ class Played(NamedTuple):
     turns: int = 8  # most turns of an episode, those of all roles together
     turn_tokens: int = 0  # most tokens of a turn; 0 for as many as there is room for
 
+    def collect(self, io, requests: Sequence[Request]) -> Collection:
+        """What answers requests, see `play`."""
+        return play(io, requests, self)
+
 
 @dataclasses.dataclass
 class _Row:
@@ -75,11 +79,7 @@ class _Episode:
         return sum(len(row.turns) for row in self.rows.values())
 
 
-def play(
-    requests: Sequence[Request], uids: Sequence[int], environment: Played, *,
-    sample: Callable[[list[Request], list[int]], Collection], tokenizer: Tokenizer, most_tokens: int, longest_prompt: int,
-    seed: int,
-) -> Collection:  # fmt: skip
+def play(io, requests: Sequence[Request], environment: Played) -> Collection:
     """Episodes of all requests, in their order, without rewards: a row for each role that has spoken.
 
     The reward of a role's last turn, with its outcome, stands among the columns of its request's example under
@@ -87,40 +87,35 @@ def play(
     turns; replies have mask 0 and belong to the turn that reads them. `extras` have "state" [N, T], a hash of what the turn
     has seen, "role" [N], "calls" [N], "first_call" [N], the actions before the first tool call or -1, and other facts as last
     said. Rows are compared with those of the same request and role. A row whose environment fails ends there, with a missing
-    reward, and takes no part in the step (`valid` = 0).
+    reward, and takes no part in the step (`valid` = 0); so does one whose prompt cannot be encoded or is too long.
 
     Args:
+      io: the `Io` of the step; its seed, with the number of an example, is that of the episode's beginning.
       requests: whom to ask for what; those with an `episode` go on with it.
-      uids: numbers for all samples of all requests and their roles.
       environment: whom the policy talks with.
-      sample: `(requests, uids) -> Collection`, one turn of each.
-      tokenizer: of all text.
-      most_tokens: of a completion with all its turns and replies.
-      longest_prompt: in tokens; an episode whose prompt is longer, or cannot be encoded, fails.
-      seed: of the run; with the number of the example it is that of an episode's beginning.
 
-    Raises ValueError: a request for given completions, one that goes on with an episode of several roles, or an environment
-      that replies in a form that the prompt does not have.
+    Raises ValueError: a request for given completions, or one that goes on with an episode of several roles.
     """
-    refused = functools.partial(_fault_of_prompt, tokenizer, list(environment.tools) or None, longest_prompt)
-    episodes = _begun(requests, uids, environment, seed, refused)
+    uids, most = io.numbers(requests, environment.roles), io.sampling["max_new_tokens"]
+    refused = functools.partial(_fault_of_prompt, io.tokenizer, list(environment.tools) or None, io.max_prompt_tokens)
+    episodes = _begun(requests, uids, environment, io.seed, refused)
     waves: list[Collection] = []
     while live := [episode for episode in episodes if not episode.ended]:
-        found = sample(*_filled([episode.row for episode in live], len(episodes), uids[-1] + 1))
+        found = io.turn(*_filled([episode.row for episode in live], len(episodes), uids[-1] + 1))
         for place, episode in enumerate(live):
             episode.row.place = len(waves), place
             own = found.rollouts.extras.get("behavior_entropy", np.zeros((len(live), 1)))[place]
             episode.row.entropy = episode.row.entropy + own
         waves.append(found)
-        said = [_said(tokenizer, found, place, episode.row.turns[-1].begin) for place, episode in enumerate(live)]
+        said = [_said(io.tokenizer, found, place, episode.row.turns[-1].begin) for place, episode in enumerate(live)]
         sound = [place for place, episode in enumerate(live) if not episode.row.turns[-1].fault]
         states = [live[place].row.turns[-1].state for place in sound]
         answers = environment.step(states, [said[place] for place in sound]) if sound else []
         by_place = dict(zip(sound, answers, strict=True))
         for place, episode in enumerate(live):
             answer = by_place.get(place, "")
-            _advance(episode, found, place, said[place], answer, environment, tokenizer, most_tokens, refused)
-    return _collected(episodes, environment, waves, tokenizer)
+            _advance(episode, found, place, said[place], answer, environment, io.tokenizer, most, refused)
+    return _collected(episodes, environment, waves, io.tokenizer)
 
 
 def _filled(rows: list[_Row], most: int, free: int) -> tuple[list[Request], list[int]]:

@@ -12,18 +12,23 @@ from jaxrl_llm.environments.base import Transition
 from jaxrl_llm.rollouts.collect import Collection
 from jaxrl_llm.rollouts.facts import with_facts
 from jaxrl_llm.rollouts.records import numbered
-from jaxrl_llm.rollouts.requests import Example, Request, prompt_text
+from jaxrl_llm.rollouts.requests import POLICY, Example, Request, prompt_text
 from jaxrl_llm.types import Rollouts
 
+# Fields of requests that are for whoever samples: an agent asks as it likes.
+_DECIDED = ("beside", "prefix", "learned_prompt", "temperature", "limit", "mask", "episode")
 SLOTS = 64  # most samples that agents have drawn at a time
 
 
 class Agents(NamedTuple):
     """An agent as strategies see it: asked for many rows at a time, each answered by its reward or why there is none."""
 
-    run: Callable[
-        [list[str], list[Example]], list[Transition | str]
-    ]  # `(addresses, examples)`; of the answers, reward and facts
+    # `(addresses, examples)`; of the answers, reward and facts
+    run: Callable[[list[str], list[Example]], list[Transition | str]]
+
+    def collect(self, io, requests: Sequence[Request]) -> Collection:
+        """What answers requests, see `played_by_agents`."""
+        return played_by_agents(io, requests, self)
 
 
 class _Rollout(NamedTuple):
@@ -34,44 +39,45 @@ class _Rollout(NamedTuple):
     answer: Transition | str
 
 
-def played_by_agents(
-    requests: Sequence[Request], uids: Sequence[int], agents: Agents, *, policy: tuple[Any, Any], tokenizer: Tokenizer,
-    sampling: dict[str, Any], width: int, run: str, version: int,
-) -> Collection:  # fmt: skip
+def played_by_agents(io, requests: Sequence[Request], agents: Agents) -> Collection:
     """Rows of what agents have sampled, in the order of the requests, without rewards.
 
     For the time of the call a server listens on the loopback interface, whose samples are the policy's. Each agent has an
     address of its own, below which its calls are remembered. A call that goes on from an earlier one continues its row; others,
     as after an agent has rewritten its history, begin another row, in which nothing that was sampled elsewhere is learned:
     `extras["episode"]` [N] numbers the agents, whose rows share their reward, the column "environment_reward". Rows of an agent
-    that failed have a missing reward and take no part in the step.
+    that failed have a missing reward and take no part in the step. Noise depends on seed, step, the number of the sample and of
+    its call.
 
     Args:
-      requests: whose examples the agents are given; nothing else of them counts.
-      uids: number of each sample.
+      io: the `Io` of the step.
+      requests: whose examples the agents are given, who decide all else by themselves.
       agents: who asks.
-      policy: the network, without parameters, and its parameters.
-      tokenizer: of all text.
-      sampling: "stop_ids", and "temperature" and the like where agents do not say.
-      width: most tokens of a row.
-      run: what tells this step from others, by which, with the number of the sample and of its call, noise is drawn.
-      version: steps that have changed the parameters.
 
-    Raises ValueError: no agent has sampled anything; the message has the first reason.
+    Raises ValueError: a request that wants what agents decide, or no agent has sampled anything, with the first reason.
     """
     from jaxrl_llm.serving.harnessed import serving_policy  # an extra: most runs serve nobody
 
+    for request in requests:
+        wanted = [name for name in _DECIDED if getattr(request, name) is not None]
+        wanted += ["by"] * (request.by != POLICY) + ["stop"] * bool(request.stop)
+        if wanted:
+            raise ValueError(f"Request.{wanted[0]} is {getattr(request, wanted[0])!r}, which agents decide; leave it out")
     asked = [request for request in requests for _ in range(request.samples)]
-    names = [f"{run}-{uid}" for uid in uids]
-    slots = min(len(asked), sampling.get("slots") or SLOTS)
-    with serving_policy(*policy, tokenizer, sampling, slots=slots, context=width) as (address, rows_by_name):
+    run = hashlib.sha256(f"{io.seed} {io.step}".encode()).hexdigest()[:16]
+    names = [f"{run}-{uid}" for uid in io.numbers(requests)]
+    width, slots = io.max_prompt_tokens + io.sampling["max_new_tokens"], min(len(asked), io.sampling.get("slots") or SLOTS)
+    with io.around(), serving_policy(*io.policies[POLICY](), io.tokenizer, io.sampling, slots=slots, context=width) as served:
+        address, rows_by_name = served
         answers = agents.run([f"{address}/rollouts/{name}/v1" for name in names], [request.example for request in asked])
         rows = [rows_by_name(name) for name in names]
     found = [_Rollout(*own) for own in zip(asked, rows, answers, strict=True)]
     if not any(rollout.rows for rollout in found):
         reasons = [answer for answer in answers if isinstance(answer, str)]
         raise ValueError(f"no agent has asked for anything; the first reason: {reasons[0] if reasons else 'none'}")
-    return _collected(found, tokenizer, width, version)
+    collection = _collected(found, io.tokenizer, width, io.now)
+    io.sampled_tokens += int(collection.rollouts.mask.sum())
+    return collection
 
 
 def _collected(rollouts: Sequence[_Rollout], tokenizer: Tokenizer, width: int, version: int) -> Collection:
@@ -114,8 +120,3 @@ def _record(tokenizer: Tokenizer, rollout: _Rollout, row) -> dict[str, Any]:
         "finish_reason": row.reason, "turns": row.turn[-1] + 1, "ended": "failed" if failed else "done",
     }  # fmt: skip
     return told | ({"fault": rollout.answer} if failed else {})
-
-
-def step_name(seed: int, step: int, kind: str) -> str:
-    """A name for the rollouts of a step, which no other step and no other seed has."""
-    return hashlib.sha256(f"{kind} {seed} {step}".encode()).hexdigest()[:16]

@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.rollouts.collect import Collection, Score, Submit, as_call, rewarded_collection, sample_requests
-from jaxrl_llm.rollouts.episodes import Played, play
+from jaxrl_llm.rollouts.episodes import Played
 from jaxrl_llm.rollouts.facts import Facts, with_facts
-from jaxrl_llm.rollouts.harness import Agents, played_by_agents, step_name
+from jaxrl_llm.rollouts.harness import Agents
 from jaxrl_llm.rollouts.requests import GIVEN, Example, Prompt, Request
 from jaxrl_llm.rollouts.views import at_home, seen_behind, view_of
 
@@ -106,38 +106,22 @@ class Io:
           without the completion that it is to give, a policy that the run does not have, or a reward out of range.
         """
         if self.environment is not None:
-            collection = self._played(requests)
+            collection = self.environment.collect(self, requests)
             return self.reward(collection) if rewarded else collection
+        uids = self.numbers(requests)
         if rewarded and self.ahead is not None:
             with self.ahead() as (submit, score):
-                return self._rewarded(self._sampled(requests, submit), score)
-        collection = self._sampled(requests)
+                return self._rewarded(self.turn(requests, uids, submit), score)
+        collection = self.turn(requests, uids)
         return self.reward(collection) if rewarded else collection
 
-    def _numbers(self, requests: Sequence[Request], each: int = 1) -> range:
+    def numbers(self, requests: Sequence[Request], each: int = 1) -> range:
+        """Numbers that no other sample of the step has, so many for each sample of the requests."""
         first, self.sampled = self.sampled, self.sampled + each * sum(request.samples for request in requests)
         return range(first, self.sampled)
 
-    def _played(self, requests: Sequence[Request]) -> Collection:
-        if isinstance(self.environment, Agents):
-            with self.around():
-                found = played_by_agents(
-                    requests, self._numbers(requests), self.environment, policy=self.policies["policy"](),
-                    tokenizer=self.tokenizer, sampling=self.sampling, run=step_name(self.seed, self.step, "step"),
-                    width=self.max_prompt_tokens + self.sampling["max_new_tokens"], version=self.now,
-                )  # fmt: skip
-            self.sampled_tokens += int(found.rollouts.mask.sum())
-            return found
-        return play(
-            requests, self._numbers(requests, self.environment.roles), self.environment, tokenizer=self.tokenizer,
-            sample=lambda asked, uids: self._sampled(asked, uids=uids), most_tokens=self.sampling["max_new_tokens"],
-            longest_prompt=self.max_prompt_tokens, seed=self.seed,
-        )  # fmt: skip
-
-    def _sampled(
-        self, requests: Sequence[Request], submit: Submit | None = None, uids: Sequence[int] | None = None
-    ) -> Collection:
-        uids = self._numbers(requests) if uids is None else uids
+    def turn(self, requests: Sequence[Request], uids: Sequence[int], submit: Submit | None = None) -> Collection:
+        """Samples of all requests with these numbers, without rewards and without an environment, see `sample_requests`."""
         with self.around():
             found = sample_requests(self, requests, uids, submit)
         for request, tokens in zip(found.requests, found.rollouts.length - found.prompt_length, strict=True):

@@ -52,12 +52,14 @@ def first_of(params: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("network",))
-def _read(network, params, tokens, lengths):
+def read(network, params, tokens, lengths):
+    """What the network says of contexts, compiled, see `Network.read`."""
     return network.read(params, tokens, lengths)
 
 
 @functools.partial(jax.jit, static_argnames=("network",))
-def _laid_out(network, params):
+def laid_out(network, params):
+    """The parameters of each layer as decoding wants them, compiled, see `Network.each_layer`."""
     return network.each_layer(params)
 
 
@@ -102,9 +104,9 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
     change = work.params.column if isinstance(work.params, Changing) else math.inf  # column at which the parameters do
     inner, per_queue = current_row_shards() // queues, slots // queues
     row, numbers, sizes = _shared_out(work)
-    read, lengths, found = _beginning(work, params, columns, row)
+    contexts, lengths, found = _beginning(work, params, columns, row)
     queue, places = _queue(work, row, numbers, sizes)
-    layers = _laid_out(network, params)
+    layers = laid_out(network, params)
     width = bucket(columns) if columns <= 2 * FIRST_WIDTH else FIRST_WIDTH
     routes = None if found.routes is None else found.routes.shape[2:]
     state = engine.begin(network, queue, slots=slots, width=width, routes=routes)
@@ -114,7 +116,7 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
         until = min(change, width if chunk is None else min(width, first + (chunk if found.length.any() else 1)))
         # Quarters, and not what is left at the moment: few numbers of slots mean few programs.
         few = -(-per_queue // 4 // inner) * inner if per_queue > least else 0
-        state = engine.run(network, params, layers, read, lengths, queue, state, ended, until, few, places=places)
+        state = engine.run(network, params, layers, contexts, lengths, queue, state, ended, until, few, places=places)
         if found.length.any():
             yield found
         request, start, column, taken = fetch((state.request, state.start, state.column, state.next))
@@ -138,7 +140,7 @@ def progress(work: Work, *, columns: int, slots: int, chunk: int | None = None, 
             # Those of before are let go first. What they said of contexts and tokens stays, and is what the others see.
             params = layers = None
             params, change, found = work.params.given(work.params.column), math.inf, found._replace(older=found.length.copy())
-            layers = _laid_out(network, params)
+            layers = laid_out(network, params)
         if first == width:
             seen = int(start[live].min(initial=width))
             if seen * 4 >= width:
@@ -192,7 +194,7 @@ def _beginning(work: Work, params, columns: int, of_context: np.ndarray) -> tupl
     for row, context in zip(of_context, contexts, strict=True):
         lengths[row] = len(context) - 1
         tokens[row, : lengths[row]] = context[:-1]
-    read, experts = _read(work.network, params, tokens, lengths)
+    past, experts = read(work.network, params, tokens, lengths)
     found = Found(
         tokens=np.zeros((size, columns), np.int32),
         numbers=np.zeros((4, size, columns), np.float32),
@@ -200,11 +202,11 @@ def _beginning(work: Work, params, columns: int, of_context: np.ndarray) -> tupl
         reason=np.full(size, RUNNING, np.int32),
     )
     if not work.record_routes:
-        return read, lengths, found
+        return past, lengths, found
     experts = fetch(experts).astype(np.int16)[of_context]
     inside = np.arange(width)[:, None, None] < lengths[of_context, None, None, None]
     routes = np.full((size, columns, *experts.shape[2:]), -1, np.int16)
-    return read, lengths, found._replace(routes=routes, prompt_routes=np.where(inside, experts, -1))
+    return past, lengths, found._replace(routes=routes, prompt_routes=np.where(inside, experts, -1))
 
 
 def evened(contexts: list, of_context: np.ndarray) -> tuple[list, np.ndarray]:

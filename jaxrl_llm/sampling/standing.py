@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxrl_llm.distributed import fetch
 from jaxrl_llm.sampling import engine
-from jaxrl_llm.sampling.harvest import FIRST_WIDTH, SMALLEST_BUCKET, bucket
+from jaxrl_llm.sampling.harvest import FIRST_WIDTH, SMALLEST_BUCKET, bucket, laid_out, read
 from jaxrl_llm.sampling.records import RUNNING, make_sampling, row_keys
 
 _PER_ROW = ("temperature", "top_k", "top_p", "min_p", "limit")
@@ -50,7 +50,6 @@ class Standing:
     params: Any
     layers: Any  # of the network, laid out once
     vocab_size: int
-    stop_ids: tuple[int, ...]
     contexts: Any  # what the network says of the contexts of S slots
     lengths: np.ndarray  # int32 [S], tokens of each context but for the last
     context_width: int
@@ -77,19 +76,11 @@ def standing(network, params, *, slots: int, vocab_size: int, stop_ids: Sequence
         length=np.ones(slots, np.int32), keys=row_keys(0, 0, np.zeros(slots)), sampling=jax.tree.map(np.array, sampling),
     )  # fmt: skip
     lengths = np.zeros(slots, np.int32)
-    contexts, _ = _read(network, params, np.zeros((slots, width), np.int32), lengths)
+    contexts, _ = read(network, params, np.zeros((slots, width), np.int32), lengths)
     begun = engine.begin(network, queue, slots=slots, width=FIRST_WIDTH)
     idle = begun.replace(request=jnp.full(slots, slots, jnp.int32), next=jnp.full(1, slots, jnp.int32))
-    layers = jax.jit(network.each_layer)(params)
-    nobody = np.zeros(slots, bool)
-    return Standing(
-        network, params, layers, vocab_size, tuple(stop_ids), contexts, lengths, width, queue, idle, nobody, nobody.copy()
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("network",))
-def _read(network, params, tokens, lengths):
-    return network.read(params, tokens, lengths)
+    layers, nobody = laid_out(network, params), np.zeros(slots, bool)
+    return Standing(network, params, layers, vocab_size, contexts, lengths, width, queue, idle, nobody, nobody.copy())
 
 
 def admit(own: Standing, requests: Sequence[Asked]) -> list[int]:
@@ -105,7 +96,7 @@ def admit(own: Standing, requests: Sequence[Asked]) -> list[int]:
     fields = {name: [getattr(asked, name) for asked in requests] for name in _PER_ROW}
     chosen = _sampling(own, fields)
     tokens, lengths = _padded([asked.prompt for asked in requests])
-    fresh, _ = _read(own.network, own.params, tokens, lengths)
+    fresh, _ = read(own.network, own.params, tokens, lengths)
     if tokens.shape[1] > own.context_width:
         own.contexts = _wider(own.network, own.params, own.contexts, tokens.shape[1])
         own.context_width = tokens.shape[1]
@@ -189,8 +180,8 @@ def advance(own: Standing, columns: int = 8) -> list[Drawn]:
     own.slots = engine.run(
         own.network, own.params, own.layers, own.contexts, own.lengths, own.queue, own.slots, own.ended, until, 0, places=1
     )
-    own.ended[:] = False
     log, end = fetch((own.slots.log, own.slots.column))
+    own.ended[:] = False  # only now: the program may read the array itself until it is done
     found = []
     for slot in np.flatnonzero(own.busy):
         there = log.request[first : int(end), slot] == slot

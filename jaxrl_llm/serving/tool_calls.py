@@ -1,19 +1,12 @@
 """Calls of tools between OpenAI's form, in which clients have them, and that of chat templates."""
 
 import json
-import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxrl_llm.data.tokenizers import Tokenizer
-from jaxrl_llm.environments.syntaxes import Call, calls_in, style_of
-
-# Where calls begin, in a text of each style.
-_BEGIN = {
-    "hermes": re.compile(r"<tool_call>"), "llama": re.compile(r"<\|python_tag\|>|[\[{]|\b\w+\("),
-    "gemma": re.compile(r"```|[\[{]|\b\w+\("), "harmony": re.compile(r"<\|channel\|>commentary|\bto=functions"),
-}  # fmt: skip
+from jaxrl_llm.environments.syntaxes import Call, calls_in, first_call, style_of
 
 
 def parser_of(tokenizer: Tokenizer) -> Callable[[str, Sequence[Mapping]], tuple[str, list[dict]]] | None:
@@ -30,8 +23,7 @@ def parser_of(tokenizer: Tokenizer) -> Callable[[str, Sequence[Mapping]], tuple[
         calls = calls_in(text, style)
         if not calls or any(call.fault for call in calls):
             return text, []
-        begin = _BEGIN[style].search(text)
-        return text[: begin.start() if begin else 0].strip(), [_as_told(call, tools) for call in calls]
+        return text[: first_call(text, style)].strip(), [_as_told(call, tools) for call in calls]
 
     return parse
 

@@ -11,7 +11,7 @@ from concurrent import futures
 import numpy as np
 
 from jaxrl_llm import distributed
-from jaxrl_llm.environments.base import Agent, Environment, Resetting, Running, Stepping, Transition, read_transition
+from jaxrl_llm.environments.base import Agent, Environment, Transition, read_transition, resetting, running, stepping
 from jaxrl_llm.rewards import RewardFailure, RewardPool
 from jaxrl_llm.rewards.worker import Call, Fact, Told
 from jaxrl_llm.rollouts.collect import Score
@@ -49,9 +49,7 @@ def make_score(
     """
 
     def concluded(values: np.ndarray, found: Sequence[RewardFailure]) -> np.ndarray:
-        failures.extend(found)
-        for failure in found if log is not None else ():
-            metrics.append_jsonl(log, {"step": step} | failure._asdict())
+        _note(found, failures, log, step)
         _tell(list(rewards), values, found, told)
         return values
 
@@ -112,9 +110,7 @@ def make_facts(
         with timed("reward"):
             own = pool.score(asked, *given, deadline_seconds, groups) if distributed.is_first() else None
             values, found = distributed.gathered(own)[0]
-        failures.extend(found)
-        for failure in found if log is not None else ():
-            metrics.append_jsonl(log, {"step": step} | failure._asdict())
+        _note(found, failures, log, step)
         _tell(list(asked), np.where(values != values, np.nan, 0.0), found, told, "fact")
         return dict(zip(asked, values.T.tolist(), strict=True))
 
@@ -144,27 +140,32 @@ def make_environment(
         reasons = {failure.row: failure.reason for failure in found}
         failed = {row: reasons.get(row, answer) for row, answer in enumerate(answers) if isinstance(answer, str)}
         found = [RewardFailure(name, row, reason) for row, reason in failed.items()]
-        failures.extend(found)
-        for failure in found if log is not None else ():
-            metrics.append_jsonl(log, {"step": step} | failure._asdict())
+        _note(found, failures, log, step)
         values = np.array([[np.nan if row in failed else 0.0] for row in range(len(answers))])
         _tell([name], values, found, told, "environment")
         return [failed.get(row, answer) for row, answer in enumerate(answers)]
 
     def reset(examples: list, seeds: list[int]) -> list[Transition | str]:
         columns = {"example": examples, "seed": seeds}
-        return asked("environment.reset", Resetting(environment), [""] * len(seeds), columns)
+        return asked("environment.reset", resetting(environment), [""] * len(seeds), columns)
 
     def step_of(states: list[bytes], said: list[str]) -> list[Transition | str]:
-        return asked("environment.step", Stepping(environment), said, {"state": states})
+        return asked("environment.step", stepping(environment), said, {"state": states})
 
     def run(addresses: list[str], examples: list) -> list[Transition | str]:
         columns = {"address": addresses, "example": examples}
-        return asked("environment.run", Running(environment), [""] * len(addresses), columns)
+        return asked("environment.run", running(environment), [""] * len(addresses), columns)
 
     if isinstance(environment, Agent):
         return Agents(run)
     return Played(reset, step_of, environment.tools, environment.stop, environment.roles, **settings)
+
+
+def _note(found: Sequence[RewardFailure], failures: list[RewardFailure], log: pathlib.Path | None, step: int) -> None:
+    """Adds failures to those that there are, and to the log where there is one."""
+    failures.extend(found)
+    for failure in found if log is not None else ():
+        metrics.append_jsonl(log, {"step": step} | failure._asdict())
 
 
 def _transition(value: str | float) -> Transition | str:

@@ -1,5 +1,6 @@
 """Grammars as automata over tokens: what they accept is what the pattern matches."""
 
+import itertools
 import json
 import re
 
@@ -31,6 +32,25 @@ def test_exactly_the_matching_texts_are_accepted():
         assert accepts(table, DIGITS, DIGITS.encode(text)) == bool(re.fullmatch(pattern, text)), text
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [r"(12)+", r"(12)*", r"\d+(=\d+)?", r"(1|12|123)=", r"1?2?(31)*", r".", r"1.", r".*", r"[^1]2*", r"(1=){1,3}", r"1|2=1"],
+)
+def test_texts_go_on_from_what_matches_already(pattern):
+    """All texts of up to five characters, a character a token; and those of two, a token each too."""
+    table, letters = token_table(DIGITS, pattern=pattern), "123="
+    for length in range(6):
+        for text in map("".join, itertools.product(letters, repeat=length)):
+            assert accepts(table, DIGITS, DIGITS.encode(text)) == bool(re.fullmatch(pattern, text)), text
+
+
+def test_numbers_of_a_schema_may_have_fractions():
+    tokenizer = load_tokenizer("bytes")
+    table = token_table(tokenizer, schema={"type": "number"})
+    for text, right in (("12", True), ("12.5", True), ("-0.25e+3", True), ("12.", False), ("01", False)):
+        assert accepts(table, tokenizer, tokenizer.encode(text)) == right, text
+
+
 def test_walks_under_a_schema_are_json_of_that_form():
     tokenizer = load_tokenizer("bytes")
     properties = {"sum": {"type": "integer"}, "sign": {"enum": ["+", "-"]}}
@@ -57,6 +77,11 @@ def test_spaces_in_front_of_words_are_part_of_the_text(write, tmp_path):
     ids = whole[len(front) :]
     assert accepts(token_table(tokenizer, pattern="a (cat|dog) and a mat"), tokenizer, ids)
     assert not accepts(token_table(tokenizer, pattern="acatandamat"), tokenizer, ids)
+
+
+def test_a_vocabulary_may_be_without_letters():
+    signs = character_tokenizer("+-=;")
+    assert accepts(token_table(signs, pattern=r"(\+-)+"), signs, signs.encode("+-+-"))
 
 
 def test_impossible_grammars_are_refused():

@@ -14,7 +14,7 @@ from rollouts.test_requests import LIMIT, TOKENIZER, answers, io, sampled
 
 from jaxrl_llm.data import load_tokenizer
 from jaxrl_llm.environments import Environment, Transition
-from jaxrl_llm.environments.base import Resetting, Stepping, read_transition
+from jaxrl_llm.environments.base import read_transition, resetting, stepping
 from jaxrl_llm.networks import DecoderConfig, decoder
 from jaxrl_llm.rewards import NAMED
 from jaxrl_llm.rollouts import Request, fork, grouped
@@ -38,9 +38,9 @@ def played(environment, **settings):
         return found
 
     def step(states, said):
-        return each(lambda said, state: Stepping(environment)(said, state), said, states)
+        return each(lambda said, state: stepping(environment)(completions=said, state=state), said, states)
 
-    reset = functools.partial(each, Resetting(environment))
+    reset = functools.partial(each, resetting(environment))
     return Played(reset, step, environment.tools, environment.stop, environment.roles, **settings)
 
 
@@ -133,8 +133,8 @@ def test_waves_have_few_numbers_of_rows():
     """Whose episodes are over leave; a program is compiled for each number of rows that is asked for."""
     ends = Environment(count_begin, lambda state, text: Transition(state, "+", done=len(text) % 2 == 0))
     asked, source = [], player(played(ends, turn_tokens=3, turns=6))
-    sampled_by = source._sampled
-    source._sampled = lambda requests, uids: asked.append(len(requests)) or sampled_by(requests, uids=uids)
+    sampled_by = source.turn
+    source.turn = lambda requests, uids: asked.append(len(requests)) or sampled_by(requests, uids)
     found = source.sample([Request("1+2=", {"prompt": "1+2="}, 5, samples=11)])
     assert asked[0] == 11 and set(asked[1:]) <= {1, 2, 4, 8, 11} and len(found.records) == 11
 

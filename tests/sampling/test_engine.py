@@ -63,8 +63,8 @@ def test_prompts_may_have_unlike_numbers_of_samples(network, params, ragged):
 
 
 def test_equal_prompts_are_read_once(network, params, monkeypatch):
-    seen, read = [], harvest._read
-    monkeypatch.setattr(harvest, "_read", lambda *arguments: seen.append(arguments[2].shape) or read(*arguments))
+    seen, read = [], harvest.read
+    monkeypatch.setattr(harvest, "read", lambda *arguments: seen.append(arguments[2].shape) or read(*arguments))
     generate(network, params, [[5, 6, 7]] * 6 + [[8, 9]], max_new_tokens=4)
     assert seen == [(2, 16)]
 
