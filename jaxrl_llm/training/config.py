@@ -36,9 +36,8 @@ from jaxrl_llm.training.wrapping import check_wrap
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = (
     "method.options", "method.strategy_options", "sft.options", "preference.options", "task.options", "task.test_options",
-    "rewards.options", "rewards.facts", "environment.options",
-    "critic.options", "critic.head_options", "given", "sft.optimizer.wrap",
-    "preference.optimizer.wrap", "rl.optimizer.wrap",
+    "rewards.options", "rewards.facts", "environment.options", "critic.options", "critic.head_options", "given",
+    "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
 )  # fmt: skip
 
 # Numbers that may be None.
@@ -182,7 +181,7 @@ def check_config(config: ConfigDict) -> None:
 _AT_LEAST_ONE = (
     "sft.batch", "sft.row_tokens", "preference.batch", "preference.row_tokens", "rl.prompts", "rl.epochs", "rl.minibatches",
     "rl.max_new_tokens", "task.max_prompt_tokens", "evaluation.prompts", "evaluation.batch", "evaluation.samples",
-    "environment.turns",    "checkpoint.every", "checkpoint.keep", "rewards.workers",
+    "environment.turns", "checkpoint.every", "checkpoint.keep", "rewards.workers",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "sft.steps", "sft.examples", "sft.micro_batches", "preference.steps", "preference.micro_batches", "rl.steps",
