@@ -95,7 +95,12 @@ class Scheduler:
             free = len(self._engine.busy) - int(self._engine.busy.sum())
             fresh = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
         fresh = [ticket for ticket in fresh if not ticket.gone]
-        self._running |= dict(zip(admit(self._engine, [ticket.asked for ticket in fresh]), fresh, strict=True))
+        try:
+            self._running |= dict(zip(admit(self._engine, [ticket.asked for ticket in fresh]), fresh, strict=True))
+        except Exception:
+            with self._news:  # whoever is told of the failure finds them there
+                self._waiting.extendleft(reversed(fresh))
+            raise
         for drawn in advance(self._engine, _COLUMNS):
             self._drawn(drawn)
 

@@ -12,6 +12,7 @@ from jaxrl_llm import environments, rewards
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.dialogues import encode_answer
 from jaxrl_llm.environments import Agent, Environment
+from jaxrl_llm.training import sections
 from jaxrl_llm.training.config import REWARD_MODEL
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.sections import short_name
@@ -89,10 +90,28 @@ def build_environment(config: ConfigDict, tokenizer: Tokenizer) -> Environment |
         raise ValueError(
             f"config.environment.name is {name!r}, which gives {type(found).__name__}; give an Environment or an Agent"
         )
-    if isinstance(found, Agent) and (jax.process_count() > 1 or config.rl.in_flight):
-        mend = "set config.rl.in_flight to 0" if config.rl.in_flight else "train it on one host"
-        raise ValueError(f"config.environment.name is {name!r}: one process serves agents, by parameters that stay; {mend}")
+    _check_players(config, found)
     return found
+
+
+def _check_players(config: ConfigDict, found: Environment | Agent) -> None:
+    """Raises ValueError: settings that would change nothing, or what nobody serves."""
+    place, chosen = "config.environment", config.environment
+    if isinstance(found, Environment):
+        if len(chosen.by) > found.roles:
+            raise ValueError(
+                f"{place}.by has {len(chosen.by)} names, and {chosen.name!r} has {found.roles} roles; name as many"
+            )
+        return
+    usual = sections.environment()
+    inert = [name for name in ("by", "turns", "turn_tokens") if chosen[name] != usual[name]]
+    if inert:
+        raise ValueError(
+            f"{place}.{inert[0]} would change nothing: {chosen.name!r} is an agent and decides it; leave it out"
+        )
+    if jax.process_count() > 1 or config.rl.in_flight:
+        mend = "set config.rl.in_flight to 0" if config.rl.in_flight else "train it on one host"
+        raise ValueError(f"{place}.name is {chosen.name!r}: one process serves agents, by parameters that stay; {mend}")
 
 
 def environment_settings(config: ConfigDict) -> dict:

@@ -181,6 +181,15 @@ def test_many_at_once_and_those_that_leave(address, served, policy):
     assert jax.device_count() and len(threading.enumerate()) < 80
 
 
+def test_an_engine_that_fails_is_told_of_and_goes_on(address, served, monkeypatch):
+    good = {"model": "tiny", "messages": HELLO, "max_tokens": 2}
+    monkeypatch.setattr("jaxrl_llm.serving.scheduler.admit", lambda *_: 1 / 0)
+    status, told = ask(address, good)
+    assert status == 503 and "ZeroDivisionError" in told["error"]["message"]
+    monkeypatch.undo()
+    assert ask(address, good)[0] == 200 and idle(served)
+
+
 def test_a_server_that_ends_tells_who_waits(policy):
     network, tokenizer = policy
     engine = standing(

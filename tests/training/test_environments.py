@@ -51,10 +51,17 @@ def test_environments_that_cannot_be_are_refused_by_name():
         check_config(config)
 
 
-def test_agents_are_not_served_by_parameters_that_change(tmp_path):
+def test_what_nobody_serves_or_would_change_nothing_is_refused(tmp_path):
     config = playing("asker")
+    with pytest.raises(ValueError, match="environment.turn_tokens would change nothing"):
+        loop.train(config, tmp_path)
+    config.environment.turn_tokens = 0
     config.rl.update(staleness=1, in_flight=4)
-    with pytest.raises(ValueError, match="set config.rl.in_flight to 0"):
+    with pytest.raises(ValueError, match=r"set config\.rl\.in_flight to 0"):
+        loop.train(config, tmp_path)
+    config = playing("twice")
+    config.environment.by = ("policy", "reference")
+    with pytest.raises(ValueError, match="2 names, and .* has 1 roles"):
         loop.train(config, tmp_path)
 
 
@@ -62,6 +69,7 @@ def test_agents_are_not_served_by_parameters_that_change(tmp_path):
 def test_agents_are_served_and_learned_from(tmp_path):
     write_tiny_chat_model(tmp_path / "model")
     config = playing("asker")
+    config.environment.turn_tokens = 0
     config.tokenizer, config.network.directory = "", str(tmp_path / "model")
     rows = [{"prompt": "?", "question": text} for text in ("How many rolls are left?", "How much juice is there?")]
     path = tmp_path / "rows.jsonl"
