@@ -106,9 +106,7 @@ def _check_players(config: ConfigDict, found: Environment | Agent) -> None:
     usual = sections.environment()
     inert = [name for name in ("by", "turns", "turn_tokens") if chosen[name] != usual[name]]
     if inert:
-        raise ValueError(
-            f"{place}.{inert[0]} would change nothing: {chosen.name!r} is an agent and decides it; leave it out"
-        )
+        raise ValueError(f"{place}.{inert[0]} would change nothing: {chosen.name!r} is an agent and decides it; leave it out")
     if jax.process_count() > 1 or config.rl.in_flight:
         mend = "set config.rl.in_flight to 0" if config.rl.in_flight else "train it on one host"
         raise ValueError(f"{place}.name is {chosen.name!r}: one process serves agents, by parameters that stay; {mend}")
