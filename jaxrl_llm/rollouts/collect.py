@@ -40,6 +40,10 @@ class Collection:
             self.prompt_length[rows],
         )
 
+    def written_by(self, names: Sequence[str]) -> np.ndarray:
+        """Numbers of the rows that one of `names` wrote."""
+        return np.flatnonzero([record.get("by", POLICY) in names for record in self.records])
+
 
 def joined(parts: Sequence[Collection]) -> Collection:
     """All rows of `parts`, which have equal widths; groups of different parts stay apart."""
@@ -296,7 +300,7 @@ def _record(tokenizer: Tokenizer, request: Request, tokens: np.ndarray, start: i
         "rewards": None,
         "length": int(end - start),
         "finish_reason": finish_name(reason),
-    }
+    } | ({} if request.by == POLICY else {"by": request.by})
 
 
 def rewarded_collection(collection: Collection, score: Score, weights: Sequence[float] = ()) -> Collection:

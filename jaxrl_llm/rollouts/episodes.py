@@ -35,7 +35,8 @@ class Played(NamedTuple):
     tools: tuple = ()  # as in `Environment`
     stop: tuple[str, ...] = ()  # as in `Environment`
     roles: int = 1  # as in `Environment`
-    by: tuple[str, ...] = ()  # who plays each role, "" for whom the request asks; rows of others are left out in the end
+    by: tuple[str, ...] = ()  # who plays each role, "" for whom the request asks
+    learners: tuple[str, ...] = (POLICY,)  # of these; rows of others are left out in the end
     turns: int = 8  # most turns of an episode, those of all roles together
     turn_tokens: int = 0  # most tokens of a turn; 0 for as many as there is room for
 
@@ -292,7 +293,7 @@ def _appended(whole: Prefix, added: Sequence[int], turn: int) -> Prefix:
 
 def _collected(episodes: list[_Episode], environment: Played, waves: list[Collection], tokenizer: Tokenizer) -> Collection:
     played = [(episode, episode.rows[role]) for episode in episodes for role in sorted(episode.rows)]
-    others = [role for role, by in enumerate(environment.by) if by and by != POLICY]
+    others = [role for role, by in enumerate(environment.by) if by and by not in environment.learners]
     kept = [(episode, row) for episode, row in played if row.role not in others] or played
     groups = [episode.asked.group * environment.roles + row.role for episode, row in kept]
     found = arranged(waves, [row.place for _, row in kept], groups)

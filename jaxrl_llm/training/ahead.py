@@ -131,7 +131,8 @@ def looking_ahead(kept: Sequence[Sampled], end: int, *, overlap: bool) -> Iterat
 
 def snapshot(state: Any, *, copied: bool) -> Any:
     """The state as sampling may see it; a copy where an update will be given the buffers of the state meanwhile."""
-    state = state.replace(opt_state=())
+    others = {name: own.replace(opt_state=()) for name, own in state.modules.items()}
+    state = state.replace(opt_state=(), modules=others)
     return jax.tree.map(lambda leaf: leaf.copy(), state) if copied else state
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from jaxrl_llm import data, distributed, environments, methods, networks, reading, rewards
@@ -200,6 +201,17 @@ def _given_network(config: ConfigDict, given: networks.Network, mesh: jax.shardi
         params |= own_copy(given).params
     params = network.params if params is None else params
     return network.with_params(params if mesh is None else distributed.shard_params(params, network, mesh))
+
+
+def with_new_parts(network: networks.Network, params: Any, whole: Any, seed: int) -> Any:
+    """`params`, and those parameters of the network that `whole` lacks, such as a value head's, initialised by the seed."""
+    known = flatten_dict(whole)
+
+    @jax.jit  # which makes no others
+    def made(key):
+        return {path: leaf for path, leaf in flatten_dict(network.init(key)).items() if path not in known}
+
+    return unflatten_dict(flatten_dict(params) | made(jax.random.key(seed)))
 
 
 def network_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network:

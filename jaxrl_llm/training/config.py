@@ -31,12 +31,13 @@ from jaxrl_llm.training.methods_of import (
     supervised_method,
 )
 from jaxrl_llm.training.metrics import DEFINITIONS, defined
+from jaxrl_llm.training.modules import check_modules
 from jaxrl_llm.training.wrapping import check_wrap
 
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = (
     "method.options", "method.strategy_options", "sft.options", "preference.options", "task.options", "task.test_options",
-    "rewards.options", "rewards.facts", "environment.options", "critic.options", "critic.head_options", "given",
+    "rewards.options", "rewards.facts", "modules", "environment.options", "critic.options", "critic.head_options", "given",
     "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
 )  # fmt: skip
 
@@ -71,6 +72,8 @@ def default_config() -> ConfigDict:
             "teacher": {"directory": ""},
             "rewards": sections.rewards(),
             "environment": sections.environment(),
+            # Networks that learn beside the policy, by name: {"opponent": {"method": "dr_grpo"}}; see `sections.module`.
+            "modules": {},
             "evaluation": sections.evaluation(),
             "checkpoint": {"every": 50, "keep": 2, "best_metric": ""},
             "log": {"completions_every": 1, "tensorboard": True, "live": True, "compilation_cache": True},
@@ -157,6 +160,7 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError("config.rewards.names is empty; name at least one reward")
     _check_methods(config)
     check_combination(config)
+    check_modules(config)
     _check_preference(config)
     if config.evaluation.temperature == 0 and config.evaluation.samples > 1:
         raise ValueError(
@@ -209,7 +213,8 @@ def _check_sections(config: ConfigDict) -> None:
 def _check_names(config: ConfigDict) -> None:
     """What is chosen by its name is there, and once."""
     best = config.checkpoint.best_metric
-    if best and not defined(best):
+    module, _, of_module = best.partition("/")
+    if best and not defined(of_module if module in config.modules else best):
         near = difflib.get_close_matches(best, DEFINITIONS, 3, 0.4)
         raise ValueError(f"config.checkpoint.best_metric is {best!r}, which nothing measures; did you mean one of {near}?")
     names = list(config.rewards.names)

@@ -195,7 +195,7 @@ def _enter(
         measured = phase.make_evaluation(None)(params, progress.step)
     accuracy = _known(measured, phase.measure)
     progress = dataclasses.replace(progress.entered(phase.name), accuracy_before=accuracy, accuracy=accuracy)
-    if phase.method.needs_reference:
+    if phase.needs_reference:
         checkpoint.save_params(_reference_folder(run, phase), params)
     state = phase.initial_state(params)
     _save(run, files, state, progress, measured)
@@ -214,7 +214,7 @@ def _reference_folder(run: Run, phase: Phase) -> Folder:
 
 
 def _reference(run: Run, phase: Phase) -> Params:
-    if not phase.method.needs_reference:
+    if not phase.needs_reference:
         return None
     return checkpoint.load_params(_reference_folder(run, phase), run.network.params)
 
@@ -241,7 +241,7 @@ def _run_phase(
             last = progress.phase_step == phase.steps
             if last or _due(run.config.evaluation.every, progress):
                 began = time.monotonic()
-                measured |= evaluate(phase.params(state), progress.step)
+                measured |= evaluate(phase.params(state), progress.step, state)
                 timing["evaluate"] = time.monotonic() - began
                 progress = dataclasses.replace(progress, accuracy=_known(measured, phase.measure))
             _log(run, files, progress, measured, records, timing)

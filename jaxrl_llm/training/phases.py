@@ -19,7 +19,7 @@ from jaxrl_llm.training.state import PREFERENCE, REINFORCEMENT, SUPERVISED, Trai
 
 Params = Any
 Step = Callable[..., tuple[TrainState, Any, dict[str, float], list[dict[str, Any]]]]
-Evaluate = Callable[[Params, int], dict[str, float]]
+Evaluate = Callable[..., dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,11 @@ class Phase:
     # parameters of the reference policy, or None, and what samples ahead -> `step(state, cursor, number)`, which gives the next
     # state, the next cursor, metrics and records of completions
     make_step: Callable[[Params, Ahead], Step]
-    # parameters of the reference policy, or None, -> `evaluate(params, number)`, which gives measures
+    # parameters of the reference policy, or None, -> `evaluate(params, number, state=None)`, which gives measures; without the
+    # state of the phase, as before it, everybody has these parameters
     make_evaluation: Callable[[Params], Evaluate]
     measure: str  # the one of them that says how good the parameters are
+    needs_reference: bool = False  # whether anybody needs the parameters of the beginning
 
 
 def all_phases(run: Run) -> dict[str, Phase]:
@@ -51,8 +53,9 @@ def all_phases(run: Run) -> dict[str, Phase]:
         make_step=lambda reference, ahead: (
             make_evolution_step(run) if run.method.evolution else reinforcement.make_reinforcement_step(run, reference, ahead)
         ),
-        make_evaluation=lambda reference: functools.partial(evaluate_samples, run),
+        make_evaluation=lambda reference: functools.partial(evaluate_samples, run, reference),
         measure="evaluation/accuracy",
+        needs_reference=reinforcement.needs_reference(run),
     )
     by_pairs = Phase(
         name=PREFERENCE,
@@ -63,6 +66,7 @@ def all_phases(run: Run) -> dict[str, Phase]:
         make_step=lambda reference, _: preference.make_preference_step(run, reference),
         make_evaluation=functools.partial(preference.make_pair_evaluation, run),
         measure=f"evaluation/{preference.held_out_measures(run)[0]}",
+        needs_reference=run.preference_method.needs_reference,
     )
     after = by_pairs if by_pairs.steps else by_reward if by_reward.steps or samples_are_scored(config) else None
     by_imitation = Phase(
@@ -90,7 +94,7 @@ def _evaluation_of_imitation(run: Run, after: Phase | None, reference: Params) -
     parts = [after.make_evaluation(reference)] if after else []
     if alone and (after is None or supervised.can_be_learned(run.test_source)):
         parts.append(supervised.make_loss_evaluation(run))
-    return lambda params, number: {name: value for part in parts for name, value in part(params, number).items()}
+    return lambda params, number, _=None: {name: value for part in parts for name, value in part(params, number).items()}
 
 
 def following(phases: dict[str, Phase], name: str | None) -> Phase | None:
@@ -104,10 +108,16 @@ def _all_params(state: TrainState) -> Params:
     return state.params
 
 
-def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
-    """Measures of what a policy answers to held-out prompts."""
+def evaluate_samples(
+    run: Run, reference: Params, params: Params, number: int, state: TrainState | None = None
+) -> dict[str, float]:
+    """Measures of what a policy answers to held-out prompts, in the company of those that the state has."""
     failures: list[rewards.RewardFailure] = []
-    io = run.evaluation_io(params, number, failures)
+    if state is None:
+        policies = reinforcement.policies_at_first(run, params)
+    else:
+        policies = reinforcement.policies_of(run, state, reference)
+    io = run.evaluation_io(params, number, failures, policies=policies)
     reward = run.rewards[run.config.evaluation.reward or run.config.rewards.names[0]]
     told = counter(f"evaluating held-out prompts at step {number}", enabled=run.config.log.live)
     network = run.network.with_params(run.whole(params))

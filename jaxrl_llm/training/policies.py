@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from jaxrl_llm.networks import Network
 from jaxrl_llm.networks.config import DTYPES
 from jaxrl_llm.networks.config_checks import check_tokens
 from jaxrl_llm.training import build, checkpoint, combining, metrics
-from jaxrl_llm.training.config import preference_method, read_config
+from jaxrl_llm.training.config import preference_method, read_config, reinforcement_method
+from jaxrl_llm.training.modules import learns_from_pairs, module_config, settings_of
 
 # Files of a tokenizer that travel with converted parameters.
 TOKENIZER_FILES = (
@@ -35,8 +37,8 @@ def load_policy(
     """Network with parameters, and tokenizer, from one of three kinds of folder.
 
     Args:
-      directory: the workdir of a run (its latest checkpoint), a Hugging Face checkpoint directory, or what
-        `convert_to_orbax` wrote.
+      directory: the workdir of a run (its latest checkpoint), of what it trained beside its policy WORKDIR/modules/NAME, a
+        Hugging Face checkpoint directory, or what `convert_to_orbax` wrote.
       dtype: of Hugging Face parameters.
       mesh: on which the parameters are laid out while they are read; None for one device.
 
@@ -62,7 +64,8 @@ def folder_kind(directory: str | pathlib.Path) -> str:
     Raises ValueError: none of these; the message says what each would hold.
     """
     directory = reading.local(directory)
-    if (directory / "checkpoints").is_dir() and (directory / "config.json").is_file():
+    run, _ = run_and_module(directory)
+    if (run / "checkpoints").is_dir() and (run / "config.json").is_file():
         return "run"
     if (directory / "network.json").is_file():
         return "orbax"
@@ -74,15 +77,41 @@ def folder_kind(directory: str | pathlib.Path) -> str:
     )
 
 
-def run_config(directory: str | pathlib.Path) -> ConfigDict:
-    """The configuration of the run in a folder; keys that it did not know have their defaults.
+def run_and_module(directory: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """The folder of the run, and the name of the module where `RUN/modules/NAME` is meant, else ""."""
+    inside = directory.parent.name == "modules" and not directory.exists()
+    return (directory.parent.parent, directory.name) if inside else (directory, "")
 
-    Raises ValueError: it has keys or values that this version does not know.
+
+def run_config(directory: str | pathlib.Path) -> ConfigDict:
+    """The configuration of the run in a folder, of a module of it as its own; keys that it did not know have their defaults.
+
+    Raises ValueError: it has keys or values that this version does not know, or no module of that name.
     """
-    return read_config(pathlib.Path(directory) / "config.json")
+    run, module = run_and_module(pathlib.Path(directory))
+    config = read_config(run / "config.json")
+    if module:
+        require(module in config.modules, f"the module of {directory}", module, f"one of {sorted(config.modules)}")
+    return module_config(config, module) if module else config
+
+
+def _load_module(run: pathlib.Path, name: str, mesh: jax.sharding.Mesh | None) -> tuple[networks.Network, Tokenizer]:
+    config = run_config(run)
+    tokenizer = build.build_tokenizer(config)
+    made = build_module(config, name, build.network_structure(config, tokenizer), None, tokenizer, mesh)
+    network, frozen = made["network"].without_params(), made["frozen"]
+    like, abstract = build.trained_and_frozen(made["config"], distributed.abstract_params(network, mesh))
+    params = checkpoint.restore_params(run / "checkpoints", like, path=("modules", name, "params"))
+    if abstract is not None and frozen is None:  # those of the policy
+        _, frozen = build.trained_and_frozen(config, build.build_network(config, tokenizer, mesh).params)
+    return network.with_params(params if frozen is None else networks.join_params(params, frozen)), tokenizer
 
 
 def _load_run(directory: pathlib.Path, mesh: jax.sharding.Mesh | None) -> tuple[networks.Network, Tokenizer]:
+    run, module = run_and_module(directory)
+    if module:
+        run_config(directory)  # which knows whether there is such a module
+        return _load_module(run, module, mesh)
     config = run_config(directory)
     tokenizer = build.build_tokenizer(config)
     several = combining.depth(config) > 0
@@ -264,6 +293,46 @@ def tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
     return [file for file in map(functools.partial(pathlib.Path, folder), TOKENIZER_FILES) if file.is_file()] + named_templates
 
 
+def build_module(
+    config: ConfigDict, name: str, policy: Network, frozen, tokenizer: Tokenizer, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """The fields of a `Run` in which a module differs from the run: `config`, `network`, `frozen` and its method.
+
+    Args:
+      config: of the run.
+      name: of the module.
+      policy: of the run; without a folder the module has its structure, no parameters yet, and shares the frozen ones.
+      frozen: those of the policy.
+      tokenizer: of the run.
+      mesh: of the run.
+
+    Raises ValueError: there is no policy in the folder, or its vocabulary is another one.
+    """
+    own, directory = module_config(config, name), settings_of(config, name)["directory"]
+    pairs = learns_from_pairs(config, name)
+    method = preference_method(own) if pairs else reinforcement_method(own)
+    found = {"config": own, "preference_method" if pairs else "method": method, "modules": {}}
+    network = policy.without_params()
+    if directory:
+        network, _ = load_policy(directory, dtype=config.network.param_dtype, mesh=mesh)
+        _check_vocabulary(f"config.modules.{name}.directory", directory, network, policy)
+    if method.needs_value_head and network.value is None:
+        params, network = network.params, networks.decoder(dataclasses.replace(network.config, value_head=1))
+        network = network.with_params(None if params is None else build.with_new_parts(network, params, params, config.seed))
+    if directory:
+        trained, frozen = build.trained_and_frozen(own, network.params)
+        network = network.with_params(trained)
+    return found | {"network": network, "frozen": frozen}
+
+
+def _check_vocabulary(place: str, directory: str, network: Network, policy: Network) -> None:
+    sizes = network.config.vocab_size, policy.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{place} is {directory}, which has {sizes[0]} tokens, the policy {sizes[1]}; give one of its vocabulary"
+        )
+
+
 def build_teacher(config: ConfigDict, student: Network, mesh: jax.sharding.Mesh | None = None) -> Network | None:
     """The network in `config.teacher.directory`, with its parameters, laid out on the mesh; None where that is empty.
 
@@ -273,9 +342,5 @@ def build_teacher(config: ConfigDict, student: Network, mesh: jax.sharding.Mesh 
     if not directory:
         return None
     teacher, _ = load_policy(directory, dtype=config.network.param_dtype, mesh=mesh)
-    sizes = teacher.config.vocab_size, student.config.vocab_size
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"the teacher in {directory} has {sizes[0]} tokens, the student {sizes[1]}; give one of its vocabulary"
-        )
+    _check_vocabulary("config.teacher.directory", directory, teacher, student)
     return teacher

@@ -52,6 +52,21 @@ def make_preference_step(run: Run, reference=None) -> Callable:
     Args:
       reference: parameters of the reference policy, or None where the method needs none.
     """
+    learn = make_pair_learner(run, reference)
+
+    def step(state: TrainState, cursor: Cursor, number: int):
+        pairs, numbers, cursor = run.draw(cursor, run.config.preference.batch)
+        state, metrics = learn(state, pairs, numbers, number)
+        return state, cursor, metrics, []
+
+    return step
+
+
+def make_pair_learner(run: Run, reference=None) -> Callable:
+    """Builds `learn(state, pairs, numbers, number) -> (state, metrics)`: what a step teaches; arguments as in the step's.
+
+    `numbers` are those of the pairs' prompts.
+    """
     settings, method = run.config.preference, run.preference_method
     rows_of, estimate = _make_rows(run, reference), make_estimate(method)
     average = moving_reference(method, settings.reference)
@@ -60,8 +75,7 @@ def make_preference_step(run: Run, reference=None) -> Callable:
     pure = make_update(None, method.objective, optimizer, scorer=make_pair_scorer(run))
     update = learning.make_phase_update(run, PREFERENCE, method, pure)
 
-    def step(state: TrainState, cursor: Cursor, number: int):
-        pairs, numbers, cursor = run.draw(cursor, settings.batch)
+    def learn(state: TrainState, pairs: Sequence[dict[str, Any]], numbers: Sequence[int], number: int):
         rollouts = rows_of(state, pairs, numbers, number)
 
         def updates(state: TrainState, rollouts: Rollouts):
@@ -72,9 +86,9 @@ def make_preference_step(run: Run, reference=None) -> Callable:
         if follow is not None:
             moved = {"reference": follow(state.params, state.method_state["reference"])[1]}
             state = state.replace(method_state=state.method_state | moved)
-        return state, cursor, metrics | pair_counts(pairs, rollouts), []
+        return state, metrics | pair_counts(pairs, rollouts)
 
-    return step
+    return learn
 
 
 def make_pair_scorer(run: Run) -> Scorer:
@@ -148,7 +162,7 @@ def make_pair_evaluation(run: Run, reference=None) -> Callable[[Any, int], dict[
     def placed(params, piece: Batch) -> Scores:
         return score(params, run.place(piece))
 
-    def evaluate(params, number: int) -> dict[str, float]:
+    def evaluate(params, number: int, _=None) -> dict[str, float]:
         count = min(run.config.evaluation.prompts, len(run.test_source))
         totals = dict.fromkeys((*held_out_measures(run), "loss"), 0.0)
         for start in range(0, count, settings.batch):

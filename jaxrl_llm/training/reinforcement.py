@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxrl_llm import distributed
 from jaxrl_llm.data import Cursor
@@ -22,12 +21,13 @@ from jaxrl_llm.optimizers import Average, polyak
 from jaxrl_llm.rewards import answer_of, final_answer
 from jaxrl_llm.rollouts import Collection, Io, informative_groups, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
-from jaxrl_llm.training import annotate, critics, learning
+from jaxrl_llm.training import annotate, critics, learning, preference
 from jaxrl_llm.training.ahead import Ahead, Sampled, snapshot
 from jaxrl_llm.training.annotate import Annotator, scoring_passes
-from jaxrl_llm.training.build import build_optimizer
+from jaxrl_llm.training.build import build_optimizer, with_new_parts
 from jaxrl_llm.training.combining import depth
 from jaxrl_llm.training.fitting import make_fitted
+from jaxrl_llm.training.modules import made_pairs, settings_of
 from jaxrl_llm.training.method_state import (
     coefficients, initial_method_state, make_estimate, moving_reference, reference_params, with_strategy_state,
 )  # fmt: skip
@@ -46,7 +46,8 @@ def separate_critic(run: Run) -> bool:
 
 
 def initial_state(run: Run, params) -> TrainState:
-    """State before the first RL update; a critic of its own begins as a copy of the policy with a value head of zeros."""
+    """State before the first RL update, of the modules too; a critic of its own begins as a copy with a value head of zeros."""
+    modules = {name: _module_state(module, params, run) for name, module in run.modules.items()}
     params = {"policy": params, "critic": critic_params(run, params)} if separate_critic(run) else params
     method_state = initial_method_state(run.method)
     average = moving_reference(run.method, run.config.rl.reference)
@@ -54,7 +55,33 @@ def initial_state(run: Run, params) -> TrainState:
         method_state |= {"reference": average.init(params["policy"] if separate_critic(run) else params)}
     if (follows := moving_critic(run)) is not None:
         method_state |= {"target": follows.init(params["critic"] if separate_critic(run) else params)}
-    return TrainState.create(params, optimizer(run, params), method_state=method_state, key=jax.random.key(run.config.seed))
+    key = jax.random.key(run.config.seed)
+    return TrainState.create(params, optimizer(run, params), method_state=method_state, key=key, modules=modules)
+
+
+def _module_state(module: Run, params, run: Run) -> TrainState:
+    """State of a module before its first update; without parameters of its own it begins as a copy of the policy's `params`."""
+    own = module.network.params
+    if own is None:
+        copied = jax.tree.map(lambda leaf: leaf.copy(), params)
+        own = with_new_parts(module.network, copied, run.whole(params), run.config.seed)
+    return preference.initial_state(module, own) if of_pairs(module) else initial_state(module, own)
+
+
+def of_pairs(module: Run) -> bool:
+    """Whether the module learns from pairs."""
+    return module.config.preference.steps > 0
+
+
+def module_method(module: Run) -> Method:
+    """What the module is trained by."""
+    return module.preference_method if of_pairs(module) else module.method
+
+
+def needs_reference(run: Run) -> bool:
+    """Whether anybody needs the parameters with which the policy begins the phase."""
+    own = [module_method(module) for module in run.modules.values() if module.network.params is None]
+    return any(method.needs_reference for method in (run.method, *own))
 
 
 def with_answers(method: Method, collection: Collection, answer: Callable[[str], Hashable | None] = final_answer) -> Rollouts:
@@ -94,10 +121,9 @@ def moving_critic(run: Run) -> Average | None:
 
 def critic_params(run: Run, params):
     """A copy of the policy's parameters, with the parameters of the value head that they lack."""
-    made, known = flatten_dict(critic_network(run).init(jax.random.key(run.config.seed))), flatten_dict(run.whole(params))
     # The policy's buffers are donated to updates: the critic needs its own.
-    own = flatten_dict(jax.tree.map(lambda leaf: leaf.copy(), params))
-    return unflatten_dict(own | {path: leaf for path, leaf in made.items() if path not in known})
+    own = jax.tree.map(lambda leaf: leaf.copy(), params)
+    return with_new_parts(critic_network(run), own, run.whole(params), run.config.seed)
 
 
 def optimizer(run: Run, params=None) -> optax.GradientTransformation:
@@ -135,20 +161,16 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
     """Builds `step(state, cursor, number) -> (state, cursor, metrics, records)`.
 
     Args:
-      reference: parameters of the reference policy, or None where the method needs none.
+      reference: parameters of the reference policy, or None where nobody needs one.
       ahead: the samples of the coming steps; None where none is made before its turn.
     """
     ahead = Ahead() if ahead is None else ahead
     rl, method = run.config.rl, run.method
-    annotated = make_annotate(run, reference)
-    annotators, parts = policy_annotators(run, reference), rl.micro_batches
-    statistics = annotate.make_statistics(run, method.name, annotators, width=rl.row_tokens, parts=parts)
-    follow = {"reference": (moving_reference(method, rl.reference), policy_params)}
-    follow |= {"target": (moving_critic(run), critic_part)}
-    follow = {name: (jax.jit(average.update), part) for name, (average, part) in follow.items() if average is not None}
-    answer = answer_of(run.rewards[run.config.rewards.names[0]])
-    estimate = make_estimate(method)
-    update = make_fitted(run, compiled_update(run), rl.micro_batches)
+    statistics = annotate.make_statistics(
+        run, method.name, policy_annotators(run, reference), width=rl.row_tokens, parts=rl.micro_batches
+    )
+    learn = make_learner(run, reference)
+    learners = {name: make_module_learner(run, name, reference) for name in run.modules}
 
     def answering(state: TrainState, version: int) -> Callable[[int], dict[str, Any]]:
         """Attributes of an `Io` of samples of a step, by its number, under the parameters that `version` steps have changed."""
@@ -198,26 +220,97 @@ def make_reinforcement_step(run: Run, reference, ahead: Ahead | None = None) -> 
         with timed("sample"):
             collection, metrics, cursor, remembered, failures = ahead.take()
         state = state.replace(method_state=with_strategy_state(method, state.method_state, remembered))
+        state, metrics = learn(state, collection, metrics | {"reward_timeouts": timeouts(failures)}, number, ahead.go_on)
+        for name, learner in learners.items():
+            own, found = learner(state.modules[name], collection, number)
+            state = state.replace(modules=state.modules | {name: own})
+            metrics |= {f"{name}/{measure}": value for measure, value in found.items()}
+        if ahead.waits:
+            latest = answering(snapshot(state, copied=True), number + 1)
+            ahead.renew(latest)
+        return state, cursor, metrics, collection.records
+
+    return step
+
+
+def make_learner(run: Run, reference) -> Callable:
+    """Builds `learn(state, collection, metrics, number, meanwhile=tuple) -> (state, metrics)`: what a step teaches.
+
+    Rows that a module of the run wrote are left out. `metrics` are those of sampling, and are among those that it gives;
+    devices are at work `meanwhile`.
+
+    Args:
+      run: of the policy, or of a module.
+      reference: parameters of its reference policy, or None where its method needs none.
+    """
+    rl, method = run.config.rl, run.method
+    annotated, estimate = make_annotate(run, reference), make_estimate(method)
+    follow = {"reference": (moving_reference(method, rl.reference), policy_params)}
+    follow |= {"target": (moving_critic(run), critic_part)}
+    follow = {name: (jax.jit(average.update), part) for name, (average, part) in follow.items() if average is not None}
+    answer = answer_of(run.rewards[run.config.rewards.names[0]])
+    update = make_fitted(run, compiled_update(run), rl.micro_batches)
+
+    def learn(state: TrainState, collection: Collection, metrics: dict, number: int, meanwhile: Callable[[], Any] = tuple):
+        others = collection.written_by(tuple(run.modules)) if run.modules else ()
+        if len(others):
+            collection = collection.take(np.setdiff1d(np.arange(len(collection.records)), others))
+        modules, state = state.modules, state.replace(modules={})
         rollouts = annotated(state, with_answers(method, collection, answer), number)
-        metrics = metrics | rollout_metrics(run, rollouts, collection.records) | {"reward_timeouts": timeouts(failures)}
+        metrics = metrics | rollout_metrics(run, rollouts, collection.records)
         if rl.staleness:
             ages = number - rollouts.version[rollouts.mask > 0]
             metrics["staleness"] = float(ages.mean()) if ages.size else 0.0
 
         def updates(state: TrainState, rollouts: Rollouts):
-            state, found = _updates(run, update, state, rollouts, number, ahead.go_on)
+            state, found = _updates(run, update, state, rollouts, number, meanwhile)
             return state, found | metrics
 
         key = jax.random.fold_in(state.key, number)
         state, _, found = learning.learned(method, estimate, state, rollouts, key, updates)
         moved = {name: move(part(run, state), state.method_state[name])[1] for name, (move, part) in follow.items()}
-        state = state.replace(method_state=state.method_state | moved)
-        if ahead.waits:
-            latest = answering(snapshot(state, copied=True), number + 1)
-            ahead.renew(latest)
-        return state, cursor, found, collection.records
+        return state.replace(method_state=state.method_state | moved, modules=modules), found
 
-    return step
+    return learn
+
+
+def make_module_learner(run: Run, name: str, reference) -> Callable:
+    """Builds `learn(state, collection, number) -> (state, metrics)`: what a step of the run teaches one of its modules.
+
+    It learns from the rows that it wrote, or from pairs of all; without any, and in steps that are not its own, from nothing.
+
+    Args:
+      run: of the policy.
+      name: of the module.
+      reference: parameters with which the policy began the phase, or None where nobody needs them.
+    """
+    module, chosen = run.modules[name], settings_of(run.config, name)
+    earlier = run.config.sft.steps + run.config.preference.steps
+    begin = module.network.params if chosen["directory"] else reference
+    # A copy: the first update is given the buffers of those that there are.
+    begin = jax.tree.map(jax.numpy.copy, begin) if module_method(module).needs_reference else None
+    if of_pairs(module):
+        learn_pairs = preference.make_pair_learner(module, begin)
+        component, success = list(run.config.rewards.names).index(chosen["reward"]), run.config.evaluation.success
+    else:
+        learn_rows = make_learner(module, begin)
+
+    def learn(state: TrainState, collection: Collection, number: int) -> tuple[TrainState, dict[str, float]]:
+        since = number - earlier - chosen["first"]
+        if since < 0 or since % chosen["every"]:
+            return state, {}
+        if of_pairs(module):
+            groups = np.asarray(collection.rollouts.group).tolist()
+            pairs, numbers = made_pairs(collection.records, groups, component, success, run.source)
+            return learn_pairs(state, pairs, numbers, number) if pairs else (state, {})
+        rows = collection.written_by((name,))
+        if not len(rows):
+            return state, {}
+        own = collection.take(rows)
+        source = np.zeros_like(own.rollouts.source)
+        return learn_rows(state, dataclasses.replace(own, rollouts=own.rollouts.replace(source=source)), {}, number)
+
+    return learn
 
 
 def compiled_update(run: Run):
@@ -244,7 +337,27 @@ def policies_of(run: Run, state: TrainState, reference) -> dict[str, Callable]:
     policies = run.policies(policy_params(run, state))
     if run.method.needs_reference:
         policies["reference"] = run.sampled_by(run.network, lambda: run.whole(reference_params(state, reference)))
-    return policies
+    return policies | {name: module.sampled_by(module.network, part(state)) for name, module, part in _module_parts(run)}
+
+
+def policies_at_first(run: Run, params) -> dict[str, Callable]:
+    """The same before the phase: everybody is the policy with `params`, but for modules with folders of their own."""
+    found = run.policies(params)
+    found |= {"reference": found["policy"]} if run.method.needs_reference else {}
+    begun = {name: (own, own.network.params) for name, own in run.modules.items() if not of_pairs(own)}
+    return found | {
+        name: found["policy"] if first is None else own.sampled_by(own.network, lambda own=own, first=first: own.whole(first))
+        for name, (own, first) in begun.items()
+    }
+
+
+def _module_parts(run: Run) -> list[tuple[str, Run, Callable]]:
+    """Each module with a function `state -> () -> all its parameters`."""
+
+    def part(name: str, module: Run):
+        return lambda state: lambda: module.whole(state.modules[name].params)
+
+    return [(name, module, part(name, module)) for name, module in run.modules.items()]
 
 
 def _scorer(run: Run, needs: frozenset[str]):
@@ -281,6 +394,8 @@ def policy_annotators(run: Run, reference) -> dict[str, Annotator]:
         annotators["reference"] = Annotator(network, lambda state: run.whole(reference_params(state, reference)), temperature)
     if run.teacher is not None:
         annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params, temperature)
+    for name, module, part in _module_parts(run):
+        annotators[name] = Annotator(module.network.without_params(), lambda state, part=part: part(state)(), temperature)
     return annotators
 
 

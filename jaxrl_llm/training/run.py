@@ -24,7 +24,7 @@ from jaxrl_llm.training.config import check_config, preference_method, reinforce
 from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.layout import lay_out
 from jaxrl_llm.training.lock import locked
-from jaxrl_llm.training.policies import build_policy, build_teacher, load_policy
+from jaxrl_llm.training.policies import build_module, build_policy, build_teacher, load_policy
 from jaxrl_llm.training.report import say
 from jaxrl_llm.training.reward_functions import build_environment, build_rewards, environment_settings
 from jaxrl_llm.training.timing import timed
@@ -54,6 +54,8 @@ class Run:
     pool: rewards.RewardPool  # of reward workers
     rewards: dict[str, Callable]  # functions by name
     frozen: Any = None  # parameters that do not train; None where all do
+    # what learns beside the policy, by name, each as a run of its own; a network without parameters begins as a copy of it
+    modules: dict[str, "Run"] = dataclasses.field(default_factory=dict)
     teacher: Network | None = None  # the network of the teacher, with its parameters; None where no method needs it
     mesh: jax.sharding.Mesh | None = None  # of devices; None for one device
     sampling_mesh: jax.sharding.Mesh | None = None  # of the same devices, for sampling
@@ -160,21 +162,22 @@ class Run:
         usual = {"reward_weights": tuple(self.config.rewards.weights), "drawing": self.draw, "cursor": Cursor()}
         usual |= {"facts": self.facts(step + 1, failures), "examples": self.source, "columns": self.columns}
         sampling = build.training_sampling(self.config, self.tokenizer)
-        return self._io(params, scorer, sampling, self.config.seed, step, **(usual | changes))
+        learners = ("policy", *self.modules)
+        return self._io(params, scorer, sampling, self.config.seed, step, learners=learners, **(usual | changes))
 
-    def evaluation_io(self, params, step: int, failures: list | None = None) -> rollouts.Io:
-        """The same for held-out prompts: scored by the evaluation's reward alone."""
+    def evaluation_io(self, params, step: int, failures: list | None = None, **changes) -> rollouts.Io:
+        """The same for held-out prompts: scored by the evaluation's reward alone, and of roles the policy's rows alone."""
         scorer = self.scorer((self.config.evaluation.reward or self.config.rewards.names[0],), step, failures)
         sampling = build.evaluation_sampling(self.config, self.tokenizer)
-        return self._io(params, scorer, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step)
+        return self._io(params, scorer, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step, **changes)
 
-    def _io(self, params, scorer, sampling, seed: int, step: int, **changes) -> rollouts.Io:
+    def _io(self, params, scorer, sampling, seed: int, step: int, learners=("policy",), **changes) -> rollouts.Io:
         usual = {"tokenizer": self.tokenizer, "max_prompt_tokens": self.config.task.max_prompt_tokens}
         usual |= {"policies": self.policies(params), "sampling": sampling, "seed": seed, "step": step}
         usual["around"] = functools.partial(distributed.sharded, self.sampling_mesh)
         usual |= dict(zip(("rewards", "ahead"), scorer, strict=True))
         if self.environment is not None:
-            options = self._noted(step, None) | environment_settings(self.config)
+            options = self._noted(step, None) | environment_settings(self.config) | {"learners": learners}
             usual["environment"] = scores.make_environment(
                 self.pool, self.environment, self.config.rewards.deadline_seconds, **options
             )
@@ -227,6 +230,8 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
             supervised_method=supervised_method(config), pool=pool, rewards=functions, given=given, counts=counts, store=store,
             copy=copy, environment=environment,
         )  # fmt: skip
+        built = functools.partial(build_module, config, policy=network, frozen=frozen, tokenizer=tokenizer, mesh=mesh)
+        run = dataclasses.replace(run, modules={name: dataclasses.replace(run, **built(name)) for name in config.modules})
         # Only now: a start that failed must not pin its configuration.
         metrics.write_atomically(workdir / "config.json", [json.dumps(config.to_dict(), indent=2) + "\n"])
         copy()

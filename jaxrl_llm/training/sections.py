@@ -200,6 +200,24 @@ def rewards() -> dict:
     }
 
 
+def module() -> dict:
+    """A network that a run trains beside its policy, `config.modules.NAME`; see docs/modules.md."""
+    return {
+        # What it begins with: the folder of a policy or a reward model, "" for a copy of the policy.
+        "directory": "",
+        # One that learns from samples: what the module says, where it is asked; or from pairs of the policy's answers.
+        "method": "dr_grpo",
+        "options": {},
+        # Keys of an optimizer that differ from the defaults; the learning rate is that of `rl.optimizer` by default.
+        "optimizer": {},
+        # It learns in every so-many-th step, from step `first` of the phase on.
+        "every": 1,
+        "first": 0,
+        # Of pairs: the one of `rewards.names` that says which answer is right, from `evaluation.success` on.
+        "reward": "",
+    }
+
+
 def environment() -> dict:
     """Whom the policy talks with in the RL phase and in evaluations; its reward has the name "environment"."""
     return {

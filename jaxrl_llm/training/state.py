@@ -21,9 +21,13 @@ class TrainState:
     method_state: Any = ()  # state of the method's estimator and controllers
     key: Any = None  # PRNG key of the run; never split, only folded with step, sample and position
     skipped: jax.Array | int = 0  # int32 [], updates that were skipped because loss or gradient was not finite
+    # a state each, by name, of the networks that learn beside this one, see `training.modules`
+    modules: dict[str, "TrainState"] = flax.struct.field(default_factory=dict)
 
     @classmethod
-    def create(cls, params, optimizer: optax.GradientTransformation, *, method_state=(), key=None) -> "TrainState":
+    def create(
+        cls, params, optimizer: optax.GradientTransformation, *, method_state=(), key=None, modules=None
+    ) -> "TrainState":
         """State before the first update; the key defaults to `jax.random.key(0)`.
 
         Raises ValueError: some parameters hold no real numbers, such as the codes of a quantised base, and so cannot train.
@@ -32,7 +36,7 @@ class TrainState:
         key = jax.random.key(0) if key is None else key
         # Two buffers, as a buffer cannot be donated twice.
         step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        return cls(step, params, optimizer.init(params), method_state, key, skipped)
+        return cls(step, params, optimizer.init(params), method_state, key, skipped, modules or {})
 
 
 def _check_trainable(params) -> None:
