@@ -1,5 +1,7 @@
 """How far a policy is from an equilibrium of Kuhn poker, and what it wins against programs: python benchmarks/kuhn.py RUN
 
+`python benchmarks/kuhn.py RUN RUN/modules/opponent` takes the second player's moves from another policy.
+
 Reads the probabilities of the two moves in the twelve situations of the game, and prints the strategy, its exploitability in
 chips a game (0 for an equilibrium, 11/24 for moves at random) and what it wins on average against each program, in both seats.
 """
@@ -44,9 +46,12 @@ def mean_value(own, other):
     return sum(value(own, other, cards) - value(other, own, cards) for cards in deals) / (2 * len(deals))
 
 
-def main(folder: str) -> None:
-    """Prints what there is to say of the policy in a folder."""
+def main(folder: str, second: str = "") -> None:
+    """Prints what there is to say of the policy in a folder, or of it as first and another one as second player."""
     own, legal = strategy_of(*load_policy(folder))
+    if second:
+        players = own, strategy_of(*load_policy(second))[0]
+        own = lambda card, history: players[len(history) % 2](card, history)  # noqa: E731
     for history, text in SITUATIONS.items():
         print(f"bets at {text:5}", {CARDS[card]: round(own(card, history), 3) for card in range(3)})
     print("least probability of a legal move", round(legal, 4))

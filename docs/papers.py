@@ -37,6 +37,7 @@ CARRIERS = {
     "tree": "forks: rows that go on from a beginning",
     "memory": "stores of rows and tables of prompts from step to step",
     "episodes": "`config.environment`: turns with tools and states, games of several roles, agents",
+    "modules": "`config.modules`: networks that learn beside the policy",
     "critic": "heads, targets and losses of a critic",
     "optimizer": "layers over the optimizer, and updates without a gradient",
     "rounds": "`config.rounds`: runs that feed each other",
@@ -48,7 +49,7 @@ CARRIERS = {
 # ...and what a row that is not carried would need first; "no port" are those that mean nothing for tokens.
 WANTED = {
     "environments": "an environment, or a strategy over turns, that is not there",
-    "several modules": "several models that train in one loop (to come)",
+    "several modules": "several models that train in one loop, in ways that modules do not",
     "judges": "judges whose questions change in the training",
     "masked diffusion": "masked-diffusion language models (to come)",
     "bilevel updates": "gradients through an update",

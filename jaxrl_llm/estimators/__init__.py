@@ -31,11 +31,11 @@ from jaxrl_llm.estimators.shaping import (
 from jaxrl_llm.estimators.weighting import running_scale, whiten
 from jaxrl_llm.estimators.returns import (
     adaptive_kl_in_reward, gae, kl_in_advantage, kl_in_reward, length_adaptive_decay, minus_value, reward_to_go,
-    rewards_per_token, state_advantage, turn_returns,
+    rewards_per_token, state_advantage, step_returns, turn_returns,
 )  # fmt: skip
 from jaxrl_llm.estimators.reweighting import (
-    advantage_weight, entropy_guided_weight, exponential_weight, group_gap_weight, hidden_reward_weighting, long_wrong_penalty,
-    max_entropy_weight, semantic_entropy_weight,
+    advantage_weight, balanced_classes, entropy_guided_weight, exponential_weight, fading, group_gap_weight,
+    hidden_reward_weighting, long_wrong_penalty, max_entropy_weight, semantic_entropy_weight,
 )  # fmt: skip
 from jaxrl_llm.estimators.risk import cvar_advantage, risk_advantage
 from jaxrl_llm.estimators.scalarisation import fair_rewards, objective_advantages
@@ -59,25 +59,25 @@ from jaxrl_llm.estimators.weighting import (
 )  # fmt: skip
 
 __all__ = [
-    "Estimator", "adaptive_kl_in_reward", "advantage_weight", "among", "answer_likelihood_advantage", "best_and_worst",
-    "best_lead_advantage", "blend", "blended_targets", "budget_length_reward", "chain", "component_advantage",
-    "conflict_mean", "conflict_weighting", "constant", "constant_baseline", "constant_scale", "contrasted_bonus",
-    "cosine_length_reward",
-    "cumulative_advantage", "cvar_advantage", "distribution_targets", "down_sample", "drop_infeasible",
-    "drop_surplus_negatives", "drop_uniform_groups", "early_call_bonus", "efficient_length_reward", "entropy_guided_weight",
-    "entropy_penalty", "entropy_shaped_advantage", "exit_rewards", "exponential_weight", "fair_rewards", "flaw_penalty",
-    "format_diversity_reward", "gae", "given_baseline", "greedy_targets", "group_advantage", "group_gap_weight",
-    "hidden_reward_weighting", "history_length_reward", "kl_in_advantage", "kl_in_reward", "lagrangian_advantage",
-    "leave_one_out_baseline", "length_adaptive_decay", "length_penalty", "length_weighted_baseline",
-    "log_barrier_advantage", "long_wrong_penalty", "mad_scale", "majority_reward", "max_entropy_weight", "mean_baseline",
-    "mean_scale", "median_baseline", "minus_value", "monte_carlo_targets", "moving_average_advantage", "named_weighting",
-    "nonzero_share_scale", "novelty_reward", "objective_advantages", "optimal_token_baseline", "optimal_value",
-    "overlong_penalty", "pair_mean", "pass_at_k_advantage", "policy_filtration", "prefix_tree_advantage",
-    "pseudo_label_advantage", "relative_length_reward", "repetition_penalty", "resample_by_score", "reward_to_go",
-    "rewards_per_token", "risk_advantage", "role_advantage", "row_scores", "row_statistics", "running_scale",
-    "segment_advantage", "self_certainty_reward", "semantic_entropy_weight", "sequence_entropy_reward", "sequence_mean",
-    "sequence_mean_token_sum", "shortest_correct_penalty", "soft_reward", "state_advantage", "stateful", "stateless",
-    "std_scale", "stock_advantage", "support_reward", "target_return", "td_targets", "teacher_advantage",
-    "token_group_advantage", "token_mean", "tool_call_reward", "tracked_advantage", "tree_advantage", "turn_returns",
-    "unlikeliness_reward", "v_trace", "whiten",
+    "Estimator", "adaptive_kl_in_reward", "advantage_weight", "among", "answer_likelihood_advantage", "balanced_classes",
+    "best_and_worst", "best_lead_advantage", "blend", "blended_targets", "budget_length_reward", "chain",
+    "component_advantage", "conflict_mean", "conflict_weighting", "constant", "constant_baseline", "constant_scale",
+    "contrasted_bonus", "cosine_length_reward", "cumulative_advantage", "cvar_advantage", "distribution_targets",
+    "down_sample", "drop_infeasible", "drop_surplus_negatives", "drop_uniform_groups", "early_call_bonus",
+    "efficient_length_reward", "entropy_guided_weight", "entropy_penalty", "entropy_shaped_advantage", "exit_rewards",
+    "exponential_weight", "fading", "fair_rewards", "flaw_penalty", "format_diversity_reward", "gae", "given_baseline",
+    "greedy_targets", "group_advantage", "group_gap_weight", "hidden_reward_weighting", "history_length_reward",
+    "kl_in_advantage", "kl_in_reward", "lagrangian_advantage", "leave_one_out_baseline", "length_adaptive_decay",
+    "length_penalty", "length_weighted_baseline", "log_barrier_advantage", "long_wrong_penalty", "mad_scale",
+    "majority_reward", "max_entropy_weight", "mean_baseline", "mean_scale", "median_baseline", "minus_value",
+    "monte_carlo_targets", "moving_average_advantage", "named_weighting", "nonzero_share_scale", "novelty_reward",
+    "objective_advantages", "optimal_token_baseline", "optimal_value", "overlong_penalty", "pair_mean",
+    "pass_at_k_advantage", "policy_filtration", "prefix_tree_advantage", "pseudo_label_advantage", "relative_length_reward",
+    "repetition_penalty", "resample_by_score", "reward_to_go", "rewards_per_token", "risk_advantage", "role_advantage",
+    "row_scores", "row_statistics", "running_scale", "segment_advantage", "self_certainty_reward",
+    "semantic_entropy_weight", "sequence_entropy_reward", "sequence_mean", "sequence_mean_token_sum",
+    "shortest_correct_penalty", "soft_reward", "state_advantage", "stateful", "stateless", "std_scale", "step_returns",
+    "stock_advantage", "support_reward", "target_return", "td_targets", "teacher_advantage", "token_group_advantage",
+    "token_mean", "tool_call_reward", "tracked_advantage", "tree_advantage", "turn_returns", "unlikeliness_reward",
+    "v_trace", "whiten",
 ]  # fmt: skip

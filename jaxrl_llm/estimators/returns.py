@@ -192,6 +192,28 @@ def turn_returns(
     return rollouts.replace(advantage=along_turns(first * returns, rollouts), valid=rollouts.valid * present)
 
 
+@stateless(annotations=("step_reward",))
+def step_returns(rollouts: Rollouts, *, discount: float = 1.0, epsilon: float | None = 1e-6) -> Rollouts:
+    """Rewards of steps, standardised over all steps of the group, summed from each step onwards.
+
+    With r~ = (r - mean) / (std + epsilon), A of step i is the sum over k >= i of discount^(k - i) r~_k. Steps are the turns
+    of a row. The deviation is Bessel's.
+
+    Args:
+      rollouts: with `extras["step_reward"]` [N, T], whose sum over a step is its reward.
+      discount: gamma, by step.
+      epsilon: added to the deviation; None for no division.
+
+    Source: GRPO with process supervision, https://arxiv.org/abs/2402.03300, section 4.1.3
+    """
+    first = first_actions(rollouts)
+    counted = first * (rollouts.valid > 0)[:, None]
+    rewards = over_turns(rollouts.extras["step_reward"], rollouts)
+    groups = jnp.broadcast_to(rollouts.group[:, None], first.shape).ravel()
+    rewards = counted * _standardised(rewards.ravel(), counted.ravel(), groups, epsilon).reshape(first.shape)
+    return rollouts.replace(advantage=along_turns(first * discounted_sums(rewards, first, discount), rollouts))
+
+
 def _standardised(values, present, group, epsilon: float | None):
     centred = masked(values - group_mean(values, present, group), present)
     if epsilon is None:

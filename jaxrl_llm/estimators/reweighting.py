@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, require
-from jaxrl_llm.estimators.base import stateless
+from jaxrl_llm.estimators.base import stateful, stateless
 from jaxrl_llm.estimators.entropies import mean_entropy
 from jaxrl_llm.estimators.pools import classes, group_bounds, group_mean, group_sum
 from jaxrl_llm.estimators.scores import component_of, row_logp, row_scores
@@ -219,3 +219,35 @@ def _influence(rollouts: Rollouts, actions, correct):
         return jax.lax.fori_loop(*bounds, read, influence), None
 
     return jax.lax.scan(of_group, jnp.zeros(actions.shape), jnp.arange(order.size))[0]
+
+
+@stateful(lambda **options: jnp.zeros((), jnp.int32))
+def fading(rollouts: Rollouts, state, key, *, start: float = 0.5, rate: float = 0.01, rest: bool = False):
+    """Multiplies advantages by a = start * exp(-rate * n) in step n, counted from 0, or by the `rest`, 1 - a.
+
+    Source: RL Tango, https://arxiv.org/abs/2505.15034, whose share of step rewards fades so
+    """
+    share = start * jnp.exp(-rate * state.astype(jnp.float32))
+    return _times(rollouts, jnp.full(rollouts.valid.shape, 1.0 - share if rest else share)), state + 1
+
+
+@stateful(lambda **options: {"factor": jnp.zeros(2), "known": jnp.zeros(2, bool)}, annotations=("right",))
+def balanced_classes(rollouts: Rollouts, state, key, *, momentum: float = 0.9):
+    """Multiplies the advantages of judgements of right answers, and of those of wrong ones, by factors that even them out.
+
+    The factor of a class is the exponential average over steps of 1 / sqrt(n), n the number of its rows in a step; steps
+    without any leave it as it is.
+
+    Args:
+      rollouts: with `extras["right"]` [N], 1 where the answer that a row judges is right.
+      momentum: of the average.
+
+    Source: RL Tango, https://arxiv.org/abs/2505.15034
+    """
+    right = (rollouts.extras["right"] > 0).astype(jnp.int32)
+    counts = jax.ops.segment_sum((rollouts.valid > 0).astype(jnp.float32), right, 2)
+    present = counts > 0
+    now = jnp.where(present, 1.0 / jnp.sqrt(jnp.maximum(counts, 1.0)), 0.0)
+    moved = jnp.where(state["known"], momentum * state["factor"] + (1.0 - momentum) * now, now)
+    factor = jnp.where(present, moved, state["factor"])
+    return _times(rollouts, factor[right]), {"factor": factor, "known": state["known"] | present}

@@ -12,12 +12,13 @@ from jaxrl_llm.rollouts.requests import Prefix, Request, make_prefix, prompt_tex
 from jaxrl_llm.rollouts.store import empty_store, put, stored
 from jaxrl_llm.rollouts.strategies import dynamic_sampling, grouped, grouped_with_anchors, grouped_with_greedy, guided, mixed
 from jaxrl_llm.rollouts.strategy import Strategy, stateful_strategy, stateless_strategy
+from jaxrl_llm.rollouts.verifying import spoiled, verified
 
 __all__ = [
     "Collection", "Io", "Prefix", "Request", "Strategy", "arranged", "begun", "best_and_worst_of", "branching", "budgeted",
     "chosen", "concatenate", "contrasted", "doubled", "dynamic_sampling", "empty_store", "escalated", "exits", "fork",
     "grouped", "grouped_with_anchors", "grouped_with_greedy", "guided", "informative_groups", "joined", "make_prefix",
     "make_rollouts", "mixed", "prompt_text", "put", "relabelled", "replayed", "requests_for", "resumed", "select_rows",
-    "self_taught", "speculative", "staged", "stateful_strategy", "stateless_strategy", "steered", "stored",
-    "uncertain_tree", "valued", "with_facts",
+    "self_taught", "speculative", "spoiled", "staged", "stateful_strategy", "stateless_strategy", "steered", "stored",
+    "uncertain_tree", "valued", "verified", "with_facts",
 ]  # fmt: skip

@@ -92,6 +92,8 @@ DEFINITIONS = {
     "exits": "exits of a prompt's paths, the mean",
     "begun/tokens": "tokens of the beginnings that were given, the mean",
     "budget/*": "mean reward of the answers at a budget of so many tokens",
+    "verifier/*": "of a verifier's judgements the share that is true, or complete; of a module, its measures",
+    "spoiled/wrong": "share of the spoiled answers that are wrong",
     "replay/*": "rows that were replayed (rows), and how many steps ago their tokens were sampled (age)",
     "speculative/kept": "share of the tokens of the last visit that stayed",
     "resumed/waiting": "groups that go on in the next step",

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, reading
 from jaxrl_llm.compose import require
+from jaxrl_llm.rollouts.episodes import GIVEN_BY_EPISODES
 from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Example
 from jaxrl_llm.training import methods_of, sections
 
@@ -94,6 +95,8 @@ def _check_method(config: ConfigDict, name: str) -> None:
     method = methods_of.reinforcement_method(own)
     if chosen["reward"]:
         raise ValueError(f"{place}.reward would change nothing: {method.name!r} learns from what the module says; leave it ''")
+    told = {*config.rewards.facts, *(GIVEN_BY_EPISODES if config.environment.name else ())}
+    methods_of.refuse_missing(method, told | methods_of.reinforcement_method(config).strategy.provides)
     if method.needs_teacher or method.evolution:
         raise ValueError(f"{place}.method is {method.name!r}, which has a teacher, or takes no gradient; choose another")
     if config.rl.steps and name not in {*config.environment.by, *dict(_asked(config)).values()}:

@@ -66,6 +66,8 @@ def planned_run(config: ConfigDict, devices) -> PlannedRun:
     check_config(config)
     if combining.laid_around(config):
         raise ValueError(f"no plan has the programs of several networks or of temperatures by entropy yet; {combining.ONE}")
+    if config.modules:
+        raise ValueError(f"config.modules has {sorted(config.modules)}, whose programs no plan has yet; plan without them")
     method = reinforcement_method(config)
     if not config.rl.steps:
         raise ValueError("config.rl.steps is 0; a plan is of the RL phase: set it to at least 1")

@@ -75,6 +75,8 @@ def rich_cases(draw):
         "first_call": random.integers(-1, WIDTH, ROWS).astype(np.int32),
         "flawed": random.integers(0, 2, ROWS).astype(np.int32),
         "state": (random.integers(0, 9, shape) if alone else random.integers(0, 2, shape)).astype(np.int32),
+        "right": random.integers(0, 2, ROWS).astype(np.int32),
+        "step_reward": (random.integers(-2, 3, shape) / 4).astype(np.float32),
         "embedding": random.normal(size=(ROWS, 3)).astype(np.float32),
     }
     return case

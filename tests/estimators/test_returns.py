@@ -98,6 +98,18 @@ def test_turn_returns(options, case):
     check_outside(found, case)
 
 
+@pytest.mark.parametrize("options", [{}, {"discount": 0.5, "epsilon": None}])
+@brief
+@given(case=rich_cases())
+def test_step_returns(options, case):
+    found = run(estimators.step_returns(**options), case)
+    arrays = (case.valid, case.mask, case.fields["turn"], case.group)
+    expected = returns.step_returns(case.extras["step_reward"], *arrays, **options)
+    valid = (case.valid > 0)[:, None]
+    assert_close(np.where(valid, found.advantage, 0), np.where(valid, expected, 0), rtol=5e-5, atol=1e-5)
+    check_outside(found, case)
+
+
 def test_turns_by_hand():
     """Two turns of two actions with a tool's token between them: one step each."""
     rollouts = Rollouts(

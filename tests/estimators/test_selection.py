@@ -52,6 +52,30 @@ def test_entropy_penalty(case):
     check_outside(found, case)
 
 
+@brief
+@given(case=rich_cases(), other=rich_cases())
+def test_classes_are_evened_out_over_steps(case, other):
+    estimator, state, factors = estimators.balanced_classes(momentum=0.5), None, [None, None]
+    for own in (case, other):
+        found, state = step(estimator, own, state)
+        arrays = (own.extras["right"], own.valid, own.mask)
+        expected, factors = filters.balanced_classes(own.advantage, *arrays, factors, momentum=0.5)
+        valid = (own.valid > 0)[:, None]
+        assert_close(np.where(valid, found.advantage, 0), np.where(valid, expected, 0))
+        check_outside(found, own)
+
+
+@brief
+@given(case=rich_cases())
+def test_a_share_fades(case):
+    state = dict.fromkeys((False, True))
+    for number in range(3):
+        for rest in state:
+            found, state[rest] = step(estimators.fading(start=0.75, rate=0.5, rest=rest), case, state[rest])
+            expected = filters.fading(case.advantage, case.mask, number, start=0.75, rate=0.5, rest=rest)
+            assert_close(found.advantage, expected)
+
+
 @pytest.mark.parametrize("options", [{}, {"bad": 0.5, "good": 3.0}])
 @brief
 @given(case=rich_cases())

@@ -113,6 +113,23 @@ def max_entropy_weight(advantage, value, present, mask, group, *, sharpness=1.0,
     return _times(advantage, factor, mask)
 
 
+def fading(advantage, mask, number, *, start=0.5, rate=0.01, rest=False):
+    """RL Tango (https://arxiv.org/abs/2505.15034): a share that falls by the step."""
+    share = start * math.exp(-rate * number)
+    return _times(advantage, [1.0 - share if rest else share] * len(mask), mask)
+
+
+def balanced_classes(advantage, right, valid, mask, factors, *, momentum=0.9):
+    """RL Tango: 1 / sqrt(rows of the class), averaged over steps; `factors` are those before, None where there was none."""
+    found = list(factors)
+    for kind in (0, 1):
+        count = sum(1 for n in range(len(mask)) if valid[n] > 0 and right[n] == kind)
+        if count:
+            now = 1.0 / math.sqrt(count)
+            found[kind] = now if factors[kind] is None else momentum * factors[kind] + (1.0 - momentum) * now
+    return _times(advantage, [found[int(kind)] or 0.0 for kind in right], mask), found
+
+
 def _softmax(values):
     high = max(values.values(), default=0.0)
     total = sum(math.exp(value - high) for value in values.values())

@@ -88,6 +88,22 @@ def state_advantage(token_reward, present, mask, turn, group, state, *, discount
     return result
 
 
+def step_returns(step_reward, valid, mask, turn, group, *, discount=1.0, epsilon=1e-6):
+    """GRPO with process supervision, https://arxiv.org/abs/2402.03300: rewards of steps normalised, summed from there on."""
+    result = np.zeros(mask.shape)
+    for g in set(group):
+        own = [n for n in range(len(mask)) if valid[n] > 0 and group[n] == g]
+        rewards = {
+            (n, i): sum(float(step_reward[n, t]) for t in places) for n in own for i, places in enumerate(_turns(mask, turn, n))
+        }
+        rewards = _normalised(rewards, epsilon)
+        for n in own:
+            turns = _turns(mask, turn, n)
+            for i, places in enumerate(turns):
+                result[n, places] = sum(discount ** (k - i) * rewards[n, k] for k in range(i, len(turns)))
+    return result
+
+
 def turn_returns(outcome, present, token_rewards, mask, turn, group, *, discount=1.0, epsilon=1e-6):
     """IGPO (https://arxiv.org/abs/2510.14967): gains of turns and outcomes normalised apart, then summed from each turn on."""
     result = np.zeros(mask.shape)

@@ -116,6 +116,8 @@ def _about_rows(random, rows: int, width: int) -> dict:
         "feasible": (np.arange(rows) % 5 != 3).astype(np.float32),
         "cut": random.integers(1, width, rows).astype(np.int32),
         "value_before": random.random((rows, width)).astype(np.float32),
+        "step_reward": (random.integers(-2, 3, (rows, width)) / 4).astype(np.float32),
+        "right": random.integers(0, 2, rows).astype(np.int32),
         "value_behind": random.random((rows, width)).astype(np.float32),
         # The last columns, so that some rows have a reference answer behind their reasoning.
         "answer_mask": np.tile(np.arange(width) >= width - 4, (rows, 1)).astype(np.float32),

@@ -187,7 +187,9 @@ def test_the_best_checkpoint_by_a_metric_is_kept(tmp_path, monkeypatch):
     """The metric need not be measured at every checkpoint, and the last checkpoint of a run has it like any other."""
     accuracy, saved, save, log = {0: 0.0, 2: 0.9, 4: 0.1}, {}, checkpoint.save, loop._log
     monkeypatch.setattr(checkpoint, "save", lambda *given: saved.update({given[1]: given[4]}) or save(*given))
-    monkeypatch.setattr(phases, "evaluate_samples", lambda run, _, params, step, state=None: {"evaluation/accuracy": accuracy[step]})
+    monkeypatch.setattr(
+        phases, "evaluate_samples", lambda run, _, params, step, state=None: {"evaluation/accuracy": accuracy[step]}
+    )
     config = tiny_config("dr_grpo")
     config.evaluation.every = 2
     config.checkpoint.update(every=1, keep=1, best_metric="evaluation/accuracy")
