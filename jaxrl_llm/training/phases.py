@@ -51,7 +51,7 @@ def all_phases(run: Run) -> dict[str, Phase]:
         make_step=lambda reference, ahead: (
             make_evolution_step(run) if run.method.evolution else reinforcement.make_reinforcement_step(run, reference, ahead)
         ),
-        make_evaluation=lambda reference: functools.partial(evaluate_samples, run),
+        make_evaluation=lambda reference: functools.partial(evaluate_samples, run, reference=reference),
         measure="evaluation/accuracy",
     )
     by_pairs = Phase(
@@ -104,10 +104,12 @@ def _all_params(state: TrainState) -> Params:
     return state.params
 
 
-def evaluate_samples(run: Run, params: Params, number: int) -> dict[str, float]:
-    """Measures of what a policy answers to held-out prompts."""
+def evaluate_samples(run: Run, params: Params, number: int, reference: Params = None) -> dict[str, float]:
+    """Measures of what a policy answers to held-out prompts; without a reference, it is its own."""
     failures: list[rewards.RewardFailure] = []
-    io = run.evaluation_io(params, number, failures)
+    others = {"reference": params if reference is None else reference} if "reference_samples" in run.method.beside else {}
+    policies = {name: run.sampled_by(run.network, lambda own=own: run.whole(own)) for name, own in others.items()}
+    io = run.evaluation_io(params, number, failures, policies=run.policies(params) | policies)
     reward = run.rewards[run.config.evaluation.reward or run.config.rewards.names[0]]
     told = counter(f"evaluating held-out prompts at step {number}", enabled=run.config.log.live)
     network = run.network.with_params(run.whole(params))

@@ -281,6 +281,8 @@ def policy_annotators(run: Run, reference) -> dict[str, Annotator]:
         annotators["reference"] = Annotator(network, lambda state: run.whole(reference_params(state, reference)), temperature)
     if run.teacher is not None:
         annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params, temperature)
+    for name, (judge, _) in run.judges.items():
+        annotators[name] = Annotator(judge.without_params(), lambda state, judge=judge: judge.params, temperature)
     return annotators
 
 
