@@ -130,13 +130,41 @@ def continue_dialogue(tokenizer: Tokenizer, ids: Sequence[int], messages: Sequen
     if len(ids) == 0:
         raise ValueError("ids is empty; give the ids of the last prompt and of what was sampled from it")
     stand_in = {"role": "assistant", "content": templates.ANSWER}
-    text = render_chat(tokenizer, [*messages[: said[-1]], stand_in, *messages[said[-1] + 1 :]], **variables)
+    try:
+        text = render_chat(tokenizer, [*messages[: said[-1]], stand_in, *messages[said[-1] + 1 :]], **variables)
+        added = _behind_answer(text)
+    except ValueError:
+        if all(message["role"] != "tool" for message in messages):
+            raise
+        # Such as gpt-oss's, which writes a result only behind a call, and refuses its own marks in what was said.
+        added = _behind_answer(render_chat(tokenizer, _with_calls(messages, said[-1]), **variables))
+        ends = [added.find(tokenizer.decode([stop], skip_special_tokens=False)) for stop in tokenizer.stop_ids]
+        added = added[min((end for end in ends if end >= 0), default=0) :]
+    added = encode_rendered(tokenizer, added)
+    # An end that is no stop, "<|end|>" for "<|return|>", is one where the next turn begins right behind it.
+    special = [not tokenizer.decode([token]) for token in added[:2]]
+    ended_twice = ids[-1] in tokenizer.stop_ids and (added[0] in tokenizer.stop_ids or special == [True, True])
+    return [*ids, *(added[1:] if ended_twice else added)]
+
+
+def _behind_answer(text: str) -> str:
     if text.count(templates.ANSWER) != 1 or text.endswith(templates.ANSWER):
         mend = "use a template that writes each message once, as it is"
         raise ValueError(f"the chat template wrote an answer {text.count(templates.ANSWER)} times, or nothing after it; {mend}")
-    added = encode_rendered(tokenizer, text.partition(templates.ANSWER)[2])
-    ended_twice = all(stop in tokenizer.stop_ids for stop in (ids[-1], added[0]))
-    return [*ids, *(added[1:] if ended_twice else added)]
+    return text.partition(templates.ANSWER)[2]
+
+
+def _with_calls(messages: Sequence[Message], last: int) -> list[Message]:
+    """The messages, those of the assistant without what they say, and with a call where a tool answers."""
+    found = []
+    for index, message in enumerate(messages):
+        said = templates.ANSWER if index == last else ""
+        if message["role"] == "assistant" and messages[index + 1]["role"] == "tool":
+            call = {"name": messages[index + 1].get("name") or "tool", "arguments": said}
+            found.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]})
+        else:
+            found.append({"role": "assistant", "content": said} if message["role"] == "assistant" else message)
+    return found
 
 
 def assistant_turns(messages: Sequence[Message]) -> list[int]:

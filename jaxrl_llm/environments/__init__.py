@@ -3,7 +3,8 @@
 Importing this loads no JAX: the worker processes of the reward pool import it too.
 """
 
-from jaxrl_llm.environments.adapters import gymnasium, textarena
+from jaxrl_llm.environments.adapters import gymnasium, textarena, verifiers
+from jaxrl_llm.environments.attempts import attempts
 from jaxrl_llm.environments.base import Agent, Environment, Transition
 from jaxrl_llm.environments.grids import frozen_lake
 from jaxrl_llm.environments.inline_calculator import inline_calculator
@@ -19,12 +20,13 @@ from jaxrl_llm.environments.worlds import text_world
 NAMED = {
     make.__name__: make
     for make in (
-        frozen_lake, gymnasium, inline_calculator, kuhn_poker, search, sql, text_world, textarena, tool_use, word_game
+        attempts, frozen_lake, gymnasium, inline_calculator, kuhn_poker, search, sql, text_world, textarena, tool_use,
+        verifiers, word_game,
     )
 }  # fmt: skip
 
 __all__ = [
-    "NAMED", "STYLES", "Agent", "Call", "Counts", "Environment", "Tool", "Transition", "calculator", "call", "calls_in",
-    "frozen_lake", "gymnasium", "inline_calculator", "kuhn_poker", "load_tools", "python", "search", "sql", "style_of",
-    "text_world", "textarena", "tool", "tool_use", "word_game",
+    "NAMED", "STYLES", "Agent", "Call", "Counts", "Environment", "Tool", "Transition", "attempts", "calculator", "call",
+    "calls_in", "frozen_lake", "gymnasium", "inline_calculator", "kuhn_poker", "load_tools", "python", "search", "sql",
+    "style_of", "text_world", "textarena", "tool", "tool_use", "verifiers", "word_game",
 ]  # fmt: skip

@@ -1,17 +1,20 @@
-"""Environments of other packages: Gymnasium's with states as text, and games of TextArena.
+"""Environments of other packages: Gymnasium's with states as text, games of TextArena, agents of verifiers.
 
-Theirs are objects that change. Here a state is what made it, a seed and what was said since; the object of the last state is
-kept, and where another one is wanted, it is made anew and played up to there. Noise that they draw from the module `random`
-is theirs alone.
+Those of the first two are objects that change. Here a state is what made it, a seed and what was said since; the object of
+the last state is kept, and where another one is wanted, it is made anew and played up to there. Noise that they draw from the
+module `random` is theirs alone.
 """
 
+import asyncio
 import functools
+import itertools
+import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxrl_llm.environments.base import Environment, Example, Transition
+from jaxrl_llm.environments.base import Agent, Environment, Example, Transition
 
 # A place that a rendering marks by a colour, and colours elsewhere.
 _MARKED = re.compile(r"\x1b\[\d+m(.)\x1b\[0m", re.DOTALL)
@@ -203,3 +206,59 @@ def _step_textarena(key: tuple, name: str, roles: int, options: dict, past: Past
         return Transition(past, f"\n{told}\n> ", role=role)
     rewards, _ = live.world.close()
     return Transition(past, done=True, outcome=[float((rewards or {}).get(own, 0.0)) for own in range(roles)])
+
+
+def verifiers(name: str, taskset: Mapping[str, Any] | None = None, **environment) -> Agent:
+    """An environment of verifiers (https://github.com/PrimeIntellect-ai/verifiers), whose agents ask the run's server.
+
+    An example names its task: by the column "number", as those of the source "numbered" do, its place among the taskset's.
+    The rewards of the agents' traces are added up, and their metrics are facts. Nothing is replayed: an episode is a value of
+    what the server sampled for it.
+
+    Args:
+      name: of an installed taskset, as verifiers knows it.
+      taskset: fields of its configuration.
+      **environment: fields of the environment's; by default the only agent is the harness "null", a chat with the tools of the
+        task, in a process of this machine.
+
+    Raises ValueError: the package is missing, or it has no such environment or fields.
+    """
+    usual = {"agent": {"harness": {"id": "null"}, "runtime": {"type": "subprocess"}}}
+    told = json.dumps((environment if environment else usual) | {"taskset": {"id": name, **(taskset or {})}})
+    _verifiers(told)
+    return Agent(functools.partial(_ask_verifiers, told))
+
+
+@functools.cache
+def _verifiers(told: str):
+    try:
+        from verifiers.v1.utils import loaders
+    except ImportError as error:
+        mend = "pip install 'jaxrl_llm[verifiers]' into an environment with openai<3, which it asks for"
+        raise ValueError(f"the environment 'verifiers' needs a package: {error}; {mend}") from error
+    config = json.loads(told)
+    try:
+        return loaders.load_environment(loaders.resolve_env_config(config))
+    except Exception as error:  # whatever a plugin of theirs raises
+        raise ValueError(f"verifiers has no environment {config}: {type(error).__name__}: {error}") from error
+
+
+def _ask_verifiers(told: str, address: str, example: Example) -> tuple[float, dict[str, float]]:
+    from verifiers.v1.clients import EvalClientConfig, ModelContext
+
+    made = _verifiers(told)
+    task = next(itertools.islice(made.taskset, int(example["number"]), None), None)
+    if task is None:
+        raise ValueError(f"the taskset {made.taskset.config.id!r} has no task {example['number']}; give fewer examples")
+
+    async def play():
+        context = ModelContext("policy", EvalClientConfig(base_url=address, api_key_var="JAXRL_LLM_TOKEN"))
+        async with made.serving():
+            return await made.run_episode(task, context)
+
+    episode = asyncio.run(play())
+    if not episode.ok:
+        errors = [*episode.errors, *(error for trace in episode.traces for error in trace.errors)]
+        raise ValueError(f"an episode of verifiers failed: {errors[0].type}: {errors[0].message}" if errors else "it failed")
+    metrics = {name: float(value) for trace in episode.traces for name, value in trace.metrics.items() if value is not None}
+    return sum(trace.reward for trace in episode.traces), metrics

@@ -73,7 +73,7 @@ def _step(slippery: float, lake: Lake, text: str) -> Transition:
     move = text.strip()[-1:].lower()
     lake = lake._replace(steps=lake.steps + 1)
     if move not in MOVES:
-        return Transition(lake, drawn(lake), reward=-0.1, facts={"state": drawn(lake)})
+        return Transition(lake, drawn(lake), reward=-0.1)
     if random.Random(f"{lake.seed} {lake.steps}").random() < slippery:
         move = {"l": "u", "u": "r", "r": "d", "d": "l"}[move]
     size = len(lake.rows)
@@ -81,4 +81,4 @@ def _step(slippery: float, lake: Lake, text: str) -> Transition:
     lake = lake._replace(place=(row, column))
     found = lake.rows[row][column]
     over = found in (HOLE, GOAL)
-    return Transition(lake, drawn(lake), reward=float(found == GOAL), done=over, facts={"state": drawn(lake)})
+    return Transition(lake, drawn(lake), reward=float(found == GOAL), done=over)

@@ -82,6 +82,11 @@ def calls_in(text: str, style: str) -> list[Call]:
     return [call for block, marked in blocks or [(text, False)] for call in _bare(block, marked)]
 
 
+def answer_in(text: str, style: str) -> str:
+    """What a turn without calls says to whom it answers: of a turn of gpt-oss, its channel "final"."""
+    return re.split(r"<\|\w+\|>", text.rpartition("final<|message|>")[2])[0] if style == "harmony" else text
+
+
 def first_call(text: str, style: str) -> int:
     """The character at which calls begin in a text that has some, see `calls_in`."""
     found = _BEGINS[style].search(text)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jaxrl_llm.environments.base import Environment, Example, Transition
-from jaxrl_llm.environments.syntaxes import calls_in, first_call
+from jaxrl_llm.environments.syntaxes import answer_in, calls_in, first_call
 from jaxrl_llm.environments.tools import Tool, call, load_tools
 from jaxrl_llm.rewards.answers import exact_match, gsm8k, marked_answer
 from jaxrl_llm.rewards.worker import call_reward
@@ -98,7 +98,8 @@ def _step(make: Callable[[Example], Sequence[Tool]], terms: Terms, chat: Chat, t
     messages, counts = call(make(chat.example), text, terms.style)
     if not messages:
         columns = {"answer": [chat.example["answer"]]}
-        (value,) = call_reward(terms.answer, [chat.example["prompt"]], [text], columns)
+        said = answer_in(text, terms.style)
+        (value,) = call_reward(terms.answer, [chat.example["prompt"]], [said], columns)
         return Transition(chat, reward=float(value or 0.0), done=True, facts=_facts(chat))
     chat = chat._replace(malformed=chat.malformed + counts.malformed, failed=chat.failed + counts.failed)
     lost = terms.cost * counts.calls + terms.malformed * counts.malformed

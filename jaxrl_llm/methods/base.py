@@ -37,6 +37,7 @@ class Method:
     critic: Critic | None = None  # its targets are part of the estimator and its loss is a term of the objective; None for none
     wrap: Wrap = Wrap({})  # what it lays over the optimizer
     evolution: Evolution | None = None  # the update that it has in the place of gradients; None for gradients
+    beside: frozenset[str] = frozenset()  # what rewards and facts of a run ask for beside it, such as "reference_samples"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -44,7 +45,7 @@ class Method:
         strategy, estimator, objective = self.strategy, self.estimator, self.objective
         sampled = getattr(strategy, "provides", frozenset()) | FROM_ROLLOUTS
         asked = getattr(strategy, "annotations", frozenset()) | (estimator.annotations - sampled)
-        return asked | (objective.annotations - estimator.provides - sampled) | objective.needs
+        return self.beside | asked | (objective.annotations - estimator.provides - sampled) | objective.needs
 
     @property
     def candidates(self) -> frozenset[Composable]:

@@ -13,10 +13,11 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-SCOPES = ("row", "pair", "group")
+from jaxrl_llm.rewards.worker import LARGEST_REWARD
+
 _ROW = (
     "Question:\n{prompt}\n\nReference answer:\n{answer}\n\nAnswer:\n{completion}\n\n"
     "Is the answer right? End with 'Score: ' and a number from 0 (wrong) to 1 (right)."
@@ -29,20 +30,34 @@ _GROUP = (
     "Question:\n{prompt}\n\n{completions}\n\nScore each answer from 0 to 1. End with 'Scores: ' and the numbers in the order "
     "of the answers, with commas between them."
 )
-TEMPLATES = {"row": _ROW, "pair": _PAIR, "group": _GROUP}
-PATTERNS = {"row": r"Score:\s*(-?\d+(?:\.\d+)?)", "pair": r"Better:\s*([ABC])\b", "group": r"Scores:\s*([-\d.,\s]+)"}
+_STEPS = (
+    "Question:\n{prompt}\n\nReference answer:\n{answer}\n\n{steps}\n\nIs each step right? End with 'Steps: ' and 1 (right) or "
+    "-1 (wrong) for each step, in their order, with commas between them."
+)
+TEMPLATES = {"row": _ROW, "pair": _PAIR, "anchor": _PAIR, "group": _GROUP, "steps": _STEPS, "spans": _STEPS}
+_LETTER, _NUMBERS = r"Better:\s*([ABC])\b", r"Steps:\s*([-\d.,\s]+)"
+PATTERNS = {"row": r"Score:\s*(-?\d+(?:\.\d+)?)", "pair": _LETTER, "anchor": _LETTER, "group": r"Scores:\s*([-\d.,\s]+)"}
+PATTERNS |= {"steps": _NUMBERS, "spans": _NUMBERS}
+WHOLE_GROUPS = ("pair", "group")  # scopes that look at all answers of a prompt
+Verdict = float | list[list[float]] | None
 _WAIT_SECONDS = 0.5  # before the first further attempt; then twice as long each time
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may pass
+
+
+class Form(NamedTuple):
+    """What a judge is asked, and how its answer is read."""
+
+    template: str
+    pattern: str
+    scope: str
 
 
 class Judge(NamedTuple):
     """Whom to ask and how."""
 
+    form: Form
     url: str  # of the interface, up to and with "/v1"
     model: str
-    template: str
-    pattern: str
-    scope: str
     seconds: float  # for an answer
     attempts: int
     budget: int  # most questions of a run; 0 for no bound
@@ -57,16 +72,12 @@ def judge(
 ) -> Callable[..., list[float | None]]:  # fmt: skip
     """Reward: what a language model says of an answer. An answer of which it says nothing is missing.
 
-    With the scope "row" each answer is scored by itself, "pair" compares each two of a group in both orders and gives the share
-    of comparisons won, with half for none, and "group" has all of a group scored at once.
+    See `form_of` for the scopes.
 
     Args:
       url: such as "http://127.0.0.1:8000/v1", of any server with /chat/completions.
       model: its name there.
-      template: the question, with {prompt}, {answer} and other columns, and {completion}, or {first} and {second} for pairs, or
-        {completions} for groups; other braces are doubled. By default a plain one of the scope.
-      pattern: regular expression, whose first group in the last match is the number, A, B or C, or numbers with commas.
-      scope: "row", "pair" or "group".
+      template, pattern, scope: see `form_of`.
       seconds: longest time for an answer.
       attempts: how often a question is asked that fails for reasons that may pass.
       budget: most questions of the run; later ones are missing. 0 for no bound.
@@ -74,60 +85,119 @@ def judge(
       key: environment variable with the token of the server; without one none is sent.
       folder: where "judge.jsonl" has every question and what was said; a run gives its own.
 
-    Raises ValueError: an unknown scope, a pattern without a group, or a number out of range.
+    Raises ValueError: as `form_of` says, or a number out of range.
     """
-    if scope not in SCOPES:
-        raise ValueError(f"scope is {scope!r}; give one of {SCOPES}")
-    pattern = pattern or PATTERNS[scope]
-    if re.compile(pattern).groups < 1:
-        raise ValueError(f"pattern is {pattern!r}; it has no group in brackets, which the score is")
+    form = form_of(template, pattern, scope)
     bounds = {"seconds": (seconds, 1e-3), "attempts": (attempts, 1), "budget": (budget, 0), "max_tokens": (max_tokens, 1)}
     for name, (number, least) in bounds.items():
         if number < least:
             raise ValueError(f"{name} is {number}; give at least {least:g}")
-    own = Judge(url, model, template or TEMPLATES[scope], pattern, scope, seconds, attempts, budget, max_tokens, key, folder)
-    reward = functools.partial({"row": _of_rows, "pair": _of_pairs, "group": _of_groups}[scope], own)
-    setattr(reward, "rowwise" if scope == "row" else "whole_groups", True)
+    reward = functools.partial(_asked, Judge(form, url, model, seconds, attempts, budget, max_tokens, key, folder))
+    setattr(reward, "whole_groups" if scope in WHOLE_GROUPS else "rowwise", True)
     return reward
 
 
-def _of_rows(judge: Judge, /, prompts, completions, **columns) -> list[float | None]:
-    found = []
-    for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        said = ask(judge, _filled(judge, prompt, _row_of(columns, number), completion=completion))
-        found.append(None if said is None else _number(said))
-    return found
+def form_of(template: str = "", pattern: str = "", scope: str = "row") -> Form:
+    """The form of a judge's questions.
+
+    Args:
+      template: the question, with {prompt}, {answer} and other columns, and what the scope adds; other braces are doubled. By
+        default a plain one of the scope.
+      pattern: regular expression, whose first group in the last match is the verdict.
+      scope: "row" scores each answer, {completion}, by itself: a number. "pair" compares each two of a group, {first} and
+        {second}, in both orders by A, B or C, and gives the share of comparisons won, with half for none; "anchor" compares
+        each answer with that of the column "answer" alike. "group" has all of a group, {completions}, scored at once: numbers
+        with commas between. "steps" has each step of an answer, {steps}, scored by a number that is above 0 where it is
+        right, and gives the share of steps before the first wrong one
+        (https://arxiv.org/abs/2505.11595); "spans", for facts, gives the numbers as those of the characters of the steps,
+        equal ones that follow each other as one span. Steps are paragraphs, or the lines of an answer of one paragraph.
+
+    Raises ValueError: an unknown scope, or a pattern without a group.
+    """
+    if scope not in TEMPLATES:
+        raise ValueError(f"scope is {scope!r}; give one of {sorted(TEMPLATES)}")
+    pattern = pattern or PATTERNS[scope]
+    if re.compile(pattern).groups < 1:
+        raise ValueError(f"pattern is {pattern!r}; it has no group in brackets, which the score is")
+    return Form(template or TEMPLATES[scope], pattern, scope)
 
 
-def _of_pairs(judge: Judge, /, prompts, completions, **columns) -> list[float | None]:
-    won: list[list[float]] = [[] for _ in completions]
-    for first, second in itertools.permutations(range(len(completions)), 2):
-        texts = {"first": completions[first], "second": completions[second]}
-        said = ask(judge, _filled(judge, prompts[first], _row_of(columns, first), **texts))
-        share = {"A": 1.0, "B": 0.0, "C": 0.5}.get(said or "")
+def _asked(judge: Judge, /, prompts, completions, **columns) -> list[Verdict]:
+    said = [ask(judge, question) for question in questions(judge.form, prompts, completions, columns)]
+    return verdicts(judge.form, said, completions)
+
+
+def questions(form: Form, prompts: Sequence, completions: Sequence[str], columns: Mapping[str, Sequence]) -> list[str]:
+    """What is asked of these rows, which are one group where the scope looks at whole ones."""
+
+    def filled(row: int, **texts: str) -> str:
+        own = {name: values[row] for name, values in columns.items()} | {"prompt": _text(prompts[row])} | texts
+        try:
+            return form.template.format(**own)
+        except (KeyError, IndexError, ValueError) as error:
+            known = f"there are {sorted(own)}, other braces are doubled"
+            raise ValueError(f"the template of the judge asks for {error}; {known}") from error
+
+    rows = range(len(completions))
+    if form.scope == "group":
+        return [filled(0, completions=_listed("Answer", completions))] if completions else []
+    if form.scope == "pair":
+        pairs = itertools.permutations(rows, 2)
+        return [filled(first, first=completions[first], second=completions[second]) for first, second in pairs]
+    if form.scope == "anchor":
+        if "answer" not in columns:
+            raise ValueError(f"the scope 'anchor' compares with the column 'answer'; there are {sorted(columns)}")
+        orders = [(text, str(answer)) for text, answer in zip(completions, columns["answer"], strict=True)]
+        return [filled(row, first=a, second=b) for row in rows for a, b in (orders[row], orders[row][::-1])]
+    if form.scope in ("steps", "spans"):
+        return [filled(row, steps=_listed("Step", [own[2] for own in steps_of(completions[row])])) for row in rows]
+    return [filled(row, completion=completions[row]) for row in rows]
+
+
+def verdicts(form: Form, said: Sequence[str | float | None], completions: Sequence[str]) -> list[Verdict]:
+    """Of each row what was said of it, in answer to all `questions`: what the pattern found, or the share of A; None for
+    nothing."""
+    if form.scope == "row":
+        return [_number(found) for found in said]
+    if form.scope == "group":
+        scores = _numbers(said[0] if said else None)
+        return scores if len(scores) == len(completions) else [None] * len(completions)
+    if form.scope in ("steps", "spans"):
+        return [_of_steps(form.scope, steps_of(text), _numbers(own)) for text, own in zip(completions, said, strict=True)]
+    rows = range(len(completions))
+    pairs = itertools.permutations(rows, 2) if form.scope == "pair" else [(r, -1)[::by] for r in rows for by in (1, -1)]
+    won: dict[int, list[float]] = {row: [] for row in (*rows, -1)}
+    for (first, second), found in zip(pairs, said, strict=True):
+        share = {"A": 1.0, "B": 0.0, "C": 0.5}.get(found) if isinstance(found, str) else found
         if share is not None:
             won[first].append(share)
             won[second].append(1.0 - share)
-    return [sum(own) / len(own) if own else None for own in won]
+    return [sum(won[row]) / len(won[row]) if won[row] else None for row in rows]
 
 
-def _of_groups(judge: Judge, /, prompts, completions, **columns) -> list[float | None]:
-    listed = "\n\n".join(f"Answer {place}:\n{text}" for place, text in enumerate(completions, 1))
-    said = ask(judge, _filled(judge, prompts[0], _row_of(columns, 0), completions=listed))
-    scores = [_number(part) for part in (said or "").replace("\n", " ").split(",") if part.strip()]
-    return scores if len(scores) == len(completions) else [None] * len(completions)
+def _listed(name: str, texts: Sequence[str]) -> str:
+    return "\n\n".join(f"{name} {place}:\n{text}" for place, text in enumerate(texts, 1))
 
 
-def _row_of(columns: dict[str, Sequence], number: int) -> dict[str, Any]:
-    return {name: values[number] for name, values in columns.items()}
+def steps_of(text: str) -> list[tuple[int, int, str]]:
+    """First character, the one behind the last, and text of each paragraph; of each line where there is one paragraph."""
+    for pattern in (r"\S(?:(?!\n\s*\n).)*", r"\S.*"):
+        flags = re.DOTALL if "\n" in pattern else re.NOFLAG
+        found = [(own.start(), own.end(), own.group()) for own in re.finditer(pattern, text, flags)]
+        if len(found) > 1:
+            return found
+    return found
 
 
-def _filled(judge: Judge, prompt: Any, columns: dict[str, Any], **texts: str) -> str:
-    try:
-        return judge.template.format(**{**columns, "prompt": _text(prompt), **texts})
-    except (KeyError, IndexError, ValueError) as error:
-        known = sorted({*columns, "prompt", *texts})
-        raise ValueError(f"the template of the judge asks for {error}; there are {known}, other braces are doubled") from error
+def _of_steps(scope: str, steps: Sequence[tuple[int, int, str]], numbers: Sequence[float | None]) -> Verdict:
+    """What numbers of steps say: the share before the first that is not above 0, or spans; None where there are not as many."""
+    if len(numbers) != len(steps) or None in numbers or not steps:
+        return None
+    if scope == "steps":
+        return next((place for place, own in enumerate(numbers) if own <= 0), len(numbers)) / len(numbers)
+    merged = itertools.groupby(zip(steps, numbers, strict=True), key=lambda pair: pair[1])
+    runs = [(value, [step for step, _ in run]) for value, run in merged]
+    return [[float(run[0][0]), float(run[-1][1]), value] for value, run in runs]
 
 
 def _text(prompt: Any) -> str:
@@ -136,11 +206,23 @@ def _text(prompt: Any) -> str:
     return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
 
 
-def _number(text: str) -> float | None:
+def _number(text: str | float | None) -> float | None:
     try:
-        return float(text)
-    except ValueError:
+        value = float(text)
+    except (ValueError, TypeError):
         return None
+    return value if abs(value) <= LARGEST_REWARD else None
+
+
+def _numbers(text: str | None) -> list[float | None]:
+    return [_number(part) for part in (text or "").replace("\n", " ").split(",") if part.strip()]
+
+
+def found_in(form: Form, text: str) -> str | None:
+    """The verdict in a judge's answer; None where there is none."""
+    matches = re.findall(form.pattern, text)
+    last = matches[-1] if matches else None
+    return last[0] if isinstance(last, tuple) else last
 
 
 def ask(judge: Judge, question: str) -> str | None:
@@ -156,9 +238,7 @@ def ask(judge: Judge, question: str) -> str | None:
             return None
         text = _answer(judge, question)
         _note(judge, {"name": name, "question": question, "said": text})
-    matches = re.findall(judge.pattern, text)
-    last = matches[-1] if matches else None
-    return last[0] if isinstance(last, tuple) else last
+    return found_in(judge.form, text)
 
 
 # Of each folder, how much of its file this process has read, and what that says.

@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from jaxrl_llm.estimators import row_scores
 from jaxrl_llm.rewards import final_answer
 from jaxrl_llm.rollouts.collect import Collection, arranged, joined
 from jaxrl_llm.rollouts.io import Io
+from jaxrl_llm.rollouts.records import scores_of_rows
 from jaxrl_llm.rollouts.requests import Request, make_prefix, requests_for
 from jaxrl_llm.rollouts.strategy import Metrics, stateless_strategy
 from jaxrl_llm.rollouts.views import moved_behind, templated, under, view_of, with_view
@@ -29,7 +29,7 @@ BEGINNINGS = tuple((BEGINNING, "solution", share) for share in (0.25, 0.5, 0.75)
 
 def scores_of(collection: Collection) -> np.ndarray:
     """Total reward of each row, 0 where all are missing, float [N]."""
-    return np.asarray(row_scores(collection.rollouts)[0])
+    return scores_of_rows(collection.rollouts)[0]
 
 
 @stateless_strategy

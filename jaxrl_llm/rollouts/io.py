@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxrl_llm.rollouts.facts import Facts, with_facts
 from jaxrl_llm.rollouts.harness import Agents
 from jaxrl_llm.rollouts.requests import GIVEN, Example, Prompt, Request
 from jaxrl_llm.rollouts.views import at_home, seen_behind, view_of
+from jaxrl_llm.types import Rollouts
 
 # (cursor, count, weights or None) -> (examples, prompt_ids, cursor)
 Draw = Callable[[Any, int, np.ndarray | None], tuple[list[Example], list[int], Any]]
@@ -38,6 +40,9 @@ class Io:
     # `newer()` gives: policies, statistics, and the next version
     in_flight: tuple[int, Callable[[], Mapping[str, Any]]] | None = None
     rewards: Score | None = None  # `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing
+    # "rewards" and "facts", by name, that networks of the run give, see `rollouts.asking`
+    asked: Mapping[str, Mapping[str, Callable]] = dataclasses.field(default_factory=dict)
+    tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)  # of policies that have one of their own
     facts: Facts | None = None  # what else is found out about rows that are rewarded, see `with_facts`; None for nothing
     # a context of `(submit, rewards)`: the rewards of rows that `submit` is told of, by number, are asked for while others are
     # sampled; None where rewards look at all rows at once
@@ -134,8 +139,29 @@ class Io:
         return self._rewarded(collection, self._part("rewards"))
 
     def _rewarded(self, collection: Collection, score: Score) -> Collection:
-        rewarded = rewarded_collection(collection, score, self.reward_weights)
-        return rewarded if self.facts is None else with_facts(rewarded, self.facts(*as_call(rewarded)), self.tokenizer)
+        notes: dict[str, Sequence] = {}
+        rewarded = rewarded_collection(collection, self._asking("rewards", collection, score, notes), self.reward_weights)
+        if self.facts is not None:
+            facts = self._asking("facts", rewarded, self.facts, notes)
+            rewarded = with_facts(rewarded, facts(*as_call(rewarded)), self.tokenizer)
+        for name, told in notes.items():
+            records = [record | {name: own} for record, own in zip(rewarded.records, told, strict=True)]
+            rewarded = dataclasses.replace(rewarded, records=records)
+        return rewarded
+
+    def _asking(self, kind: str, collection: Collection, function: Callable, notes: dict[str, Sequence]) -> Callable:
+        """The function of a call, which is also given a way to ask networks once the other rewards [N, K] are known."""
+        if not self.asked.get(kind):
+            return function
+
+        def ask(known: np.ndarray | None = None) -> dict[str, Sequence]:
+            rows = collection.rollouts if known is None else collection.rollouts.replace(rewards=np.asarray(known, np.float32))
+            told = dataclasses.replace(collection, rollouts=rows)
+            found = {name: asked(self, told) for name, asked in self.asked[kind].items()}
+            notes.update({name: own.notes for name, own in found.items() if own.notes is not None})
+            return {name: own.values for name, own in found.items()}
+
+        return functools.partial(function, ask=ask)
 
     def score(
         self, collection: Collection, by: str, statistics: Sequence[str] = ("logp",),
@@ -152,13 +178,17 @@ class Io:
 
         Raises ValueError: a policy that the run does not have, or a statistic that is none.
         """
-        scored = self._part("statistics")
+        scored = self.statistics_of
         if view is None:
-            return dict(scored(collection.rollouts, by, tuple(statistics)))
+            return scored(collection.rollouts, by, tuple(statistics))
         prompts = list(map(view, collection.requests)) if callable(view) else view
         behind = view_of(collection, prompts, self.tokenizer)
         found = scored(seen_behind(collection.rollouts, behind), by, tuple(statistics))
         return {name: at_home(values, collection.rollouts, behind) for name, values in found.items()}
+
+    def statistics_of(self, rollouts: Rollouts, by: str, statistics: Sequence[str]) -> dict[str, np.ndarray]:
+        """What a policy says of any rows, as `score` of those of a collection."""
+        return dict(self._part("statistics")(rollouts, by, tuple(statistics)))
 
     def uniform(self, count: int, salt: int) -> np.ndarray:
         """Numbers of [0, 1), float64 [count], that depend on the seed, the step and what they are for, `salt`, alone."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.estimators import row_scores
@@ -11,6 +12,7 @@ from jaxrl_llm.rollouts.requests import Prefix
 from jaxrl_llm.sampling import Samples
 from jaxrl_llm.types import Rollouts
 
+_MULTIPLE = 64
 _PER_TOKEN = {"tokens": np.int32, "mask": np.float32, "behavior_logp": np.float32, "version": np.int32, "turn": np.int32}
 
 
@@ -126,12 +128,28 @@ def _with_routes(parts: Sequence[Rollouts]) -> Sequence[Rollouts]:
     return [part.replace(extras={"routes": routes} | part.extras) for part, routes in zip(parts, free, strict=True)]
 
 
+def scores_of_rows(rollouts: Rollouts) -> tuple[np.ndarray, np.ndarray]:
+    """What `estimators.row_scores` says, of rows filled up to a multiple, so that few programs are compiled."""
+    names = [name for name in ("rewards", "valid", "mask", "group", "token_rewards") if getattr(rollouts, name) is not None]
+    count, filling = len(rollouts.length), -len(rollouts.length) % _MULTIPLE
+    arrays = {name: np.asarray(getattr(rollouts, name)) for name in names}
+    filled = {name: np.pad(array, [(0, filling)] + [(0, 0)] * (array.ndim - 1)) for name, array in arrays.items()}
+    return tuple(np.asarray(found)[:count] for found in _row_scores(filled))
+
+
+@jax.jit
+def _row_scores(arrays: dict[str, jax.Array]):
+    shape = arrays["mask"].shape
+    rest = {"tokens": jnp.zeros(shape, jnp.int32), "length": jnp.zeros(shape[:1], jnp.int32)}
+    return row_scores(Rollouts(**rest, **arrays))
+
+
 def informative_groups(rollouts: Rollouts) -> np.ndarray:
     """Numbers, in rising order, of the groups whose total rewards differ; rows without any reward have no part.
 
     It decides by the scores of `estimators.row_scores`, so that all who ask find the same groups uniform.
     """
-    score, present = (np.asarray(x) for x in row_scores(rollouts))
+    score, present = scores_of_rows(rollouts)
     group = np.asarray(rollouts.group)
     counted = present > 0
     return np.array([g for g in np.unique(group[counted]) if np.ptp(score[counted & (group == g)]) > 0], np.int32)

@@ -2,8 +2,8 @@
 
 Who it is says the option `by`: a module that learns from what it wrote, see `training.modules`, or "reference" or "teacher".
 Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, `samples` that of the completions of
-each, and `threshold` the total reward above which a row is right. Templates are those of `views.templated`, in which
-"{completion}" stands for the answer.
+each, and `threshold` the reward above which a row is right, the one of number `component`, without its weight. Templates are
+those of `views.templated`, in which "{completion}" stands for the answer.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import numpy as np
 
 from jaxrl_llm.rollouts.collect import Collection, joined
 from jaxrl_llm.rollouts.forks import separators
-from jaxrl_llm.rollouts.hints import scores_of
 from jaxrl_llm.rollouts.io import Io
 from jaxrl_llm.rollouts.requests import requests_for
 from jaxrl_llm.rollouts.strategy import Metrics, stateless_strategy
@@ -31,7 +30,7 @@ def _samples_of(options: dict) -> tuple[str, ...]:
 @stateless_strategy(annotations=_samples_of, provides=("step_reward", "right"))
 def verified(
     io: Io, prompts: int, *, samples: int = 8, by: str = "verifier", template: str = VERDICT, separator: str = "\n",
-    step: str = "[+-]", final: str = "[01]", format_reward: float = 0.1, threshold: float = 0.0,
+    step: str = "[+-]", final: str = "[01]", format_reward: float = 0.1, threshold: float = 0.0, component: int = 0,
 ) -> tuple[Collection, Metrics]:  # fmt: skip
     """Groups of the policy's answers, and what a verifier says of each: a verdict of each step, and one of the whole.
 
@@ -52,7 +51,7 @@ def verified(
     Source: RL Tango, https://arxiv.org/abs/2505.15034
     """
     answers = io.sample(requests_for(*io.draw(prompts), samples=samples))
-    right, numbers = scores_of(answers) > threshold, np.asarray(answers.rollouts.group)
+    right, numbers = _right(answers, component, threshold), np.asarray(answers.rollouts.group)
     asked = [_about(io, answers, row, template, by, int(numbers[row])) for row in range(len(right))]
     judged = io.sample(asked, rewarded=False)
     turn, step_reward = np.zeros_like(answers.rollouts.turn), np.zeros(answers.rollouts.tokens.shape, np.float32)
@@ -78,8 +77,9 @@ def verified(
 
 @stateless_strategy(annotations=_samples_of)
 def spoiled(
-    io: Io, prompts: int, *, samples: int = 16, by: str = "reference", template: str = SPOILED, threshold: float = 0.0
-) -> tuple[Collection, Metrics]:
+    io: Io, prompts: int, *, samples: int = 16, by: str = "reference", template: str = SPOILED, threshold: float = 0.0,
+    component: int = 0,
+) -> tuple[Collection, Metrics]:  # fmt: skip
     """Groups of the policy's answers, and of each prompt with a right one a spoiled copy of it, written by somebody else.
 
     The copies stand in the groups of the answers and take no part in what the policy learns; they are the wrong answers of
@@ -93,12 +93,12 @@ def spoiled(
     Source: Cooper, https://arxiv.org/abs/2508.05613
     """
     answers = io.sample(requests_for(*io.draw(prompts), samples=samples))
-    groups, right = np.asarray(answers.rollouts.group), scores_of(answers) > threshold
+    groups, right = np.asarray(answers.rollouts.group), _right(answers, component, threshold)
     chosen = {int(groups[row]): row for row in np.flatnonzero(right)[::-1]}
     if not chosen:
         return answers, {"spoiled/wrong": 0.0}
     copies = io.sample([_about(io, answers, row, template, by, group) for group, row in sorted(chosen.items())])
-    wrong = scores_of(copies) <= threshold
+    wrong = ~_right(copies, component, threshold)
     rollouts = copies.rollouts.replace(valid=np.zeros_like(copies.rollouts.valid))
     found = _together(answers, dataclasses.replace(copies, rollouts=rollouts))
     own = np.concatenate([groups, sorted(chosen)]).astype(np.int32)  # those of the answers, which stand together
@@ -110,6 +110,12 @@ def _about(io: Io, answers: Collection, row: int, template: str, by: str, group:
     """The request to write about an answer."""
     request = under(answers.requests[row], template, io.tokenizer, completion=answers.records[row]["completion"])
     return dataclasses.replace(request, by=by, group=group, samples=1, prefix=None, learned_prompt=None, episode=None)
+
+
+def _right(collection: Collection, component: int, threshold: float) -> np.ndarray:
+    """Whether each row is right, bool [N]; one without that reward is not."""
+    values = [record["rewards"][component] for record in collection.records]
+    return np.array([value is not None and value > threshold for value in values])
 
 
 def _says_right(word: str) -> bool:

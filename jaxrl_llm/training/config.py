@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from jaxrl_llm import methods, reading
 from jaxrl_llm.compose import require
 from jaxrl_llm.networks.config import CACHE_DTYPES
-from jaxrl_llm.rewards import LARGEST_REWARD
+from jaxrl_llm.rewards import FACTORIES, LARGEST_REWARD
+from jaxrl_llm.rollouts.asking import ASKING
 from jaxrl_llm.rollouts.episodes import GIVEN_BY_EPISODES
 from jaxrl_llm.rollouts.facts import TOKEN_REWARDS
 from jaxrl_llm.sampling import make_sampling
@@ -24,6 +25,7 @@ from jaxrl_llm.training import sections
 from jaxrl_llm.training.combining import check_combination
 from jaxrl_llm.training.methods_of import (
     REVISES,
+    asked_policies,
     method_options,
     preference_method,
     refuse_missing,
@@ -239,10 +241,11 @@ def _check_other_policies(config: ConfigDict) -> None:
     phases = {config.method.name: config.rl, config.preference.method: config.preference, config.sft.method: config.sft}
     used = [name for name, phase in phases.items() if phase.steps]
     trained = [methods.get(name) for name in used if name in methods.names()]
-    taught, directory = any(method.needs_teacher for method in trained), config.teacher.directory
+    asked = "teacher" in asked_policies(config)
+    taught, directory = asked or any(method.needs_teacher for method in trained), config.teacher.directory
     if taught and not directory:
         raise ValueError(
-            f"{' and '.join(used)}: a method needs a teacher; set config.teacher.directory to the folder of a policy"
+            f"{' and '.join(used)}: a method or reward needs a teacher; set config.teacher.directory to the folder of a policy"
         )
     if directory and trained and not taught:
         raise ValueError(f"config.teacher.directory would change nothing: {' and '.join(used)} needs no teacher; leave it out")
@@ -300,6 +303,10 @@ def _check_inert(config: ConfigDict) -> None:
     for name in sorted(options.keys() - set(map(sections.short_name, used))):
         raise ValueError(f"config.rewards.options.{name} would change nothing: config.rewards.names has no {name!r}; add it")
     _check_facts(config)
+    measured = config.evaluation.reward or (*config.rewards.names, "")[0]
+    if measured in ASKING and (measured != "policy_judge" or options.get(measured, {}).get("labels")):
+        place = "config.evaluation.reward" if config.evaluation.reward else "config.rewards.names[0]"
+        raise ValueError(f"{place} is {measured!r}, which scores rows, and evaluations do not; set config.evaluation.reward")
     if not config.environment.name and config.environment.to_dict() != _defaults().environment.to_dict():
         raise ValueError("config.environment would change nothing: its name is ''; name an environment")
     if "environment" in rewarded and not config.environment.name:
@@ -312,8 +319,9 @@ def _check_facts(config: ConfigDict) -> None:
     """Facts are functions of a module that something of the RL phase reads."""
     needed = reinforcement_method(config).needs if config.rl.steps else frozenset()
     for name, function in config.rewards.facts.items():
-        if not isinstance(function, str) or ":" not in function:
-            raise ValueError(f"config.rewards.facts.{name} is {function!r}; it must be 'package.module:function'")
+        if not isinstance(function, str) or (":" not in function and function not in FACTORIES | ASKING):
+            known = f"'package.module:function', or one of {sorted(FACTORIES | ASKING)}"
+            raise ValueError(f"config.rewards.facts.{name} is {function!r}; it must be {known}")
         if name not in needed | {TOKEN_REWARDS}:
             raise ValueError(f"config.rewards.facts.{name} would change nothing: {config.method.name} needs {sorted(needed)}")
 

@@ -16,7 +16,7 @@ from jaxrl_llm.training.evaluation import evaluate_source, gap_bound, warn_of_ga
 from jaxrl_llm.training.phases import samples_are_scored
 from jaxrl_llm.training.policies import folder_kind, load_policy, run_config
 from jaxrl_llm.training.preference import make_pair_evaluation
-from jaxrl_llm.training.reward_functions import build_environment, build_reward, environment_settings
+from jaxrl_llm.training.reward_functions import build_environment, build_reward, environment_settings, load_asked
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import make_environment, make_score, timeouts
 from jaxrl_llm.training.supervised import can_be_learned, make_loss_evaluation
@@ -54,6 +54,11 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
     failures: list[rewards.RewardFailure] = []
     with build.build_pool(config) as pool, distributed.sharded(mesh):
         chosen = {name: build_reward(name, config, mesh)}
+        judges = load_asked(chosen, config, mesh)
+        judging = {
+            folder: (own.without_params(), distributed.for_sampling(own.without_params(), own.params, sampling_mesh))
+            for folder, (own, _) in judges.items()
+        }
         params = distributed.for_sampling(network.without_params(), network.params, sampling_mesh)
         score, ahead = make_score(pool, chosen, config.rewards.deadline_seconds, told=set(), failures=failures)
         environment = build_environment(config, tokenizer)
@@ -61,7 +66,10 @@ def evaluate_policy(directory: str | pathlib.Path, config: ConfigDict) -> tuple[
             options = {"told": set(), "failures": failures} | environment_settings(config)
             environment = make_environment(pool, environment, config.rewards.deadline_seconds, **options)
         io = rollouts.Io(
-            tokenizer=tokenizer, policies={"policy": lambda: (network.without_params(), params)},
+            tokenizer=tokenizer, tokenizers={folder: own for folder, (_, own) in judges.items()},
+            policies={"policy": lambda: (network.without_params(), params)}
+            | {folder: lambda own=own: own for folder, own in judging.items()},
+            asked={"rewards": {name: chosen[name]}} if hasattr(chosen[name], "asks") else {},
             around=functools.partial(distributed.sharded, sampling_mesh), rewards=score, ahead=ahead,
             sampling=build.evaluation_sampling(config, tokenizer), max_prompt_tokens=config.task.max_prompt_tokens,
             seed=config.seed, step=0, environment=environment,

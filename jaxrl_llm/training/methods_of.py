@@ -10,6 +10,8 @@ from jaxrl_llm import methods, rollouts
 from jaxrl_llm.compose import Composable, keyword_defaults, require
 from jaxrl_llm.data import PAIR
 from jaxrl_llm.rollouts import choosing, forks
+from jaxrl_llm.rollouts.asking import ASKING
+from jaxrl_llm.rollouts.requests import POLICY
 from jaxrl_llm.training.critics import with_settings
 from jaxrl_llm.types import ROWS_OF, Rollouts
 
@@ -35,11 +37,18 @@ def reinforcement_method(config: ConfigDict) -> methods.Method:
     Raises ValueError: what `method_options`, `critics.with_settings` and `strategy_of` refuse.
     """
     method = with_settings(methods.get(config.method.name, **method_options(config)), config.critic)
+    method = dataclasses.replace(method, beside=frozenset(f"{who}_samples" for who in asked_policies(config)) & SAMPLES)
     if config.method.strategy:
         return dataclasses.replace(method, strategy=strategy_of(config, method))
     if config.method.strategy_options:
         raise ValueError("config.method.strategy_options would change nothing: config.method.strategy is ''; set it")
     return method
+
+
+def asked_policies(config: ConfigDict) -> set[str]:
+    """Whom rewards and facts of the configuration ask, see `rollouts.asking`: policies of the run, or folders."""
+    names = {*config.rewards.names, config.evaluation.reward, *config.rewards.facts.values()} & ASKING.keys()
+    return {config.rewards.options.get(name, {}).get("by", POLICY) for name in names}
 
 
 def strategy_of(config: ConfigDict, method: methods.Method) -> rollouts.Strategy:

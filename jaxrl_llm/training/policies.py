@@ -310,7 +310,7 @@ def build_module(
     """
     own, directory = module_config(config, name), settings_of(config, name)["directory"]
     pairs = learns_from_pairs(config, name)
-    method = preference_method(own) if pairs else reinforcement_method(own)
+    method = dataclasses.replace(preference_method(own) if pairs else reinforcement_method(own), beside=frozenset())
     found = {"config": own, "preference_method" if pairs else "method": method, "modules": {}}
     network = policy.without_params()
     if directory:

@@ -396,6 +396,8 @@ def policy_annotators(run: Run, reference) -> dict[str, Annotator]:
         annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params, temperature)
     for name, module, part in _module_parts(run):
         annotators[name] = Annotator(module.network.without_params(), lambda state, part=part: part(state)(), temperature)
+    for name, (judge, _) in run.judges.items():
+        annotators[name] = Annotator(judge.without_params(), lambda state, judge=judge: judge.params, temperature)
     return annotators
 
 

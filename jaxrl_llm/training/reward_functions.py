@@ -12,10 +12,15 @@ from jaxrl_llm import environments, rewards
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.dialogues import encode_answer
 from jaxrl_llm.environments import Agent, Environment
+from jaxrl_llm.networks import Network
+from jaxrl_llm.rollouts.asking import ASKING, OF_RUN
+from jaxrl_llm.rollouts.requests import POLICY
 from jaxrl_llm.training import sections
 from jaxrl_llm.training.config import REWARD_MODEL
 from jaxrl_llm.training.policies import load_policy
 from jaxrl_llm.training.sections import short_name
+
+FACTORIES = rewards.FACTORIES | ASKING
 
 
 def build_rewards(
@@ -46,11 +51,11 @@ def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None =
     if name == REWARD_MODEL:
         return load_reward_model(config.rewards.model, mesh)
     given, short = config.rewards.options.to_dict(), short_name(name)
-    if short not in given and name not in rewards.FACTORIES:
+    if short not in given and name not in FACTORIES:
         return load_reward(name)
     if name in rewards.NAMED:
         raise ValueError(f"config.rewards.options.{name} would change nothing: the reward has no options; leave it out")
-    make, options = rewards.FACTORIES.get(name) or load_reward(name), dict(given.get(short, {}))
+    make, options = FACTORIES.get(name) or load_reward(name), dict(given.get(short, {}))
     known = inspect.signature(make).parameters
     if "folder" in known and name in rewards.FACTORIES:
         options.setdefault("folder", folder)
@@ -64,6 +69,15 @@ def build_reward(name: str, config: ConfigDict, mesh: jax.sharding.Mesh | None =
         raise ValueError(
             f"config.rewards.options.{short} is {given.get(short, {})}; it takes {sorted(known)}: {error}"
         ) from error
+
+
+def load_asked(
+    functions: Mapping[str, Callable], config: ConfigDict, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, tuple[Network, Tokenizer]]:
+    """The policies, with parameters and tokenizers, of the folders that rewards and facts ask, see `rollouts.asking`."""
+    known = (*OF_RUN, *config.modules)
+    folders = {function.asks for function in functions.values() if getattr(function, "asks", POLICY) not in known}
+    return {folder: load_policy(folder, dtype=config.network.param_dtype, mesh=mesh) for folder in sorted(folders)}
 
 
 def build_environment(config: ConfigDict, tokenizer: Tokenizer) -> Environment | Agent | None:
@@ -122,7 +136,7 @@ def load_reward(name: str) -> Callable:
     """A reward of `jaxrl_llm.rewards`, or the function that "package.module:function" names."""
     if ":" not in name:
         if name not in rewards.NAMED:
-            known = sorted([*rewards.NAMED, *rewards.FACTORIES, REWARD_MODEL])
+            known = sorted([*rewards.NAMED, *FACTORIES, REWARD_MODEL])
             raise ValueError(f"reward {name!r} is unknown; give 'package.module:function' or one of {known}")
         return rewards.NAMED[name]
     module, function = name.split(":", 1)

@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from jaxrl_llm.training.layout import lay_out
 from jaxrl_llm.training.lock import locked
 from jaxrl_llm.training.policies import build_module, build_policy, build_teacher, load_policy
 from jaxrl_llm.training.report import say
-from jaxrl_llm.training.reward_functions import build_environment, build_rewards, environment_settings
+from jaxrl_llm.training.reward_functions import build_environment, build_rewards, environment_settings, load_asked
 from jaxrl_llm.training.timing import timed
 from jaxrl_llm.types import Batch, Rollouts
 
@@ -64,6 +64,8 @@ class Run:
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     told: set = dataclasses.field(default_factory=set)  # what `scores` said already; it and `columns` alone change
     environment: Environment | Agent | None = None  # whom the policy talks with; None for nobody
+    # policies of other folders that rewards ask, with their parameters and tokenizers
+    judges: dict[str, tuple[Network, Tokenizer]] = dataclasses.field(default_factory=dict)
     columns: dict = dataclasses.field(default_factory=dict)  # those of the source that strategies asked for
     store: Folder = pathlib.Path()  # where its checkpoints lie: in the workdir, or in a bucket
     copy: Callable[[], None] = lambda: None  # brings what is new in the workdir to the bucket, see `bucket.opened`
@@ -135,6 +137,10 @@ class Run:
         functions = {name: self.rewards[function] for name, function in names.items()}
         return self.pool, functions, self.config.rewards.deadline_seconds
 
+    def asked(self, names: Mapping[str, str]) -> dict[str, Callable]:
+        """Those of the functions, by the names that results have, that networks of the run are asked for."""
+        return {name: self.rewards[own] for name, own in names.items() if hasattr(self.rewards[own], "asks")}
+
     def _noted(self, step: int, failures: list | None) -> dict[str, Any]:
         log, failures = self.workdir / "reward_failures.jsonl", [] if failures is None else failures
         return {"told": self.told, "failures": failures, "log": log, "step": step}
@@ -149,7 +155,8 @@ class Run:
         found = {"policy": self.sampled_by(self.network, lambda: self.whole(params))}
         if self.teacher is not None:
             found["teacher"] = self.sampled_by(self.teacher, lambda: self.teacher.params)
-        return found
+        judges = {name: network for name, (network, _) in self.judges.items()}
+        return found | {name: self.sampled_by(own, lambda own=own: own.params) for name, own in judges.items()}
 
     def sampled_by(self, network: Network, params: Callable[[], Any]) -> Callable[[], tuple[Network, Any]]:
         """A function that gives the network and its parameters as they are sampled with; a copy is made when first asked."""
@@ -161,19 +168,23 @@ class Run:
         scorer = self.scorer(self.config.rewards.names, step + 1, failures)
         usual = {"reward_weights": tuple(self.config.rewards.weights), "drawing": self.draw, "cursor": Cursor()}
         usual |= {"facts": self.facts(step + 1, failures), "examples": self.source, "columns": self.columns}
+        facts = self.asked(self.config.rewards.facts.to_dict())
+        usual["asked"] = {"rewards": self.asked({name: name for name in self.config.rewards.names}), "facts": facts}
         sampling = build.training_sampling(self.config, self.tokenizer)
         learners = ("policy", *self.modules)
         return self._io(params, scorer, sampling, self.config.seed, step, learners=learners, **(usual | changes))
 
     def evaluation_io(self, params, step: int, failures: list | None = None, **changes) -> rollouts.Io:
         """The same for held-out prompts: scored by the evaluation's reward alone, and of roles the policy's rows alone."""
-        scorer = self.scorer((self.config.evaluation.reward or self.config.rewards.names[0],), step, failures)
+        name = self.config.evaluation.reward or self.config.rewards.names[0]
+        scorer, changes = self.scorer((name,), step, failures), {"asked": {"rewards": self.asked({name: name})}} | changes
         sampling = build.evaluation_sampling(self.config, self.tokenizer)
         return self._io(params, scorer, sampling, self.config.seed + EVALUATION_SEED_OFFSET, step, **changes)
 
     def _io(self, params, scorer, sampling, seed: int, step: int, learners=("policy",), **changes) -> rollouts.Io:
         usual = {"tokenizer": self.tokenizer, "max_prompt_tokens": self.config.task.max_prompt_tokens}
         usual |= {"policies": self.policies(params), "sampling": sampling, "seed": seed, "step": step}
+        usual["tokenizers"] = {name: tokenizer for name, (_, tokenizer) in self.judges.items()}
         usual["around"] = functools.partial(distributed.sharded, self.sampling_mesh)
         usual |= dict(zip(("rewards", "ahead"), scorer, strict=True))
         if self.environment is not None:
@@ -228,7 +239,7 @@ def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, 
             sampling_mesh=sampling_mesh, teacher=build_teacher(config, network, mesh), source=source, test_source=test_source,
             method=reinforcement_method(config), preference_method=preference_method(config),
             supervised_method=supervised_method(config), pool=pool, rewards=functions, given=given, counts=counts, store=store,
-            copy=copy, environment=environment,
+            copy=copy, environment=environment, judges=load_asked(functions, config, mesh),
         )  # fmt: skip
         built = functools.partial(build_module, config, policy=network, frozen=frozen, tokenizer=tokenizer, mesh=mesh)
         run = dataclasses.replace(run, modules={name: dataclasses.replace(run, **built(name)) for name in config.modules})

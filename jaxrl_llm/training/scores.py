@@ -29,7 +29,9 @@ def make_score(
     pool: RewardPool, rewards: Mapping[str, Callable], deadline_seconds: float, *, told: set, failures: list[RewardFailure],
     log: pathlib.Path | None = None, step: int = 0,
 ) -> tuple[Score, Ahead | None]:  # fmt: skip
-    """Builds `score(*call) -> rewards [N, K]`, NaN where missing, of the fields of a `Call`, and the same ahead of time.
+    """Builds `score(*call, ask=None) -> rewards [N, K]`, NaN where missing, of the fields of a `Call`; the same ahead of time.
+
+    `ask(rewards so far [N, K])` gives those of networks of the run by name, see `rollouts.asking`.
 
     The second is a context of `(submit, score)`, see `rollouts.Io`, of rewards that promise to look at one row at a time;
     None where one of them does not. Parts that are scored while others are sampled have the deadline each; once all are
@@ -48,18 +50,24 @@ def make_score(
       step: of training, for the log.
     """
 
-    def concluded(values: np.ndarray, found: Sequence[RewardFailure]) -> np.ndarray:
-        _note(found, failures, log, step)
-        _tell(list(rewards), values, found, told)
-        return values
+    names, pooled = list(rewards), _in_workers(rewards)
 
-    def score(*call) -> np.ndarray:
+    def concluded(values: np.ndarray, found: Sequence[RewardFailure], ask: Callable | None) -> np.ndarray:
+        whole = np.full((len(values), len(names)), np.nan)
+        whole[:, [names.index(name) for name in pooled]] = values
+        for name, own in ask(whole).items() if ask is not None else ():
+            whole[:, names.index(name)] = [np.nan if value is None else value for value in own]
+        _note(found, failures, log, step)
+        _tell(names, whole, found, told)
+        return whole
+
+    def score(*call, ask: Callable | None = None) -> np.ndarray:
         call = Call(*call)
-        own = _own_rows(rewards, len(call.prompts))
+        own = _own_rows(pooled, len(call.prompts))
         with timed("reward"):
             *asked, groups = call.at(own)
-            found = pool.score(rewards, *asked, deadline_seconds, groups) if len(own) else (np.empty((0, len(rewards))), [])
-            return concluded(*_joined([(own, *found)], list(rewards), len(call.prompts)))
+            found = pool.score(pooled, *asked, deadline_seconds, groups) if len(own) else (np.empty((0, len(pooled))), [])
+            return concluded(*_joined([(own, *found)], list(pooled), len(call.prompts)), ask)
 
     @contextlib.contextmanager
     def ahead():
@@ -67,14 +75,14 @@ def make_score(
 
         def part_score(*call):
             *asked, _ = call
-            return pool.score(rewards, *asked, min(deadline_seconds, max(ends - time.monotonic(), 0.0)))
+            return pool.score(pooled, *asked, min(deadline_seconds, max(ends - time.monotonic(), 0.0)))
 
         def submit(rows, *asked) -> None:
             places = [place for place, row in enumerate(rows) if distributed.is_own(row)]
             if places:
                 parts.append(([rows[place] for place in places], thread.submit(part_score, *Call(*asked).at(places))))
 
-        def rest(*call) -> np.ndarray:
+        def rest(*call, ask: Callable | None = None) -> np.ndarray:
             nonlocal ends
             call = Call(*call)
             # From now on the run waits: what has not begun shares one deadline, however many parts there are.
@@ -85,14 +93,19 @@ def make_score(
                 submit(missing, *call.at(missing))
             with timed("reward"):
                 found = [(rows, *part.result()) for rows, part in parts]
-            return concluded(*_joined(found, list(rewards), len(call.prompts)))
+                return concluded(*_joined(found, list(pooled), len(call.prompts)), ask)
 
         try:
             yield submit, rest
         finally:
             thread.shutdown(cancel_futures=True)
 
-    return score, ahead if all(map(_by_row, rewards.values())) else None
+    return score, ahead if pooled and all(map(_by_row, pooled.values())) else None
+
+
+def _in_workers(functions: Mapping[str, Callable]) -> dict[str, Callable]:
+    """Those that the pool is asked for, and not networks of the run."""
+    return {name: function for name, function in functions.items() if not hasattr(function, "asks")}
 
 
 def make_facts(
@@ -103,16 +116,20 @@ def make_facts(
 
     The first process asks for all. The arguments are those of `make_score`.
     """
-    asked = {name: Fact(function) for name, function in functions.items()}
+    asked = {name: Fact(function) for name, function in _in_workers(functions).items()}
 
-    def facts(*call) -> dict[str, list]:
+    def facts(*call, ask: Callable | None = None) -> dict[str, list]:
         *given, groups = Call(*call)
         with timed("reward"):
             own = pool.score(asked, *given, deadline_seconds, groups) if distributed.is_first() else None
             values, found = distributed.gathered(own)[0]
         _note(found, failures, log, step)
-        _tell(list(asked), np.where(values != values, np.nan, 0.0), found, told, "fact")
-        return dict(zip(asked, values.T.tolist(), strict=True))
+        told_of = dict(zip(asked, values.T.tolist(), strict=True))
+        for name, own in ask().items() if ask is not None else ():
+            told_of[name] = [np.nan if value is None else value for value in own]
+        lost = [[np.nan if value != value else 0.0 for value in own] for own in told_of.values()]
+        _tell(list(told_of), np.array(lost).T, found, told, "fact")
+        return told_of
 
     return facts
 

@@ -185,7 +185,7 @@ def rewards() -> dict:
         # see `rewards.FACTORIES`.
         "options": {},
         # What else methods and strategies are told of each row, "module:function" by name, asked and given options as rewards
-        # are: {"format": "my_facts:format_of"}; see docs/tasks.md.
+        # are: {"format": "my_facts:format_of"}, or a name with options such as "hidden_states"; see docs/tasks.md.
         "facts": {},
         # The folder of "reward_model": a run that trained one, or a checkpoint with a head of one output.
         "model": "",

@@ -106,6 +106,38 @@ LLAMA = """\
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
 """
 
+# Messages as gpt-oss's template writes them: a result stands behind a call alone, and a text with its marks is refused.
+HARMONY = """\
+{%- if tools %}
+    {{- '<|start|>developer<|message|># Tools\\n' }}
+    {%- for tool in tools %}{{- 'type ' + tool.function.name + ';' }}{%- endfor %}
+    {{- '<|end|>' }}
+{%- endif %}
+{%- set last = namespace(name=none) %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {%- if '<|message|>' in message.content %}{{- raise_exception('marks of channels in the content') }}{%- endif %}
+        {%- if 'tool_calls' in message %}
+            {%- set call = message.tool_calls[0].function %}
+            {%- set last.name = call.name %}
+            {{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' }}
+            {{- (call.arguments | tojson) + '<|call|>' }}
+        {%- else %}
+            {%- set last.name = none %}
+            {%- set end = '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' %}
+            {{- '<|start|>assistant<|channel|>final<|message|>' + message.content + end }}
+        {%- endif %}
+    {%- elif message.role == 'tool' %}
+        {%- if last.name is none %}{{- raise_exception('a result without a call') }}{%- endif %}
+        {{- '<|start|>functions.' + last.name + ' to=assistant<|channel|>commentary<|message|>' }}
+        {{- (message.content | tojson) + '<|end|>' }}
+    {%- else %}
+        {{- '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}
+"""
+
 # Roles alternate; the system prompt goes into the first question.
 MISTRAL = """\
 {{- bos_token }}
@@ -178,6 +210,12 @@ FAMILIES = {
         {"eos_token": "<|endoftext|>"},
         ["<|endoftext|>", "<|end|>"],
         ["<|end|>", "<|user|>", "<|system|>", "<|assistant|>"],
+    ),
+    "harmony": (
+        HARMONY,
+        {"eos_token": "<|return|>"},
+        ["<|return|>", "<|endoftext|>", "<|call|>"],
+        ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>"],
     ),
 }
 

@@ -14,7 +14,7 @@ QUESTION = turns("What is 2+2?")
 TOOL_DIALOGUES = {"tool", "tools", "two tools"}
 # Dialogues that the templates cannot write.
 REFUSED = {family: TOOL_DIALOGUES | {"parts"} for family in ("marked", "mistral", "phi")}
-REFUSED |= {"plain": {"parts"}, "gemma": TOOL_DIALOGUES}
+REFUSED |= {"plain": {"parts"}, "harmony": {"parts"}, "gemma": TOOL_DIALOGUES}
 
 
 def ours(template, **special):

@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from data.chat_templates import CHATML, GEMMA, LLAMA, MISTRAL
+from data.chat_templates import CHATML, GEMMA, HARMONY, LLAMA, MISTRAL
 
 from jaxrl_llm.environments import STYLES, Call, call, calls_in, style_of, tool
 
@@ -98,7 +98,7 @@ def test_no_text_raises(style):
 
 def test_styles_are_told_by_their_template():
     assert style_of(CHATML) == "hermes" and style_of(LLAMA) == "llama" and style_of(GEMMA) == "gemma"
-    assert style_of("{{ '<|start|>assistant<|channel|>commentary to=functions.' }}") == "harmony"
+    assert style_of(HARMONY) == "harmony"
     with pytest.raises(ValueError, match="has none of the marks"):
         style_of(MISTRAL)
     with pytest.raises(ValueError, match="style is 'qwen'; it must be one of"):

@@ -143,8 +143,8 @@ def _abstractly(method, rollouts):
 REFUSED = {
     "ada_grpo": "format", "aspo_tools": "first_call", "evol_rl": "embedding", "fapo": "flawed", "gigpo": "state",
     "group_invariant": "easy", "igpo": "token_rewards", "inpo": "proximal_logp", "otc": "calls", "rae": "role",
-    "srpo": "revises", "stratified_grpo": "stratum", "tabnas": "feasible", "verifree": "answer_mask",
-    "xpo": "rows_of_reference",
+    "srpo": "revises", "stratified_grpo": "stratum", "tabnas": "feasible", "tango_verifier": "right",
+    "verifree": "answer_mask", "xpo": "rows_of_reference",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Networks that learn beside the policy: a second player, a verifier, a reward model."""
 
+import functools
 import json
 
 import jax
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from training.tiny_runs import assert_a_fault_changes_nothing, failing_at, finish, opened, quick_compilation, tiny_config  # noqa: F401
 
-from jaxrl_llm.training import modules, reinforcement
+from jaxrl_llm.rollouts import requests_for
+from jaxrl_llm.training import annotate, modules, reinforcement
 from jaxrl_llm.training.config import check_config, default_config
 from jaxrl_llm.training.policies import convert, load_policy
 
@@ -47,6 +49,7 @@ def modelled(**module):
     config.method.strategy_options = {"template": "{prompt}{completion}#", "threshold": 0.1}
     config.evaluation.success = 0.1
     config.modules = {"judge": {"method": "reward_model", "reward": config.rewards.names[0]} | module}
+    config.rewards.names, config.rewards.weights = (*config.rewards.names, "learned_reward"), (0.0, 1.0)
     return config
 
 
@@ -128,6 +131,26 @@ def test_a_reward_model_learns_from_pairs(tmp_path):
     assert learned[0]["judge/loss"] == pytest.approx(np.log(2.0), rel=1e-5)  # its head begins with zeros
     network, _ = load_policy(tmp_path / "modules" / "judge")
     assert network.config.value_head == 1 and np.abs(network.params["value_head"]).max() > 0
+    # The policy is rewarded by what the model says: nothing as long as its head is zero.
+    assert records[0]["reward"] == 0 == records[0]["reward/learned_reward"] and records[1]["reward/learned_reward"] != 0
+
+
+def test_what_a_learning_reward_model_says_is_its_value_at_the_last_token(tmp_path):
+    with opened(modelled(), tmp_path) as run:
+        state = reinforcement.initial_state(run, run.network.params)
+        judge = jax.tree.map(
+            lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), state.modules["judge"].params
+        )
+        state = state.replace(modules={"judge": state.modules["judge"].replace(params=judge)})
+        annotators = reinforcement.policy_annotators(run, run.network.params)
+        said = annotate.make_statistics(run, "cooper", annotators, width=0, parts=0)
+        asked = functools.partial(said, state, 0)
+        io = reinforcement.strategy_io(run, state, run.network.params, 0, statistics=asked)
+        found = io.sample(requests_for(*io.draw(2), samples=2))
+        network = run.modules["judge"].network
+        for row, length in enumerate(found.rollouts.length):
+            values = network.value(judge, network.hidden(judge, found.rollouts.tokens[row : row + 1, :length]))
+            np.testing.assert_allclose(found.records[row]["rewards"][1], values[0, -1], rtol=1e-4)
 
 
 def test_pairs_are_right_and_wrong_answers_to_one_prompt():
