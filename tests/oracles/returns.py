@@ -88,6 +88,18 @@ def state_advantage(token_reward, present, mask, turn, group, state, *, discount
     return result
 
 
+def turn_reward_to_go(token_reward, mask, turn, *, discount=1.0, lengths=False):
+    """EPO (https://arxiv.org/abs/2502.12486): what a turn and those after it are rewarded with, perhaps over its length."""
+    result = np.zeros(mask.shape)
+    for n in range(len(mask)):
+        turns = _turns(mask, turn, n)
+        for i, places in enumerate(turns):
+            for k in range(i, len(turns)):
+                gain = sum(token_reward[n, t] for t in turns[k])
+                result[n, places] += discount ** (k - i) * gain / (len(places) if lengths else 1)
+    return result
+
+
 def turn_returns(outcome, present, token_rewards, mask, turn, group, *, discount=1.0, epsilon=1e-6):
     """IGPO (https://arxiv.org/abs/2510.14967): gains of turns and outcomes normalised apart, then summed from each turn on."""
     result = np.zeros(mask.shape)

@@ -200,3 +200,31 @@ def test_labels_are_compared_by_their_probabilities(tmp_path):
     finish(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "completions/step_000001.jsonl").read_text().splitlines()]
     assert all(0 < line["rewards"][1] < 1 for line in lines)
+
+
+def test_texts_are_contrasted_as_the_formula_says():
+    random = np.random.default_rng(0)
+    rows, near, far = random.normal(size=(3, 5, 4))
+    group = np.array([0, 1, 0, 1, 0])
+    near, far = near[group], far[group]
+    unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (rows, near, far)]
+    found = asking.contrast(*unit, group, 0.2)
+    rows, near, far = unit
+    for i in range(5):
+        others = [rows[i] @ rows[j] for j in range(5) if group[j] == group[i] and j != i]
+        foreign = [max(rows[j] @ near[i] for j in range(5) if group[j] == g) for g in {0, 1} - {group[i]}]
+        expected = rows[i] @ near[i] - far[i] @ near[i] + 0.2 * np.mean(others) - 0.2 * np.mean(foreign)
+        assert found[i] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_contrasts_and_log_ratios_run(tmp_path):
+    config = tiny_config("grpo", kl_coefficient=0.0)
+    config.rewards.names = ("text_contrast", "log_ratio")
+    options = {"by": "reference", "template": "{prompt}{answer}", "against": "policy"}
+    config.rewards.options = {"text_contrast": {"query": "answer", "negative": "answer"}, "log_ratio": options}
+    config.evaluation.reward = "arithmetic"
+    finish(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "completions/step_000001.jsonl").read_text().splitlines()]
+    # Of equal texts there is no contrast but that of groups; the first reference is the policy, behind another prompt.
+    assert any(line["rewards"][1] != 0 for line in lines) and all(np.isfinite(line["rewards"]).all() for line in lines)
