@@ -31,7 +31,8 @@ SUCCESS = 1.0  # first reward of a right answer
 class Told(NamedTuple):
     """What was found out about the rows of a collection."""
 
-    values: Sequence[Any]  # a number or, of facts, what facts are, for each row; None where there is none
+    # a number or, of facts, what facts are, for each row, None where there is none; or, of facts, an array [N, ...]
+    values: Sequence[Any] | np.ndarray
     notes: Sequence[Any] | None = None  # what else the record of each row says; None for nothing
 
 
@@ -217,9 +218,7 @@ def _gold(by: str, statistic: str, behind: str, lead: str, column: str, against:
     tokenizer = io.tokenizers.get(by, io.tokenizer)
     begun, rows = [], []
     for row, (record, request) in enumerate(zip(collection.records, collection.requests, strict=True)):
-        if request.example.get(column) is None:
-            known = sorted(request.example)
-            raise ValueError(f"gold_likelihood reads the column {column!r}, which example {request.prompt_id} has not; {known}")
+        _column(request, column, "gold_likelihood")
         place = record["completion"].rfind(behind) if behind else len(record["completion"])
         if place >= 0:
             rows.append(row)
@@ -235,6 +234,47 @@ def _gold(by: str, statistic: str, behind: str, lead: str, column: str, against:
         found = [min(max(own - base, 0.0), 1.0) if against == "difference" else base / own - 1.0 for own, base in pairs]
     values = dict(zip(rows, found, strict=True))
     return Told([values.get(row) for row in range(len(collection.records))])
+
+
+def information_gain(by: str = POLICY, *, statistic: str = "mean_probability", lead: str = "", column: str = "answer") -> Asked:
+    """Fact "token_rewards": at the end of each turn, what it adds to the likelihood of the example's answer.
+
+    It is the likelihood behind all up to the turn, less that before it; the first turn's is compared with the prompt alone. A
+    row of no episode is one turn.
+
+    Args:
+      by, statistic, lead, column: as in `gold_likelihood`.
+
+    Raises ValueError: an unknown statistic.
+    Source: IGPO, https://arxiv.org/abs/2510.14967
+    """
+    require(statistic in STATISTICS, "statistic", statistic, f"one of {sorted(STATISTICS)}")
+    return _asking(_gains, by, by, statistic, lead, column, scores=True)
+
+
+def _gains(by: str, statistic: str, lead: str, column: str, io, collection: Collection) -> Told:
+    if by in io.tokenizers:
+        raise ValueError(f"information_gain reads turns token by token, and {by!r} has its own tokenizer; give another policy")
+    rollouts, start = collection.rollouts, collection.prompt_length
+    between, parts, places = io.tokenizer.encode(lead) if lead else [], [], []
+    for row, request in enumerate(collection.requests):
+        prompt, own = _ids_of(io, by, collection, row)
+        gold = io.tokenizer.encode(str(_column(request, column, "information_gain")))
+        ends = [turn.end for turn in request.episode or () if turn.end] or [len(own)]
+        parts += [([*prompt, *own[:end], *between], gold) for end in (0, *ends)]
+        places.append(ends)
+    found, gains = iter([float(STATISTICS[statistic](logp)) for logp in _logp(io, by, parts)]), np.zeros_like(rollouts.mask)
+    for row, ends in enumerate(places):
+        values = [next(found) for _ in range(len(ends) + 1)]
+        gains[row, start[row] + np.array(ends) - 1] = np.diff(values)
+    return Told(gains)
+
+
+def _column(request: Request, column: str, whose: str) -> Any:
+    if request.example.get(column) is None:
+        known = sorted(request.example)
+        raise ValueError(f"{whose} reads the column {column!r}, which example {request.prompt_id} has not, only {known}")
+    return request.example[column]
 
 
 def hidden_states(by: str = POLICY, *, pool: Literal["mean", "last"] = "mean", of: Literal["completion", "row"] = "completion"):
@@ -254,9 +294,8 @@ def hidden_states(by: str = POLICY, *, pool: Literal["mean", "last"] = "mean", o
 
 def _states_of_rows(by: str, pool: str, of: str, io, collection: Collection) -> Told:
     read = [_ids_of(io, by, collection, row) for row in range(len(collection.records))]
-    return Told(
-        pooled(io, by, [([], [*prompt, *own]) if of == "row" else (prompt, own) for prompt, own in read], pool).tolist()
-    )
+    parts = [([], [*prompt, *own]) if of == "row" else (prompt, own) for prompt, own in read]
+    return Told(pooled(io, by, parts, pool))
 
 
 def pooled(io, by: str, parts: Sequence[tuple[Sequence[int], Sequence[int]]], pool: str = "mean") -> np.ndarray:
@@ -299,9 +338,7 @@ def _contrasted(by: str, query: str, negative: str, spread: float, temperature: 
     tokenizer, group = io.tokenizers.get(by, io.tokenizer), np.asarray(collection.rollouts.group)
     parts = [([], sum(_ids_of(io, by, collection, row), [])) for row in range(len(group))]
     for request, column in ((request, column) for column in (query, negative) for request in collection.requests):
-        if not isinstance(request.example.get(column), str):
-            raise ValueError(f"text_contrast reads the column {column!r}, in which example {request.prompt_id} has no text")
-        parts.append(([], tokenizer.encode(request.example[column])))
+        parts.append(([], tokenizer.encode(str(_column(request, column, "text_contrast")))))
     states = pooled(io, by, parts)
     rows, near, far = np.split(states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12), 3)
     cut = [record["finish_reason"] == "length" for record in collection.records]
@@ -344,4 +381,5 @@ def _log_ratios(by: str, template: str, against: str, io, collection: Collection
 
 
 # Those that a configuration can name without a module.
-ASKING = {make.__name__: make for make in (policy_judge, gold_likelihood, hidden_states, log_ratio, text_contrast)}
+MAKERS = (policy_judge, gold_likelihood, hidden_states, information_gain, log_ratio, text_contrast)
+ASKING = {make.__name__: make for make in MAKERS}

@@ -218,6 +218,33 @@ def test_texts_are_contrasted_as_the_formula_says():
 
 
 @pytest.mark.slow
+def test_turns_gain_what_they_add_to_the_likelihood(tmp_path):
+    config = tiny_config("igpo", kl_coefficient=0.0)
+    config.rewards.facts = {"token_rewards": "information_gain"}
+    config.rewards.options = {"information_gain": {"statistic": "sum_logp"}, "gold_likelihood": {"statistic": "sum_logp"}}
+    config.rewards.names = ("gold_likelihood",)
+    config.evaluation.reward = "arithmetic"
+    config.environment.update(name="training.tiny_environments:twice", turn_tokens=4)
+    config.rl.update(max_new_tokens=16, prompts=2, row_tokens=0, steps=1)
+    with open_run(config, tmp_path) as run:
+        state = reinforcement.initial_state(run, run.network.params)
+        annotators = reinforcement.policy_annotators(run, None)
+        statistics = reinforcement.annotate.make_statistics(run, "igpo", annotators, width=0, parts=0)
+        io = reinforcement.strategy_io(run, state, None, 0, statistics=lambda *call: statistics(state, 0, *call))
+        collection, _, _ = run.method.strategy.run(io, (), 2)
+        gold = [run.tokenizer.encode(str(request.example["answer"])) for request in collection.requests]
+        prompts = [own[:start] for own, start in zip(collection.rollouts.tokens, collection.prompt_length, strict=True)]
+        bare = list(zip(prompts, gold, strict=True))
+        begun = [logp.sum() for logp in asking._logp(io, "policy", bare)]
+    for row, record in enumerate(collection.records):
+        gains = collection.rollouts.token_rewards[row]
+        assert np.count_nonzero(gains) == record["turns"] == 2 and not (gains * (1 - collection.rollouts.mask[row])).any()
+        # The gains add up to what all turns together have added, but for a token that ends the last one.
+        if collection.rollouts.tokens[row, collection.rollouts.length[row] - 1] not in run.tokenizer.stop_ids:
+            assert gains.sum() == pytest.approx(record["rewards"][0] - begun[row], abs=1e-4)
+
+
+@pytest.mark.slow
 def test_contrasts_and_log_ratios_run(tmp_path):
     config = tiny_config("grpo", kl_coefficient=0.0)
     config.rewards.names = ("text_contrast", "log_ratio")
