@@ -218,13 +218,12 @@ def verifiers(name: str, taskset: Mapping[str, Any] | None = None, **environment
     Args:
       name: of an installed taskset, as verifiers knows it.
       taskset: fields of its configuration.
-      **environment: fields of the environment's; by default the only agent is the harness "null", a chat with the tools of the
-        task, in a process of this machine.
+      **environment: fields of the environment's; where an agent of it does not say otherwise, it is the harness "null", a
+        chat with the tools of the task, in a process of this machine, which `uv` starts.
 
     Raises ValueError: the package is missing, or it has no such environment or fields.
     """
-    usual = {"agent": {"harness": {"id": "null"}, "runtime": {"type": "subprocess"}}}
-    told = json.dumps((environment if environment else usual) | {"taskset": {"id": name, **(taskset or {})}})
+    told = json.dumps(environment | {"taskset": {"id": name, **(taskset or {})}})
     _verifiers(told)
     return Agent(functools.partial(_ask_verifiers, told))
 
@@ -232,13 +231,17 @@ def verifiers(name: str, taskset: Mapping[str, Any] | None = None, **environment
 @functools.cache
 def _verifiers(told: str):
     try:
+        from verifiers.v1.configs.agent import agent_config_fields
         from verifiers.v1.utils import loaders
     except ImportError as error:
         mend = "pip install 'jaxrl_llm[verifiers]' into an environment with openai<3, which it asks for"
         raise ValueError(f"the environment 'verifiers' needs a package: {error}; {mend}") from error
     config = json.loads(told)
+    usual = {"harness": {"id": "null"}, "runtime": {"type": "subprocess"}}
     try:
-        return loaders.load_environment(loaders.resolve_env_config(config))
+        kind = loaders.env_config_type(config["taskset"]["id"], config.get("id", ""))
+        agents = {name: usual | config.get(name, {}) for name in agent_config_fields(kind())}
+        return loaders.load_environment(loaders.resolve_env_config(config | agents))
     except Exception as error:  # whatever a plugin of theirs raises
         raise ValueError(f"verifiers has no environment {config}: {type(error).__name__}: {error}") from error
 

@@ -31,7 +31,7 @@ from jaxrl_llm.estimators.shaping import (
 from jaxrl_llm.estimators.weighting import running_scale, whiten
 from jaxrl_llm.estimators.returns import (
     adaptive_kl_in_reward, gae, kl_in_advantage, kl_in_reward, length_adaptive_decay, minus_value, reward_to_go,
-    rewards_per_token, state_advantage, step_returns, turn_returns,
+    rewards_per_token, state_advantage, step_returns, turn_returns, turn_reward_to_go,
 )  # fmt: skip
 from jaxrl_llm.estimators.reweighting import (
     advantage_weight, balanced_classes, entropy_guided_weight, exponential_weight, fading, group_gap_weight,
@@ -45,8 +45,8 @@ from jaxrl_llm.estimators.selection import (
     policy_filtration, resample_by_score, row_statistics,
 )  # fmt: skip
 from jaxrl_llm.estimators.shaping import (
-    contrasted_bonus, early_call_bonus, flaw_penalty, overlong_penalty, repetition_penalty, tool_call_reward,
-    unlikeliness_reward,
+    contrasted_bonus, early_call_bonus, flaw_penalty, mode_cost, overlong_penalty, repetition_penalty, round_discount,
+    tool_call_reward, unlikeliness_reward,
 )  # fmt: skip
 from jaxrl_llm.estimators.tables import (
     budget_length_reward, cumulative_advantage, format_diversity_reward, history_length_reward, role_advantage,
@@ -69,15 +69,15 @@ __all__ = [
     "greedy_targets", "group_advantage", "group_gap_weight", "hidden_reward_weighting", "history_length_reward",
     "kl_in_advantage", "kl_in_reward", "lagrangian_advantage", "leave_one_out_baseline", "length_adaptive_decay",
     "length_penalty", "length_weighted_baseline", "log_barrier_advantage", "long_wrong_penalty", "mad_scale",
-    "majority_reward", "max_entropy_weight", "mean_baseline", "mean_scale", "median_baseline", "minus_value",
+    "majority_reward", "max_entropy_weight", "mean_baseline", "mean_scale", "median_baseline", "minus_value", "mode_cost",
     "monte_carlo_targets", "moving_average_advantage", "named_weighting", "nonzero_share_scale", "novelty_reward",
     "objective_advantages", "optimal_token_baseline", "optimal_value", "overlong_penalty", "pair_mean",
     "pass_at_k_advantage", "policy_filtration", "prefix_tree_advantage", "pseudo_label_advantage", "relative_length_reward",
     "repetition_penalty", "resample_by_score", "reward_to_go", "rewards_per_token", "risk_advantage", "role_advantage",
-    "row_scores", "row_statistics", "running_scale", "segment_advantage", "self_certainty_reward",
+    "round_discount", "row_scores", "row_statistics", "running_scale", "segment_advantage", "self_certainty_reward",
     "semantic_entropy_weight", "sequence_entropy_reward", "sequence_mean", "sequence_mean_token_sum",
     "shortest_correct_penalty", "soft_reward", "state_advantage", "stateful", "stateless", "std_scale", "step_returns",
     "stock_advantage", "support_reward", "target_return", "td_targets", "teacher_advantage", "token_group_advantage",
-    "token_mean", "tool_call_reward", "tracked_advantage", "tree_advantage", "turn_returns", "unlikeliness_reward",
-    "v_trace", "whiten",
+    "token_mean", "tool_call_reward", "tracked_advantage", "tree_advantage", "turn_returns", "turn_reward_to_go",
+    "unlikeliness_reward", "v_trace", "whiten",
 ]  # fmt: skip

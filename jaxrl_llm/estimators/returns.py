@@ -163,6 +163,26 @@ def state_advantage(
     return rollouts.replace(advantage=along_turns(first * advantage, rollouts), valid=rollouts.valid * present)
 
 
+@stateless
+def turn_reward_to_go(
+    rollouts: Rollouts, *, discount: float = 1.0, lengths: bool = False, reward_weights: tuple[float, ...] | None = None
+) -> Rollouts:
+    """Advantage of each action = discounted sum of the rewards from its turn onwards, in which time counts turns.
+
+    Args:
+      discount: by turn; 0 leaves each turn its own reward.
+      lengths: whether it is divided by the number of the turn's actions, so that turns count alike in sums over tokens.
+
+    Source: EPO, https://arxiv.org/abs/2502.12486
+    """
+    rewards, present = rewards_per_token(rollouts, reward_weights)
+    returns = discounted_sums(over_turns(rewards, rollouts), first_actions(rollouts), discount)
+    advantage = along_turns(returns, rollouts)
+    if lengths:
+        advantage = safe_divide(advantage, along_turns(over_turns(rollouts.mask, rollouts), rollouts))
+    return rollouts.replace(advantage=masked(advantage, rollouts.mask), valid=rollouts.valid * present)
+
+
 @stateless(annotations=("token_rewards",))
 def turn_returns(
     rollouts: Rollouts, *, discount: float = 1.0, epsilon: float | None = 1e-6, reward_weights: tuple[float, ...] | None = None

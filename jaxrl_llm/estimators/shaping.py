@@ -33,6 +33,45 @@ def overlong_penalty(rollouts: Rollouts, *, max_length: int, buffer: int, penalt
     return rollouts.replace(token_rewards=earlier + amount[:, None] * last_action(rollouts.mask))
 
 
+@stateless(annotations=("rounds_left",))
+def round_discount(rollouts: Rollouts, *, discount: float = 0.95) -> Rollouts:
+    """Multiplies all rewards of a row by `discount` to the power of the rounds that its agent had behind it.
+
+    Args:
+      rollouts: with `extras["rounds_left"]` [N], 0 for the last row of an agent's work.
+
+    Raises ValueError: a discount outside of (0, 1].
+    Source: IterResearch, https://arxiv.org/abs/2511.07327
+    """
+    require(0 < discount <= 1, "discount", discount, "above 0 and at most 1")
+    factor = jnp.float32(discount) ** rollouts.extras["rounds_left"][:, None]
+    tokens = None if rollouts.token_rewards is None else rollouts.token_rewards * factor
+    return rollouts.replace(rewards=rollouts.rewards * factor, token_rewards=tokens)
+
+
+@stateless(annotations=("mode",))
+def mode_cost(rollouts: Rollouts, *, power: float = 2.0, component: int = 0, threshold: float = 0.0) -> Rollouts:
+    """Multiplies all rewards of rows of dear modes by 1 - p^power, with p the share of right rows of the group's cheap mode.
+
+    Where a group has no row of the cheap mode, p is the share of all its rows.
+
+    Args:
+      rollouts: with `extras["mode"]` int [N]: 0 is cheap, other modes are dear.
+      power: alpha; the larger, the easier a question must be before dear modes lose.
+      component: reward that says how right a row is: right above the threshold.
+
+    Raises ValueError: a power that is not positive.
+    Source: A2FM, https://arxiv.org/abs/2510.12838
+    """
+    require(power > 0, "power", power, "positive")
+    score, present = component_of(rollouts, component)
+    right, cheap = (score > threshold).astype(jnp.float32), (rollouts.extras["mode"] == 0).astype(jnp.float32)
+    there = group_sum(present * cheap, rollouts.group) > 0
+    share = jnp.where(there, group_mean(right, present * cheap, rollouts.group), group_mean(right, present, rollouts.group))
+    factor = jnp.where(cheap > 0, 1.0, 1.0 - share**power)
+    return rollouts.replace(rewards=rollouts.rewards * factor[:, None])
+
+
 @stateless
 def repetition_penalty(rollouts: Rollouts, *, size: int = 3, penalty: float = 1.0) -> Rollouts:
     """Takes `penalty` times the share of repeated runs of `size` tokens off the token reward of the last action.

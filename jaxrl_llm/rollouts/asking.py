@@ -19,6 +19,7 @@ from jaxrl_llm.rewards import judges
 from jaxrl_llm.rollouts.collect import Collection, as_call
 from jaxrl_llm.rollouts.facts import token_span
 from jaxrl_llm.rollouts.requests import POLICY, Request, prompt_ids_of
+from jaxrl_llm.rollouts.views import templated
 from jaxrl_llm.types import Rollouts
 
 OF_RUN = (POLICY, "reference", "teacher")
@@ -30,7 +31,8 @@ SUCCESS = 1.0  # first reward of a right answer
 class Told(NamedTuple):
     """What was found out about the rows of a collection."""
 
-    values: Sequence[Any]  # a number or, of facts, what facts are, for each row; None where there is none
+    # a number or, of facts, what facts are, for each row, None where there is none; or, of facts, an array [N, ...]
+    values: Sequence[Any] | np.ndarray
     notes: Sequence[Any] | None = None  # what else the record of each row says; None for nothing
 
 
@@ -45,7 +47,7 @@ def _asking(function: Callable, by: str, /, *arguments, scores: bool) -> Asked:
 
 def policy_judge(
     by: str = POLICY, *, template: str = "", pattern: str = "", scope: str = "row", labels: Sequence[str] = (),
-    where: Literal["", "right", "wrong", "failed"] = "", max_tokens: int = 512, temperature: float = 0.0,
+    where: Literal["", "right", "wrong", "failed"] = "", only: str = "", max_tokens: int = 512, temperature: float = 0.0,
 ) -> Asked:  # fmt: skip
     """Reward, or fact: what a network of the run says of an answer, as `rewards.judge` asks a server.
 
@@ -58,6 +60,7 @@ def policy_judge(
         of the second behind the question (Pairwise-RL, https://arxiv.org/abs/2504.04950).
       where: rows that are judged, by the first reward of the run: "right" (at least 1), "wrong", or "failed", those of groups
         without a right one; others have 0.
+      only: "column=value": examples whose answers are judged, so that verifiers judge others; those have 0.
       max_tokens: of what the judge says.
       temperature: at which it does; 0 is greedy.
 
@@ -69,21 +72,25 @@ def policy_judge(
     require(where in ("", "right", "wrong", "failed"), "where", where, "'', 'right', 'wrong' or 'failed'")
     if labels and (len(labels) != 2 or scope in ("group", "steps", "spans")):
         raise ValueError(f"labels is {labels!r} with scope {scope!r}; give two, for 'row', 'pair' or 'anchor'")
+    if only and "=" not in only:
+        raise ValueError(f"only is {only!r}; give 'column=value'")
     if where and scope in judges.WHOLE_GROUPS:
         raise ValueError(f"where is {where!r}, but the scope {scope!r} looks at whole groups; leave it out")
     answered = functools.partial(_label_shares, tuple(labels)) if labels else functools.partial(_said, max_tokens, temperature)
-    return _asking(_judged, by, form, by, where, answered, scores=bool(labels))
+    return _asking(_judged, by, form, by, where, only, answered, scores=bool(labels))
 
 
-def _judged(form: judges.Form, by: str, where: str, answered: Callable, io, collection: Collection) -> Told:
+def _judged(form: judges.Form, by: str, where: str, only: str, answered: Callable, io, collection: Collection) -> Told:
     prompts, completions, columns, _ = as_call(collection)
     group = np.asarray(collection.rollouts.group)
-    chosen = np.flatnonzero(_chosen(where, collection))
+    column, _, wanted = only.partition("=")
+    meant = np.array([not only or str(request.example.get(column)) == wanted for request in collection.requests])
+    chosen = np.flatnonzero(_chosen(where, collection) & meant)
     parts = [chosen[group[chosen] == own] for own in np.unique(group)] if form.scope in judges.WHOLE_GROUPS else [chosen]
     calls = [_call_of(rows, prompts, completions, columns) for rows in parts]
     asked = [judges.questions(form, *call) for call in calls]
     texts = answered(io, by, list(itertools.chain(*asked)))
-    values, notes = [0.0 if where else None] * len(prompts), [None] * len(prompts)
+    values, notes = [0.0 if where or only else None] * len(prompts), [None] * len(prompts)
     for rows, questions, call in zip(parts, asked, calls, strict=True):
         own, texts = texts[: len(questions)], texts[len(questions) :]
         found = [judges.found_in(form, text) if isinstance(text, str) else text for text in own]
@@ -211,9 +218,7 @@ def _gold(by: str, statistic: str, behind: str, lead: str, column: str, against:
     tokenizer = io.tokenizers.get(by, io.tokenizer)
     begun, rows = [], []
     for row, (record, request) in enumerate(zip(collection.records, collection.requests, strict=True)):
-        if request.example.get(column) is None:
-            known = sorted(request.example)
-            raise ValueError(f"gold_likelihood reads the column {column!r}, which example {request.prompt_id} has not; {known}")
+        _column(request, column, "gold_likelihood")
         place = record["completion"].rfind(behind) if behind else len(record["completion"])
         if place >= 0:
             rows.append(row)
@@ -229,6 +234,47 @@ def _gold(by: str, statistic: str, behind: str, lead: str, column: str, against:
         found = [min(max(own - base, 0.0), 1.0) if against == "difference" else base / own - 1.0 for own, base in pairs]
     values = dict(zip(rows, found, strict=True))
     return Told([values.get(row) for row in range(len(collection.records))])
+
+
+def information_gain(by: str = POLICY, *, statistic: str = "mean_probability", lead: str = "", column: str = "answer") -> Asked:
+    """Fact "token_rewards": at the end of each turn, what it adds to the likelihood of the example's answer.
+
+    It is the likelihood behind all up to the turn, less that before it; the first turn's is compared with the prompt alone. A
+    row of no episode is one turn.
+
+    Args:
+      by, statistic, lead, column: as in `gold_likelihood`.
+
+    Raises ValueError: an unknown statistic.
+    Source: IGPO, https://arxiv.org/abs/2510.14967
+    """
+    require(statistic in STATISTICS, "statistic", statistic, f"one of {sorted(STATISTICS)}")
+    return _asking(_gains, by, by, statistic, lead, column, scores=True)
+
+
+def _gains(by: str, statistic: str, lead: str, column: str, io, collection: Collection) -> Told:
+    if by in io.tokenizers:
+        raise ValueError(f"information_gain reads turns token by token, and {by!r} has its own tokenizer; give another policy")
+    rollouts, start = collection.rollouts, collection.prompt_length
+    between, parts, places = io.tokenizer.encode(lead) if lead else [], [], []
+    for row, request in enumerate(collection.requests):
+        prompt, own = _ids_of(io, by, collection, row)
+        gold = io.tokenizer.encode(str(_column(request, column, "information_gain")))
+        ends = [turn.end for turn in request.episode or () if turn.end] or [len(own)]
+        parts += [([*prompt, *own[:end], *between], gold) for end in (0, *ends)]
+        places.append(ends)
+    found, gains = iter([float(STATISTICS[statistic](logp)) for logp in _logp(io, by, parts)]), np.zeros_like(rollouts.mask)
+    for row, ends in enumerate(places):
+        values = [next(found) for _ in range(len(ends) + 1)]
+        gains[row, start[row] + np.array(ends) - 1] = np.diff(values)
+    return Told(gains)
+
+
+def _column(request: Request, column: str, whose: str) -> Any:
+    if request.example.get(column) is None:
+        known = sorted(request.example)
+        raise ValueError(f"{whose} reads the column {column!r}, which example {request.prompt_id} has not, only {known}")
+    return request.example[column]
 
 
 def hidden_states(by: str = POLICY, *, pool: Literal["mean", "last"] = "mean", of: Literal["completion", "row"] = "completion"):
@@ -248,9 +294,8 @@ def hidden_states(by: str = POLICY, *, pool: Literal["mean", "last"] = "mean", o
 
 def _states_of_rows(by: str, pool: str, of: str, io, collection: Collection) -> Told:
     read = [_ids_of(io, by, collection, row) for row in range(len(collection.records))]
-    return Told(
-        pooled(io, by, [([], [*prompt, *own]) if of == "row" else (prompt, own) for prompt, own in read], pool).tolist()
-    )
+    parts = [([], [*prompt, *own]) if of == "row" else (prompt, own) for prompt, own in read]
+    return Told(pooled(io, by, parts, pool))
 
 
 def pooled(io, by: str, parts: Sequence[tuple[Sequence[int], Sequence[int]]], pool: str = "mean") -> np.ndarray:
@@ -286,5 +331,73 @@ def _values_of_rows(by: str, io, collection: Collection) -> Told:
     return Told([float(row[len(prompt) + len(own)]) for row, (prompt, own) in zip(values, read, strict=True)])
 
 
+def text_contrast(
+    by: str = POLICY, *, query: str = "query", negative: str = "negative", spread: float = 0.2, temperature: float = 0.1
+) -> Asked:
+    """Reward: how near the mean hidden state h of prompt and completion is to that of a text, and how far from another one's.
+
+    R_i = (cos(h_i, q) - cos(n, q) + spread * mean over the group's others of cos(h_i, h_j) - spread * mean over other groups of
+    their largest cos(h, q)) / temperature, and -1 for a completion that was cut off.
+
+    Args:
+      by: who reads, see above.
+      query: column of the example with the text q that the row should be near to.
+      negative: column with the text n.
+      spread: weight of what rows say of each other.
+      temperature: tau.
+
+    Source: GRACE, https://arxiv.org/abs/2510.04506, where q and n have rationales of their own
+    """
+    require(temperature > 0, "temperature", temperature, "above 0")
+    return _asking(_contrasted, by, by, query, negative, spread, temperature, scores=True)
+
+
+def _contrasted(by: str, query: str, negative: str, spread: float, temperature: float, io, collection: Collection) -> Told:
+    tokenizer, group = io.tokenizers.get(by, io.tokenizer), np.asarray(collection.rollouts.group)
+    parts = [([], sum(_ids_of(io, by, collection, row), [])) for row in range(len(group))]
+    for request, column in ((request, column) for column in (query, negative) for request in collection.requests):
+        parts.append(([], tokenizer.encode(str(_column(request, column, "text_contrast")))))
+    states = pooled(io, by, parts)
+    rows, near, far = np.split(states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12), 3)
+    cut = [record["finish_reason"] == "length" for record in collection.records]
+    return Told(np.where(cut, -1.0, contrast(rows, near, far, group, spread) / temperature).tolist())
+
+
+def contrast(rows: np.ndarray, near: np.ndarray, far: np.ndarray, group: np.ndarray, spread: float) -> np.ndarray:
+    """The rewards [N] of `text_contrast` before the temperature, of unit vectors [N, D] and groups [N]."""
+    alike, own = rows @ near.T, group[:, None] == group  # [N, N]: of row i and the text of row j
+    others = own & ~np.eye(len(group), dtype=bool)
+    within = (rows @ rows.T * others).sum(axis=1) / np.maximum(others.sum(axis=1), 1)
+    groups = np.unique(group)
+    largest = np.stack([alike[group == number].max(axis=0) for number in groups])  # [groups, N]
+    foreign = groups[:, None] != group
+    beyond = (largest * foreign).sum(axis=0) / np.maximum(foreign.sum(axis=0), 1)
+    return np.diag(alike) - (far * near).sum(axis=1) + spread * (within - beyond)
+
+
+def log_ratio(by: str = "teacher", *, template: str = "{prompt}", against: str = "reference") -> Asked:
+    """Reward: mean over a row's actions of log p_by - log p_against, the reward that preference learning made of a policy.
+
+    Args:
+      by: who was trained on preferences, see above; it may read what the policy does not.
+      template: of the prompt that `by` reads, with {prompt} and columns, such as a solution that is there in training alone.
+      against: "reference", or another one of the run.
+
+    Source: SWEET-RL, https://arxiv.org/abs/2503.15478, whose advantages of turns are such means
+    """
+    require(against in OF_RUN, "against", against, f"one of {OF_RUN}")
+    return _asking(_log_ratios, by, by, template, against, scores=True)
+
+
+def _log_ratios(by: str, template: str, against: str, io, collection: Collection) -> Told:
+    if by in io.tokenizers and io.tokenizers[by].encode("a b") != io.tokenizer.encode("a b"):
+        raise ValueError(f"log_ratio compares tokens, and {by!r} has another tokenizer; give a policy of the run's")
+    asked = [templated(own.prompt, template, own.example, io.tokenizer) for own in collection.requests]
+    mask = np.asarray(collection.rollouts.mask) > 0
+    ratio = io.score(collection, by, view=asked)["logp"] - io.score(collection, against)["logp"]
+    return Told((np.where(mask, ratio, 0.0).sum(axis=1) / np.maximum(mask.sum(axis=1), 1)).tolist())
+
+
 # Those that a configuration can name without a module.
-ASKING = {make.__name__: make for make in (policy_judge, gold_likelihood, hidden_states, learned_reward)}
+MAKERS = (policy_judge, gold_likelihood, hidden_states, information_gain, learned_reward, log_ratio, text_contrast)
+ASKING = {make.__name__: make for make in MAKERS}

@@ -20,7 +20,7 @@ def with_facts(collection: Collection, found: Mapping[str, Sequence[Value]], tok
     Numbers become [N], int32 where all are whole; vectors [N, E]; spans of characters of the completion, as
     `(first, behind the last, value)`, become [N, T] with the value at each token that has a part of the span, and the sum
     where spans overlap. Tokens are told apart by decoding the sampled ids, never by encoding the text anew. A row of which
-    a fact is missing takes no part in the step (`valid` = 0), with 0 in its place.
+    a fact is missing takes no part in the step (`valid` = 0), with 0 in its place. Arrays stay as they are.
 
     Raises ValueError: values of several kinds under one name, or vectors of several lengths.
     """
@@ -30,7 +30,8 @@ def with_facts(collection: Collection, found: Mapping[str, Sequence[Value]], tok
         missing = np.array([isinstance(value, float) and value != value for value in values])
         valid = valid * ~missing
         known = [value for value, lost in zip(values, missing, strict=True) if not lost]
-        added[name] = _array(name, values, missing, known, collection, tokenizer)
+        is_array = isinstance(values, np.ndarray)  # of a network that was asked
+        added[name] = values if is_array else _array(name, values, missing, known, collection, tokenizer)
     rewards = {TOKEN_REWARDS: added.pop(TOKEN_REWARDS)} if TOKEN_REWARDS in added else {}
     rollouts = rollouts.replace(valid=valid.astype(np.float32), extras=rollouts.extras | added, **rewards)
     return dataclasses.replace(collection, rollouts=rollouts)

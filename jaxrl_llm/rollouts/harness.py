@@ -17,6 +17,8 @@ from jaxrl_llm.types import Rollouts
 
 # Fields of requests that are for whoever samples: an agent asks as it likes.
 _DECIDED = ("beside", "prefix", "learned_prompt", "temperature", "limit", "mask", "episode")
+# What rows of agents have in their `extras`.
+GIVEN_BY_AGENTS = frozenset(("episode", "rounds_left"))
 SLOTS = 64  # most samples that agents have drawn at a time
 
 
@@ -45,7 +47,8 @@ def played_by_agents(io, requests: Sequence[Request], agents: Agents) -> Collect
     For the time of the call a server listens on the loopback interface, whose samples are the policy's. Each agent has an
     address of its own, below which its calls are remembered. A call that goes on from an earlier one continues its row; others,
     as after an agent has rewritten its history, begin another row, in which nothing that was sampled elsewhere is learned:
-    `extras["episode"]` [N] numbers the agents, whose rows share their reward, the column "environment_reward". Rows of an agent
+    `extras["episode"]` [N] numbers the agents, whose rows share their reward, the column "environment_reward", and
+    `extras["rounds_left"]` [N] says how many rows of its agent stand behind one. Rows of an agent
     that failed have a missing reward and take no part in the step. Noise depends on seed, step, the number of the sample and of
     its call.
 
@@ -82,6 +85,7 @@ def played_by_agents(io, requests: Sequence[Request], agents: Agents) -> Collect
 
 def _collected(rollouts: Sequence[_Rollout], tokenizer: Tokenizer, width: int, version: int) -> Collection:
     flat = [(number, rollout, row) for number, rollout in enumerate(rollouts) for row in rollout.rows]
+    left = [place for rollout in rollouts for place in reversed(range(len(rollout.rows)))]
     shape = (len(flat), width)
     tokens, turn = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     mask, logp = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -97,7 +101,7 @@ def _collected(rollouts: Sequence[_Rollout], tokenizer: Tokenizer, width: int, v
         rewards=np.full((len(flat), 1), np.nan, np.float32), valid=(~failed).astype(np.float32),
         group=numbered(np.array([rollout.request.group for _, rollout, _ in flat])),
         prompt_id=np.array([rollout.request.prompt_id for _, rollout, _ in flat], np.int32),
-        extras={"episode": np.array([number for number, _, _ in flat], np.int32)},
+        extras={"episode": np.array([number for number, _, _ in flat], np.int32), "rounds_left": np.array(left, np.int32)},
     )  # fmt: skip
     records = [_record(tokenizer, rollout, row) for _, rollout, row in flat]
     requests = [_answered(rollout) for _, rollout, _ in flat]

@@ -20,6 +20,7 @@ from jaxrl_llm.rewards import FACTORIES, LARGEST_REWARD
 from jaxrl_llm.rollouts.asking import ASKING
 from jaxrl_llm.rollouts.episodes import GIVEN_BY_EPISODES
 from jaxrl_llm.rollouts.facts import TOKEN_REWARDS
+from jaxrl_llm.rollouts.harness import GIVEN_BY_AGENTS
 from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.training import sections
 from jaxrl_llm.training.combining import check_combination
@@ -350,7 +351,8 @@ def _check_methods(config: ConfigDict) -> None:
     method_options(config)
     if config.rl.steps:
         method = reinforcement_method(config)
-        refuse_missing(method, {*config.rewards.facts, *(GIVEN_BY_EPISODES if config.environment.name else ())})
+        played = GIVEN_BY_EPISODES | GIVEN_BY_AGENTS if config.environment.name else ()
+        refuse_missing(method, {*config.rewards.facts, *played})
         inert = {"epochs": 1, "minibatches": 1, "micro_batches": 0, "staleness": 0, "measure_gap": False}
         changed = [key for key, usual in inert.items() if method.evolution and config.rl[key] != usual]
         if changed:

@@ -1,6 +1,7 @@
 """The methods that a configuration names, what each phase can give a method, and the refusal of those that need more."""
 
 import dataclasses
+import inspect
 from collections.abc import Collection
 from typing import Any
 
@@ -11,7 +12,6 @@ from jaxrl_llm.compose import Composable, keyword_defaults, require
 from jaxrl_llm.data import PAIR
 from jaxrl_llm.rollouts import choosing, forks
 from jaxrl_llm.rollouts.asking import ASKING
-from jaxrl_llm.rollouts.requests import POLICY
 from jaxrl_llm.training.critics import with_settings
 from jaxrl_llm.types import ROWS_OF, Rollouts
 
@@ -46,9 +46,12 @@ def reinforcement_method(config: ConfigDict) -> methods.Method:
 
 
 def asked_policies(config: ConfigDict) -> set[str]:
-    """Whom rewards and facts of the configuration ask, see `rollouts.asking`: policies of the run, or folders."""
+    """Whom rewards, facts and roles of the configuration ask: policies of the run, or folders, see `rollouts.asking`."""
     names = {*config.rewards.names, config.evaluation.reward, *config.rewards.facts.values()} & ASKING.keys()
-    return {config.rewards.options.get(name, {}).get("by", POLICY) for name in names}
+    usual = {name: {key: own.default for key, own in inspect.signature(ASKING[name]).parameters.items()} for name in names}
+    told = [usual[name] | dict(config.rewards.options.get(name, {})) for name in names]
+    asked = {own[key] for own in told for key in ("by", "against") if own.get(key)} - {"difference", "ratio"}
+    return asked | set(config.environment.by)
 
 
 def strategy_of(config: ConfigDict, method: methods.Method) -> rollouts.Strategy:

@@ -126,8 +126,8 @@ def make_facts(
         _note(found, failures, log, step)
         told_of = dict(zip(asked, values.T.tolist(), strict=True))
         for name, own in ask().items() if ask is not None else ():
-            told_of[name] = [np.nan if value is None else value for value in own]
-        lost = [[np.nan if value != value else 0.0 for value in own] for own in told_of.values()]
+            told_of[name] = own if isinstance(own, np.ndarray) else [np.nan if value is None else value for value in own]
+        lost = [[np.nan if isinstance(value, float) and value != value else 0.0 for value in own] for own in told_of.values()]
         _tell(list(told_of), np.array(lost).T, found, told, "fact")
         return told_of
 

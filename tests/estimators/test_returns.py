@@ -82,6 +82,17 @@ def test_state_advantage(options, case):
     check_outside(found, case)
 
 
+@pytest.mark.parametrize("options", [{}, {"discount": 0.5, "lengths": True}])
+@brief
+@given(case=rich_cases())
+def test_turn_reward_to_go(options, case):
+    found = run(estimators.turn_reward_to_go(**options), case)
+    rewards, present = token_rewards_of(case)
+    assert_close(found.advantage, returns.turn_reward_to_go(rewards, case.mask, case.fields["turn"], **options), rtol=5e-5)
+    assert_close(found.valid, case.valid * present)
+    check_outside(found, case)
+
+
 @pytest.mark.parametrize("options", [{}, {"discount": 0.5, "epsilon": None}, {"reward_weights": (0.5, -2.0)}])
 @brief
 @given(case=rich_cases())

@@ -192,3 +192,27 @@ def once(estimator, rollouts):
 def test_refusals_name_the_value(estimator, message):
     with pytest.raises(ValueError, match=message):
         once(estimator(), few(np.zeros((2, 1)), format=np.zeros(2, np.int32), calls=np.zeros(2), answer=np.zeros(2, np.int32)))
+
+
+@brief
+@given(case=rich_cases())
+def test_rewards_of_rounds_are_discounted_by_those_behind(case):
+    case.extras = {"rounds_left": np.arange(len(case.group), dtype=np.int32) % 3}
+    found = run(estimators.round_discount(discount=0.5), case)
+    for row, left in enumerate(case.extras["rounds_left"]):
+        assert_close(found.rewards[row], case.rewards[row] * 0.5**left)
+        if case.token_rewards is not None:
+            assert_close(found.token_rewards[row], case.token_rewards[row] * 0.5**left)
+
+
+@brief
+@given(case=rich_cases())
+def test_dear_modes_lose_where_the_cheap_one_is_right(case):
+    case.extras = {"mode": case.extras["format"] + 1}
+    found = run(estimators.mode_cost(power=2.0, component=COMPONENT, threshold=THRESHOLD), case)
+    values, present = component(case)
+    for row, mode in enumerate(case.extras["mode"]):
+        own = [n for n in range(len(case.group)) if case.group[n] == case.group[row] and present[n] > 0]
+        cheap = [n for n in own if case.extras["mode"][n] == 0] or own
+        share = float(np.mean([values[n] > THRESHOLD for n in cheap])) if cheap else 0.0
+        assert_close(found.rewards[row], case.rewards[row] * (1.0 if mode == 0 else 1.0 - share**2), atol=1e-6)

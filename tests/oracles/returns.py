@@ -101,6 +101,17 @@ def step_returns(step_reward, valid, mask, turn, group, *, discount=1.0, epsilon
             turns = _turns(mask, turn, n)
             for i, places in enumerate(turns):
                 result[n, places] = sum(discount ** (k - i) * rewards[n, k] for k in range(i, len(turns)))
+
+
+def turn_reward_to_go(token_reward, mask, turn, *, discount=1.0, lengths=False):
+    """EPO (https://arxiv.org/abs/2502.12486): what a turn and those after it are rewarded with, perhaps over its length."""
+    result = np.zeros(mask.shape)
+    for n in range(len(mask)):
+        turns = _turns(mask, turn, n)
+        for i, places in enumerate(turns):
+            for k in range(i, len(turns)):
+                gain = sum(token_reward[n, t] for t in turns[k])
+                result[n, places] += discount ** (k - i) * gain / (len(places) if lengths else 1)
     return result
 
 

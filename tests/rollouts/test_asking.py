@@ -200,3 +200,58 @@ def test_labels_are_compared_by_their_probabilities(tmp_path):
     finish(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "completions/step_000001.jsonl").read_text().splitlines()]
     assert all(0 < line["rewards"][1] < 1 for line in lines)
+
+
+def test_texts_are_contrasted_as_the_formula_says():
+    random = np.random.default_rng(0)
+    rows, near, far = random.normal(size=(3, 5, 4))
+    group = np.array([0, 1, 0, 1, 0])
+    near, far = near[group], far[group]
+    unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (rows, near, far)]
+    found = asking.contrast(*unit, group, 0.2)
+    rows, near, far = unit
+    for i in range(5):
+        others = [rows[i] @ rows[j] for j in range(5) if group[j] == group[i] and j != i]
+        foreign = [max(rows[j] @ near[i] for j in range(5) if group[j] == g) for g in {0, 1} - {group[i]}]
+        expected = rows[i] @ near[i] - far[i] @ near[i] + 0.2 * np.mean(others) - 0.2 * np.mean(foreign)
+        assert found[i] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_turns_gain_what_they_add_to_the_likelihood(tmp_path):
+    config = tiny_config("igpo", kl_coefficient=0.0)
+    config.rewards.facts = {"token_rewards": "information_gain"}
+    config.rewards.options = {"information_gain": {"statistic": "sum_logp"}, "gold_likelihood": {"statistic": "sum_logp"}}
+    config.rewards.names = ("gold_likelihood",)
+    config.evaluation.reward = "arithmetic"
+    config.environment.update(name="training.tiny_environments:twice", turn_tokens=4)
+    config.rl.update(max_new_tokens=16, prompts=2, row_tokens=0, steps=1)
+    with open_run(config, tmp_path) as run:
+        state = reinforcement.initial_state(run, run.network.params)
+        annotators = reinforcement.policy_annotators(run, None)
+        statistics = reinforcement.annotate.make_statistics(run, "igpo", annotators, width=0, parts=0)
+        io = reinforcement.strategy_io(run, state, None, 0, statistics=lambda *call: statistics(state, 0, *call))
+        collection, _, _ = run.method.strategy.run(io, (), 2)
+        gold = [run.tokenizer.encode(str(request.example["answer"])) for request in collection.requests]
+        prompts = [own[:start] for own, start in zip(collection.rollouts.tokens, collection.prompt_length, strict=True)]
+        bare = list(zip(prompts, gold, strict=True))
+        begun = [logp.sum() for logp in asking._logp(io, "policy", bare)]
+    for row, record in enumerate(collection.records):
+        gains = collection.rollouts.token_rewards[row]
+        assert np.count_nonzero(gains) == record["turns"] == 2 and not (gains * (1 - collection.rollouts.mask[row])).any()
+        # The gains add up to what all turns together have added, but for a token that ends the last one.
+        if collection.rollouts.tokens[row, collection.rollouts.length[row] - 1] not in run.tokenizer.stop_ids:
+            assert gains.sum() == pytest.approx(record["rewards"][0] - begun[row], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_contrasts_and_log_ratios_run(tmp_path):
+    config = tiny_config("grpo", kl_coefficient=0.0)
+    config.rewards.names = ("text_contrast", "log_ratio")
+    options = {"by": "reference", "template": "{prompt}{answer}", "against": "policy"}
+    config.rewards.options = {"text_contrast": {"query": "answer", "negative": "answer"}, "log_ratio": options}
+    config.evaluation.reward = "arithmetic"
+    finish(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "completions/step_000001.jsonl").read_text().splitlines()]
+    # Of equal texts there is no contrast but that of groups; the first reference is the policy, behind another prompt.
+    assert any(line["rewards"][1] != 0 for line in lines) and all(np.isfinite(line["rewards"]).all() for line in lines)
