@@ -5,7 +5,7 @@ import pytest
 from rollouts.test_requests import NETWORK, PARAMS, TOKENIZER
 
 from jaxrl_llm.sampling import RUNNING, generate
-from jaxrl_llm.sampling.standing import Asked, admit, advance, give_up, standing
+from jaxrl_llm.sampling.standing import Asked, admit, advance, give_up, go_on, keep, standing
 
 PROMPTS = [TOKENIZER.encode(text) for text in ("1+2=", "3", "45-6=", "7+8+9+1+2+3+4=5-6", "0=")]
 LIMITS = (30, 5, 90, 12, 40)
@@ -24,7 +24,7 @@ def alone(number, **options):
 
 
 def asked(number, **options):
-    return Asked(PROMPTS[number], LIMITS[number], seed=number, **options)
+    return Asked(PROMPTS[number], LIMITS[number], (number, 0, 0), **options)
 
 
 def taken(own, waiting, columns):
@@ -38,7 +38,7 @@ def taken(own, waiting, columns):
             found[number] = [], [], RUNNING
         for drawn in advance(own, columns):
             tokens, logp, _ = found[running[drawn.slot]]
-            found[running[drawn.slot]] = tokens + drawn.tokens, logp + drawn.logp, drawn.reason
+            found[running[drawn.slot]] = tokens + drawn.tokens, logp + drawn.numbers[1].tolist(), drawn.reason
             if drawn.reason != RUNNING:
                 del running[drawn.slot]
     return found
@@ -70,3 +70,47 @@ def test_slots_that_are_given_up_take_others():
     with pytest.raises(ValueError, match="top_p is 2"):
         admit(own, [asked(0, top_p=2.0)])
     assert not own.busy.any()
+
+
+REPLIES = ([], TOKENIZER.encode("+1="), TOKENIZER.encode("12;" * 9))
+
+
+def in_turns(own, numbers, network=NETWORK.without_params()):
+    """Three turns of each number, of at most seven tokens: tokens and log-probabilities of the policy, by number."""
+    slots = dict(zip(admit(own, [Asked(PROMPTS[number], 7, (3, 4, number)) for number in numbers]), numbers, strict=True))
+    found, turn = {number: [] for number in numbers}, dict.fromkeys(numbers, 0)
+    said, logp = {number: [] for number in numbers}, {number: [] for number in numbers}
+    while own.busy.any():
+        for drawn in advance(own, 5, leaving=1):
+            number = slots[drawn.slot]
+            said[number] += drawn.tokens
+            logp[number] += drawn.numbers[0].tolist()
+            if drawn.reason == RUNNING:
+                continue
+            found[number].append((said[number], logp[number]))
+            turn[number] += 1
+            if turn[number] < 3:
+                keep(own, {drawn.slot: len(said[number])})
+                new = [said[number][-1], *REPLIES[(turn[number] + number) % 3]]
+                said[number], logp[number] = [], []
+                go_on(own, {drawn.slot: Asked(new, 7, (3, 4, number))})
+    return found
+
+
+def check_turns(found, network, params):
+    """They are those of `generate` behind the whole text."""
+    options = {"max_new_tokens": 7, "stop_ids": TOKENIZER.stop_ids, "seed": 3, "step": 4}
+    for number, turns in found.items():
+        text = list(PROMPTS[number])
+        for place, (tokens, logp) in enumerate(turns):
+            expected = generate(network, params, [text], uids=[number], **options)
+            assert tokens == expected.tokens[0, : expected.length[0]].tolist()
+            np.testing.assert_allclose(logp, expected.logp[0, : len(tokens)], atol=3e-5)
+            text += [*tokens, *REPLIES[(place + 1 + number) % 3]]
+
+
+def test_turns_go_on_behind_what_their_slots_hold():
+    own = engine(4)
+    check_turns(in_turns(own, [0, 3, 1]), NETWORK, PARAMS["policy"])
+    read = own.tokens_read
+    assert check_turns(in_turns(own, [4, 2]), NETWORK, PARAMS["policy"]) is None and own.tokens_read > read
