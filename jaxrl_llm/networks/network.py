@@ -99,7 +99,8 @@ def decoder(config: DecoderConfig) -> Network:
         apply=apply, config=config, init=jax.jit(lambda key: _each_box(lambda box: box.value, _boxed_params(config, key))),
         hidden=hidden, unembed=unembed, unembedding=bound("unembedding"), logit_softcap=config.logit_softcap,
         read=functools.partial(read_contexts, config), step=functools.partial(step, config),
-        extend=functools.partial(extend, config), each_layer=functools.partial(each_layer, config), init_tails=functools.partial(init_tails, config),
+        extend=functools.partial(extend, config), each_layer=functools.partial(each_layer, config),
+        init_tails=functools.partial(init_tails, config),
         routed=bound("routed") if config.experts else None, value=bound("value") if config.value_head else None,
         value_outputs=bound("value_outputs") if config.value_head else None, reads_forests=True,
     )  # fmt: skip

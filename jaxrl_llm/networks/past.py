@@ -118,7 +118,7 @@ def written(past: LayerPast, key: Array, value: Array, column: Array) -> LayerPa
 
 
 def appended(cells: Cells, key: Array, value: Array, before: Array) -> Cells:
-    """The cells with keys and values [N, n, K, H] of n tokens behind the first `before` [N] of each, for which there is room."""
+    """The cells with keys and values [N, n, K, H] of n tokens behind the first `before` [N] of each; there is room."""
     new = cells_of(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3), cells.keys.dtype.name)
 
     def put(axes, own, new):

@@ -1,8 +1,8 @@
 """A standing engine: slots that take requests while others are sampled, for whoever asks when he likes.
 
 It is the slot engine without a queue: each slot has a context of its own, and what is asked next goes into a slot that is idle
-when the engine is at rest. A sample is a function of the parameters, the text before it and the noise, whatever else is sampled.
-What a slot has read and drawn can stay there (`keep`): what goes on from it (`go_on`) reads only what is new.
+when the engine is at rest. A sample is a function of parameters, the text before it and noise, whatever else is sampled. What
+a slot has read and drawn can stay there (`keep`): what goes on from it (`go_on`) reads only what is new.
 """
 
 import dataclasses
@@ -68,6 +68,7 @@ class Standing:
     masks: bool = False  # whether requests have forbidden some
     experts: list[list[np.ndarray]] | None = None  # of the tokens that each slot has read since its last stretch
     tokens_read: int = 0  # in prefill so far
+    columns: int = 0  # that were drawn so far
 
 
 def standing(
@@ -101,8 +102,8 @@ def standing(
     routes = experts.shape[2:] if record_routes else None
     idle = _freed(engine.begin(network, queue, slots=slots, width=FIRST_WIDTH, routes=routes), queue.size)
     return Standing(
-        network, params, laid_out(network, params), vocab_size, contexts, lengths, width, queue, noise, idle, lengths.copy(), nobody,
-        nobody.copy(), np.ones(vocab_size, bool) if logit_mask is None else np.asarray(logit_mask, bool),
+        network, params, laid_out(network, params), vocab_size, contexts, lengths, width, queue, noise, idle, lengths.copy(),
+        nobody, nobody.copy(), np.ones(vocab_size, bool) if logit_mask is None else np.asarray(logit_mask, bool),
         experts=[[] for _ in range(slots)] if record_routes else None,
     )  # fmt: skip
 
@@ -131,7 +132,7 @@ def admit(own: Standing, requests: Sequence[Asked], slots: Sequence[int] | None 
 
     Raises ValueError: a request that cannot be sampled; nothing is admitted then.
     """
-    free = np.flatnonzero(~own.busy)[: len(requests)] if slots is None else np.asarray(slots)
+    free = np.flatnonzero(~own.busy)[: len(requests)] if slots is None else np.array(slots, np.int64)
     if len(free) < len(requests) or own.busy[free].any():
         raise ValueError(f"{len(requests)} requests for {(~own.busy).sum()} idle slots; wait until others are over")
     if not requests:
@@ -310,6 +311,7 @@ def advance(own: Standing, columns: int = 8, leaving: int = 0) -> list[Drawn]:
         min(width, first + columns), few, places=1,
     )  # fmt: skip
     log, end = fetch((own.slots.log, own.slots.column))
+    own.columns += int(end) - first
     own.ended[:] = False  # only now: the program may read the array itself until it is done
     log, found = jax.tree.map(lambda leaf: leaf[first : int(end)], log), []
     there = log.request < own.queue.size[0]
