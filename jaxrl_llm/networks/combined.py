@@ -46,6 +46,13 @@ def combined(first: Network, second: Network, mix: Composable) -> Network:
         (mine, experts), (theirs, _) = each("read", params, tokens, lengths)
         return (mine, theirs), experts
 
+    def extend(params, layers, tokens, lengths, contexts, before):
+        (mine, experts), (theirs, _) = (
+            network.extend(params[who], layers[place], tokens, lengths, contexts[place], before)
+            for place, (who, network) in enumerate(both.items())
+        )
+        return (mine, theirs), experts
+
     def step(params, layers, token, contexts, tails, sight):
         found = [
             network.step(params[who], layers[place], token, contexts[place], tails[place], sight)
@@ -61,6 +68,7 @@ def combined(first: Network, second: Network, mix: Composable) -> Network:
             *(n.unembed(params[who], h) for (who, n), h in zip(both.items(), hidden, strict=True))
         ),
         read=read,
+        extend=extend,
         step=step,
         each_layer=lambda params: each("each_layer", params),
         init_tails=lambda slots, width: (first.init_tails(slots, width), second.init_tails(slots, width)),
@@ -156,7 +164,7 @@ def of_first(network: Network) -> Network:
     names = ("apply", "hidden", "unembed", "unembedding", "routed", "value", "value_outputs")
     functions = {name: on_first(getattr(network, name)) for name in names}
     own = network.init
-    unlike = dict.fromkeys(("read", "step", "each_layer", "init_tails"))
+    unlike = dict.fromkeys(("read", "extend", "step", "each_layer", "init_tails"))
     return dataclasses.replace(network, init=lambda key: {"first": own(key)}, **functions, **unlike)
 
 
@@ -199,12 +207,15 @@ def _automaton(vocab_size: int) -> Network:
         return unembed(params, states.T)
 
     def read(params, tokens, lengths):
+        return extend(params, (), tokens, lengths, jnp.zeros(tokens.shape[0], jnp.int32), None)
+
+    def extend(params, layers, tokens, lengths, contexts, before):
         def advance(state, now):
             token, column = now
             return jnp.where(column < lengths, following(params, state, token), state), None
 
         columns = jnp.arange(tokens.shape[1])
-        state, _ = jax.lax.scan(advance, jnp.zeros(tokens.shape[0], jnp.int32), (tokens.T, columns))
+        state, _ = jax.lax.scan(advance, contexts, (tokens.T, columns))
         return state, None
 
     def step(params, layers, token, contexts, tails, sight):
@@ -216,8 +227,8 @@ def _automaton(vocab_size: int) -> Network:
         return state, jax.lax.dynamic_update_slice_in_dim(tails, state[:, None], sight.column, 1), None
 
     return Network(
-        apply=apply, config=AutomatonSize(vocab_size), unembed=unembed, read=read, step=step, each_layer=lambda params: (),
-        init_tails=lambda slots, width: jnp.zeros((slots, width), jnp.int32),
+        apply=apply, config=AutomatonSize(vocab_size), unembed=unembed, read=read, extend=extend, step=step,
+        each_layer=lambda params: (), init_tails=lambda slots, width: jnp.zeros((slots, width), jnp.int32),
     )  # fmt: skip
 
 

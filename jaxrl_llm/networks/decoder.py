@@ -16,7 +16,18 @@ from jaxrl_llm.networks.experts import Experts, Routing
 from jaxrl_llm.networks.lookup import looked_up
 from jaxrl_llm.networks.matrices import gains, is_adapted, merged, times
 from jaxrl_llm.networks.modules import Mlp, Norm, Projection, VocabularyAdapter, named, residual_gain
-from jaxrl_llm.networks.past import AXES, Cells, LayerPast, Sight, cells_of, each_field, past_attention, written
+from jaxrl_llm.networks.past import (
+    AXES,
+    Cells,
+    LayerPast,
+    Sight,
+    appended,
+    attention_behind,
+    cells_of,
+    each_field,
+    past_attention,
+    written,
+)
 from jaxrl_llm.numerics import materialised
 
 Array = jax.Array
@@ -40,11 +51,14 @@ class Shared:
 
 
 class Numbered(NamedTuple):
-    """What is told to each layer: the number of its kind, experts that it must use [B, T, k], and what lies behind a step."""
+    """What is told to each layer: the number of its kind, experts that it must use [B, T, k], and what lies before a step.
+
+    Where several tokens a row are read that is `Cells` with room for them.
+    """
 
     kind: Array | int
     forced: Array | None = None
-    past: LayerPast | None = None
+    past: LayerPast | Cells | None = None
 
 
 def of_kind(values: tuple, kind: Array):
@@ -69,10 +83,13 @@ class Attention(nn.Module):
         key = self.heads("key", "kv_heads", c.num_kv_heads, x, angles)
         value = self.heads("value", "kv_heads", c.num_kv_heads, x, angles)
         if own.past is not None:
-            past = written(own.past, key[:, 0], value[:, 0], shared.sight.column)
-            options = {"scale": c.query_scale, "softcap": c.attention_softcap, "kernel": uses_kernel(c.attention)}
             # The layers of decoding are not scanned: their kinds are known when the program is made.
-            mixed = past_attention(query[:, 0], past, shared.sight, c.kinds[own.kind].window, **options)[:, None]
+            options = {"window": c.kinds[own.kind].window, "scale": c.query_scale, "softcap": c.attention_softcap}
+            if isinstance(own.past, Cells):
+                past = appended(own.past, key, value, shared.positions[:, 0])
+                return self.out(attention_behind(query, past, shared.positions, **options)), past
+            past = written(own.past, key[:, 0], value[:, 0], shared.sight.column)
+            mixed = past_attention(query[:, 0], past, shared.sight, kernel=uses_kernel(c.attention), **options)[:, None]
             return self.out(mixed), past
         seen = (of_kind(shared.blocks, own.kind), of_kind(shared.windows, own.kind))
         mixed = attend(c, query, key, value, shared.reach, shared.positions, *seen)
@@ -280,19 +297,41 @@ def step(config: DecoderConfig, params, layers: list, token: Array, contexts: li
       tails: likewise, see `init_tails`.
       sight: of the step.
     """
-    module, variables = Decoder(config), {"params": params}
-    angles = tuple(rotary.angles(kind, config.rotary_dim, sight.position[:, None]) for kind in config.kinds)
+    pasts = [LayerPast(*own) for own in zip(contexts, tails, strict=True)]
+    x, experts, pasts = _read_on(config, params, layers, token[:, None], sight.position[:, None], pasts, sight)
+    hidden = Decoder(config).apply({"params": params}, x[:, 0], method="normed")
+    return hidden, [past.tails for past in pasts], None if experts is None else experts[:, 0]
+
+
+def extend(config: DecoderConfig, params, layers: list, tokens: Array, lengths: Array, contexts: list, before: Array):
+    """Reads n more tokens behind C contexts: these with them, and experts [C, n, layers, k] or None.
+
+    Args:
+      config: of the decoder.
+      params: its parameters.
+      layers: those of each layer, see `each_layer`.
+      tokens: int [C, n], right-padded.
+      lengths: int [C], how many of them count.
+      contexts: what each layer keeps of them, see `read_contexts`, with room for n more.
+      before: int [C], tokens that they have.
+    """
+    positions = before[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    _, experts, contexts = _read_on(config, params, layers, tokens, positions, contexts, None)
+    return contexts, experts
+
+
+def _read_on(config: DecoderConfig, params, layers: list, tokens: Array, positions: Array, pasts: list, sight: Sight | None):
+    """Reads tokens [B, T] with what lies before them: what the layers give, experts [B, T, layers, k] or None, and the past."""
+    angles = tuple(rotary.angles(kind, config.rotary_dim, positions) for kind in config.kinds)
     # Otherwise each layer computes their sines anew, which takes longer than turning by them.
-    shared = Shared(jax.tree.map(materialised, angles), sight=sight)
-    x, routes, written_tails = module.apply(variables, token[:, None], method="embed"), [], []
-    for number, (own, kind) in enumerate(zip(layers, config.kind_of_layer, strict=True)):
+    shared = Shared(jax.tree.map(materialised, angles), positions=positions, sight=sight)
+    x, experts, kept = Decoder(config).apply({"params": params}, tokens, method="embed"), [], []
+    for number, (own, kind, past) in enumerate(zip(layers, config.kind_of_layer, pasts, strict=True)):
         sparse = number >= dense_layers(config)
-        at = Numbered(kind, past=LayerPast(contexts[number], tails[number]))
-        x, (routing, past) = LayerAlone(config, sparse).apply({"params": {"layer": own}}, x, at, shared)
-        written_tails.append(past.tails)
-        routes += [routing.experts[:, 0]] if sparse else []
-    hidden = module.apply(variables, x[:, 0], method="normed")
-    return hidden, written_tails, jnp.stack(routes, axis=1) if routes else None
+        x, (routing, past) = LayerAlone(config, sparse).apply({"params": {"layer": own}}, x, Numbered(kind, past=past), shared)
+        kept.append(past)
+        experts += [routing.experts] if sparse else []
+    return x, jnp.stack(experts, axis=2) if experts else None, kept
 
 
 def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.networks.config import DecoderConfig
-from jaxrl_llm.networks.decoder import Decoder, each_layer, init_tails, read_contexts, step
+from jaxrl_llm.networks.decoder import Decoder, each_layer, extend, init_tails, read_contexts, step
 from jaxrl_llm.networks.families import check_family
 from jaxrl_llm.networks.matrices import check_matrices
 
@@ -38,6 +38,9 @@ class Network:
     # `(params, tokens, lengths) -> (contexts, experts)`: what decoding has to know of C right-padded contexts [C, T], in arrays
     # of the network's own, and the experts of their tokens [C, T, layers, k] or None
     read: Callable[..., Any] | None = None
+    # `(params, layers, tokens, lengths, contexts, before) -> (contexts, experts)`: reads up to n tokens [C, n] more behind the
+    # first `before` [C] of contexts that have room for them
+    extend: Callable[..., Any] | None = None
     # `(params, layers, token, contexts, tails, sight) -> (hidden, tails, experts)`: reads one token a slot, int [S], that sees
     # what `past.Sight` says, and gives its hidden state [S, D] and experts [S, layers, k] or None
     step: Callable[..., Any] | None = None
@@ -96,7 +99,8 @@ def decoder(config: DecoderConfig) -> Network:
         apply=apply, config=config, init=jax.jit(lambda key: _each_box(lambda box: box.value, _boxed_params(config, key))),
         hidden=hidden, unembed=unembed, unembedding=bound("unembedding"), logit_softcap=config.logit_softcap,
         read=functools.partial(read_contexts, config), step=functools.partial(step, config),
-        each_layer=functools.partial(each_layer, config), init_tails=functools.partial(init_tails, config),
+        extend=functools.partial(extend, config), each_layer=functools.partial(each_layer, config),
+        init_tails=functools.partial(init_tails, config),
         routed=bound("routed") if config.experts else None, value=bound("value") if config.value_head else None,
         value_outputs=bound("value_outputs") if config.value_head else None, reads_forests=True,
     )  # fmt: skip

@@ -117,6 +117,33 @@ def written(past: LayerPast, key: Array, value: Array, column: Array) -> LayerPa
     return past.replace(tails=each_field(put, past.tails, new))
 
 
+def appended(cells: Cells, key: Array, value: Array, before: Array) -> Cells:
+    """The cells with keys and values [N, n, K, H] of n tokens behind the first `before` [N] of each; there is room."""
+    new = cells_of(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3), cells.keys.dtype.name)
+
+    def put(axes, own, new):
+        place = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axes.index("length") - 1)
+        return jax.vmap(place)(own, new, before)
+
+    return each_field(put, cells, new)
+
+
+def attention_behind(
+    query: Array, cells: Cells, positions: Array, window: int | None = None, *, scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:  # fmt: skip
+    """Attention of n queries [N, n, heads, H] at their positions [N, n] over cells in which they stand themselves."""
+    rows, count, heads, width = query.shape
+    scale, kv_heads = width**-0.5 if scale is None else scale, cells.keys.shape[1]
+    grouped = query.reshape(rows, count, kv_heads, -1, width).transpose(0, 2, 1, 3, 4)
+    distance = positions[..., None] - jnp.arange(cells.keys.shape[3])
+    seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+    seen = jnp.repeat(seen, grouped.shape[3], axis=1)[:, None]
+    mixed, total, _ = _weighed(grouped.reshape(rows, kv_heads, -1, width), cells, seen, scale, softcap)
+    mixed = (mixed / total[..., None]).astype(query.dtype).reshape(grouped.shape)
+    return mixed.transpose(0, 2, 1, 3, 4).reshape(query.shape)
+
+
 def past_attention(
     query: Array, past: LayerPast, sight: Sight, window: int | None = None, *, scale: float | None = None,
     softcap: float | None = None, kernel: bool = False,

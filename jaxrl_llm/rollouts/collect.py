@@ -98,7 +98,7 @@ def sample_requests(io, requests: Sequence[Request], uids: Sequence[int], submit
     sampling = {"detokenize": tokenizer.decode} | sampling  # which stops of requests ask for
     first = np.cumsum([0] + [request.samples for request in requests])
     rows_of = [np.arange(start, end) for start, end in zip(first[:-1], first[1:], strict=True)]
-    prompts = [_prompts(tokenizer, request, io.max_prompt_tokens) for request in requests]
+    prompts = [encoded_prompts(tokenizer, request, io.max_prompt_tokens) for request in requests]
     width = io.max_prompt_tokens + sampling["max_new_tokens"]
     parts, records, names = [], {}, _field_names(requests)
     for who, beside, mix in dict.fromkeys((request.by, request.beside, request.mix) for request in requests):
@@ -147,7 +147,7 @@ def _finished(tokenizer, asked, own_rows, names, records: dict, submit: Submit |
     for number in numbers:
         tokens, prefix = found.tokens[number, : found.length[number]], asked[number].prefix
         tokens = tokens if prefix is None else np.concatenate([prefix.tokens, tokens])
-        records[own_rows[number]] = _record(tokenizer, asked[number], tokens, 0, len(tokens), found.reason[number])
+        records[own_rows[number]] = record_of(tokenizer, asked[number], tokens, 0, len(tokens), found.reason[number])
     if submit is not None:
         rows = own_rows[numbers]
         submit(rows, *_for_rewards([records[row] for row in rows], [asked[number] for number in numbers], names))
@@ -156,18 +156,18 @@ def _finished(tokenizer, asked, own_rows, names, records: dict, submit: Submit |
 def _answering(io, who: str, beside: str | None, mix: Composable | None) -> tuple[Any, Any]:
     """Network and parameters of a policy, alone or mixed with another one; of the one that learns, newer ones in their time."""
     if io.in_flight is None or POLICY not in (who, beside):
-        return _mixed(io.policies, who, beside, mix)
+        return mixed(io.policies, who, beside, mix)
 
     def given(column: int):
         if column:
             io.renew()
-        return _mixed(io.policies, who, beside, mix)[1]
+        return mixed(io.policies, who, beside, mix)[1]
 
     column, _ = io.in_flight
-    return _mixed(io.policies, who, beside, mix)[0], Changing(column, given)
+    return mixed(io.policies, who, beside, mix)[0], Changing(column, given)
 
 
-def _mixed(policies, who: str, beside: str | None, mix: Composable | None) -> tuple[Any, Any]:
+def mixed(policies, who: str, beside: str | None, mix: Composable | None) -> tuple[Any, Any]:
     """Network and parameters of a policy, alone or mixed with another one."""
     network, params = _policy(policies, who)
     if beside is None:
@@ -185,7 +185,7 @@ def _policy(policies: Mapping[str, Callable[[], tuple[Any, Any]]], who: str) -> 
     return policies[who]()
 
 
-def _prompts(tokenizer: Tokenizer, request: Request, longest: int) -> tuple[list[int], list[int]]:
+def encoded_prompts(tokenizer: Tokenizer, request: Request, longest: int) -> tuple[list[int], list[int]]:
     """Token ids that the sampler and the learner read before the prefix."""
     tools = request.example.get("tools")
     try:
@@ -206,7 +206,9 @@ def _generated(network, params, requests: Sequence[Request], prompts, sampling: 
     """Samples of requests to one policy; what the requests leave open is as in `sampling`, and `others` go to `generate`."""
     prefixes = [[] if request.prefix is None else request.prefix.tokens.tolist() for request in requests]
     options = {name: value for name, value in sampling.items() if name != "max_new_tokens"}
-    room = [_room(request, len(prefix), sampling["max_new_tokens"]) for request, prefix in zip(requests, prefixes, strict=True)]
+    room = [
+        room_for(request, len(prefix), sampling["max_new_tokens"]) for request, prefix in zip(requests, prefixes, strict=True)
+    ]
     limits = [most if request.limit is None else min(request.limit, most) for request, most in zip(requests, room, strict=True)]
     if any(request.temperature is not None for request in requests):
         usual = options.get("temperature", 1.0)
@@ -244,7 +246,7 @@ def _with_routes_of_learned(samples: Samples, prompts, prefixes) -> Samples:
     return samples.replace(prompt_routes=routes)
 
 
-def _room(request: Request, taken: int, most: int) -> int:
+def room_for(request: Request, taken: int, most: int) -> int:
     if taken >= most:
         raise ValueError(
             f"the prefix of prompt {request.prompt_id} has {taken} tokens and leaves no room in max_new_tokens = {most}; "
@@ -287,11 +289,11 @@ def _in_order(tokenizer: Tokenizer, requests: Sequence[Request], parts: list[tup
     starts = np.repeat(learned_lengths, [request.samples for request in requests]).astype(np.int32)
     reasons = np.concatenate(reasons)[order]
     rows = enumerate(zip(asked, rollouts.tokens, starts, rollouts.length, reasons, strict=True))
-    told = [records[number] if number in records else _record(tokenizer, *row) for number, row in rows]
+    told = [records[number] if number in records else record_of(tokenizer, *row) for number, row in rows]
     return Collection(rollouts, told, asked, starts)
 
 
-def _record(tokenizer: Tokenizer, request: Request, tokens: np.ndarray, start: int, end: int, reason: int) -> dict[str, Any]:
+def record_of(tokenizer: Tokenizer, request: Request, tokens: np.ndarray, start: int, end: int, reason: int) -> dict[str, Any]:
     return {
         "prompt_id": request.prompt_id,
         "prompt": prompt_text(tokenizer, request.example.get("prompt", request.prompt)),

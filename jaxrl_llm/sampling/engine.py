@@ -65,13 +65,17 @@ class Slots:
     log: Log  # since it was last taken off
 
 
-def _by_shard(function, shared: tuple, *own) -> Slots:
-    """`function(*shared, *own)` of each shard with its parts of its `own`, all at once where there are no shards."""
+def by_shard(function, shared: tuple, *own, rows: bool = False):
+    """`function(*shared, *own)` of each shard with its parts of its `own`, all at once where there are no shards.
+
+    It gives `Slots`, or arrays of `rows`, whose first axis the shards share out.
+    """
     axes = current_queue_axes()
     if not axes:
         return function(*shared, *own)
     specs = *parts_of_experts(shared), *(_parts(one, axes) for one in own)
-    split = jax.shard_map(function, in_specs=specs, out_specs=_of_slots(axes), axis_names=set(axes), check_vma=False)
+    parts = PartitionSpec(axes) if rows else _of_slots(axes)
+    split = jax.shard_map(function, in_specs=specs, out_specs=parts, axis_names=set(axes), check_vma=False)
     return split(*shared, *own)
 
 
@@ -106,7 +110,7 @@ def begin(network, queue: Queue, *, slots: int, width: int, routes: tuple[int, .
       width: W.
       routes: layers with experts and experts of a token, where they are recorded.
     """
-    return _by_shard(functools.partial(_begun, network, slots // queue.size.size, width, routes), (), queue)
+    return by_shard(functools.partial(_begun, network, slots // queue.size.size, width, routes), (), queue)
 
 
 def _begun(network, slots: int, width: int, routes, queue: Queue) -> Slots:
@@ -148,7 +152,7 @@ def run(network, params, layers, contexts, lengths, queue: Queue, slots: Slots, 
       places: P, sequences that read a context at a time.
     """
     own = contexts, lengths, queue, slots, ended, until, few
-    return _by_shard(functools.partial(_run, network, places), (params, layers), *own)
+    return by_shard(functools.partial(_run, network, places), (params, layers), *own)
 
 
 def _run(network, places: int, params, layers, contexts, lengths, queue: Queue, slots: Slots, ended, until, few) -> Slots:
@@ -230,7 +234,7 @@ def widened(network, slots: Slots, *, width: int) -> Slots:
     def grown(tail, axis):
         return jnp.pad(tail, [(0, width - old) if number == axis else (0, 0) for number in range(tail.ndim)])
 
-    axes = _column_axes(network, count)
+    axes = column_axes(network, count)
     log = jax.tree.map(lambda leaf: jnp.zeros((width, *leaf.shape[1:]), leaf.dtype), slots.log)
     return slots.replace(tails=jax.tree.map(grown, slots.tails, axes), log=log)
 
@@ -238,7 +242,7 @@ def widened(network, slots: Slots, *, width: int) -> Slots:
 @functools.partial(jax.jit, static_argnames=("network",), donate_argnames=("slots",))
 def shifted(network, slots: Slots, amount) -> Slots:
     """The slots with the first `amount` columns, which nobody sees any more, behind the others."""
-    axes = _column_axes(network, slots.request.shape[0])
+    axes = column_axes(network, slots.request.shape[0])
     tails = jax.tree.map(lambda tail, axis: jnp.roll(tail, -amount, axis), slots.tails, axes)
     return slots.replace(tails=tails, start=jnp.maximum(slots.start - amount, 0), column=slots.column - amount)
 
@@ -246,7 +250,7 @@ def shifted(network, slots: Slots, amount) -> Slots:
 @functools.partial(jax.jit, static_argnames=("network",))
 def chosen(network, slots: Slots, rows) -> Slots:
     """The given slots alone, int [S'], by their numbers within their shards."""
-    return _by_shard(functools.partial(_chosen, network), (), slots, rows)
+    return by_shard(functools.partial(_chosen, network), (), slots, rows)
 
 
 def _chosen(network, slots: Slots, rows) -> Slots:
@@ -259,7 +263,8 @@ def _chosen(network, slots: Slots, rows) -> Slots:
     return slots.replace(**own, tails=tails, log=log.replace(numbers=slots.log.numbers[..., rows]))
 
 
-def _column_axes(network, slots: int):
+def column_axes(network, slots: int):
+    """The axis of columns of each array of the tails."""
     one, two = (jax.eval_shape(lambda n=n: network.init_tails(slots, n)) for n in (8, 16))
     return jax.tree.map(_differing, one, two)
 

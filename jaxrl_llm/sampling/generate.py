@@ -210,7 +210,7 @@ def _work(
     **options,
 ) -> Work:
     """Checks the arguments of `generate`; `options` are those of `make_sampling`."""
-    network, vocab_size = _prepared(network, first_of(params))
+    network, vocab_size = prepared(network, first_of(params))
     if record_routes and getattr(network, "routed", None) is None:
         raise ValueError("record_routes is True, but the network has no experts; leave it out")
     for name, number, least in (("seed", seed, 0), ("step", step, 0)):
@@ -242,7 +242,7 @@ def _checked_slots(slots: int | None, work: Work, columns: int) -> int:
     return -(-min(most, rows) // shards) * shards
 
 
-def _prepared(network, params) -> tuple[Any, int]:
+def prepared(network, params) -> tuple[Any, int]:
     """The network as `decode` wants it, and the size of its vocabulary."""
     if getattr(network, "step", None) is None:
         logits = jax.eval_shape(network.apply, params, jax.ShapeDtypeStruct((1, 1), jnp.int32))

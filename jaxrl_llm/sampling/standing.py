@@ -1,7 +1,8 @@
 """A standing engine: slots that take requests while others are sampled, for whoever asks when he likes.
 
 It is the slot engine without a queue: each slot has a context of its own, and what is asked next goes into a slot that is idle
-when the engine is at rest. A sample is a function of the parameters, the prompt and the seed, whatever else is sampled.
+when the engine is at rest. A sample is a function of parameters, the text before it and noise, whatever else is sampled. What
+a slot has read and drawn can stay there (`keep`): what goes on from it (`go_on`) reads only what is new.
 """
 
 import dataclasses
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.distributed import fetch
-from jaxrl_llm.sampling import engine
+from jaxrl_llm.networks.axes import current_queues, current_row_shards
+from jaxrl_llm.sampling import engine, turns
 from jaxrl_llm.sampling.harvest import FIRST_WIDTH, SMALLEST_BUCKET, bucket, laid_out, read
-from jaxrl_llm.sampling.records import RUNNING, make_sampling, row_keys
+from jaxrl_llm.sampling.records import RUNNING, make_sampling
 
 _PER_ROW = ("temperature", "top_k", "top_p", "min_p", "limit")
 
@@ -24,22 +26,25 @@ _PER_ROW = ("temperature", "top_k", "top_p", "min_p", "limit")
 class Asked(NamedTuple):
     """A request for one sample."""
 
-    prompt: Sequence[int]  # token ids, at least one
+    prompt: Sequence[int]  # token ids, at least one; of what goes on, those that nobody has read
     limit: int  # most new tokens, at least 1
-    seed: int = 0
+    noise: tuple[int, int, int] = (0, 0, 0)  # seed, step and number, as in `records.row_keys`
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    mask: np.ndarray | None = None  # bool [V], False where a token may not be sampled
 
 
 class Drawn(NamedTuple):
-    """What a slot drew in a stretch."""
+    """What a slot drew in a stretch, n tokens."""
 
     slot: int
     tokens: list[int]
-    logp: list[float]  # nats, of the policy at the temperature of the sampling
+    numbers: np.ndarray  # float32 [4, n], see `engine.Log`
     reason: int  # `records.RUNNING`, or why the sample is over
+    # int16 [m, layers, k] or None, experts of the m tokens that were read since the last stretch of the slot
+    routes: np.ndarray | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,111 +59,227 @@ class Standing:
     lengths: np.ndarray  # int32 [S], tokens of each context but for the last
     context_width: int
     queue: engine.Queue  # a request for each slot, of the same number
+    noise: np.ndarray  # uint32 [3, S]
     slots: engine.Slots
+    start: np.ndarray  # int32 [S], column of the tails in which the last sample of each slot has begun
     busy: np.ndarray  # bool [S]
     ended: np.ndarray  # bool [S], those that are given up when the engine goes on
+    allowed: np.ndarray  # bool [V], tokens that no request forbids
+    masks: bool = False  # whether requests have forbidden some
+    experts: list[list[np.ndarray]] | None = None  # of the tokens that each slot has read since its last stretch
+    tokens_read: int = 0  # in prefill so far
+    columns: int = 0  # that were drawn so far
 
 
-def standing(network, params, *, slots: int, vocab_size: int, stop_ids: Sequence[int] = ()) -> Standing:
+def standing(
+    network, params, *, slots: int, vocab_size: int, stop_ids: Sequence[int] = (), logit_mask=None, record_routes: bool = False
+) -> Standing:
     """An engine with idle slots.
 
     Args:
       network: with `step` and its kin, as `sampling.generate` wants it, without parameters.
       params: its parameters.
-      slots: S, samples that are drawn at a time.
+      slots: S, samples that are drawn at a time; under a mesh filled up to a multiple of the devices that share out rows.
       vocab_size: of the network.
       stop_ids: tokens that end a sample.
+      logit_mask: bool [V], False where no sample may have a token.
+      record_routes: whether to tell the experts of tokens.
+
+    Raises ValueError: routes of a network without experts, or arguments out of range.
     """
-    width = SMALLEST_BUCKET
-    sampling = make_sampling(slots, vocab_size, max_new_tokens=1, stop_ids=stop_ids)
+    shards, queues = current_row_shards(), current_queues()
+    slots = -(-slots // shards) * shards
+    own, width, nobody = slots // queues, SMALLEST_BUCKET, np.zeros(slots, bool)
+    sampling = make_sampling(slots, vocab_size, max_new_tokens=1, stop_ids=stop_ids, logit_mask=logit_mask)
+    noise, lengths = np.zeros((3, slots), np.uint32), np.zeros(slots, np.int32)
     queue = engine.Queue(
-        size=np.full(1, slots, np.int32), cell=np.arange(slots, dtype=np.int32), token=np.zeros(slots, np.int32),
-        length=np.ones(slots, np.int32), keys=row_keys(0, 0, np.zeros(slots)), sampling=jax.tree.map(np.array, sampling),
+        size=np.full(queues, own, np.int32), cell=np.arange(slots, dtype=np.int32) % own, token=np.zeros(slots, np.int32),
+        length=np.ones(slots, np.int32), keys=_keys(*noise), sampling=jax.tree.map(np.array, sampling),
     )  # fmt: skip
-    lengths = np.zeros(slots, np.int32)
-    contexts, _ = read(network, params, np.zeros((slots, width), np.int32), lengths)
-    begun = engine.begin(network, queue, slots=slots, width=FIRST_WIDTH)
-    idle = begun.replace(request=jnp.full(slots, slots, jnp.int32), next=jnp.full(1, slots, jnp.int32))
-    layers, nobody = laid_out(network, params), np.zeros(slots, bool)
-    return Standing(network, params, layers, vocab_size, contexts, lengths, width, queue, idle, nobody, nobody.copy())
+    contexts, experts = read(network, params, np.zeros((slots, width), np.int32), lengths)
+    if record_routes and experts is None:
+        raise ValueError("record_routes is True, but the network has no experts; leave it out")
+    routes = experts.shape[2:] if record_routes else None
+    idle = _freed(engine.begin(network, queue, slots=slots, width=FIRST_WIDTH, routes=routes), queue.size)
+    return Standing(
+        network, params, laid_out(network, params), vocab_size, contexts, lengths, width, queue, noise, idle, lengths.copy(),
+        nobody, nobody.copy(), np.ones(vocab_size, bool) if logit_mask is None else np.asarray(logit_mask, bool),
+        experts=[[] for _ in range(slots)] if record_routes else None,
+    )  # fmt: skip
 
 
-def admit(own: Standing, requests: Sequence[Asked]) -> list[int]:
+@jax.jit
+def _keys(seed, step, number):
+    def key(*own):
+        return functools.reduce(jax.random.fold_in, own[1:], jax.random.key(own[0]))
+
+    return jax.vmap(key)(seed, step, number)
+
+
+def renew(own: Standing, params) -> None:
+    """Goes on with other parameters; what those of before have read stays."""
+    own.params = own.layers = None
+    own.params, own.layers = params, laid_out(own.network, params)
+
+
+def admit(own: Standing, requests: Sequence[Asked], slots: Sequence[int] | None = None) -> list[int]:
     """Puts requests into idle slots, at most as many as there are; their numbers.
+
+    Args:
+      own: the engine.
+      requests: whose prompts are read, equal ones once.
+      slots: idle ones to put them into; by default the first.
 
     Raises ValueError: a request that cannot be sampled; nothing is admitted then.
     """
-    free = np.flatnonzero(~own.busy)[: len(requests)]
-    if len(free) < len(requests):
-        raise ValueError(f"{len(requests)} requests for {len(free)} idle slots; wait until others are over")
+    free = np.flatnonzero(~own.busy)[: len(requests)] if slots is None else np.array(slots, np.int64)
+    if len(free) < len(requests) or own.busy[free].any():
+        raise ValueError(f"{len(requests)} requests for {(~own.busy).sum()} idle slots; wait until others are over")
     if not requests:
         return []
-    fields = {name: [getattr(asked, name) for asked in requests] for name in _PER_ROW}
-    chosen = _sampling(own, fields)
-    tokens, lengths = _padded([asked.prompt for asked in requests])
-    fresh, _ = read(own.network, own.params, tokens, lengths)
-    if tokens.shape[1] > own.context_width:
-        own.contexts = _wider(own.network, own.params, own.contexts, tokens.shape[1])
-        own.context_width = tokens.shape[1]
-    rows = np.full(len(tokens), len(own.busy))
-    rows[: len(free)] = free
-    own.contexts = _placed(own.contexts, fresh, rows)
-    sampling, queue = own.queue.sampling, own.queue
-    for name in _PER_ROW:
-        getattr(sampling, name)[free] = getattr(chosen, name)
-    queue.token[free] = [asked.prompt[-1] for asked in requests]
-    queue.length[free] = [len(asked.prompt) for asked in requests]
-    own.lengths[free] = queue.length[free] - 1
-    keys = jnp.concatenate([row_keys(asked.seed % 2**32, 0, [asked.seed >> 32 & 0xFFFFFFFF]) for asked in requests])
-    own.queue = queue.replace(keys=queue.keys.at[free].set(keys))
-    own.slots = _taken(own.slots, free, queue.token[free])
-    own.busy[free], own.ended[free] = True, False
+    chosen = _sampling(own, requests)
+    numbers: dict[tuple[int, ...], int] = {}
+    of_fresh = np.array([numbers.setdefault(tuple(asked.prompt[:-1]), len(numbers)) for asked in requests])
+    tokens, lengths = _padded(list(numbers))
+    fresh, experts = read(own.network, own.params, tokens, lengths)
+    own.tokens_read += int(lengths.sum())
+    _make_wide(own, tokens.shape[1])
+    rows, places = _by_queue(own, free, bucket(int(np.bincount(free // own.queue.size[0]).max())))
+    own.contexts = turns.placed(own.contexts, fresh, rows, of_fresh[places])
+    own.lengths[free] = lengths[of_fresh]
+    if own.experts is not None:
+        experts = fetch(experts).astype(np.int16)
+        for slot, place in zip(free, of_fresh, strict=True):
+            own.experts[slot] = [experts[place, : lengths[place]]]
+    _begin(own, free, requests, chosen)
     return free.tolist()
 
 
-def _sampling(own: Standing, fields: dict[str, list]):
-    """What requests ask for, checked."""
-    usual = {"top_k": own.vocab_size, "top_p": 1.0, "min_p": 0.0}
-    given = {name: [usual.get(name) if value is None else value for value in values] for name, values in fields.items()}
-    return make_sampling(len(given["limit"]), own.vocab_size, max_new_tokens=given.pop("limit"), **given)
+def keep(own: Standing, counts: dict[int, int]) -> None:
+    """Lets slots whose samples are over hold all that they have read, so that `go_on` can.
+
+    Args:
+      own: the engine, which has drawn nothing since then.
+      counts: tokens of the sample by slot, at most as many as were drawn.
+    """
+    columns = np.zeros(len(own.busy), np.int32)
+    columns[list(counts)] = list(counts.values())
+    if counts:
+        _make_wide(own, int((own.lengths + columns).max()))
+        own.contexts = turns.kept(own.network, own.contexts, own.slots.tails, own.lengths.copy(), own.start.copy(), columns)
+    own.lengths += columns
 
 
-def _padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens but the last of each prompt, in arrays of sizes that are powers of two, and their numbers."""
-    width, rows = bucket(max(map(len, prompts)), SMALLEST_BUCKET), bucket(len(prompts))
-    tokens, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
-    for row, prompt in enumerate(prompts):
-        lengths[row] = len(prompt) - 1
-        tokens[row, : lengths[row]] = prompt[:-1]
-    return tokens, lengths
+def go_on(own: Standing, requests: dict[int, Asked]) -> None:
+    """Goes on in slots behind what they `keep`; only the tokens of the requests are read.
+
+    Raises ValueError: a request that cannot be sampled; nothing has changed then.
+    """
+    slots, asked = np.array(list(requests), np.int64), list(requests.values())
+    if not asked:
+        return
+    chosen, left = _sampling(own, asked), {slot: list(one.prompt[:-1]) for slot, one in requests.items() if len(one.prompt) > 1}
+    while left:
+        # Texts of like lengths are read together.
+        now = _few_of_each_queue(own, sorted(left, key=lambda slot: (-len(left[slot]), slot)))
+        _read_behind(own, {slot: left[slot][: turns.CHUNKS[-1]] for slot in now})
+        left |= {slot: left[slot][turns.CHUNKS[-1] :] for slot in now}
+        left = {slot: tokens for slot, tokens in left.items() if tokens}
+    _begin(own, slots, asked, chosen)
 
 
-def _wider(network, params, contexts, width: int):
-    """The contexts with room for so many tokens."""
-    rows = jax.tree.leaves(contexts)[0].shape[0]
-    tokens, lengths = jax.ShapeDtypeStruct((rows, width), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
-    like, _ = jax.eval_shape(network.read, params, tokens, lengths)
-    return jax.tree.map(lambda own, new: _grown(own, new.shape), contexts, like)
+def _few_of_each_queue(own: Standing, slots: list[int]) -> list[int]:
+    queues = [slot // int(own.queue.size[0]) for slot in slots]
+    return [slot for place, slot in enumerate(slots) if queues[:place].count(queues[place]) < turns.ROWS]
 
 
-def _grown(leaf, shape: tuple[int, ...]):
-    return jnp.pad(leaf, [(0, size - own) for own, size in zip(leaf.shape, shape, strict=True)])
+def _read_behind(own: Standing, texts: dict[int, list[int]]) -> None:
+    """Reads tokens behind the contexts of slots, which are those of few rows of each queue."""
+    slots, longest = np.array(list(texts)), max(map(len, texts.values()))
+    width = next(width for width in turns.CHUNKS if width >= longest)
+    rows, places = _by_queue(own, slots, min(turns.ROWS, int(own.queue.size[0])))
+    tokens, lengths = np.zeros((len(rows), width), np.int32), np.zeros(len(rows), np.int32)
+    own_row = rows < own.queue.size[0]
+    for row in np.flatnonzero(own_row):
+        text = texts[int(slots[places[row]])]
+        tokens[row, : len(text)], lengths[row] = text, len(text)
+    before = np.where(own_row, own.lengths[slots[places]], 0)
+    _make_wide(own, int(before.max()) + width)
+    own.contexts, experts = turns.extended(own.network, own.params, own.layers, own.contexts, tokens, lengths, before, rows)
+    own.lengths[slots] += [len(text) for text in texts.values()]
+    own.tokens_read += int(lengths.sum())
+    if own.experts is not None:
+        experts = fetch(experts).astype(np.int16)
+        for row in np.flatnonzero(own_row):
+            own.experts[slots[places[row]]].append(experts[row, : lengths[row]])
 
 
-@functools.partial(jax.jit, donate_argnames=("contexts",))
-def _placed(contexts, fresh, rows):
-    def put(own, new):
-        return own.at[rows].set(_grown(new, (new.shape[0], *own.shape[1:])), mode="drop")
+def _by_queue(own: Standing, slots: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """For so many rows of each queue, number of a slot within the queue, too large for none, and its place in `slots`."""
+    size = int(own.queue.size[0])
+    rows, places = np.full((len(own.queue.size), room), size, np.int32), np.zeros((len(own.queue.size), room), np.int32)
+    for queue in range(len(rows)):
+        mine = np.flatnonzero(slots // size == queue)
+        rows[queue, : len(mine)], places[queue, : len(mine)] = slots[mine] % size, mine
+    return rows.ravel(), places.ravel()
 
-    return jax.tree.map(put, contexts, fresh)
+
+def _begin(own: Standing, slots: np.ndarray, requests: Sequence[Asked], chosen) -> None:
+    """Begins samples of slots whose contexts hold all but the last token of what is before them."""
+    sampling, queue = own.queue.sampling, own.queue
+    for name in _PER_ROW:
+        getattr(sampling, name)[slots] = getattr(chosen, name)
+    if chosen.logit_mask is not None and not own.masks:
+        sampling, own.masks = sampling.replace(logit_mask=np.repeat(own.allowed[None], len(own.busy), axis=0)), True
+    if own.masks:
+        sampling.logit_mask[slots] = own.allowed if chosen.logit_mask is None else chosen.logit_mask
+    queue.token[slots] = [asked.prompt[-1] for asked in requests]
+    queue.length[slots] = own.lengths[slots] + 1
+    own.noise[:, slots] = np.array([asked.noise for asked in requests], np.uint32).T
+    own.queue = queue.replace(keys=_keys(*own.noise.copy()), sampling=sampling)
+    size = int(queue.size[0])
+    begun = np.zeros(len(own.busy), bool)
+    begun[slots] = True
+    own.slots = _taken(own.slots, begun, queue.token.copy(), np.arange(len(begun), dtype=np.int32) % size)
+    own.start[slots], own.busy[slots], own.ended[slots] = int(own.slots.column), True, False
 
 
 @functools.partial(jax.jit, donate_argnames=("slots",))
-def _taken(slots: engine.Slots, rows, tokens) -> engine.Slots:
+def _taken(slots: engine.Slots, begun, tokens, numbers) -> engine.Slots:
     return slots.replace(
-        request=slots.request.at[rows].set(rows), token=slots.token.at[rows].set(tokens), count=slots.count.at[rows].set(0),
-        start=slots.start.at[rows].set(slots.column),
+        request=jnp.where(begun, numbers, slots.request), token=jnp.where(begun, tokens, slots.token),
+        count=jnp.where(begun, 0, slots.count), start=jnp.where(begun, slots.column, slots.start),
     )  # fmt: skip
+
+
+def _sampling(own: Standing, requests: Sequence[Asked]):
+    """What requests ask for, checked."""
+    usual = {"top_k": own.vocab_size, "top_p": 1.0, "min_p": 0.0}
+    fields = {name: [getattr(asked, name) for asked in requests] for name in _PER_ROW}
+    given = {name: [usual.get(name) if value is None else value for value in values] for name, values in fields.items()}
+    if any(asked.mask is not None for asked in requests):
+        given["logit_mask"] = np.stack([own.allowed if one.mask is None else own.allowed & one.mask for one in requests])
+    return make_sampling(len(requests), own.vocab_size, max_new_tokens=given.pop("limit"), **given)
+
+
+def _padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts in arrays of sizes that are powers of two, or go evenly over devices, and their lengths."""
+    shards, width = current_row_shards(), bucket(max(map(len, prompts)) + 1, SMALLEST_BUCKET)
+    rows = -(-bucket(len(prompts)) // shards) * shards
+    tokens, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+    return tokens, lengths
+
+
+def _make_wide(own: Standing, width: int) -> None:
+    """Room for so many tokens in each context."""
+    if width <= own.context_width:
+        return
+    own.context_width = bucket(width)
+    tokens, lengths = (jax.ShapeDtypeStruct((len(own.busy), *shape), jnp.int32) for shape in ((own.context_width,), ()))
+    like, _ = jax.eval_shape(own.network.read, own.params, tokens, lengths)
+    own.contexts = jax.tree.map(lambda leaf, new: turns.grown(leaf, new.shape), own.contexts, like)
 
 
 def give_up(own: Standing, slot: int) -> None:
@@ -167,46 +288,63 @@ def give_up(own: Standing, slot: int) -> None:
     own.busy[slot] = False
 
 
-def advance(own: Standing, columns: int = 8) -> list[Drawn]:
-    """Draws up to so many tokens in all slots that are at work; what each drew. Those whose samples are over are idle then."""
+def advance(own: Standing, columns: int = 8, leaving: int = 0) -> list[Drawn]:
+    """Draws up to so many tokens in all slots that are at work; what each drew. Those whose samples are over are idle then.
+
+    Args:
+      own: the engine.
+      columns: most tokens of a slot.
+      leaving: samples whose end is waited for no longer than that; 0 for as many as there are.
+    """
     if not own.busy.any():
-        own.slots, own.ended[:] = _freed(own.slots), False
+        own.slots, own.ended[:] = _freed(own.slots, own.queue.size), False
         return []
     width, first = own.slots.log.token.shape[0], int(own.slots.column)
     if first == width:
         first = _make_room(own)
         width = own.slots.log.token.shape[0]
-    until = min(width, first + columns)
+    queues = len(own.queue.size)
+    at_work = int(own.busy.reshape(queues, -1).sum(axis=1).max())
+    few = max(at_work - leaving, 0) if leaving else 0
     own.slots = engine.run(
-        own.network, own.params, own.layers, own.contexts, own.lengths, own.queue, own.slots, own.ended, until, 0, places=1
-    )
+        own.network, own.params, own.layers, own.contexts, own.lengths, own.queue, own.slots, own.ended,
+        min(width, first + columns), few, places=1,
+    )  # fmt: skip
     log, end = fetch((own.slots.log, own.slots.column))
+    own.columns += int(end) - first
     own.ended[:] = False  # only now: the program may read the array itself until it is done
-    found = []
+    log, found = jax.tree.map(lambda leaf: leaf[first : int(end)], log), []
+    there = log.request < own.queue.size[0]
     for slot in np.flatnonzero(own.busy):
-        there = log.request[first : int(end), slot] == slot
-        reasons = log.reason[first : int(end), slot][there]
+        mine = there[:, slot]
+        reasons = log.reason[mine, slot]
         reason = int(reasons[-1]) if len(reasons) else RUNNING
-        logp = log.numbers[first : int(end), 1, slot][there]
-        found.append(Drawn(int(slot), log.token[first : int(end), slot][there].tolist(), logp.tolist(), reason))
+        drawn = Drawn(int(slot), log.token[mine, slot].tolist(), log.numbers[mine, :, slot].T, reason)
+        found.append(drawn if log.routes is None else drawn._replace(routes=_experts(own, slot, log.routes[mine, slot])))
         own.busy[slot] = reason == RUNNING
     return found
 
 
+def _experts(own: Standing, slot: int, drawn: np.ndarray) -> np.ndarray:
+    before, own.experts[slot] = own.experts[slot], []
+    return np.concatenate([*before, drawn])
+
+
 @jax.jit
-def _freed(slots: engine.Slots) -> engine.Slots:
-    """All slots idle, with their tails from the first column on."""
+def _freed(slots: engine.Slots, size) -> engine.Slots:
+    """All slots idle, with their tails from the first column on; `size` is that of each queue."""
     return slots.replace(
-        request=jnp.full_like(slots.request, len(slots.request)), start=jnp.zeros_like(slots.start),
-        column=jnp.zeros_like(slots.column),
+        request=jnp.repeat(size, len(slots.request) // len(size)).astype(jnp.int32), start=jnp.zeros_like(slots.start),
+        column=jnp.zeros_like(slots.column), next=jnp.asarray(size, jnp.int32),
     )  # fmt: skip
 
 
 def _make_room(own: Standing) -> int:
     """Columns behind the last one: the first ones leave where nobody sees them any more, and there are more otherwise."""
     width = own.slots.log.token.shape[0]
-    seen = int(fetch(own.slots.start)[own.busy].min(initial=width))
+    seen = int(own.start[own.busy].min(initial=width))
     if seen * 4 >= width:
+        own.start = np.maximum(own.start - seen, 0)
         own.slots = engine.shifted(own.network, own.slots, seen)
         return width - seen
     own.slots = engine.widened(own.network, own.slots, width=2 * width)

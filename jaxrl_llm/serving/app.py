@@ -212,7 +212,7 @@ class _Answer:
                 loop.call_soon_threadsafe(self.news.put_nowait, (number, text, len(ticket.ids), ticket.reason))
 
         self.tickets = [
-            Ticket(Asked(ids, limit, _seed_of(seed, number), **options), wanted.stop, functools.partial(told, number))
+            Ticket(Asked(ids, limit, _noise_of(seed, number), **options), wanted.stop, functools.partial(told, number))
             for number in range(wanted.samples)
         ]
         kind = "chatcmpl" if chat else "cmpl"
@@ -318,9 +318,10 @@ class _Answer:
         return {"prompt_tokens": asked, "completion_tokens": sampled, "total_tokens": asked + sampled}
 
 
-def _seed_of(seed: int, number: int) -> int:
-    """The seed of one of a request's samples: the first has the request's own."""
-    return (seed + (number << 40)) % 2**63
+def _noise_of(seed: int, number: int) -> tuple[int, int, int]:
+    """The noise of one of a request's samples: the first has the request's own seed."""
+    own = (seed + (number << 40)) % 2**63
+    return own % 2**32, 0, own >> 32
 
 
 def _raw(tokenizer: Tokenizer, ticket: Ticket) -> str:

@@ -107,7 +107,7 @@ class Scheduler:
     def _drawn(self, drawn: Drawn) -> None:
         ticket, seen = self._running[drawn.slot], len(self._running[drawn.slot].ids)
         ticket.ids += drawn.tokens
-        ticket.logp += drawn.logp
+        ticket.logp += drawn.numbers[1].tolist()
         ticket.reason = "" if drawn.reason == RUNNING else _REASONS[drawn.reason]
         end = None
         if ticket.stops and drawn.tokens:

@@ -192,8 +192,8 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "sft.steps", "sft.examples", "sft.micro_batches", "preference.steps", "preference.micro_batches", "rl.steps",
-    "rl.row_tokens", "rl.micro_batches", "rl.slots", "rl.staleness", "rl.in_flight", "environment.turn_tokens", "mesh.actors",
-    "evaluation.every", "log.completions_every",
+    "rl.row_tokens", "rl.micro_batches", "rl.slots", "rl.staleness", "rl.in_flight", "environment.turn_tokens",
+    "environment.overlap", "mesh.actors", "evaluation.every", "log.completions_every",
 )  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def _check_players(config: ConfigDict, found: Environment | Agent) -> None:
             )
         return
     usual = sections.environment()
-    inert = [name for name in ("by", "turns", "turn_tokens") if chosen[name] != usual[name]]
+    inert = [name for name in ("by", "turns", "turn_tokens", "overlap") if chosen[name] != usual[name]]
     if inert:
         raise ValueError(f"{place}.{inert[0]} would change nothing: {chosen.name!r} is an agent and decides it; leave it out")
     if jax.process_count() > 1 or config.rl.in_flight:
@@ -129,7 +129,7 @@ def _check_players(config: ConfigDict, found: Environment | Agent) -> None:
 def environment_settings(config: ConfigDict) -> dict:
     """What the configuration says of `rollouts.episodes.Played`."""
     chosen = config.environment
-    return {"by": tuple(chosen.by), "turns": chosen.turns, "turn_tokens": chosen.turn_tokens}
+    return {"by": tuple(chosen.by)} | {name: chosen[name] for name in ("turns", "turn_tokens", "overlap")}
 
 
 def load_reward(name: str) -> Callable:

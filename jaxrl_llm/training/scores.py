@@ -1,6 +1,7 @@
 """Scoring by rewards that may fail: what is logged, what is warned of, and what stops a run."""
 
 import contextlib
+import functools
 import logging
 import math
 import pathlib
@@ -143,16 +144,23 @@ def make_environment(
     Args:
       pool: with its workers.
       environment: of them.
-      deadline_seconds: for all rows of a turn, or for all agents.
+      deadline_seconds: for all rows that are asked at a time, or for all agents.
       told, failures, log, step: as in `make_score`.
-      **settings: fields of `Played`: `by`, `turns`, `turn_tokens`; of no use to agents.
+      **settings: fields of `Played`: `by`, `turns`, `turn_tokens`, `overlap`; of no use to agents.
     """
 
-    def asked(name: str, call: Callable, texts: list[str], columns: dict[str, list]) -> list[Transition | str]:
+    # What is asked goes on while others are sampled; the thread that asks takes part where processes wait for each other.
+    thread = futures.ThreadPoolExecutor(1, thread_name_prefix="environment")
+
+    def asked(name: str, call: Callable, texts: list[str], columns: dict[str, list]) -> Callable[[], list[Transition | str]]:
+        question, own = {name: Told(call)}, None
+        if distributed.is_first():
+            own = thread.submit(pool.score, question, texts, texts, columns, deadline_seconds)
+        return functools.partial(answered, name, own)
+
+    def answered(name: str, own: futures.Future | None) -> list[Transition | str]:
         with timed("reward"):
-            question = {name: Told(call)}
-            own = pool.score(question, texts, texts, columns, deadline_seconds) if distributed.is_first() else None
-            values, found = distributed.gathered(own)[0]
+            values, found = distributed.gathered(own and own.result())[0]
         answers = [_transition(value) for (value,) in values]
         reasons = {failure.row: failure.reason for failure in found}
         failed = {row: reasons.get(row, answer) for row, answer in enumerate(answers) if isinstance(answer, str)}
@@ -164,14 +172,14 @@ def make_environment(
 
     def reset(examples: list, seeds: list[int]) -> list[Transition | str]:
         columns = {"example": examples, "seed": seeds}
-        return asked("environment.reset", resetting(environment), [""] * len(seeds), columns)
+        return asked("environment.reset", resetting(environment), [""] * len(seeds), columns)()
 
-    def step_of(states: list[bytes], said: list[str]) -> list[Transition | str]:
+    def step_of(states: list[bytes], said: list[str]) -> Callable[[], list[Transition | str]]:
         return asked("environment.step", stepping(environment), said, {"state": states})
 
     def run(addresses: list[str], examples: list) -> list[Transition | str]:
         columns = {"address": addresses, "example": examples}
-        return asked("environment.run", running(environment), [""] * len(addresses), columns)
+        return asked("environment.run", running(environment), [""] * len(addresses), columns)()
 
     if isinstance(environment, Agent):
         return Agents(run)

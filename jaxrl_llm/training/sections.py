@@ -228,6 +228,8 @@ def environment() -> dict:
         # episode with all replies.
         "turns": 8,
         "turn_tokens": 0,
+        # Tokens that other rows draw before answers to those that have spoken are waited for: many where answers take long.
+        "overlap": 8,
         # Who plays each role of a game, such as ("policy", "reference"); the policy plays all where this is empty.
         "by": (),
     }

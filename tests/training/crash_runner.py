@@ -1,6 +1,6 @@
 """A real training process that kills itself with SIGKILL at a chosen moment: `crash_runner.py WORKDIR [MOMENT CALL DELAY]`.
 
-MOMENT is "save", "sample" or "update"; the signal comes DELAY seconds after the CALL-th of them has begun.
+MOMENT is "save", "sample", "turn" or "update"; the signal comes DELAY seconds after the CALL-th of them has begun.
 """
 
 import importlib
@@ -14,6 +14,7 @@ from jaxrl_llm.training import checkpoint, default_config, loop, reinforcement
 MOMENTS = {
     "save": (checkpoint, "save"),
     "sample": (importlib.import_module("jaxrl_llm.rollouts.collect"), "generate"),
+    "turn": (importlib.import_module("jaxrl_llm.rollouts.episodes"), "draw"),
     "update": (reinforcement, "has_weight"),
 }
 

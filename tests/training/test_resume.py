@@ -107,7 +107,7 @@ def test_episodes_survive_kills(tmp_path, cache):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, output = finish(start(whole, cache, "gigpo", runner=runner))
     assert code == 0, output
-    for kill in (("sample", 4, 0.01), ("update", 3, 0.002)):
+    for kill in (("turn", 14, 0.01), ("turn", 9, 0.001), ("update", 3, 0.002)):
         code, output = finish(start(killed, cache, "gigpo", *kill, runner=runner))
         assert code == -signal.SIGKILL, f"{kill} was not reached: {output}"
     code, output = finish(start(killed, cache, "gigpo", runner=runner))
