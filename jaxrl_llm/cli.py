@@ -11,9 +11,10 @@ import traceback
 from typing import Any
 
 import jaxrl_llm
+from jaxrl_llm.compose import near
 from jaxrl_llm.failures import explain
 
-CONFIGS = pathlib.Path(jaxrl_llm.__file__).parent.parent / "configs"
+CONFIGS = pathlib.Path(jaxrl_llm.__file__).parent / "configs"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     train = verbs.add_parser("train", help="train, or resume, the run in a folder", description=overrides)
     train.add_argument("--config", default=str(CONFIGS / "quickstart.py"), help="configuration file (default: quickstart)")
     train.add_argument("--workdir", help="folder of the run, or gs://BUCKET/FOLDER (default: runs/NAME of the configuration)")
+    train.add_argument("--dry-run", action="store_true", help="check everything, and show what would be done, in a few seconds")
     train.set_defaults(run=_train)
     _add_hosts(train)
 
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--chat", action=chats, help="prompts are messages to a chat model (default: as in the run)")
     sample.add_argument("--system", help="system message of a chat (default: that of the run)")
     sample.add_argument("--max-new-tokens", type=int, help="default: as in the run, or 256")
-    sample.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    sample.add_argument("--temperature", type=float, help="0 is greedy (default: that of generation_config.json, or 1)")
     sample.add_argument("--top-k", type=int)
     sample.add_argument("--top-p", type=float)
     sample.add_argument("--min-p", type=float)
@@ -123,7 +125,13 @@ def _parser() -> argparse.ArgumentParser:
 
     methods = verbs.add_parser("methods", help="the catalogue of methods")
     methods.add_argument("--show", metavar="NAME", help="one method: its paper, options and composition")
+    methods.add_argument("--search", metavar="TEXT", help="those whose name, paper or summary has all of these words")
+    methods.add_argument("--needs", metavar="NAME", help="those that need it, such as reference_logp, behavior_value or format")
     methods.set_defaults(run=_methods)
+
+    completion = verbs.add_parser("completion", help="a script by which a shell completes commands")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(run=_completion)
     for verb in verbs.choices.values():  # behind the verb, too; unset there, so that it does not undo the one before it
         verb.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of errors")
     return parser
@@ -227,6 +235,11 @@ def _train(options, overrides: list[str]) -> int:
 
     config = load_config(options.config, overrides)
     workdir = options.workdir or str(pathlib.Path("runs") / pathlib.Path(options.config).stem)
+    if options.dry_run:
+        from jaxrl_llm.training.rehearsal import rehearse
+
+        print("\n".join(rehearse(config)))
+        return 0
     try:
         summaries = train_in_rounds(config, workdir) if config.rounds else {"": train(config, workdir)}
     except Stopped as stopped:
@@ -278,10 +291,23 @@ def _evaluate(options, overrides: list[str]) -> int:
     if options.output and config.preference.steps and not config.rl.steps:
         raise ValueError(f"--output={options.output} would stay empty: pairs have no completions; leave it out")
     measured, records = evaluate_folder(options.policy, config)
+    _tell_sampling(options.policy, config)
     if options.output:
         write_table(options.output, records)
     print(json.dumps(plain(measured), indent=2))
     return 0
+
+
+def _tell_sampling(policy: str, config) -> None:
+    """Says how answers were sampled, and where the makers of the checkpoint want it otherwise."""
+    from jaxrl_llm.training.policies import generation_settings
+
+    told = f"sampled at temperature {config.evaluation.temperature} (config.evaluation.temperature)"
+    others = generation_settings(policy)
+    if others.get("temperature", config.evaluation.temperature) != config.evaluation.temperature or len(others) > 1:
+        wanted = ", ".join(f"{name} {value}" for name, value in others.items())
+        told += f"; its generation_config.json says {wanted}"
+    print(told, file=sys.stderr)
 
 
 def _sample(options, _) -> int:
@@ -321,12 +347,31 @@ def _plan(options, overrides: list[str]) -> int:
     return 0 if found["fits"] else 1
 
 
+def _completion(options, _) -> int:
+    try:
+        import shtab
+    except ImportError as error:
+        raise ValueError("completion needs shtab: pip install 'jaxrl_llm[completion]'") from error
+    print(shtab.complete(_parser(), shell=options.shell))
+    return 0
+
+
+def _searched(entry: dict[str, Any]) -> str:
+    return f"{entry['name']} {entry['paper']} {entry['summary']} {entry['url']}".lower()
+
+
 def _methods(options, _) -> int:
     from jaxrl_llm import methods
 
     if options.show is None:
-        for entry in methods.table():
-            print(f"{entry['name']:24} {entry['year']}  {entry['certainty']:6}  {entry['summary']}")
+        words = (options.search or "").lower().split()
+        table = [entry for entry in methods.table() if all(word in _searched(entry) for word in words)]
+        if options.needs and not any(options.needs in entry["needs"] for entry in table):
+            known = sorted({need for entry in methods.table() for need in entry["needs"]})
+            raise ValueError(f"--needs={options.needs}: no such method needs it{near(options.needs, known)}; there are {known}")
+        for entry in table:
+            if options.needs is None or options.needs in entry["needs"]:
+                print(f"{entry['name']:24} {entry['year']}  {entry['certainty']:6}  {entry['summary']}")
         return 0
     methods.get(options.show)  # an unknown name is an error that lists the known ones
     entry = next(entry for entry in methods.table() if entry["name"] == options.show)

@@ -6,10 +6,11 @@ compared, hashed (so that it may be a static argument of `jax.jit`), printed as 
 """
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -131,6 +132,12 @@ def factory_of(function, build: Callable[[Composable], Any], *, needs=(), annota
 
     factory.function = function
     return factory
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" of the known names that are spelled like this one; "" where none is."""
+    found = difflib.get_close_matches(name, list(known), 3, 0.6)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 def require(condition: bool, name: str, value, wanted: str) -> None:

@@ -249,7 +249,7 @@ def test_sample_does_as_the_run_did(monkeypatch):
     from jaxrl_llm.training import chat
 
     seen, folder = [], finished("dr_grpo").workdir
-    monkeypatch.setattr(chat, "_answer", lambda *arguments: seen.append(arguments[-2:]))
+    monkeypatch.setattr(chat, "_answer", lambda *arguments: seen.append(arguments[-3:-1]))
     config = chat.run_config(folder)
     config.rl.stop_strings, config.task.chat, config.task.system = (";",), True, "Be brief."
     monkeypatch.setattr(chat, "run_config", lambda directory: config)
@@ -339,3 +339,37 @@ def test_help_imports_nothing_heavy():
 def test_sizes_of_the_tiny_runs_are_those_of_the_configuration():
     network, _ = load_policy(finished("dr_grpo").workdir)
     assert {name: getattr(network.config, name) for name in SIZES} == SIZES
+
+
+# ---- what a newcomer asks
+
+
+def test_names_that_are_nearly_right_are_told(capsys):
+    assert "method 'gropo' is unknown; did you mean 'grpo'" in refused(capsys, "methods", "--show", "gropo")
+    assert "there is no chip 'v5'; did you mean 'v5p' or 'v5e'?" in refused(capsys, "plan", "--topology=v5:4x4")
+    assert "did you mean 'behavior_value'" in refused(capsys, "methods", "--needs=behavior_valu")
+
+
+def test_methods_are_searched(capsys):
+    _, out, _ = run(capsys, "methods", "--search", "tango verifier")
+    assert [line.split()[0] for line in out.splitlines()] == ["rl_tango", "tango_verifier"]
+    _, out, _ = run(capsys, "methods", "--needs", "first_call")
+    assert [line.split()[0] for line in out.splitlines()] == [
+        name for name in methods.names() if "first_call" in methods.get(name).needs
+    ]
+
+
+def test_shells_complete_verbs(capsys):
+    status, out, _ = run(capsys, "completion", "bash")
+    assert status == 0 and "jaxrl_llm" in out and "--topology" in out
+
+
+def test_a_dry_run_shows_what_would_be_done_and_leaves_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run(capsys, "train", "--dry-run", "--config.rl.prompts=4", "--config.rl.max_new_tokens=8")
+    assert status == 0 and not list(tmp_path.iterdir())
+    assert "sft: 500 steps of sft" in out and "rl: 80 steps of grpo" in out
+    assert "17+93=[[7+3=10;1+9=10#0<eos>]]  (22 tokens, 16 learned)" in out
+    assert "the first step reads 4 examples" in out and "'17+93=' (6 tokens); answer '110'" in out
+    assert "parameters 0.82 MB, with optimizer and state 2.46 MB" in out and "  update: " in out
+    assert "did you mean" in refused(capsys, "train", "--dry-run", "--config.method.name=gropo")

@@ -139,7 +139,9 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_a_documented_command_runs_from_the_wheel(wheel, elsewhere):
     """The configurations lie in it, the mark of typed packages too, and nothing of the sources is needed."""
-    assert (wheel / "jaxrl_llm" / "py.typed").is_file() and (wheel / "configs" / "dpo.py").is_file()
+    assert (wheel / "jaxrl_llm" / "py.typed").is_file() and (wheel / "jaxrl_llm" / "configs" / "dpo.py").is_file()
+    # Nothing else is put among the packages of the user.
+    assert {path.name.partition("-")[0] for path in wheel.iterdir()} == {"jaxrl_llm"}
     (command,) = (command for command in documented() if "configs/dpo.py" in command and "DIR" in command)
     code = "import sys, jaxrl_llm.cli as cli; print(cli.__file__); sys.exit(cli.main(sys.argv[1:]))"
     done = subprocess.run(

@@ -20,7 +20,7 @@ from jaxrl_llm.training.config import FREE_SECTIONS
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Stand for any key where the README explains overrides.
@@ -142,7 +142,7 @@ def _has(config, key: str) -> bool:
 
 @pytest.mark.parametrize("path", [file for file in CONFIGS if file.name != "__init__.py"], ids=lambda path: path.name)
 def test_configurations_are_possible(path):
-    module = importlib.import_module(f"configs.{path.stem}")
+    module = importlib.import_module(f"jaxrl_llm.configs.{path.stem}")
     training.check_config(module.get_config())
 
 

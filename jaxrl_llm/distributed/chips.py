@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxrl_llm.compose import near
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -66,7 +68,8 @@ def parse_topology(name: str, slices: int = 1) -> Slice:
     kind, _, sides = name.partition(":")
     known = ", ".join(f"{kind}:{'x'.join('4' * chip.dimensions)}" for kind, chip in CHIPS.items())
     if kind not in CHIPS:
-        raise ValueError(f"--topology={name}: there is no chip {kind!r}; write a chip and the sides of a slice: {known}")
+        told = f"--topology={name}: there is no chip {kind!r}{near(kind, CHIPS)}"
+        raise ValueError(f"{told}; write a chip and the sides of a slice: {known}")
     sizes = sides.split("x")
     if len(sizes) != CHIPS[kind].dimensions or not all(size.isdecimal() and int(size) for size in sizes):
         raise ValueError(f"--topology={name}: a slice of {kind} has {CHIPS[kind].dimensions} sides; write it as in {known}")

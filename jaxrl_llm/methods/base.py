@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl_llm.compose import Composable, require
+from jaxrl_llm.compose import Composable, near, require
 from jaxrl_llm.controllers import Controller
 from jaxrl_llm.estimators import Estimator, chain
 from jaxrl_llm.methods.updates import Critic, Evolution, Wrap
@@ -182,7 +182,8 @@ def get(name: str, *, convention: str = "paper", **options) -> Method:
     known = options_of(name)
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"method {name!r} has no option {unknown[0]!r}; it takes {', '.join(known) or 'no options'}")
+        takes = f"it takes {', '.join(known) or 'no options'}"
+        raise ValueError(f"method {name!r} has no option {unknown[0]!r}{near(unknown[0], known)}; {takes}")
     chosen = _chosen(known, entry.conventions[convention] | options)
     strategy, estimator, objective, *beside = entry.build(**chosen)
     pairs = tuple(pair for part in beside if isinstance(part, dict) for pair in part.items())
@@ -218,7 +219,7 @@ def _chosen(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def _entry(name: str) -> Entry:
     if name not in _ENTRIES:
-        raise ValueError(f"method {name!r} is unknown; known are {', '.join(names())}")
+        raise ValueError(f"method {name!r} is unknown{near(name, names())}; known are {', '.join(names())}")
     return _ENTRIES[name]
 
 

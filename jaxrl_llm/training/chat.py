@@ -1,5 +1,6 @@
 """Text from a policy as it is sampled: one completion, or a conversation."""
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from jaxrl_llm.sampling import stream
 from jaxrl_llm.training import build
 from jaxrl_llm.training.combining import check_prompts
 from jaxrl_llm.training.compiling import use_compilation_cache
-from jaxrl_llm.training.policies import folder_kind, load_policy, run_config
+from jaxrl_llm.training.policies import folder_kind, generation_settings, load_policy, run_config
 
 
 def converse(
@@ -26,8 +27,8 @@ def converse(
       prompt: text; None for an interactive session.
       chat: whether texts are messages of a conversation that goes on, from the ids that were sampled.
       system: first message of a conversation; "" for none.
-      sampling: keyword arguments of `sampling.stream`; the seed rises by one with each answer. A "max_new_tokens" of None is
-        256 where no run says.
+      sampling: keyword arguments of `sampling.stream`; the seed rises by one with each answer. What is None is that of
+        generation_config.json, or the usual one; "max_new_tokens" is 256 where no run says. What is used is told on stderr.
 
     Raises ValueError: a system message without a chat, or a folder without a policy.
     """
@@ -38,8 +39,10 @@ def converse(
         raise ValueError(f"--system={system!r} would change nothing without --chat; add it")
     if system is None:
         system = run.task.system if run is not None and chat else ""
-    if sampling["max_new_tokens"] is None:
-        sampling = sampling | {"max_new_tokens": 256 if run is None else run.rl.max_new_tokens}
+    usual = {"temperature": 1.0, "max_new_tokens": 256 if run is None else run.rl.max_new_tokens}
+    given = {name: value for name, value in sampling.items() if value is not None}
+    sampling = usual | generation_settings(directory) | given
+    settings = [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sampling.items())]
     network, tokenizer = load_policy(directory)
     sampling = sampling | build.stopping(tokenizer, () if run is None else run.rl.stop_strings)
     console = Console(highlight=False, markup=False)
@@ -47,7 +50,7 @@ def converse(
     def answer(prompt_ids: list[int], sampling: dict[str, Any]) -> tuple[str, list[int]]:
         if run is not None:
             check_prompts(run, tokenizer, network, [prompt_ids])
-        return _answer(console, network, tokenizer, prompt_ids, sampling)
+        return _answer(console, network, tokenizer, prompt_ids, sampling, settings)
 
     messages = [{"role": "system", "content": system}] if system else []
     if prompt is not None:
@@ -82,11 +85,14 @@ def _ask(console: Console) -> str | None:
 
 
 def _answer(
-    console: Console, network: Network, tokenizer: Tokenizer, prompt_ids: list[int], sampling: dict[str, Any]
-) -> tuple[str, list[int]]:
+    console: Console, network: Network, tokenizer: Tokenizer, prompt_ids: list[int], sampling: dict[str, Any],
+    settings: list[str],
+) -> tuple[str, list[int]]:  # fmt: skip
     """Text and ids of what is sampled after `prompt_ids`, the text written to the console piece by piece."""
     pieces, state, ids = [], DecoderState(), []
     for new_ids in stream(network.without_params(), network.params, prompt_ids, **sampling):
+        while settings:  # once, and behind what may be refused
+            print(f"sampling with {settings.pop()}", file=sys.stderr)
         piece, state = decode_step(tokenizer, new_ids, state)
         console.print(piece, end="", soft_wrap=True)
         pieces.append(piece)

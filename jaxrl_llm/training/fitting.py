@@ -48,13 +48,13 @@ def make_fitted(run: Run, update: Callable, micro_batches: int) -> Callable:
     return fitted
 
 
-def program_bytes(update: Callable, *inputs: Any) -> float:
+def program_bytes(update: Callable, *inputs: Any, **options: Any) -> float:
     """Bytes of each device that a jitted function takes, its inputs and outputs included; inf where the compiler finds no room.
 
     The program is compiled, and is there when the function is called.
     """
     try:
-        memory = update.lower(*inputs).compile().memory_analysis()
+        memory = update.lower(*inputs, **options).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -144,13 +144,14 @@ def planned(program: Program, run: PlannedRun, wanted: chips.Slice) -> Planned:
 def device_bytes(tree) -> float:
     """Bytes of the arrays of a tree on one device, from their shapes and shardings."""
     sizes = [
-        (leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape), _item_size(leaf.dtype))
+        (leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape), item_size(leaf.dtype))
         for leaf in jax.tree.leaves(tree)
     ]
     return float(sum(math.prod(shape) * size for shape, size in sizes))
 
 
-def _item_size(dtype) -> int:
+def item_size(dtype) -> int:
+    """Bytes of a number; of a PRNG key those of its words."""
     return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 

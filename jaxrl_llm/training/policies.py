@@ -77,6 +77,29 @@ def folder_kind(directory: str | pathlib.Path) -> str:
     )
 
 
+_GENERATION = {
+    "temperature": reading.real(0.0), "top_k": reading.whole(0), "top_p": reading.real(0.0, 1.0),
+    "min_p": reading.real(0.0, 1.0), "do_sample": reading.flag,
+}  # fmt: skip
+
+
+def generation_settings(directory: str | pathlib.Path) -> dict[str, Any]:
+    """How the makers of a checkpoint want it sampled: "temperature", "top_k", "top_p" and "min_p" of generation_config.json.
+
+    Without `do_sample` the temperature is 0. Nothing for a run, or for a folder without such a file.
+
+    Raises ValueError: a damaged file; the message names the field.
+    """
+    place = reading.local(directory) / "generation_config.json"
+    if folder_kind(directory) == "run" or not place.is_file():
+        return {}
+    found = reading.fields(reading.read_object(place), _GENERATION, f"{place}: ")
+    if not found.get("do_sample", True):
+        return {"temperature": 0.0}
+    own = {name: found[name] for name in _GENERATION if name in found and name != "do_sample"}
+    return {name: value for name, value in own.items() if not (name == "top_k" and value == 0)}
+
+
 def run_and_module(directory: pathlib.Path) -> tuple[pathlib.Path, str]:
     """The folder of the run, and the name of the module where `RUN/modules/NAME` is meant, else ""."""
     inside = directory.parent.name == "modules" and not directory.exists()

@@ -78,7 +78,7 @@ def planned_run(config: ConfigDict, devices) -> PlannedRun:
     tokenizer = build.build_tokenizer(config) if build.tokenizer_name(config) else byte_tokenizer()
     mesh = meshes.build_mesh(config, devices)
     network = build.with_cache(build.network_structure(config, tokenizer), config.network.cache_dtype)
-    if network.config.attention == "auto":  # on TPU; this process has none
+    if network.config.attention == "auto" and devices[0].platform == "tpu":  # of which this process has none
         network = networks.decoder(dataclasses.replace(network.config, attention="pallas"))
     trained, frozen = build.trained_and_frozen(config, distributed.abstract_params(network, mesh))
     return PlannedRun(

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxrl_llm import environments, rewards
+from jaxrl_llm.compose import near
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.dialogues import encode_answer
 from jaxrl_llm.environments import Agent, Environment
@@ -92,7 +93,8 @@ def build_environment(config: ConfigDict, tokenizer: Tokenizer) -> Environment |
         return None
     if ":" not in name and name not in environments.NAMED:
         known = sorted(environments.NAMED)
-        raise ValueError(f"config.environment.name is {name!r}; give 'package.module:function' or one of {known}")
+        told = f"config.environment.name is {name!r}{near(name, known)}"
+        raise ValueError(f"{told}; give 'package.module:function' or one of {known}")
     make = environments.NAMED[name] if ":" not in name else load_reward(name)
     if "style" in inspect.signature(make).parameters and "style" not in options:
         options["style"] = environments.style_of(tokenizer.chat_template or "")
@@ -137,7 +139,8 @@ def load_reward(name: str) -> Callable:
     if ":" not in name:
         if name not in rewards.NAMED:
             known = sorted([*rewards.NAMED, *FACTORIES, REWARD_MODEL])
-            raise ValueError(f"reward {name!r} is unknown; give 'package.module:function' or one of {known}")
+            told = f"reward {name!r} is unknown{near(name, known)}"
+            raise ValueError(f"{told}; give 'package.module:function' or one of {known}")
         return rewards.NAMED[name]
     module, function = name.split(":", 1)
     try:
