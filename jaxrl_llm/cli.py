@@ -1,4 +1,4 @@
-"""The verbs: train, evaluate, sample, serve, convert, plan, methods."""
+"""The verbs: train, evaluate, sample, serve, convert, plan, report, methods, completion."""
 
 import argparse
 import ast
@@ -122,6 +122,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--search", action="store_true", help="try all meshes, and plan the best")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.set_defaults(run=_plan)
+
+    report = verbs.add_parser("report", help="one page of runs: curves, differences, completions, faults")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a run")
+    report.add_argument("--out", type=pathlib.Path, default=pathlib.Path("report.html"), help="file to write")
+    report.set_defaults(run=_report)
 
     methods = verbs.add_parser("methods", help="the catalogue of methods")
     methods.add_argument("--show", metavar="NAME", help="one method: its paper, options and composition")
@@ -345,6 +350,14 @@ def _plan(options, overrides: list[str]) -> int:
     plain = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no infinite seconds
     print(json.dumps(plain, indent=2) if options.json else "\n".join(rows(found)))
     return 0 if found["fits"] else 1
+
+
+def _report(options, _) -> int:
+    from jaxrl_llm.training.pages import report
+
+    options.out.write_text(report(options.runs), encoding="utf-8")
+    print(f"wrote {options.out} ({options.out.stat().st_size / 1e6:.1f} MB)")
+    return 0
 
 
 def _completion(options, _) -> int:
