@@ -43,7 +43,7 @@ def configuration(method: str, seed: int, regime: str):
     config.environment.options.update(REGIMES[regime])
     config.rewards.names = ("environment",)
     config.evaluation.update(prompts=256, batch=256, temperature=1.0, every=EVERY)
-    config.log.update(live=False, tensorboard=False, completions_every=0)
+    config.log.update(live=False, trackers=(), completions_every=0)
     config.checkpoint.every = STEPS
     return config
 

@@ -158,7 +158,7 @@ def _shared(regime: Regime) -> ConfigDict:
     config.rl.update(max_new_tokens=longest, row_tokens=2 * (regime.chain + 1 + longest))
     config.evaluation.update(prompts=HELD_OUT // (regime.samples // 4), batch=HELD_OUT, samples=regime.samples)
     config.evaluation.update(temperature=1.0, reward="regimes:verdicts")
-    config.log.update(live=False, tensorboard=False, completions_every=0)
+    config.log.update(live=False, trackers=(), completions_every=0)
     config.checkpoint.update(every=1000, keep=1)  # A run is shorter than what it would take to save it often.
     config.rewards.names = ("regimes:verdicts",)
     return config

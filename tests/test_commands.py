@@ -31,7 +31,7 @@ SHORT = {
     "preference": {"preference.steps": 1, "preference.batch": 2},
     "rl": {"rl.steps": 1, "rl.prompts": 1, "rl.micro_batches": 1, "rl.max_new_tokens": 4, "method.options.samples": 2},
 }
-ALWAYS = {"evaluation.prompts": 2, "evaluation.batch": 2, "log.tensorboard": False, "log.live": False}
+ALWAYS = {"evaluation.prompts": 2, "evaluation.batch": 2, "log.trackers": (), "log.live": False}
 
 
 def documented() -> list[str]:

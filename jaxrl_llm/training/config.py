@@ -35,6 +35,7 @@ from jaxrl_llm.training.methods_of import (
 )
 from jaxrl_llm.training.metrics import DEFINITIONS, defined
 from jaxrl_llm.training.modules import check_modules
+from jaxrl_llm.training.trackers import check_trackers
 from jaxrl_llm.training.wrapping import check_wrap
 
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
@@ -79,7 +80,8 @@ def default_config() -> ConfigDict:
             "modules": {},
             "evaluation": sections.evaluation(),
             "checkpoint": {"every": 50, "keep": 2, "best_metric": ""},
-            "log": {"completions_every": 1, "tensorboard": True, "live": True, "compilation_cache": True},
+            # Who is told of each step beside the folder: names of `training.trackers.TRACKERS`.
+            "log": {"completions_every": 1, "trackers": ("tensorboard",), "live": True, "compilation_cache": True},
             # Devices along each axis; one of the first five may be -1 for all that are left. In sampling `sampling_tensor`
             # devices share out a copy of the parameters, 0 for as many as `tensor`; the last `actors` of all only sample.
             "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1, "sampling_tensor": 0, "actors": 0},
@@ -226,6 +228,7 @@ def _check_names(config: ConfigDict) -> None:
         raise ValueError(f"config.rewards.names has {twice!r} twice; name it once, and weigh it by config.rewards.weights")
     cache = config.network.cache_dtype
     require(cache in CACHE_DTYPES, "config.network.cache_dtype", cache, f"one of {', '.join(map(repr, CACHE_DTYPES))}")
+    check_trackers(config.log.trackers)
     if "" in config.rl.stop_strings:
         raise ValueError("config.rl.stop_strings has an empty text, which stops nothing; leave it out")
 

@@ -26,9 +26,10 @@ from jaxrl_llm.training.evaluation import consequence, gap_bound, warn_of_gap
 from jaxrl_llm.training.given import Given
 from jaxrl_llm.training.phases import Params, Phase, all_phases, following
 from jaxrl_llm.training.report import live_report, say
-from jaxrl_llm.training.run import Run, open_run
+from jaxrl_llm.training.run import Run, flat_config, open_run
 from jaxrl_llm.training.state import REINFORCEMENT, SUPERVISED, Progress, TrainState
 from jaxrl_llm.training.timing import timed_step
+from jaxrl_llm.training.trackers import ROWS, Told, Tracker, open_trackers
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Files:
     """What a run writes while it goes on."""
 
     manager: ocp.CheckpointManager
-    writer: Any
+    trackers: list[Tracker]
     stop: list[str]  # the signal that asked for it
     started: float
     told: set[str] = dataclasses.field(default_factory=set)  # kinds of warnings that were given
@@ -96,17 +97,16 @@ def train(
 def _open_files(run: Run) -> Iterator[Files]:
     settings = run.config.checkpoint
     manager = checkpoint.open_manager(run.store / "checkpoints", keep=settings.keep, best_metric=settings.best_metric)
-    writer = _tensorboard(run, manager) if run.config.log.tensorboard and distributed.is_first() else None
+    told = Told(run.workdir, flat_config(run.config), manager.latest_step() or 0)
     stop: list[str] = []
     with contextlib.ExitStack() as ending:
-        if writer is not None:
-            ending.callback(writer.close)
+        trackers = ending.enter_context(open_trackers(run.config.log.trackers if distributed.is_first() else (), told))
         ending.callback(manager.close)
         ending.callback(manager.wait_until_finished)
         in_main = threading.current_thread() is threading.main_thread()
         for number, handler in (_listen(stop) if in_main else {}).items():
             ending.callback(signal.signal, number, handler)
-        yield Files(manager, writer, stop, time.monotonic() - _elapsed(run))
+        yield Files(manager, trackers, stop, time.monotonic() - _elapsed(run))
 
 
 def _listen(stop: list[str]) -> dict[int, Any]:
@@ -124,13 +124,6 @@ def _listen(stop: list[str]) -> dict[int, Any]:
 
     heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handle) for number in heard}
-
-
-def _tensorboard(run: Run, manager: ocp.CheckpointManager):
-    """Writer that hides what an interrupted process wrote after the latest checkpoint."""
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(run.workdir / "tensorboard"), purge_step=(manager.latest_step() or 0) + 1)
 
 
 def _elapsed(run: Run) -> float:
@@ -267,11 +260,13 @@ def _log(run: Run, files: Files, progress: Progress, measured, records, timing) 
     elapsed = time.monotonic() - files.started
     metrics.append_jsonl(run.workdir / "timing.jsonl", head | timing | {"elapsed": elapsed})
     every = run.config.log.completions_every
-    if records and every and progress.phase_step % every == 0:
+    kept = records and every and progress.phase_step % every == 0
+    if kept:
         metrics.write_table(run.workdir / "completions" / f"step_{progress.step:06d}.jsonl", records)
-    if files.writer is not None:
-        for name, value in (measured | timing).items():
-            files.writer.add_scalar(name, value, progress.step)
+    for tracker in files.trackers:
+        tracker.log(progress.step, {name: value for name, value in (measured | timing).items() if value is not None})
+        if kept:
+            tracker.completions(progress.step, records[:ROWS])
     bound = gap_bound(run.config.rl.max_logp_gap, run.network)
     # Other phases learn from texts that the policy did not sample, but their evaluations sample.
     gaps = {name: measured.get(name, 0.0) for name in ("logp_gap", "evaluation/logp_gap")}
@@ -336,4 +331,6 @@ def _summary(run: Run, files: Files, phase: Phase, progress: Progress) -> dict[s
     }
     summary |= {"data": run.counts} | _shares(run)
     metrics.write_atomically(run.workdir / "summary.json", [json.dumps(summary, indent=2) + "\n"])
+    for tracker in files.trackers:
+        tracker.summary(summary)
     return summary

@@ -32,7 +32,7 @@ def rehearse(config: ConfigDict) -> list[str]:
     Raises ValueError: what a run would refuse.
     """
     own = copy.deepcopy(config)
-    own.log.live = own.log.tensorboard = False
+    own.log.live, own.log.trackers = False, ()
     with tempfile.TemporaryDirectory() as folder, open_run(own, folder) as run:
         lines = [_devices(run), _data(run)]
         for phase in all_phases(run).values():

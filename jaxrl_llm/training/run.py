@@ -210,7 +210,7 @@ def open_run(config: ConfigDict, workdir: str | pathlib.Path, given: Given = NOT
 
 @contextlib.contextmanager
 def _opened_run(config: ConfigDict, workdir: pathlib.Path, store: Folder, copy, given: Given) -> Iterator[Run]:
-    distributed.check_same(_flat(json.loads(json.dumps(config.to_dict()))), "config.")
+    distributed.check_same(flat_config(config), "config.")
     changed = _check_same_run(config, workdir, store)
     tell = functools.partial(say, enabled=config.log.live)
     tell(_what_runs(config, store))
@@ -311,7 +311,7 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path, store: Folder) ->
     path = workdir / "config.json"
     # A learning rate that falls until the last step is another one when that step moves.
     changeable = _CHANGEABLE + (("rl.steps",) if config.rl.optimizer.decay == "constant" else ())
-    ours = _flat(json.loads(json.dumps(config.to_dict())))
+    ours = flat_config(config)
     theirs = _flat(reading.read_object(path)) if path.exists() else ours
     _check_same_objects(ours, theirs, store)
     changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
@@ -348,6 +348,11 @@ def _check_same_objects(ours: dict[str, Any], theirs: dict[str, Any], workdir: F
                 f"train() is given {argument} = {now}, but the run in {workdir} was made with {then} ({name} in its "
                 f"config.json); give {argument}=... as it was to resume it, or another workdir"
             )
+
+
+def flat_config(config: ConfigDict) -> dict[str, Any]:
+    """The configuration by dotted keys, as its file has it."""
+    return _flat(json.loads(json.dumps(config.to_dict())))
 
 
 def _flat(tree, prefix: str = "") -> dict[str, Any]:

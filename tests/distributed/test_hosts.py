@@ -26,7 +26,7 @@ CONFIG = {
     "rl.steps": STEPS - 2, "rl.prompts": 4, "rl.row_tokens": 72, "rl.max_new_tokens": 12, "method.options.samples": 4,
     "rewards.names": "('distributed.host_rewards:digits',)", "evaluation.reward": "distributed.host_rewards:longest",
     "evaluation.prompts": 4, "evaluation.batch": 4, "evaluation.every": 2, "checkpoint.every": 2, "rewards.workers": 1,
-    "log.tensorboard": False,
+    "log.trackers": (),
 }  # fmt: skip
 
 

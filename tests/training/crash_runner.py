@@ -35,7 +35,7 @@ def tiny_config():
     config.rewards.names = ("arithmetic", "reward_functions:shortness")
     config.evaluation.update(prompts=8, batch=8, every=3)
     config.checkpoint.update(every=2, keep=2)
-    config.log.update(completions_every=1, tensorboard=False, live=False)
+    config.log.update(completions_every=1, trackers=(), live=False)
     return config
 
 

@@ -253,7 +253,7 @@ def test_stop_strings_end_completions(tmp_path):
 def test_tensorboard_gets_every_number(tmp_path):
     config = tiny_config("dr_grpo")
     config.rl.steps = 1
-    config.log.tensorboard = True
+    config.log.trackers = ("tensorboard",)
     finish(config, tmp_path)
     content = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     for name in metrics.read_jsonl(tmp_path / "metrics.jsonl")[0].keys() - {"step", "phase"}:

@@ -18,7 +18,7 @@ def test_programs_are_rewarded_in_a_run(tmp_path):
     config.task.test_options.size = 8
     config.evaluation.update(prompts=8, batch=8)
     config.method.options.samples = 4
-    config.log.update(tensorboard=False, live=False)
+    config.log.update(trackers=(), live=False)
     run = finish(config, tmp_path)
     rewards = [line["reward/code"] for line in run.metrics if "reward/code" in line]
     assert len(rewards) == 2 and all(0 <= reward <= 1 for reward in rewards)

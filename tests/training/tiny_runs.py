@@ -49,7 +49,7 @@ def tiny_config(method: str = "grpo", **options):
     config.method.options.update(samples=4, **options)
     config.rewards.names = ("training.tiny_rewards:shortness",)
     config.evaluation.update(prompts=4, batch=4)
-    config.log.update(completions_every=1, tensorboard=False, live=False)
+    config.log.update(completions_every=1, trackers=(), live=False)
     return config
 
 
@@ -152,7 +152,7 @@ def grade_school_config():
         "rl.max_logp_gap": 1e-4,
         "rl.optimizer.warmup_steps": 0,
         "log.completions_every": 1,
-        "log.tensorboard": False,
+        "log.trackers": (),
         "log.live": False,
     }
     file = pathlib.Path(__file__).parents[2] / "configs" / "gsm8k.py"
