@@ -20,6 +20,7 @@ from jaxrl_llm.sampling import engine, turns
 from jaxrl_llm.sampling.harvest import FIRST_WIDTH, SMALLEST_BUCKET, bucket, laid_out, read
 from jaxrl_llm.sampling.records import RUNNING, make_sampling
 
+FIRST_CONTEXT = 256  # tokens of contexts where they may become more; later twice as many: few widths mean few programs
 _PER_ROW = ("temperature", "top_k", "top_p", "min_p", "limit")
 
 
@@ -58,6 +59,7 @@ class Standing:
     contexts: Any  # what the network says of the contexts of S slots
     lengths: np.ndarray  # int32 [S], tokens of each context but for the last
     context_width: int
+    longest: int  # context, beyond which there need be no room
     queue: engine.Queue  # a request for each slot, of the same number
     noise: np.ndarray  # uint32 [3, S]
     slots: engine.Slots
@@ -72,8 +74,9 @@ class Standing:
 
 
 def standing(
-    network, params, *, slots: int, vocab_size: int, stop_ids: Sequence[int] = (), logit_mask=None, record_routes: bool = False
-) -> Standing:
+    network, params, *, slots: int, vocab_size: int, context: int, stop_ids: Sequence[int] = (), logit_mask=None,
+    record_routes: bool = False,
+) -> Standing:  # fmt: skip
     """An engine with idle slots.
 
     Args:
@@ -81,6 +84,7 @@ def standing(
       params: its parameters.
       slots: S, samples that are drawn at a time; under a mesh filled up to a multiple of the devices that share out rows.
       vocab_size: of the network.
+      context: most tokens of a text; for few of them there is room from the beginning, for others when they come.
       stop_ids: tokens that end a sample.
       logit_mask: bool [V], False where no sample may have a token.
       record_routes: whether to tell the experts of tokens.
@@ -89,7 +93,7 @@ def standing(
     """
     shards, queues = current_row_shards(), current_queues()
     slots = -(-slots // shards) * shards
-    own, width, nobody = slots // queues, SMALLEST_BUCKET, np.zeros(slots, bool)
+    own, width, nobody = slots // queues, min(bucket(context + turns.CHUNKS[0]), FIRST_CONTEXT), np.zeros(slots, bool)
     sampling = make_sampling(slots, vocab_size, max_new_tokens=1, stop_ids=stop_ids, logit_mask=logit_mask)
     noise, lengths = np.zeros((3, slots), np.uint32), np.zeros(slots, np.int32)
     queue = engine.Queue(
@@ -102,8 +106,9 @@ def standing(
     routes = experts.shape[2:] if record_routes else None
     idle = _freed(engine.begin(network, queue, slots=slots, width=FIRST_WIDTH, routes=routes), queue.size)
     return Standing(
-        network, params, laid_out(network, params), vocab_size, contexts, lengths, width, queue, noise, idle, lengths.copy(),
-        nobody, nobody.copy(), np.ones(vocab_size, bool) if logit_mask is None else np.asarray(logit_mask, bool),
+        network, params, laid_out(network, params), vocab_size, contexts, lengths, width, context, queue, noise, idle,
+        lengths.copy(), nobody, nobody.copy(),
+        allowed=np.ones(vocab_size, bool) if logit_mask is None else np.asarray(logit_mask, bool),
         experts=[[] for _ in range(slots)] if record_routes else None,
     )  # fmt: skip
 
@@ -276,7 +281,7 @@ def _make_wide(own: Standing, width: int) -> None:
     """Room for so many tokens in each context."""
     if width <= own.context_width:
         return
-    own.context_width = bucket(width)
+    own.context_width = min(bucket(width), max(own.longest, -(-width // 64) * 64))
     tokens, lengths = (jax.ShapeDtypeStruct((len(own.busy), *shape), jnp.int32) for shape in ((own.context_width,), ()))
     like, _ = jax.eval_shape(own.network.read, own.params, tokens, lengths)
     own.contexts = jax.tree.map(lambda leaf, new: turns.grown(leaf, new.shape), own.contexts, like)
