@@ -185,24 +185,28 @@ def go_on(own: Standing, requests: dict[int, Asked]) -> None:
         return
     chosen, left = _sampling(own, asked), {slot: list(one.prompt[:-1]) for slot, one in requests.items() if len(one.prompt) > 1}
     while left:
-        # Texts of like lengths are read together.
-        now = _few_of_each_queue(own, sorted(left, key=lambda slot: (-len(left[slot]), slot)))
-        _read_behind(own, {slot: left[slot][: turns.CHUNKS[-1]] for slot in now})
-        left |= {slot: left[slot][turns.CHUNKS[-1] :] for slot in now}
+        width, now = _next_texts(own, left)
+        _read_behind(own, {slot: left[slot][:width] for slot in sorted(now)}, width)
+        left = {slot: tokens[width:] if slot in now else tokens for slot, tokens in left.items()}
         left = {slot: tokens for slot, tokens in left.items() if tokens}
     _begin(own, slots, asked, chosen)
 
 
-def _few_of_each_queue(own: Standing, slots: list[int]) -> list[int]:
-    queues = [slot // int(own.queue.size[0]) for slot in slots]
-    return [slot for place, slot in enumerate(slots) if queues[:place].count(queues[place]) < turns.ROWS]
+def _next_texts(own: Standing, left: dict[int, list[int]]) -> tuple[int, set[int]]:
+    """How many tokens are read next at most, and in which slots: texts of like lengths are read together."""
+    size, order = int(own.queue.size[0]), sorted(left, key=lambda slot: (-len(left[slot]), slot))
+    width = next((width for width in turns.CHUNKS if width >= len(left[order[0]])), turns.CHUNKS[-1])
+    queues = [[slot for slot in order if slot // size == queue] for queue in range(len(own.queue.size))]
+    few = max(map(len, queues)) <= 4 * turns.ROWS
+    rows = turns.ROWS if few else turns.TOKENS // width
+    return width, {slot for queue in queues for slot in queue[:rows]}
 
 
-def _read_behind(own: Standing, texts: dict[int, list[int]]) -> None:
-    """Reads tokens behind the contexts of slots, which are those of few rows of each queue."""
-    slots, longest = np.array(list(texts)), max(map(len, texts.values()))
-    width = next(width for width in turns.CHUNKS if width >= longest)
-    rows, places = _by_queue(own, slots, min(turns.ROWS, int(own.queue.size[0])))
+def _read_behind(own: Standing, texts: dict[int, list[int]], width: int) -> None:
+    """Reads up to `width` tokens behind the contexts of slots."""
+    slots, size = np.array(list(texts)), int(own.queue.size[0])
+    few = np.bincount(slots // size).max() <= turns.ROWS
+    rows, places = _by_queue(own, slots, min(turns.ROWS if few else turns.TOKENS // width, size))
     tokens, lengths = np.zeros((len(rows), width), np.int32), np.zeros(len(rows), np.int32)
     own_row = rows < own.queue.size[0]
     for row in np.flatnonzero(own_row):
@@ -319,20 +323,18 @@ def advance(own: Standing, columns: int = 8, leaving: int = 0) -> list[Drawn]:
     own.columns += int(end) - first
     own.ended[:] = False  # only now: the program may read the array itself until it is done
     log, found = jax.tree.map(lambda leaf: leaf[first : int(end)], log), []
-    there = log.request < own.queue.size[0]
-    for slot in np.flatnonzero(own.busy):
-        mine = there[:, slot]
-        reasons = log.reason[mine, slot]
-        reason = int(reasons[-1]) if len(reasons) else RUNNING
-        drawn = Drawn(int(slot), log.token[mine, slot].tolist(), log.numbers[mine, :, slot].T, reason)
-        found.append(drawn if log.routes is None else drawn._replace(routes=_experts(own, slot, log.routes[mine, slot])))
+    counts = (log.request < own.queue.size[0]).sum(axis=0).tolist()  # of the first columns: nobody begins in between
+    tokens, numbers = log.token.T.tolist(), np.moveaxis(log.numbers, 2, 0).swapaxes(1, 2).copy()
+    for slot in np.flatnonzero(own.busy).tolist():
+        count = counts[slot]
+        reason = int(log.reason[count - 1, slot]) if count else RUNNING
+        found.append(Drawn(slot, tokens[slot][:count], numbers[slot, :, :count], reason))
         own.busy[slot] = reason == RUNNING
-    return found
-
-
-def _experts(own: Standing, slot: int, drawn: np.ndarray) -> np.ndarray:
-    before, own.experts[slot] = own.experts[slot], []
-    return np.concatenate([*before, drawn])
+    if log.routes is None:
+        return found
+    before, own.experts = own.experts, [[] for _ in own.experts]  # whoever has read something is at work
+    routes = [np.concatenate([*before[one.slot], log.routes[: counts[one.slot], one.slot]]) for one in found]
+    return [one._replace(routes=own_routes) for one, own_routes in zip(found, routes, strict=True)]
 
 
 @jax.jit
