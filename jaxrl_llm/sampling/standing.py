@@ -20,7 +20,7 @@ from jaxrl_llm.sampling import engine, turns
 from jaxrl_llm.sampling.harvest import FIRST_WIDTH, SMALLEST_BUCKET, bucket, laid_out, read
 from jaxrl_llm.sampling.records import RUNNING, make_sampling
 
-FIRST_CONTEXT = 256  # tokens of contexts where they may become more; later twice as many: few widths mean few programs
+FIRST_CONTEXT = 64  # tokens of contexts where they may become more; later twice as many: few widths mean few programs
 _PER_ROW = ("temperature", "top_k", "top_p", "min_p", "limit")
 
 

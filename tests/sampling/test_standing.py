@@ -10,6 +10,7 @@ from jaxrl_llm.distributed import for_sampling, sampling_mesh, sharded
 from jaxrl_llm.networks import DecoderConfig, ExpertsConfig, decoder, from_apply
 from jaxrl_llm.networks.combined import allowed, automaton, combined
 from jaxrl_llm.sampling import RUNNING, generate
+from jaxrl_llm.sampling import standing as module
 from jaxrl_llm.sampling.cacheless import Cacheless
 from jaxrl_llm.sampling.standing import Asked, admit, advance, give_up, go_on, keep, standing
 
@@ -162,8 +163,9 @@ def test_turns_of_other_networks(kind):
 
 
 @pytest.mark.parametrize(("kind", "tensor"), [("dense", 1), ("dense", 2), ("experts", 1)])
-def test_turns_on_a_mesh(kind, tensor):
-    """Eight devices: each has slots of its own, or two share the heads of some."""
+def test_turns_on_a_mesh(kind, tensor, monkeypatch):
+    """Eight devices: each has slots of its own, or two share the heads of some. Contexts become wider."""
+    monkeypatch.setattr(module, "FIRST_CONTEXT", 16)
     network, params = kinds_of(kind)
     mesh = sampling_mesh(np.array(jax.devices()), tensor, 2 if kind == "experts" else 1)
     with sharded(mesh):
