@@ -81,7 +81,9 @@ def main(_):
         counted(module, name, place)
 
     def call(number: int, seed: int) -> None:
-        texts = ["".join(map(chr, codes)) for codes in random.integers(32, 127, (FLAGS.rows // FLAGS.samples, FLAGS.prompt))]
+        texts = [
+            "".join(map(chr, codes)) for codes in random.integers(32, 127, (FLAGS.rows // FLAGS.samples, FLAGS.prompt - 1))
+        ]
         requests = [Request(text, {"prompt": text}, place, place, FLAGS.samples) for place, text in enumerate(texts)]
         rollouts = source(network, params, number, seed).sample(requests, rewarded=False).rollouts
         told["sampled_tokens"] += int(rollouts.mask.sum())

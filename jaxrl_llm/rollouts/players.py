@@ -73,9 +73,11 @@ def player_for(io, who: Who, wanted: int, least: int) -> Player:
     network, vocab_size = prepared(network, params)
     sampling, shards = io.sampling, current_row_shards()
     # A context has room for all of a row, beside a tail for a turn.
-    most = sampling.get("slots") or shards * most_slots(network, io.max_prompt_tokens + sampling["max_new_tokens"])
+    context = io.max_prompt_tokens + sampling["max_new_tokens"]
+    most = sampling.get("slots") or shards * most_slots(network, context)
     options = {name: sampling[name] for name in ("stop_ids", "logit_mask", "record_routes") if name in sampling}
-    engine = standing(network, params, slots=max(min(most, wanted), least), vocab_size=vocab_size, **options)
+    slots = max(min(most, wanted), least)
+    engine = standing(network, params, slots=slots, vocab_size=vocab_size, context=context, **options)
     return Player(engine, list(range(len(engine.busy)))[::-1])
 
 

@@ -20,6 +20,7 @@ from jaxrl_llm.sampling import engine, turns
 from jaxrl_llm.sampling.harvest import FIRST_WIDTH, SMALLEST_BUCKET, bucket, laid_out, read
 from jaxrl_llm.sampling.records import RUNNING, make_sampling
 
+FIRST_CONTEXT = 64  # tokens of contexts where they may become more; later twice as many: few widths mean few programs
 _PER_ROW = ("temperature", "top_k", "top_p", "min_p", "limit")
 
 
@@ -58,6 +59,7 @@ class Standing:
     contexts: Any  # what the network says of the contexts of S slots
     lengths: np.ndarray  # int32 [S], tokens of each context but for the last
     context_width: int
+    longest: int  # context, beyond which there need be no room
     queue: engine.Queue  # a request for each slot, of the same number
     noise: np.ndarray  # uint32 [3, S]
     slots: engine.Slots
@@ -72,8 +74,9 @@ class Standing:
 
 
 def standing(
-    network, params, *, slots: int, vocab_size: int, stop_ids: Sequence[int] = (), logit_mask=None, record_routes: bool = False
-) -> Standing:
+    network, params, *, slots: int, vocab_size: int, context: int, stop_ids: Sequence[int] = (), logit_mask=None,
+    record_routes: bool = False,
+) -> Standing:  # fmt: skip
     """An engine with idle slots.
 
     Args:
@@ -81,6 +84,7 @@ def standing(
       params: its parameters.
       slots: S, samples that are drawn at a time; under a mesh filled up to a multiple of the devices that share out rows.
       vocab_size: of the network.
+      context: most tokens of a text; for few of them there is room from the beginning, for others when they come.
       stop_ids: tokens that end a sample.
       logit_mask: bool [V], False where no sample may have a token.
       record_routes: whether to tell the experts of tokens.
@@ -89,7 +93,7 @@ def standing(
     """
     shards, queues = current_row_shards(), current_queues()
     slots = -(-slots // shards) * shards
-    own, width, nobody = slots // queues, SMALLEST_BUCKET, np.zeros(slots, bool)
+    own, width, nobody = slots // queues, min(bucket(context + turns.CHUNKS[0]), FIRST_CONTEXT), np.zeros(slots, bool)
     sampling = make_sampling(slots, vocab_size, max_new_tokens=1, stop_ids=stop_ids, logit_mask=logit_mask)
     noise, lengths = np.zeros((3, slots), np.uint32), np.zeros(slots, np.int32)
     queue = engine.Queue(
@@ -102,8 +106,9 @@ def standing(
     routes = experts.shape[2:] if record_routes else None
     idle = _freed(engine.begin(network, queue, slots=slots, width=FIRST_WIDTH, routes=routes), queue.size)
     return Standing(
-        network, params, laid_out(network, params), vocab_size, contexts, lengths, width, queue, noise, idle, lengths.copy(),
-        nobody, nobody.copy(), np.ones(vocab_size, bool) if logit_mask is None else np.asarray(logit_mask, bool),
+        network, params, laid_out(network, params), vocab_size, contexts, lengths, width, context, queue, noise, idle,
+        lengths.copy(), nobody, nobody.copy(),
+        allowed=np.ones(vocab_size, bool) if logit_mask is None else np.asarray(logit_mask, bool),
         experts=[[] for _ in range(slots)] if record_routes else None,
     )  # fmt: skip
 
@@ -180,24 +185,28 @@ def go_on(own: Standing, requests: dict[int, Asked]) -> None:
         return
     chosen, left = _sampling(own, asked), {slot: list(one.prompt[:-1]) for slot, one in requests.items() if len(one.prompt) > 1}
     while left:
-        # Texts of like lengths are read together.
-        now = _few_of_each_queue(own, sorted(left, key=lambda slot: (-len(left[slot]), slot)))
-        _read_behind(own, {slot: left[slot][: turns.CHUNKS[-1]] for slot in now})
-        left |= {slot: left[slot][turns.CHUNKS[-1] :] for slot in now}
+        width, now = _next_texts(own, left)
+        _read_behind(own, {slot: left[slot][:width] for slot in sorted(now)}, width)
+        left = {slot: tokens[width:] if slot in now else tokens for slot, tokens in left.items()}
         left = {slot: tokens for slot, tokens in left.items() if tokens}
     _begin(own, slots, asked, chosen)
 
 
-def _few_of_each_queue(own: Standing, slots: list[int]) -> list[int]:
-    queues = [slot // int(own.queue.size[0]) for slot in slots]
-    return [slot for place, slot in enumerate(slots) if queues[:place].count(queues[place]) < turns.ROWS]
+def _next_texts(own: Standing, left: dict[int, list[int]]) -> tuple[int, set[int]]:
+    """How many tokens are read next at most, and in which slots: texts of like lengths are read together."""
+    size, order = int(own.queue.size[0]), sorted(left, key=lambda slot: (-len(left[slot]), slot))
+    width = next((width for width in turns.CHUNKS if width >= len(left[order[0]])), turns.CHUNKS[-1])
+    queues = [[slot for slot in order if slot // size == queue] for queue in range(len(own.queue.size))]
+    few = max(map(len, queues)) <= 4 * turns.ROWS
+    rows = turns.ROWS if few else turns.TOKENS // width
+    return width, {slot for queue in queues for slot in queue[:rows]}
 
 
-def _read_behind(own: Standing, texts: dict[int, list[int]]) -> None:
-    """Reads tokens behind the contexts of slots, which are those of few rows of each queue."""
-    slots, longest = np.array(list(texts)), max(map(len, texts.values()))
-    width = next(width for width in turns.CHUNKS if width >= longest)
-    rows, places = _by_queue(own, slots, min(turns.ROWS, int(own.queue.size[0])))
+def _read_behind(own: Standing, texts: dict[int, list[int]], width: int) -> None:
+    """Reads up to `width` tokens behind the contexts of slots."""
+    slots, size = np.array(list(texts)), int(own.queue.size[0])
+    few = np.bincount(slots // size).max() <= turns.ROWS
+    rows, places = _by_queue(own, slots, min(turns.ROWS if few else turns.TOKENS // width, size))
     tokens, lengths = np.zeros((len(rows), width), np.int32), np.zeros(len(rows), np.int32)
     own_row = rows < own.queue.size[0]
     for row in np.flatnonzero(own_row):
@@ -276,7 +285,7 @@ def _make_wide(own: Standing, width: int) -> None:
     """Room for so many tokens in each context."""
     if width <= own.context_width:
         return
-    own.context_width = bucket(width)
+    own.context_width = min(bucket(width), max(own.longest, -(-width // 64) * 64))
     tokens, lengths = (jax.ShapeDtypeStruct((len(own.busy), *shape), jnp.int32) for shape in ((own.context_width,), ()))
     like, _ = jax.eval_shape(own.network.read, own.params, tokens, lengths)
     own.contexts = jax.tree.map(lambda leaf, new: turns.grown(leaf, new.shape), own.contexts, like)
@@ -314,20 +323,18 @@ def advance(own: Standing, columns: int = 8, leaving: int = 0) -> list[Drawn]:
     own.columns += int(end) - first
     own.ended[:] = False  # only now: the program may read the array itself until it is done
     log, found = jax.tree.map(lambda leaf: leaf[first : int(end)], log), []
-    there = log.request < own.queue.size[0]
-    for slot in np.flatnonzero(own.busy):
-        mine = there[:, slot]
-        reasons = log.reason[mine, slot]
-        reason = int(reasons[-1]) if len(reasons) else RUNNING
-        drawn = Drawn(int(slot), log.token[mine, slot].tolist(), log.numbers[mine, :, slot].T, reason)
-        found.append(drawn if log.routes is None else drawn._replace(routes=_experts(own, slot, log.routes[mine, slot])))
+    counts = (log.request < own.queue.size[0]).sum(axis=0).tolist()  # of the first columns: nobody begins in between
+    tokens, numbers = log.token.T.tolist(), np.moveaxis(log.numbers, 2, 0).swapaxes(1, 2).copy()
+    for slot in np.flatnonzero(own.busy).tolist():
+        count = counts[slot]
+        reason = int(log.reason[count - 1, slot]) if count else RUNNING
+        found.append(Drawn(slot, tokens[slot][:count], numbers[slot, :, :count], reason))
         own.busy[slot] = reason == RUNNING
-    return found
-
-
-def _experts(own: Standing, slot: int, drawn: np.ndarray) -> np.ndarray:
-    before, own.experts[slot] = own.experts[slot], []
-    return np.concatenate([*before, drawn])
+    if log.routes is None:
+        return found
+    before, own.experts = own.experts, [[] for _ in own.experts]  # whoever has read something is at work
+    routes = [np.concatenate([*before[one.slot], log.routes[: counts[one.slot], one.slot]]) for one in found]
+    return [one._replace(routes=own_routes) for one, own_routes in zip(found, routes, strict=True)]
 
 
 @jax.jit

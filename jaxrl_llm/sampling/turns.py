@@ -8,7 +8,8 @@ from jax import lax
 
 from jaxrl_llm.sampling.engine import by_shard, column_axes
 
-ROWS = 8  # contexts of a shard behind which more is read at a time
+ROWS = 8  # contexts of a shard behind which more is read at a time, where there are few
+TOKENS = 2048  # that are read in all of them at a time, where there are many
 CHUNKS = (16, 64, 256)  # tokens that are read behind a context at a time: few widths mean few programs
 
 

@@ -28,7 +28,8 @@ def serving_policy(
       slots: samples that are drawn at a time.
       context: most tokens of a prompt with its answer.
     """
-    engine = standing(network, params, slots=slots, vocab_size=network.config.vocab_size, stop_ids=sampling.get("stop_ids", ()))
+    chosen = {"slots": slots, "context": context, "stop_ids": sampling.get("stop_ids", ())}
+    engine = standing(network, params, vocab_size=network.config.vocab_size, **chosen)
     usual = {name: sampling[name] for name in ("temperature", "top_k", "top_p", "min_p") if sampling.get(name) is not None}
     served = Served(
         Scheduler(engine, tokenizer), tokenizer, MODEL, context, sampling["max_new_tokens"], usual, parse=parser_of(tokenizer)

@@ -39,8 +39,9 @@ def serve(
     use_compilation_cache()
     network, tokenizer = load_policy(directory)
     engine = standing(
-        network.without_params(), network.params, slots=slots, vocab_size=network.config.vocab_size, stop_ids=tokenizer.stop_ids
-    )
+        network.without_params(), network.params, slots=slots, vocab_size=network.config.vocab_size, context=context,
+        stop_ids=tokenizer.stop_ids,
+    )  # fmt: skip
     served = Served(
         Scheduler(engine, tokenizer), tokenizer, name or pathlib.Path(directory).resolve().name, context, max_new_tokens,
         token=token or os.environ.get("JAXRL_LLM_TOKEN", ""), parse=parser_of(tokenizer),

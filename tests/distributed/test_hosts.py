@@ -198,3 +198,15 @@ def test_what_describes_several_processes_is_given_whole():
         distributed.start("localhost:1", 2, 2)
     distributed.start(processes=1)
     assert distributed.is_first() and distributed.gathered("alone") == ["alone"]
+
+
+@pytest.mark.slow
+def test_episodes_of_two_processes_are_those_of_one(tmp_path):
+    """The first process asks the environment; when answers are taken in is the same in all."""
+    changes = {
+        "environment.name": "training.tiny_environments:twice", "environment.turn_tokens": 4, "rl.slots": 8,
+        "rewards.names": "('environment',)", "evaluation.reward": "environment",
+    }  # fmt: skip
+    for processes in (1, 2):
+        finish_well(tmp_path / f"by_{processes}", start(tmp_path / f"by_{processes}", processes, changes))
+    assert_equal_up_to_rounding(tmp_path / "by_1", tmp_path / "by_2")

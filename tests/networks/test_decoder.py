@@ -195,6 +195,29 @@ def test_a_network_is_compared_without_its_parameters(params):
     assert static._cache_size() == 1
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [("float32", 1e-5), ("bfloat16", 0.05), ("int8", 0.05)])
+def test_what_is_read_behind_contexts_is_what_is_read_with_them(dtype, largest, params):
+    network = decoder(dataclasses.replace(CONFIG, cache_dtype=dtype, sliding_window=6, layer_types=("sliding", "full", "full")))
+    before, counts = np.array([7, 2]), np.array([3, 5])
+    read = jax.jit(network.read)
+    whole, _ = read(params, TOKENS, before + counts)
+    head, _ = read(params, np.where(np.arange(12) < before[:, None], TOKENS, 0), before)
+    new = np.stack(
+        [np.pad(row[at : at + count], (0, 5 - count)) for row, at, count in zip(TOKENS, before, counts, strict=True)]
+    )
+    found, _ = jax.jit(network.extend)(params, network.each_layer(params), new, counts, head, before)
+    for own, expected in zip(found, whole, strict=True):
+        for row, end in enumerate(before + counts):
+            pairs = [(own.values[row, :, :end], expected.values[row, :, :end], own.value_scale, expected.value_scale)]
+            pairs += [(own.keys[row, :, :, :end].mT, expected.keys[row, :, :, :end].mT, own.key_scale, expected.key_scale)]
+            for mine, theirs, *scales in pairs:
+                mine, theirs = (
+                    np.asarray(x, np.float32) * (1.0 if scale is None else np.asarray(scale)[row, :, :end, None])
+                    for x, scale in zip((mine, theirs), scales, strict=True)
+                )
+                np.testing.assert_allclose(mine, theirs, atol=largest * np.abs(theirs).max())
+
+
 def test_any_function_is_a_network():
     network = from_apply(lambda params, tokens, positions=None, segments=None: params["table"][tokens])
     assert isinstance(network, Network) and network.hidden is None

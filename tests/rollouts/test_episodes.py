@@ -211,6 +211,10 @@ def test_a_turn_reads_what_is_new_and_more_turns_make_no_more_programs(monkeypat
     assert [record["turns"] for record in found[1].records] == [7] * 12 and counts[0] == counts[1]
     # Four prompts of four tokens each, and replies of three tokens.
     assert [one.tokens_read for one in engines] == [4 * 3 + 12 * 3 * 3, 4 * 3 + 12 * 6 * 3]
+    # Few rows are read at a time, or many.
+    monkeypatch.setattr(turns, "ROWS", 2)
+    again = player(played(endless, turn_tokens=4, turns=4), tokens=60).sample(RAGGED)
+    assert_same(again, found[0], bits=False)
 
 
 def test_newer_parameters_go_on_within_episodes():

@@ -10,6 +10,7 @@ from jaxrl_llm.distributed import for_sampling, sampling_mesh, sharded
 from jaxrl_llm.networks import DecoderConfig, ExpertsConfig, decoder, from_apply
 from jaxrl_llm.networks.combined import allowed, automaton, combined
 from jaxrl_llm.sampling import RUNNING, generate
+from jaxrl_llm.sampling import standing as module
 from jaxrl_llm.sampling.cacheless import Cacheless
 from jaxrl_llm.sampling.standing import Asked, admit, advance, give_up, go_on, keep, standing
 
@@ -18,9 +19,8 @@ LIMITS = (30, 5, 90, 12, 40)
 
 
 def engine(slots):
-    return standing(
-        NETWORK.without_params(), PARAMS["policy"], slots=slots, vocab_size=TOKENIZER.vocab_size, stop_ids=TOKENIZER.stop_ids
-    )
+    sizes = {"slots": slots, "vocab_size": TOKENIZER.vocab_size, "context": 300}
+    return standing(NETWORK.without_params(), PARAMS["policy"], stop_ids=TOKENIZER.stop_ids, **sizes)
 
 
 def alone(number, **options):
@@ -157,19 +157,20 @@ def kinds_of(kind):
 def test_turns_of_other_networks(kind):
     network, params = kinds_of(kind)
     routed = kind == "experts"
-    own = standing(network, params, slots=2, vocab_size=VOCAB, stop_ids=TOKENIZER.stop_ids, record_routes=routed)
+    own = standing(network, params, slots=2, vocab_size=VOCAB, context=40, stop_ids=TOKENIZER.stop_ids, record_routes=routed)
     plain = from_apply(NETWORK.apply) if kind == "cacheless" else network
     check_turns(in_turns(own, [0, 3]), plain, params, record_routes=routed)
 
 
 @pytest.mark.parametrize(("kind", "tensor"), [("dense", 1), ("dense", 2), ("experts", 1)])
-def test_turns_on_a_mesh(kind, tensor):
-    """Eight devices: each has slots of its own, or two share the heads of some."""
+def test_turns_on_a_mesh(kind, tensor, monkeypatch):
+    """Eight devices: each has slots of its own, or two share the heads of some. Contexts become wider."""
+    monkeypatch.setattr(module, "FIRST_CONTEXT", 16)
     network, params = kinds_of(kind)
     mesh = sampling_mesh(np.array(jax.devices()), tensor, 2 if kind == "experts" else 1)
     with sharded(mesh):
         copy = for_sampling(network, params, mesh)
-        own = standing(network, copy, slots=9, vocab_size=VOCAB, stop_ids=TOKENIZER.stop_ids)
+        own = standing(network, copy, slots=9, vocab_size=VOCAB, context=60, stop_ids=TOKENIZER.stop_ids)
         assert len(own.busy) == (16 if tensor == 1 else 12)
         found = in_turns(own, [0, 3, 1, 2, 4])
     check_turns(found, network, params)

@@ -34,9 +34,8 @@ def policy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(policy):
     network, tokenizer = policy
-    engine = standing(
-        network.without_params(), network.params, slots=8, vocab_size=network.config.vocab_size, stop_ids=tokenizer.stop_ids
-    )
+    sizes = {"slots": 8, "vocab_size": network.config.vocab_size, "context": CONTEXT}
+    engine = standing(network.without_params(), network.params, stop_ids=tokenizer.stop_ids, **sizes)
     return Served(Scheduler(engine, tokenizer), tokenizer, "tiny", CONTEXT, usual_limit=24, token="secret")
 
 
@@ -192,9 +191,8 @@ def test_an_engine_that_fails_is_told_of_and_goes_on(address, served, monkeypatc
 
 def test_a_server_that_ends_tells_who_waits(policy):
     network, tokenizer = policy
-    engine = standing(
-        network.without_params(), network.params, slots=8, vocab_size=network.config.vocab_size, stop_ids=tokenizer.stop_ids
-    )
+    sizes = {"slots": 8, "vocab_size": network.config.vocab_size, "context": CONTEXT}
+    engine = standing(network.without_params(), network.params, stop_ids=tokenizer.stop_ids, **sizes)
     served = Served(Scheduler(engine, tokenizer, most_waiting=2), tokenizer, "tiny", CONTEXT)
     with listening(served) as address:
         status, told = ask(address, {"messages": HELLO, "n": 3, "max_tokens": 2})
