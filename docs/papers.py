@@ -32,6 +32,7 @@ CARRIERS = {
     "imitation": "terms on given texts and on what a teacher says",
     "reward": "reward functions, those of `whole_groups` among them",
     "fact": "`config.rewards.facts`: what a method is told of a row",
+    "judges": "networks that are asked: judges on the device, likelihoods of answers, hidden states",
     "sampling": "strategies: what is sampled and what is kept",
     "view": "prompts that somebody else reads: hints, demonstrations, templates",
     "tree": "forks: rows that go on from a beginning",
@@ -50,7 +51,7 @@ CARRIERS = {
 WANTED = {
     "environments": "an environment, or a strategy over turns, that is not there",
     "several modules": "several models that train in one loop, in ways that modules do not",
-    "judges": "judges whose questions change in the training",
+    "changing judges": "judges whose questions change in the training",
     "masked diffusion": "masked-diffusion language models (to come)",
     "bilevel updates": "gradients through an update",
     "latents": "continuous inputs of the policy",

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from jaxrl_llm import estimators, methods, objectives, rollouts
+from jaxrl_llm import environments, estimators, methods, objectives, rollouts
 from jaxrl_llm.estimators import off_policy_evaluation
 from jaxrl_llm.methods import base
 from jaxrl_llm.methods.updates import Critic
@@ -16,6 +16,7 @@ from jaxrl_llm.objectives.heads import ensemble
 from jaxrl_llm.optimizers import extrapolate_every, online_dare, online_ties
 from jaxrl_llm.rewards import FACTORIES, final_answer
 from jaxrl_llm.rollouts import choosing, forks
+from jaxrl_llm.rollouts.asking import ASKING
 from jaxrl_llm.training import default_config
 from jaxrl_llm.training.config import check_config
 from jaxrl_llm.training.rounds import round_config
@@ -40,7 +41,9 @@ NAMES = {
 NAMES |= {"methods": methods, "choosing": choosing, "every": forks.every, "Critic": Critic, "ensemble": ensemble}
 NAMES |= {"off_policy_evaluation": off_policy_evaluation}
 # What "here" may name beside methods and these.
-OTHERS = {"whole_groups", "share", "train", final_answer.__name__, *FACTORIES} | set(dir(combined))
+OTHERS = {"whole_groups", "share", "train", final_answer.__name__, *FACTORIES, *ASKING, *environments.NAMED} | set(
+    dir(combined)
+)
 OTHERS |= {wrapper.__name__ for wrapper in (online_dare, online_ties, extrapolate_every)}
 
 

@@ -68,7 +68,9 @@ def stepping(environment: Environment) -> Callable[..., list[str]]:
 
 def running(agent: Agent) -> Callable[..., list[str]]:
     """`Agent.run` as the reward pool calls it, for `worker.Told`, with the columns "address" and "example"."""
-    return _rowwise(_run, agent)
+    found = _rowwise(_run, agent)
+    found.row_seconds = math.inf  # an agent has the deadline of all
+    return found
 
 
 def _rowwise(function: Callable, whom: Environment | Agent) -> Callable[..., list[str]]:

@@ -94,6 +94,7 @@ def judge(
             raise ValueError(f"{name} is {number}; give at least {least:g}")
     reward = functools.partial(_asked, Judge(form, url, model, seconds, attempts, budget, max_tokens, key, folder))
     setattr(reward, "whole_groups" if scope in WHOLE_GROUPS else "rowwise", True)
+    reward.row_seconds = attempts * seconds + _WAIT_SECONDS * 2**attempts
     return reward
 
 

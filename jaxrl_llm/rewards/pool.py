@@ -50,6 +50,7 @@ class _Job:
     by_row: bool
     seconds: float
     in_thread: bool
+    row_seconds: float  # for a row that is tried alone
     fresh: bool = False
     suspect: int | None = None
     slowest: float = 0.0
@@ -144,6 +145,7 @@ class RewardPool:
       A row that ends its worker is tried once more in a fresh one.
     * With an attribute `rowwise = True` it promises that rows do not depend on each other: its rows are tried one by
       one from the start, spread over all workers.
+    * With an attribute `row_seconds` that is the longest time for a row that is tried alone.
     * With an attribute `whole_groups = True` it is called once for each group, with all of its rows.
     * With an attribute `in_process = True` it is called here, by the thread that scores, without a deadline: our own
       computations on the accelerator, which neither hang nor can be had elsewhere.
@@ -236,11 +238,12 @@ class RewardPool:
     def _first_jobs(self, name: str, reward: Callable, call: protocol.Call, seconds: float) -> list[_Job]:
         reward = reward.unguarded() if hasattr(reward, "unguarded") else reward
         rows = tuple(range(len(call.completions)))
-        by_row = getattr(getattr(reward, "function", reward), "rowwise", False)
+        own = getattr(reward, "function", reward)
+        by_row, row_seconds = getattr(own, "rowwise", False), getattr(own, "row_seconds", self._row_seconds)
         in_thread = not _picklable((reward, call))
         if in_thread:
             self._warn_of_thread(name, "it or its columns cannot be pickled")
-        return self._split(_Job(name, reward, rows, by_row, seconds, in_thread))
+        return self._split(_Job(name, reward, rows, by_row, seconds, in_thread, row_seconds))
 
     def _split(self, job: _Job) -> list[_Job]:
         """A job for each worker where rows are tried one by one in processes."""
@@ -262,7 +265,7 @@ class RewardPool:
                 worker = thread_worker(job.name, job.reward, part, job.by_row)
             else:
                 worker = idle or process_worker(self._guard, self._memory_bytes)
-                limit = self._row_seconds if job.by_row else job.seconds
+                limit = min(job.row_seconds, job.seconds) if job.by_row else job.seconds
                 worker.channel.send(pickle.dumps((job.reward, part, job.by_row, limit)))
             seconds = LOAD_SECONDS if idle is None else RECEIVE_SECONDS
             running.append(_Task(job, worker, expires=time.monotonic() + seconds, slowest=job.slowest))
@@ -299,7 +302,7 @@ class RewardPool:
             case protocol.Received() if not task.received:
                 task.received, task.expires = True, time.monotonic() + LOAD_SECONDS
             case protocol.Loaded() if not task.loaded:
-                task.start_clock(self._row_seconds)
+                task.start_clock(task.job.row_seconds)
             case protocol.Unloadable(reason) if not task.loaded:
                 self._release(task)
                 self._warn_of_thread(task.job.name, reason)
@@ -326,7 +329,7 @@ class RewardPool:
         for result in results:
             sheet.record(task.job, task.done, result)
             task.done += 1
-        task.end_row(self._row_seconds)
+        task.end_row(task.job.row_seconds)
         return []
 
     def _lost(
@@ -349,7 +352,7 @@ class RewardPool:
         following = dataclasses.replace(job, by_row=True, seconds=left, slowest=task.slowest, fresh=False)
         if died and not job.in_thread and left > 0 and job.suspect != rest[0]:
             return [dataclasses.replace(following, rows=rest, fresh=True, suspect=rest[0])]
-        wrong = late and task.had_a_chance(self._row_seconds)
+        wrong = late and task.had_a_chance(task.job.row_seconds)
         of_late = protocol.MISSING if isinstance(job.reward, protocol.Fact | protocol.Told) else self._timeout
         sheet.record(job, task.done, protocol.Result(of_late if wrong else protocol.MISSING, reason), timed_out=wrong)
         if left > 0 and rest[1:]:

@@ -110,7 +110,10 @@ def _call_of(rows, prompts, completions, columns: Mapping[str, Sequence]) -> tup
 def _chosen(where: str, collection: Collection) -> np.ndarray:
     """Whether each row is judged, bool [N]."""
     group = np.asarray(collection.rollouts.group)
-    right = np.nan_to_num(np.asarray(collection.rollouts.rewards)[:, 0], nan=-np.inf) >= SUCCESS
+    # Facts are asked once the records have the rewards as they are, without weights.
+    known = [record.get("rewards") for record in collection.records]
+    first = np.asarray(collection.rollouts.rewards)[:, 0] if None in known else [own[0] for own in known]
+    right = np.nan_to_num(np.array(first, np.float64), nan=-np.inf) >= SUCCESS
     if where == "failed":
         return ~np.isin(group, group[right])
     return {"": np.ones(len(group), bool), "right": right, "wrong": ~right}[where]
@@ -127,8 +130,9 @@ def _said(max_tokens: int, temperature: float, io, by: str, questions: Sequence[
     tokenizer = io.tokenizers.get(by, io.tokenizer)
     asked = [Request(_asked_as(io, text, tokenizer), prompt_id=number, by=by) for number, text in enumerate(questions)]
     longest = max(len(prompt_ids_of(tokenizer, request.prompt)) for request in asked)
-    usual = {name: io.sampling[name] for name in ("stop_ids", "stop_strings", "detokenize", "slots") if name in io.sampling}
-    usual |= {"stop_ids": tuple(tokenizer.stop_ids), "max_new_tokens": max_tokens, "temperature": temperature}
+    usual = {"stop_ids": tuple(tokenizer.stop_ids), "max_new_tokens": max_tokens, "temperature": temperature}
+    usual |= {"slots": io.sampling["slots"]} if "slots" in io.sampling else {}
+    usual |= {"stop_strings": tuple(tokenizer.stop_strings), "detokenize": tokenizer.decode} if tokenizer.stop_strings else {}
     own = dataclasses.replace(
         io, tokenizer=tokenizer, sampling=usual, max_prompt_tokens=_rounded(longest), in_flight=None, keeps_entropy=False
     )

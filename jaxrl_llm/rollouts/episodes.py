@@ -211,7 +211,8 @@ def _begun(io, requests: Sequence[Request], environment: Played, refused: Callab
             else:
                 prompt = answer.reply or request.prompt
                 messages = () if isinstance(prompt, str) else tuple(prompt)
-                _speak(io, episode, environment, answer.role, prompt, [Turn(0, answer.state, messages, _seen(answer, prompt))])
+                begun = [Turn(0, answer.state, messages, _seen(answer, prompt))]
+                _speak(io, episode, environment, answer.role, prompt, begun, request.prefix)
     return episodes
 
 

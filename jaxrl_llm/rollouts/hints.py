@@ -224,6 +224,8 @@ def relabelled(
     ones = np.ones_like(again.rollouts.rewards)
     alone = np.arange(len(rows), dtype=np.int32)
     rollouts = again.rollouts.replace(rewards=ones, source=np.ones(len(rows), np.int32), group=alone)
+    if rollouts.token_rewards is not None:
+        rollouts = rollouts.replace(token_rewards=np.zeros_like(rollouts.token_rewards))
     return joined([collection, dataclasses.replace(again, rollouts=rollouts)]), metrics
 
 

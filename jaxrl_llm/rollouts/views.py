@@ -124,9 +124,12 @@ def moved_behind(collection: Collection, prompts: Sequence[Prompt], tokenizer: T
         )
     fields = {name: np.asarray(getattr(rollouts, name)) for name in ("tokens", "mask", "version", "turn")}
     fields |= {"behavior_logp": np.asarray(logp, np.float32)}
+    fields |= {} if rollouts.token_rewards is None else {"token_rewards": np.asarray(rollouts.token_rewards)}
     found = _moved(fields, rollouts, view, width)
-    per_row = {name: value for name, value in rollouts.extras.items() if np.ndim(value) < 2 or value.shape[1] != width}
-    rollouts = rollouts.replace(**found, length=length, token_rewards=None, extras=per_row)
+    by_token = {name: value for name, value in rollouts.extras.items() if np.ndim(value) > 1 and value.shape[1] == width}
+    moved = _moved({"tokens": fields["tokens"]} | by_token, rollouts, view, width)
+    extras = dict(rollouts.extras) | {name: moved[name] for name in by_token}
+    rollouts = rollouts.replace(**found, length=length, extras=extras)
     requests = [
         dataclasses.replace(request, prompt=prompt) for request, prompt in zip(collection.requests, prompts, strict=True)
     ]

@@ -87,6 +87,8 @@ DEFINITIONS = {
     "stage": "number of the stage whose template is asked",
     "taught": "share of the rows whose teacher was told a right answer",
     "hindsight/rows": "share of the rows that are learned again for what they achieved",
+    "recycled/*": "prompts that were made of the step's samples (prompts), and the share of right answers to them (right)",
+    "modes/*": "share of the rows that choose for themselves and begin in that mode",
     "values/states": "different states whose values were sampled",
     "tree/leaves": "leaves of a prompt's tree, the mean",
     "exits": "exits of a prompt's paths, the mean",

@@ -1,8 +1,10 @@
 """Environments of other packages: their states are values, however they are come by."""
 
+import importlib.util
+
 import pytest
 
-from jaxrl_llm.environments import adapters, gymnasium, textarena
+from jaxrl_llm.environments import adapters, gymnasium, textarena, verifiers
 
 
 def trail(environment, seed, turns):
@@ -58,3 +60,9 @@ def test_games_of_textarena():
     same_by_replay(game, found)
     with pytest.raises(ValueError, match="Nothing-v0"):
         textarena("Nothing-v0")
+
+
+def test_environments_of_verifiers_that_are_not_there_are_told():
+    missing = importlib.util.find_spec("verifiers") is None
+    with pytest.raises(ValueError, match=r"pip install 'jaxrl_llm\[verifiers\]'" if missing else "no environment .*nothing"):
+        verifiers("nothing-there")

@@ -1,6 +1,7 @@
 """Rewards that misbehave, in a module so that worker processes can import them."""
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -159,3 +160,12 @@ def narrow(completions, answer):
 
 def by_place(prompts, completions, /, **columns):
     return lengths(prompts, completions)
+
+
+def slow_row(completions):
+    """As long as a judge, or an agent, may take."""
+    time.sleep(1.5)
+    return [1.0] * len(completions)
+
+
+slow_row.rowwise, slow_row.row_seconds = True, math.inf

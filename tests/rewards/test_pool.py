@@ -206,3 +206,7 @@ def test_impossible_pools_are_refused():
     for options in ({"workers": 0}, {"workers": 1, "row_seconds": 0}):
         with pytest.raises(ValueError, match="both must be positive"):
             rewards.RewardPool(**options)
+
+
+def test_a_reward_may_say_how_long_its_rows_take(pool):
+    assert score(pool, hostile.slow_row, ["a", "b"], deadline=20.0) == ([1.0, 1.0], [])
