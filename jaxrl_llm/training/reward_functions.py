@@ -14,7 +14,8 @@ from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.dialogues import encode_answer
 from jaxrl_llm.environments import Agent, Environment
 from jaxrl_llm.networks import Network
-from jaxrl_llm.rollouts.asking import ASKING, OF_RUN
+from jaxrl_llm.rollouts.asked import OF_RUN
+from jaxrl_llm.rollouts.asking import ASKING
 from jaxrl_llm.rollouts.requests import POLICY
 from jaxrl_llm.training import sections
 from jaxrl_llm.training.config import REWARD_MODEL

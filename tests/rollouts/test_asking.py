@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from training.tiny_runs import assert_a_fault_changes_nothing, failing_at, finish, finished, tiny_config
 
-from jaxrl_llm.rollouts import Collection, Request, asking
+from jaxrl_llm.rollouts import Collection, Request, asking, likelihoods
 from jaxrl_llm.training import loop, reinforcement
 from jaxrl_llm.training.config import check_config
 from jaxrl_llm.training.run import open_run
@@ -167,7 +167,7 @@ def test_likelihoods_and_states_are_those_of_the_network(tmp_path):
 
 def test_statistics_of_gold_answers():
     logp = np.log(np.array([0.5, 0.25]))
-    found = {name: float(function(logp)) for name, function in asking.STATISTICS.items()}
+    found = {name: float(function(logp)) for name, function in likelihoods.STATISTICS.items()}
     expected = {"sum_logp": np.log(0.125), "mean_logp": np.log(0.125) / 2, "probability": 0.125, "mean_probability": 0.375}
     assert found == pytest.approx(expected | {"perplexity": 8**0.5})
 
@@ -208,7 +208,7 @@ def test_texts_are_contrasted_as_the_formula_says():
     group = np.array([0, 1, 0, 1, 0])
     near, far = near[group], far[group]
     unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (rows, near, far)]
-    found = asking.contrast(*unit, group, 0.2)
+    found = likelihoods.contrast(*unit, group, 0.2)
     rows, near, far = unit
     for i in range(5):
         others = [rows[i] @ rows[j] for j in range(5) if group[j] == group[i] and j != i]
@@ -235,7 +235,7 @@ def test_turns_gain_what_they_add_to_the_likelihood(tmp_path):
         gold = [run.tokenizer.encode(str(request.example["answer"])) for request in collection.requests]
         prompts = [own[:start] for own, start in zip(collection.rollouts.tokens, collection.prompt_length, strict=True)]
         bare = list(zip(prompts, gold, strict=True))
-        begun = [logp.sum() for logp in asking._logp(io, "policy", bare)]
+        begun = [logp.sum() for logp in likelihoods.logp_behind(io, "policy", bare)]
     for row, record in enumerate(collection.records):
         gains = collection.rollouts.token_rewards[row]
         assert np.count_nonzero(gains) == record["turns"] == 2 and not (gains * (1 - collection.rollouts.mask[row])).any()
