@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxrl_llm.networks import config_checks
 
 ATTENTION = ("auto", "reference", "xla", "pallas")
-ACTIVATIONS = ("silu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu_tanh", "relu2", "clipped_swiglu")
 QK_NORMS = ("none", "head", "width")
+ROPE_PAIRS = ("halves", "interleaved", "reversed")
 ROUTER_SCORES = ("softmax", "sigmoid")
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = ("", *DTYPES, "int8")
@@ -41,6 +42,7 @@ class ExpertsConfig:
     # largest sum (DeepSeek-V3, https://arxiv.org/abs/2412.19437)
     groups: int = 1
     top_groups: int = 1  # see `groups`
+    bias: bool = False  # whether their matrices and the router have one
     normalize: bool = False  # whether the weights of a token's experts are divided by their sum
     scale: float = 1.0  # the weights are multiplied by it at last
 
@@ -109,7 +111,7 @@ class LayerKind(NamedTuple):
     """What may differ between layers of equal parameters."""
 
     window: int | None  # tokens that a query sees, itself included; None for all before it
-    rope_theta: float  # base of the rotary frequencies
+    rope_theta: float | None  # base of the rotary frequencies; None without rotary embedding
     rope_scaling: tuple[tuple[str, Any], ...] | None  # rule that changes them, or None
 
 
@@ -125,23 +127,40 @@ class DecoderConfig:
     num_kv_heads: int | None = None  # K, key and value heads; N by default
     head_dim: int | None = None  # H; `hidden_size // num_heads` by default
     family: str | None = None  # name in `families.FAMILIES`; None for a network that is never exported
-    activation: str = "silu"  # of the gated MLP: "silu", or "gelu_tanh" (the approximation by tanh)
+    # of the MLP: "silu", "gelu_tanh" (the approximation by tanh), "relu2" (the square of relu), or "clipped_swiglu" (of
+    # gpt-oss, see `modules.gated`)
+    activation: str = "silu"
+    swiglu_limit: float | None = None  # at which "clipped_swiglu" clips
+    gated_mlp: bool = True  # whether what is activated multiplies another projection; otherwise the MLP has two matrices
+    mlp_bias: bool = False  # whether the projections of MLPs have a bias
     attention_bias: bool = False  # whether the projections to queries, keys and values have a bias
-    # of queries and keys before the rotary embedding: "none", "head" (each head by itself) or "width" (all heads of a token
-    # together)
+    output_bias: bool = False  # whether the projection from the heads to the residual stream has one
+    # of queries and keys: "none", "head" (each head by itself) or "width" (all heads of a token together)
     qk_norm: str = "none"
+    qk_norm_after_rope: bool = False  # whether it comes behind the rotary embedding, not before it
     query_scale: float | None = None  # attention logits are multiplied by it; `head_dim ** -0.5` by default
+    sinks: bool = False  # whether a logit of each head takes part in the softmax of attention and gives no value
     attention_softcap: float | None = None  # c, attention logits x become c tanh(x / c); None for no cap
     logit_softcap: float | None = None  # the same for the logits of the output head
     tie_embeddings: bool = False  # whether the embedding table is the output head too
     scale_embeddings: bool = False  # whether embeddings are multiplied by the square root of D
+    embedding_scale: float = 1.0  # what they are multiplied by beside it
+    embedding_norm: bool = False  # whether they are normalised
+    residual_scale: float = 1.0  # what attention and MLP add to the residual stream is multiplied by it
+    logit_divisor: float = 1.0  # what the logits of the output head are divided by
     norm_epsilon: float = 1e-6  # added to the mean square in every norm
     norm_offset: float = 0.0  # added to the scale of every norm; with 1, scales begin at 0
-    post_norms: bool = False  # whether what attention and MLP add to the residual stream is normalised first
+    norm_scales: bool = True  # whether norms have a scale
+    pre_norms: bool = True  # whether attention and MLP read a normalised residual stream
+    post_norms: bool = False  # whether what they add to it is normalised first
     rope_theta: float = 10000.0  # base of the rotary frequencies
     # None, or the rule that changes them, such as `{"rope_type": "linear", "factor": 2.0}`; kept as a sorted tuple of pairs
     rope_scaling: tuple[tuple[str, Any], ...] | None = None
     rope_fraction: float = 1.0  # part of each head, from its first coordinate on, that is turned
+    # which coordinates are a pair: "halves" (each of the first half with its place in the second), "interleaved" (each even
+    # one with the next), or "reversed" (halves, turned backwards)
+    rope_pairs: str = "halves"
+    unrotated_layers: tuple[int, ...] = ()  # layers without rotary embedding (NoPE, https://arxiv.org/abs/2501.18795)
     sliding_window: int | None = None  # tokens that a query of a sliding layer sees, itself included
     # "full" or "sliding" for each layer; by default all layers are sliding where there is a window
     layer_types: tuple[str, ...] = ()
@@ -175,7 +194,8 @@ class DecoderConfig:
         if self.rope_scaling is not None:
             present = {name: value for name, value in dict(self.rope_scaling).items() if value is not None}
             object.__setattr__(self, "rope_scaling", tuple(sorted(present.items())))
-        object.__setattr__(self, "layer_types", tuple(self.layer_types))
+        for name in ("layer_types", "unrotated_layers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "value_head", int(self.value_head))
         for name in ("dtype", "param_dtype"):
             object.__setattr__(self, name, _dtype_name(name, getattr(self, name)))
@@ -202,7 +222,13 @@ class DecoderConfig:
         if self.sliding_rope_theta is not None:
             sliding = LayerKind(self.sliding_window, self.sliding_rope_theta, None)
         types = self.layer_types or ("full" if self.sliding_window is None else "sliding",) * self.num_layers
-        return [{"full": full, "sliding": sliding}[name] for name in types]
+        kinds = [{"full": full, "sliding": sliding}[name] for name in types]
+        return [kind._replace(rope_theta=None) if n in self.unrotated_layers else kind for n, kind in enumerate(kinds)]
+
+    @property
+    def scales_queries(self) -> bool:
+        """Whether queries are multiplied by something that grows with their positions."""
+        return "llama_4_scaling_beta" in dict(self.rope_scaling or ())
 
     @property
     def rotary_dim(self) -> int:
@@ -212,6 +238,7 @@ class DecoderConfig:
 
 _CHOICES = {
     "activation": ACTIVATIONS, "qk_norm": QK_NORMS, "remat": tuple(REMAT), "attention": ATTENTION, "cache_dtype": CACHE_DTYPES,
+    "rope_pairs": ROPE_PAIRS,
 }  # fmt: skip
 
 

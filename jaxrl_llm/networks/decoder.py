@@ -31,6 +31,7 @@ class Shared:
     """
 
     angles: tuple[tuple[Array, Array], ...]
+    gains: tuple[Array, ...]  # of queries, see `rotary.query_gain`
     reach: Array | None = None
     positions: Array | None = None
     windows: tuple[Array, ...] = ()
@@ -45,6 +46,11 @@ class Numbered(NamedTuple):
     kind: Array | int
     forced: Array | None = None
     past: LayerPast | None = None
+
+
+def gains_of(config: DecoderConfig, positions: Array) -> tuple[Array, ...]:
+    """What queries of each kind of layer are multiplied by."""
+    return tuple(rotary.query_gain(kind, positions) for kind in config.kinds)
 
 
 def of_kind(values: tuple, kind: Array):
@@ -66,16 +72,20 @@ class Attention(nn.Module):
         c = self.config
         angles = of_kind(shared.angles, own.kind)
         query = self.heads("query", "heads", c.num_heads, x, angles)
+        if c.scales_queries:
+            query = (query * of_kind(shared.gains, own.kind)).astype(query.dtype)
         key = self.heads("key", "kv_heads", c.num_kv_heads, x, angles)
         value = self.heads("value", "kv_heads", c.num_kv_heads, x, angles)
+        sinks = self.param("sinks", named(nn.initializers.zeros, "heads"), (c.num_heads,), c.param_dtype) if c.sinks else None
         if own.past is not None:
             past = written(own.past, key[:, 0], value[:, 0], shared.sight.column)
             options = {"scale": c.query_scale, "softcap": c.attention_softcap, "kernel": uses_kernel(c.attention)}
+            options["sinks"] = sinks
             # The layers of decoding are not scanned: their kinds are known when the program is made.
             mixed = past_attention(query[:, 0], past, shared.sight, c.kinds[own.kind].window, **options)[:, None]
             return self.out(mixed), past
         seen = (of_kind(shared.blocks, own.kind), of_kind(shared.windows, own.kind))
-        mixed = attend(c, query, key, value, shared.reach, shared.positions, *seen)
+        mixed = attend(c, query, key, value, shared.reach, shared.positions, *seen, sinks)
         return self.out(mixed), (key, value) if shared.keep else None
 
     def out(self, mixed: Array) -> Array:
@@ -83,7 +93,7 @@ class Attention(nn.Module):
         c = self.config
         mixed = constrain(mixed, "batch", "length", "heads", "head_dim")
         shape, axes = (*mixed.shape[2:], c.hidden_size), ("heads", "head_dim", "embed")
-        return Projection(c, shape, axes, inputs=2, gain=residual_gain(c), name="output")(mixed)
+        return Projection(c, shape, axes, inputs=2, bias=c.output_bias, gain=residual_gain(c), name="output")(mixed)
 
     def heads(self, name: str, axis: str, count: int, x: Array, angles: tuple[Array, Array]) -> Array:
         """Queries, keys or values [B, T, heads, H], normalised and turned where the family wants it."""
@@ -93,10 +103,16 @@ class Attention(nn.Module):
         projected = constrain(projected, "batch", "length", axis, "head_dim")
         if name == "value":
             return projected
-        if c.qk_norm != "none":
-            normed = ("head_dim",) if c.qk_norm == "head" else (axis, "head_dim")
-            projected = Norm(c, normed, name=f"{name}_norm")(projected)
-        return rotary.rotate(projected, *angles)
+        if c.qk_norm_after_rope:
+            return self.normed(name, axis, rotary.rotate(projected, *angles, c.rope_pairs))
+        return rotary.rotate(self.normed(name, axis, projected), *angles, c.rope_pairs)
+
+    def normed(self, name: str, axis: str, x: Array) -> Array:
+        """Queries or keys [B, T, heads, H], normalised where the family wants it."""
+        c = self.config
+        if c.qk_norm == "none":
+            return x
+        return Norm(c, ("head_dim",) if c.qk_norm == "head" else (axis, "head_dim"), name=f"{name}_norm")(x)
 
 
 class Layer(nn.Module):
@@ -107,10 +123,10 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, own: Numbered, shared: Shared) -> tuple[Array, tuple[Routing | None, Any]]:
-        normed = self.norm("attention_norm", x)
+        normed = self.norm("attention_norm", x) if self.config.pre_norms else x
         mixed, kept = Attention(self.config, name="attention")(normed, shared, own)
         x = constrain(x + self.added("attention_post_norm", mixed), "batch", "length", "activation_embed")
-        normed, routing = self.norm("mlp_norm", x), None
+        normed, routing = self.norm("mlp_norm", x) if self.config.pre_norms else x, None
         if self.sparse:
             mixed, routing = Experts(self.config, name="experts")(normed, own.forced)
         else:
@@ -122,8 +138,10 @@ class Layer(nn.Module):
         return Norm(self.config, name=name)(x)
 
     def added(self, name: str, x: Array) -> Array:
-        """What goes into the residual stream: normalised first where the family wants it."""
-        return self.norm(name, x) if self.config.post_norms else x
+        """What goes into the residual stream: normalised and scaled where the family wants it."""
+        c = self.config
+        x = self.norm(name, x) if c.post_norms else x
+        return x if c.residual_scale == 1.0 else x * jnp.asarray(c.residual_scale, x.dtype)
 
 
 class LayerAlone(nn.Module):
@@ -165,6 +183,8 @@ class Decoder(nn.Module):
         if c.experts is not None:
             self.sparse_layers = scanned_layers(c, c.num_layers - dense, sparse=True)
         self.final_norm = Norm(c)
+        if c.embedding_norm:
+            self.first_norm = Norm(c)
         if c.language_head and not c.tie_embeddings:
             self.head = self.param("head", table, shape, c.param_dtype)
         if is_adapted(c, "embedding"):
@@ -209,7 +229,9 @@ class Decoder(nn.Module):
         x = looked_up(self.embedding, tokens, c.dtype)
         if is_adapted(c, "embedding"):
             x = self.adapted(x, tokens)
-        return x * jnp.asarray(c.hidden_size**0.5, c.dtype) if c.scale_embeddings else x
+        x = x * jnp.asarray(c.hidden_size**0.5, c.dtype) if c.scale_embeddings else x
+        x = x if c.embedding_scale == 1.0 else x * jnp.asarray(c.embedding_scale, c.dtype)
+        return self.first_norm(x) if c.embedding_norm else x
 
     def adapted(self, x: Array, tokens: Array) -> Array:
         """Embeddings [B, T, D] with their adapter."""
@@ -236,7 +258,7 @@ class Decoder(nn.Module):
         angles = tuple(rotary.angles(kind, width, positions) for kind in kinds)
         windows = tuple(jnp.int32(WITHOUT_WINDOW if kind.window is None else kind.window) for kind in kinds)
         blocks = tuple(blocks_of(self.config, reach, positions, window) for window in windows)
-        return Shared(angles, reach, positions, windows, blocks)
+        return Shared(angles, gains_of(self.config, positions), reach, positions, windows, blocks)
 
     def unembedding(self) -> Array:
         """Matrix [V, D] of the output head with its adapter, in the dtype of the computation."""
@@ -245,7 +267,8 @@ class Decoder(nn.Module):
         table = self.embedding if self.config.tie_embeddings else self.head
         if is_adapted(self.config, "head"):
             table = merged(self.config, self.head_adapter(table) | {"kernel": table.T}).T
-        return table.astype(self.config.dtype)
+        table = table.astype(self.config.dtype)
+        return table if self.config.logit_divisor == 1.0 else table / jnp.asarray(self.config.logit_divisor, table.dtype)
 
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V], float32, of hidden states [..., D]."""
@@ -283,7 +306,7 @@ def step(config: DecoderConfig, params, layers: list, token: Array, contexts: li
     module, variables = Decoder(config), {"params": params}
     angles = tuple(rotary.angles(kind, config.rotary_dim, sight.position[:, None]) for kind in config.kinds)
     # Otherwise each layer computes their sines anew, which takes longer than turning by them.
-    shared = Shared(jax.tree.map(materialised, angles), sight=sight)
+    shared = Shared(jax.tree.map(materialised, angles), gains_of(config, sight.position[:, None]), sight=sight)
     x, routes, written_tails = module.apply(variables, token[:, None], method="embed"), [], []
     for number, (own, kind) in enumerate(zip(layers, config.kind_of_layer, strict=True)):
         sparse = number >= dense_layers(config)

@@ -65,7 +65,11 @@ class ExpertMatrix(nn.Module):
         initializer = nn.initializers.variance_scaling(self.gain, "fan_in", "truncated_normal", batch_axis=(0,))
         count = self.config.experts.count
         count //= jax.lax.axis_size(manual_axes_of("expert", count))
-        return make_leaves(self, initializer, (count, *self.shape), AXES[self.name], leading=1)
+        leaves = make_leaves(self, initializer, (count, *self.shape), AXES[self.name], leading=1)
+        if not self.config.experts.bias or self.name == "down":
+            return leaves
+        zeros = named(nn.initializers.zeros, AXES[self.name][0], AXES[self.name][2])
+        return leaves | {"bias": self.param("bias", zeros, (count, self.shape[1]), self.config.param_dtype)}
 
 
 class Experts(nn.Module):
@@ -79,11 +83,19 @@ class Experts(nn.Module):
         initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         router = self.param("router", named(initializer, "embed", None), (x.shape[-1], e.count), c.param_dtype)
         logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
+        if e.bias:
+            zeros = named(nn.initializers.zeros, None)
+            logits = logits + self.param("router_bias", zeros, (e.count,), c.param_dtype).astype(jnp.float32)
         bias = None
         if e.selection_bias:
             bias = self.param("selection_bias", named(nn.initializers.zeros, None), (e.count,), "float32")
         experts, weights = choose(e, logits, bias, forced)
         mixed = mixture(c, self.leaves(), x, experts, weights)
+        if e.bias:
+            zeros = named(nn.initializers.zeros, None, "embed")
+            down = self.param("down_bias", zeros, (e.count, x.shape[-1]), c.param_dtype)
+            shares = (jax.nn.one_hot(experts, e.count, dtype=jnp.float32) * weights[..., None]).sum(axis=-2)
+            mixed = mixed + (shares @ down.astype(jnp.float32)).astype(x.dtype)
         if e.shared_width:
             mixed = mixed + Mlp(c, e.shared_width, name="shared")(x)
         return mixed, Routing(experts, logits)

@@ -5,15 +5,15 @@ takes an entry in `FAMILIES`, and an option of `DecoderConfig` where its layers 
 """
 
 import contextlib
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from jaxrl_llm import reading
 from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
-from jaxrl_llm.networks.config_checks import BASE, LIMITS, MOST_EXPERTS, POSITIVE, ROPE_NUMBERS, ROPE_OPTIONS, check_tokens
+from jaxrl_llm.networks.config_checks import BASE, LIMITS, MOST_EXPERTS, POSITIVE, check_tokens
 from jaxrl_llm.networks.family_table import FAMILIES, Family, Fields
+from jaxrl_llm.networks.rope_fields import FRACTION, ROPE_CHECKS, check_fraction, read_rope, rope, sliding_theta, write_rope
 from jaxrl_llm.reading import flag, listed, mapping, real, text, whole
 
 # Their name of each field that only has to be copied.
@@ -24,29 +24,32 @@ _FIELDS = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
 }
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+# Our name of each activation -> theirs.
+_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2", "clipped_swiglu": "silu"}
 _LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
 # What `transformers` calls a field where published checkpoints have another name.
 _ALIASES = {("qwen3_moe", "num_local_experts"): "num_experts"}
-_ROPE_FRACTION = "partial_rotary_factor"
 # Fields where null says "none", not "as usual".
 _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 # Our name in messages -> theirs.
 _THEIR_NAMES = _FIELDS | {"num_kv_heads": "num_key_value_heads", "norm_epsilon": "rms_norm_eps", "bos_id": "bos_token_id"}
-_THEIR_NAMES |= {"eos_ids": "eos_token_id", "pad_id": "pad_token_id", "rope_fraction": _ROPE_FRACTION}
+_THEIR_NAMES |= {"eos_ids": "eos_token_id", "pad_id": "pad_token_id", "rope_fraction": FRACTION}
 
 _TOKEN, _LAYER, _SPAN = whole(0, LIMITS["vocab_size"]), whole(0, LIMITS["num_layers"]), whole(1, LIMITS["max_length"])
 
 
-def _rope(value: Any, place: str) -> dict[str, Any]:
-    return reading.fields(mapping()(value, place), _ROPE_CHECKS, f"{place}.")
-
-
-_ROPE_CHECKS = ROPE_NUMBERS | {"rope_type": text, "type": text, "rope_theta": BASE, _ROPE_FRACTION: real(above=0.0, most=1.0)}
-_ROPE_CHECKS |= {"full_attention": _rope, "sliding_attention": _rope}
 _FLAGS = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm", "attention_bias", "mlp_bias")
+_FLAGS += ("attention_out_bias",)
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
 _SCALES = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "routed_scaling_factor")
+_SCALES += (
+    "embedding_multiplier",
+    "logits_scaling",
+    "residual_multiplier",
+    "attention_multiplier",
+    "swiglu_alpha",
+    "swiglu_limit",
+)
 _LAYERS = ("max_window_layers", "first_k_dense_replace", "num_nextn_predict_layers")
 # What each field of config.json that is read must be.
 _CHECKS = (
@@ -55,9 +58,10 @@ _CHECKS = (
     | {"moe_intermediate_size": whole(1, LIMITS["hidden_size"]), "num_labels": whole(1, LIMITS["value_head"])}
     | {"n_shared_experts": whole(0, MOST_EXPERTS), "sliding_window_pattern": whole(1, LIMITS["num_layers"])}
     | {"bos_token_id": _TOKEN, "eos_token_id": reading.one_or_more(_TOKEN), "pad_token_id": _TOKEN}
-    | {"rope_scaling": _rope, "rope_parameters": _rope, "rope_theta": BASE, "rope_local_base_freq": BASE}
-    | {_ROPE_FRACTION: _ROPE_CHECKS[_ROPE_FRACTION], "rms_norm_eps": real(0.0, 1.0), "router_jitter_noise": real(0.0)}
+    | {"rope_scaling": rope, "rope_parameters": rope, "rope_theta": BASE, "rope_local_base_freq": BASE}
+    | {FRACTION: ROPE_CHECKS[FRACTION], "rms_norm_eps": real(0.0, 1.0), "router_jitter_noise": real(0.0)}
     | {"architectures": listed(text), "layer_types": listed(text), "mlp_only_layers": listed(_LAYER)}
+    | {"no_rope_layers": listed(whole(0, 1)), "no_rope_layer_interval": whole(1, LIMITS["num_layers"])}
     | {"id2label": mapping(), "quantization_config": mapping()}
     | dict.fromkeys(("max_position_embeddings", "sliding_window"), _SPAN)
     | dict.fromkeys(("model_type", "hidden_act", "hidden_activation"), text)
@@ -82,7 +86,7 @@ def check_family(config: DecoderConfig) -> None:
     for owner, name, value in wanted:
         if getattr(owner, name) != value:
             raise ValueError(f"{name}={getattr(owner, name)!r} does not fit family={config.family!r}; set {name}={value!r}")
-    if config.rope_fraction != 1.0 and _ROPE_FRACTION not in family.defaults:
+    if config.rope_fraction != 1.0 and FRACTION not in family.defaults:
         raise ValueError(f"rope_fraction={config.rope_fraction} does not fit family={config.family!r}; set rope_fraction=1.0")
 
 
@@ -121,7 +125,7 @@ def _from_fields(theirs: Fields, settings: Fields) -> DecoderConfig:
         raise ValueError(f"model_type={kind!r} is not supported; the families are {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     _check_required(theirs, family.required)
-    _check_rope_fraction(kind, theirs)
+    check_fraction(kind, theirs)
     theirs = family.defaults | {_ALIASES.get((kind, name), name): value for name, value in theirs.items()}
     needed = [*_FIELDS.values(), *family.experts.values()]
     missing = [name for name in needed if theirs.get(name) is None]
@@ -134,7 +138,7 @@ def _from_fields(theirs: Fields, settings: Fields) -> DecoderConfig:
         eos_ids=theirs.get("eos_token_id", ()), pad_id=theirs.get("pad_token_id"),
         **{ours: theirs[name] for ours, name in _FIELDS.items()},
         **dict(family.traits) | _read_activation(theirs, family) | _read_special(kind, theirs, family),
-        **_read_rope(theirs) | _read_layers(theirs, family), **_read_heads(theirs) | settings,
+        **read_rope(theirs) | _read_layers(theirs, family), **_read_heads(theirs) | settings,
     )  # fmt: skip
 
 
@@ -158,14 +162,16 @@ def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:
         "bos_token_id": config.bos_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         "pad_token_id": config.pad_id,
-        activation: next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation),
+        activation: _ACTIVATIONS[config.activation],
         "dtype": dtype,
     }
-    theirs |= _write_rope(config) | _write_layers(config, family) | _write_experts(config, family)
+    theirs |= write_rope(config) | _write_layers(config, family) | _write_experts(config, family)
     if not config.language_head:
         theirs |= {"id2label": {str(number): f"LABEL_{number}" for number in range(config.value_head)}}
     if "query_pre_attn_scalar" in family.defaults:
         theirs |= {"query_pre_attn_scalar": round(config.query_scale**-2)}
+    if config.family == "smollm3":
+        theirs |= {"no_rope_layers": [int(layer not in config.unrotated_layers) for layer in range(config.num_layers)]}
     if config.family == "glm4_moe":
         theirs |= {"use_qk_norm": config.qk_norm == "head", "num_nextn_predict_layers": 0}
     return theirs
@@ -173,27 +179,19 @@ def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:
 
 def _check_required(theirs: Fields, required: Fields) -> None:
     for name, wanted in required.items():
+        if name == "quantization_config" and wanted and (theirs.get(name) or {}).get("quant_method") == wanted:
+            continue
         if theirs.get(name, wanted) not in (wanted, None):
             raise ValueError(f"{name}={theirs[name]!r} is not supported; it must be {wanted!r} or absent")
 
 
-def _check_rope_fraction(kind: str, theirs: Fields) -> None:
-    """A part of each head is turned only where the family says so: elsewhere `transformers` does not look at the field."""
-    options = [theirs.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
-    options += [own for some in options for own in some.values() if isinstance(own, Mapping)]
-    for own in [theirs, *options]:
-        fraction = own.get(_ROPE_FRACTION)
-        if fraction not in (None, 1.0) and _ROPE_FRACTION not in FAMILIES[kind].defaults:
-            raise ValueError(f"{_ROPE_FRACTION}={fraction} is not supported with model_type={kind!r}; remove it")
-
-
 def _read_activation(theirs: Fields, family: Family) -> dict[str, Any]:
     wanted = family.traits.get("activation", "silu")
-    names = [name for name, ours in _ACTIVATIONS.items() if ours == wanted]
-    found = theirs.get("hidden_activation") or theirs.get("hidden_act") or names[0]
+    name = _ACTIVATIONS[wanted]
+    found = theirs.get("hidden_activation") or theirs.get("hidden_act") or name
     # The first files of Gemma say "gelu" and mean its approximation.
-    if found not in [*names, "gelu"] if wanted == "gelu_tanh" else found not in names:
-        raise ValueError(f"the activation {found!r} is not supported; it must be {names[0]!r}")
+    if found not in (name, "gelu" if wanted == "gelu_tanh" else name):
+        raise ValueError(f"the activation {found!r} is not supported; it must be {name!r}")
     return {"activation": wanted}
 
 
@@ -204,9 +202,20 @@ def _read_special(kind: str, theirs: Fields, family: Family) -> dict[str, Any]:
         special["query_scale"] = float(theirs["query_pre_attn_scalar"]) ** -0.5
     if kind == "glm4_moe":
         special["qk_norm"] = "head" if theirs.get("use_qk_norm") else "none"
+    if kind == "smollm3":
+        special["unrotated_layers"] = _unrotated(theirs)
     if family.experts:
         special["experts"] = _read_experts(theirs, family)
     return special
+
+
+def _unrotated(theirs: Fields) -> tuple[int, ...]:
+    """Layers without rotary embedding: those that are listed with 0, or every n-th."""
+    layers, interval = range(theirs["num_hidden_layers"]), theirs["no_rope_layer_interval"]
+    rotated = theirs.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in layers]
+    if len(rotated) != len(layers):
+        raise ValueError(f"no_rope_layers has {len(rotated)} entries; num_hidden_layers={len(layers)} need as many")
+    return tuple(layer for layer in layers if not rotated[layer])
 
 
 def _read_experts(theirs: Fields, family: Family) -> ExpertsConfig:
@@ -240,7 +249,7 @@ def _read_layers(theirs: Fields, family: Family) -> dict[str, Any]:
     types = _layer_types(theirs, family)
     if "sliding" not in types:
         return {}
-    found = {"sliding_window": theirs["sliding_window"], "sliding_rope_theta": _sliding_theta(theirs)}
+    found = {"sliding_window": theirs["sliding_window"], "sliding_rope_theta": sliding_theta(theirs, family)}
     return found | ({"layer_types": types} if "full" in types else {})
 
 
@@ -281,62 +290,3 @@ def _read_heads(theirs: Fields) -> dict[str, Any]:
         return {}
     labels = theirs.get("id2label")
     return {"language_head": False, "value_head": len(labels) if labels else theirs.get("num_labels", 2)}
-
-
-def _read_rope(theirs: Fields) -> dict[str, Any]:
-    """Rotary fields, from `rope_parameters` or, as older files have it, `rope_theta`, `rope_scaling` and others."""
-    field = "rope_scaling" if theirs.get("rope_scaling") else "rope_parameters"
-    options = theirs.get(field) or {}
-    return _rope_rule(field, options.get("full_attention", options), theirs)
-
-
-def _sliding_theta(theirs: Fields) -> float | None:
-    """Base of the rotary frequencies of sliding layers, where they have one of their own."""
-    options = (theirs.get("rope_parameters") or {}).get("sliding_attention") or {}
-    unlike = set(options) - {"rope_type", "rope_theta", _ROPE_FRACTION}
-    if unlike or options.get("rope_type", "default") != "default":
-        raise ValueError(
-            f"rope_parameters.sliding_attention={options} is not supported; it may have rope_type='default' and "
-            "rope_theta alone"
-        )
-    return options.get("rope_theta", theirs.get("rope_local_base_freq"))
-
-
-def _rope_rule(field: str, options: dict[str, Any], theirs: Fields) -> dict[str, Any]:
-    options = {name: value for name, value in options.items() if value is not None}
-    theta = options.pop("rope_theta", theirs.get("rope_theta") or 10000.0)
-    legacy = options.pop("type", "default")
-    kind = options.pop("rope_type", legacy)
-    fraction = options.pop(_ROPE_FRACTION, theirs.get(_ROPE_FRACTION, 1.0))
-    found = {"rope_theta": theta, "rope_fraction": fraction}
-    if kind == "default" and not options:
-        return found
-    if kind not in ROPE_OPTIONS:
-        supported = ", ".join(["default", *ROPE_OPTIONS])
-        raise ValueError(f"{field}.rope_type={kind!r} with {options} is not supported; the types are {supported}")
-    if kind in ("llama3", "yarn"):
-        options.setdefault("original_max_position_embeddings", theirs.get("max_position_embeddings", DecoderConfig.max_length))
-    if kind == "yarn":
-        options = _yarn_options(field, options)
-    return found | {"rope_scaling": {"rope_type": kind, **options}}
-
-
-def _yarn_options(field: str, options: dict[str, Any]) -> dict[str, Any]:
-    """YaRN's options with their defaults filled in."""
-    unknown = set(options) - set(ROPE_OPTIONS["yarn"])
-    if unknown:
-        raise ValueError(f"{field} of type 'yarn' has {sorted(unknown)}, which are not supported; remove them")
-    if "factor" not in options:
-        raise ValueError(f"{field} of type 'yarn' has no factor; give it one")
-    usual = 0.1 * math.log(options["factor"]) + 1.0 if options["factor"] > 1 else 1.0
-    return {"beta_fast": 32, "beta_slow": 1, "attention_factor": usual} | options
-
-
-def _write_rope(config: DecoderConfig) -> dict[str, Any]:
-    theirs = {
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None if config.rope_scaling is None else dict(config.rope_scaling),
-    }
-    if _ROPE_FRACTION in FAMILIES[config.family].defaults:
-        theirs |= {_ROPE_FRACTION: config.rope_fraction}
-    return theirs | ({} if config.sliding_rope_theta is None else {"rope_local_base_freq": config.sliding_rope_theta})

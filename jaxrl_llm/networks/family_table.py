@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from jaxrl_llm.networks.fused import Fused
+
 Path = tuple[str, ...]
 
 
@@ -27,9 +29,10 @@ def _norm(ours: str, theirs: str, inputs: int | None = None) -> dict[Path, Store
     return {("layers", *ours.split("."), "scale"): Stored(f"model.layers.{{layer}}.{theirs}.weight", inputs)}
 
 
-def _mlp(ours: str, theirs: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> dict[Path, Stored]:
+def _mlp(ours: str, theirs: str, names: tuple[str | None, ...] = ("gate_proj", "up_proj", "down_proj")) -> dict[Path, Stored]:
     parts = zip(("gate", "up", "down"), names, strict=True)
-    return {path: stored for part, name in parts for path, stored in _linear(f"{ours}.{part}", f"{theirs}.{name}").items()}
+    linear = [_linear(f"{ours}.{part}", f"{theirs}.{name}") for part, name in parts if name]
+    return {path: stored for one in linear for path, stored in one.items()}
 
 
 def _router(theirs: str) -> dict[Path, Stored]:
@@ -66,6 +69,24 @@ PHI3 = LLAMA | {
     **_linear("mlp.gate", "mlp.gate_up_proj", part=0),
     **_linear("mlp.up", "mlp.gate_up_proj", part=1),
 }
+# Norms stand behind attention and MLP alone.
+OLMO2 = LLAMA | {
+    **_norm("attention_post_norm", "post_attention_layernorm"),
+    **_norm("mlp_post_norm", "post_feedforward_layernorm"),
+    **_norm("attention.query_norm", "self_attn.q_norm", inputs=0),
+    **_norm("attention.key_norm", "self_attn.k_norm", inputs=0),
+}
+GLM4 = LLAMA | {
+    **_norm("attention_post_norm", "post_self_attn_layernorm"),
+    **_norm("mlp_post_norm", "post_mlp_layernorm"),
+    **_linear("mlp.gate", "mlp.gate_up_proj", part=0),
+    **_linear("mlp.up", "mlp.gate_up_proj", part=1),
+}
+HUNYUAN = LLAMA | {
+    **_norm("attention.query_norm", "self_attn.query_layernorm"),
+    **_norm("attention.key_norm", "self_attn.key_layernorm"),
+}
+NANOCHAT = LLAMA | _mlp("mlp", "mlp", (None, "fc1", "fc2"))
 MIXTRAL = LLAMA | {
     **_router("block_sparse_moe.gate"),
     **_mlp("experts", "block_sparse_moe.experts.{expert}", ("w1", "w3", "w2")),
@@ -75,6 +96,21 @@ QWEN_EXPERTS = LLAMA | {
     **_mlp("experts", "mlp.experts.{expert}"),
     **_mlp("experts.shared", "mlp.shared_experts"),
 }
+_GPT_OSS = "model.layers.{layer}.mlp.experts."
+GPT_OSS = LLAMA | {
+    ("layers", "attention", "sinks"): Stored("model.layers.{layer}.self_attn.sinks"),
+    ("layers", "experts", "router"): Stored("model.layers.{layer}.mlp.router.weight", 1),
+    ("layers", "experts", "router_bias"): Stored("model.layers.{layer}.mlp.router.bias"),
+    **_linear("experts.gate", "mlp.experts.{expert}.gate_up_proj", part=0),
+    **_linear("experts.up", "mlp.experts.{expert}.gate_up_proj", part=1),
+    **_linear("experts.down", "mlp.experts.{expert}.down_proj"),
+    ("layers", "experts", "down_bias"): Stored(f"{_GPT_OSS}down_proj_bias"),
+}
+FUSED_GPT_OSS = (
+    Fused(f"{_GPT_OSS}gate_up_proj", f"{_GPT_OSS}{{expert}}.gate_up_proj.weight", turned=True, alternating=True),
+    Fused(f"{_GPT_OSS}gate_up_proj_bias", f"{_GPT_OSS}{{expert}}.gate_up_proj.bias", alternating=True),
+    Fused(f"{_GPT_OSS}down_proj", f"{_GPT_OSS}{{expert}}.down_proj.weight", turned=True),
+)
 OLMOE = QWEN_EXPERTS | {
     **_norm("attention.query_norm", "self_attn.q_norm", inputs=0),
     **_norm("attention.key_norm", "self_attn.k_norm", inputs=0),
@@ -100,6 +136,11 @@ class Family(NamedTuple):
     required: Fields = _NONE  # fields of config.json and the value that they must have where they are present
     # what fields of config.json mean where they are missing; a family without `partial_rotary_factor` turns whole heads
     defaults: Fields = _NONE
+    fused: tuple[Fused, ...] = ()  # tensors that hold what `names` has for each expert
+    rope_option: str | None = None  # of rotary settings, that other families do not know
+    local_rope: bool = (
+        False  # whether sliding layers have rotary settings of their own, by default those of all without scaling
+    )
     classifier: str | None = None  # `model` of the class for sequence classification, where it is another
 
 
@@ -116,6 +157,22 @@ _QWEN_EXPERTS = {
     "per_token": "num_experts_per_tok",
     "width": "moe_intermediate_size",
     "normalize": "norm_topk_prob",
+}
+_OLMO2 = {"qk_norm": "width", "pre_norms": False, "post_norms": True}
+_GRANITE = {
+    "query_scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_divisor": "logits_scaling",
+}
+_NANOCHAT = {
+    "activation": "relu2",
+    "gated_mlp": False,
+    "norm_scales": False,
+    "embedding_norm": True,
+    "qk_norm": "head",
+    "qk_norm_after_rope": True,
+    "rope_pairs": "reversed",
 }
 
 FAMILIES = {
@@ -155,6 +212,46 @@ FAMILIES = {
     "qwen3_moe": Family(
         "Qwen3Moe", QWEN_EXPERTS, {"qk_norm": "head"}, experts=_QWEN_EXPERTS,
         required=_PLAIN | {"decoder_sparse_step": 1, "use_sliding_window": False}, defaults={"norm_topk_prob": False},
+    ),
+    "gpt_oss": Family(
+        "GptOss", GPT_OSS,
+        {"activation": "clipped_swiglu", "attention_bias": True, "output_bias": True, "sinks": True},
+        {"swiglu_limit": "swiglu_limit"}, sliding="most",
+        experts={"count": "num_local_experts", "per_token": "num_experts_per_tok", "width": "intermediate_size"},
+        expert_traits={"normalize": True, "bias": True}, fused=FUSED_GPT_OSS,
+        required={"quantization_config": "mxfp4", "attention_bias": True, "swiglu_alpha": 1.702},
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 150000.0, "head_dim": 64, "sliding_window": 128, "swiglu_limit": 7.0}
+        | {"sliding_window_pattern": 2},
+    ),
+    "olmo2": Family("Olmo2", OLMO2, _OLMO2, required=_PLAIN, defaults={"rms_norm_eps": 1e-5}),
+    "olmo3": Family(
+        "Olmo3", OLMO2, _OLMO2, sliding="most", required=_PLAIN, local_rope=True,
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 5e5, "sliding_window": 4096, "sliding_window_pattern": 4},
+    ),
+    "smollm3": Family(
+        "SmolLM3", LLAMA, required=_PLAIN | {"use_sliding_window": False},
+        defaults={"rope_theta": 2e6, "no_rope_layer_interval": 4, "tie_word_embeddings": True},
+    ),
+    "ministral3": Family(
+        "Ministral3", LLAMA, sliding="all", required=_PLAIN, defaults={"rms_norm_eps": 1e-5, "head_dim": 128},
+        rope_option="llama_4_scaling_beta",
+    ),
+    "seed_oss": Family(
+        "SeedOss", LLAMA, required=_QWEN, defaults={"attention_bias": True, "attention_out_bias": False, "mlp_bias": False},
+        fields={"attention_bias": "attention_bias", "output_bias": "attention_out_bias", "mlp_bias": "mlp_bias"},
+    ),
+    "granite": Family("Granite", LLAMA, fields=_GRANITE, required=_PLAIN, defaults=dict.fromkeys(_GRANITE.values(), 1.0)),
+    "nanochat": Family(
+        "NanoChat", NANOCHAT, _NANOCHAT, {"logit_softcap": "final_logit_softcapping"}, required=_PLAIN,
+        defaults={"final_logit_softcapping": 15.0},
+    ),
+    "glm4": Family(
+        "Glm4", GLM4, {"post_norms": True, "rope_pairs": "interleaved"}, {"attention_bias": "attention_bias"}, required=_QWEN,
+        defaults={"head_dim": 128, "rms_norm_eps": 1.5625e-7, "partial_rotary_factor": 0.5, "attention_bias": True},
+    ),
+    "hunyuan_v1_dense": Family(
+        "HunYuanDenseV1", HUNYUAN, {"qk_norm": "head", "qk_norm_after_rope": True}, required=_PLAIN,
+        defaults={"rms_norm_eps": 1e-5}, rope_option="alpha",
     ),
     "olmoe": Family(
         "Olmoe", OLMOE, {"qk_norm": "width"}, experts=_QWEN_EXPERTS | {"width": "intermediate_size"},

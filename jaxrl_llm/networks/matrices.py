@@ -47,7 +47,10 @@ def matrices(config: DecoderConfig) -> list[Matrix]:
     everywhere = {f"attention.{name}": sizes for name, sizes in heads.items()}
     found = []
     if e is None or e.dense_layers:
-        found += _of_layers("layers", everywhere | _mlp("mlp", width, config.intermediate_size))
+        mlp = _mlp("mlp", width, config.intermediate_size)
+        if not config.gated_mlp:
+            mlp.pop("mlp.gate")
+        found += _of_layers("layers", everywhere | mlp)
     if e is not None:
         shared = _mlp("experts.shared", width, e.shared_width) if e.shared_width else {}
         found += _of_layers("sparse_layers", everywhere | shared)

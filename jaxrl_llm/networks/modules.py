@@ -124,8 +124,21 @@ def residual_gain(config: DecoderConfig) -> float:
 
 
 def activate(config: DecoderConfig, x: Array) -> Array:
-    """The non-linearity of the gated MLP."""
+    """The non-linearity of the MLP."""
+    if config.activation == "relu2":
+        return jnp.square(nn.relu(x))
     return nn.silu(x) if config.activation == "silu" else nn.gelu(x, approximate=True)
+
+
+def gated(config: DecoderConfig, gate: Array, up: Array) -> Array:
+    """Inner values of a gated MLP, from its two projections; clipped they are gate sigmoid(1.702 gate) (up + 1), as in gpt-oss.
+
+    Source: https://arxiv.org/abs/2508.10925
+    """
+    if config.activation != "clipped_swiglu":
+        return activate(config, gate) * up
+    gate = jnp.minimum(gate, config.swiglu_limit)
+    return gate * jax.nn.sigmoid(1.702 * gate) * (jnp.clip(up, -config.swiglu_limit, config.swiglu_limit) + 1)
 
 
 class Norm(nn.Module):
@@ -137,10 +150,12 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         offset, last = self.config.norm_offset, tuple(range(-len(self.axes), 0))
-        ones = named(nn.initializers.constant(1.0 - offset), *self.axes)
-        scale = self.param("scale", ones, x.shape[-len(self.axes) :], self.config.param_dtype)
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=last, keepdims=True) + self.config.norm_epsilon)
+        if not self.config.norm_scales:
+            return normed.astype(x.dtype)
+        ones = named(nn.initializers.constant(1.0 - offset), *self.axes)
+        scale = self.param("scale", ones, x.shape[-len(self.axes) :], self.config.param_dtype)
         return (normed * (scale.astype(jnp.float32) + offset)).astype(x.dtype)
 
 
@@ -171,7 +186,7 @@ class Projection(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Gated MLP (https://arxiv.org/abs/2002.05202)."""
+    """MLP, gated (https://arxiv.org/abs/2002.05202) or of two matrices."""
 
     config: DecoderConfig
     width: int
@@ -180,7 +195,10 @@ class Mlp(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.config
         shape, axes = (c.hidden_size, self.width), ("embed", "mlp")
-        gate = Projection(c, shape, axes, name="gate")(x)
-        up = Projection(c, shape, axes, name="up")(x)
-        inner = constrain(activate(c, gate) * up, "batch", "length", "mlp")
-        return Projection(c, shape[::-1], axes[::-1], gain=residual_gain(c), name="down")(inner)
+        up = Projection(c, shape, axes, bias=c.mlp_bias, name="up")(x)
+        if c.gated_mlp:
+            inner = gated(c, Projection(c, shape, axes, bias=c.mlp_bias, name="gate")(x), up)
+        else:
+            inner = activate(c, up)
+        inner = constrain(inner, "batch", "length", "mlp")
+        return Projection(c, shape[::-1], axes[::-1], bias=c.mlp_bias, gain=residual_gain(c), name="down")(inner)

@@ -119,12 +119,13 @@ def written(past: LayerPast, key: Array, value: Array, column: Array) -> LayerPa
 
 def past_attention(
     query: Array, past: LayerPast, sight: Sight, window: int | None = None, *, scale: float | None = None,
-    softcap: float | None = None, kernel: bool = False,
+    softcap: float | None = None, kernel: bool = False, sinks: Array | None = None,
 ) -> Array:  # fmt: skip
     """Attention of one query a slot [S, N, H] over its context and its tail.
 
     A context is read once for all sequences that stand on it. Softmax over both parts is one: each is summed apart, with
-    its own largest logit, and the sums are put together. With `kernel`, tails are read by that for TPU.
+    its own largest logit, and the sums are put together, with `sinks` [N] where there are any. With `kernel`, tails are read
+    by that for TPU.
     """
     slots, heads, width = query.shape
     scale = width**-0.5 if scale is None else scale
@@ -134,9 +135,9 @@ def past_attention(
     else:
         own = sight.of_tails(past.tails.keys.shape[3], window)[:, None, None]
         tail = _weighed(grouped, past.tails, own, scale, softcap)
+    parts = [tail] if sinks is None else [tail, _sunk(tail, sinks)]
     if not past.contexts.keys.shape[3]:
-        mixed = tail[0] / tail[1][..., None]
-        return mixed.astype(query.dtype).reshape(slots, heads, width)
+        return _together(*parts).astype(query.dtype).reshape(slots, heads, -1)
     contexts, kv_heads = past.contexts.keys.shape[:2]
     placed = sight.by_place(grouped, 0).swapaxes(1, 2)  # [C, K, P, G, H]
     rows = placed.reshape(contexts, kv_heads, -1, width)
@@ -144,8 +145,14 @@ def past_attention(
     found = _weighed(rows, past.contexts, seen, scale, softcap)
     shape = (contexts, kv_heads, sight.places, -1)
     shared = [sight.by_slot(part.reshape(*shape, *part.shape[3:]).swapaxes(1, 2)) for part in found]
-    mixed = _together(tail, shared)
-    return mixed.astype(query.dtype).reshape(slots, heads, width)
+    return _together(*parts, shared).astype(query.dtype).reshape(slots, heads, -1)
+
+
+def _sunk(tail, sinks: Array):
+    """The part of sinks [N], like that of tails."""
+    mixed, total, _ = tail
+    logits = jnp.broadcast_to(sinks.astype(jnp.float32).reshape(total.shape[1:]), total.shape)
+    return jnp.zeros_like(mixed), jnp.ones_like(total), logits
 
 
 def _by_kernel(query: Array, tails: Cells, sight: Sight, window: int | None, scale: float, softcap: float | None):
@@ -178,8 +185,10 @@ def _weighed(query, cells: Cells, mask, scale: float, softcap: float | None):
     return mixed, weights.sum(axis=-1), largest
 
 
-def _together(one, other) -> Array:
-    largest = jnp.maximum(one[2], other[2])
-    shares = [jnp.exp(part[2] - largest) for part in (one, other)]
-    total = sum(share * part[1] for share, part in zip(shares, (one, other), strict=True))
-    return sum(share[..., None] * part[0] for share, part in zip(shares, (one, other), strict=True)) / total[..., None]
+def _together(*parts) -> Array:
+    if len(parts) == 1:
+        return parts[0][0] / parts[0][1][..., None]
+    largest = functools.reduce(jnp.maximum, (part[2] for part in parts))
+    shares = [jnp.exp(part[2] - largest) for part in parts]
+    total = sum(share * part[1] for share, part in zip(shares, parts, strict=True))
+    return sum(share[..., None] * part[0] for share, part in zip(shares, parts, strict=True)) / total[..., None]

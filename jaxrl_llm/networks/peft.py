@@ -166,6 +166,8 @@ def _stored(config: DecoderConfig, matrix: Matrix):
 
 def _is_fused(config: DecoderConfig, matrix: Matrix) -> bool:
     own = _stored(config, matrix).name
+    if own in {fused.each for fused in families.FAMILIES[config.family].fused}:
+        return True
     return sum(_stored(config, other).name == own for other in matrices(config) if other.path[0] == matrix.path[0]) > 1
 
 

@@ -34,7 +34,7 @@ def test_equal_configurations_hash_alike_and_give_the_same_network():
         ({"dtype": "int8"}, "dtype='int8' is unknown; choose one of float32"),
         ({"remat": "some"}, "remat='some' is unknown; choose one of none, dots, full"),
         ({"attention": "flash"}, "attention='flash' is unknown; choose one of auto, reference, xla, pallas"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type='dynamic' is unknown"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_scaling.rope_type='longrope' is unknown"),
         ({"rope_fraction": 1.5}, "rope_fraction=1.5 is 6; it must be an even number from 2 to 4"),
         ({"qk_norm": "both"}, "qk_norm='both' is unknown; choose one of none, head, width"),
         ({"layer_types": ("sliding", "full")}, "layer_types has 2 entries; num_layers=1 need as many"),

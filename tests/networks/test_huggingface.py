@@ -92,7 +92,11 @@ def test_export_loads_in_transformers_and_in_ours(pair, tmp_path):
 
 
 ONE_OF_EACH = ["llama3_tied", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"]
-ONE_OF_EACH += ["mixtral", "qwen3_moe", "olmoe", "glm4_moe"]
+ONE_OF_EACH += ["mixtral", "qwen3_moe", "olmoe", "glm4_moe", "nanochat", "gpt_oss"]
+ONE_OF_EACH += [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("olmo2", "olmo3", "smollm3", "ministral3", "seed_oss", "granite", "glm4", "hunyuan")
+]
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -176,7 +180,8 @@ def test_a_value_head_is_zero_at_first_and_comes_back_after_an_export(tmp_path):
             {"rope_parameters": {"rope_type": "longrope", "factor": 4.0}},
             "rope_parameters.rope_type='longrope' .* not supported",
         ),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0}}, "type 'yarn' has .'mscale'., which"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "slope": 1.0}}, "type 'yarn' has .'slope'., which"),
+        ({"rope_scaling": {"rope_type": "dynamic", "alpha": 9.0}}, "rope_scaling has .'alpha'., not supported with model_type"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling.rope_type='dynamic' .* is not supported"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported with model_type='qwen3'; remove it"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial_rotary_factor=0.25 is not"),

@@ -11,10 +11,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import tiny_huggingface
+import torch
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from jaxrl_llm.distributed import RULES, make_mesh, parameter_shardings
-from jaxrl_llm.networks import huggingface, load_huggingface, placing
+from jaxrl_llm.networks import huggingface, load_huggingface, placing, save_huggingface
 
 INDEX = "model.safetensors.index.json"
 BENCHMARK = pathlib.Path(__file__).parents[2] / "benchmarks" / "loading.py"
@@ -183,3 +186,28 @@ def test_loading_takes_little_more_memory_than_the_parameters(dtype, devices, tm
     assert report["devices"] == devices and report["shards_mb"] == pytest.approx({"bfloat16": 500, "float32": 1000}[dtype], 0.1)
     # The whole of it, the compiler's memory included; a second copy of anything large would be more.
     assert report["over_mb"] <= 1.2 * report["largest_tensor_mb"] < 0.6 * report["shards_mb"]
+
+
+def test_codes_of_mxfp4_are_expanded_as_transformers_does(tmp_path):
+    tiny_huggingface.save_model("gpt_oss", tmp_path)
+    random = np.random.default_rng(0)
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    coded = {name: value for name, value in tensors.items() if name.endswith(("experts.gate_up_proj", "experts.down_proj"))}
+    expected = {}
+    for name, value in coded.items():
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = random.integers(0, 256, (experts, outputs, inputs // 32, 16), dtype=np.uint8)
+        scales = random.integers(118, 128, blocks.shape[:-1], dtype=np.uint8)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        whole = convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales))
+        assert whole.shape == value.shape
+        expected[name] = whole.to(torch.bfloat16).contiguous()
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    theirs = json.loads((tmp_path / "config.json").read_text())
+    theirs["quantization_config"] = {"quant_method": "mxfp4"}
+    (tmp_path / "config.json").write_text(json.dumps(theirs))
+    network = load_huggingface(tmp_path, dtype="bfloat16")
+    save_huggingface(network, network.params, tmp_path / "ours")
+    written = safetensors.torch.load_file(tmp_path / "ours" / "model.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in expected.items())
+    assert "quantization_config" not in json.loads((tmp_path / "ours" / "config.json").read_text())

@@ -12,6 +12,9 @@ _SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
 }
 _LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -104,6 +107,46 @@ _CONFIGS = {
         },
     ),
 }
+_MINISTRAL = {"factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+_MINISTRAL |= {"original_max_position_embeddings": 16, "max_position_embeddings": 256}
+_GRANITE = {"embedding_multiplier": 2.0, "logits_scaling": 0.5, "residual_multiplier": 0.7, "attention_multiplier": 0.3}
+_LOCAL_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    "full_attention": {"rope_type": "yarn", "rope_theta": 500.0, **_YARN},
+}
+_CONFIGS |= {
+    "olmo2": (transformers.Olmo2Config, {"num_key_value_heads": 2}),
+    "olmo3": (
+        transformers.Olmo3Config,
+        {"num_key_value_heads": 2, "num_hidden_layers": 3, "sliding_window": 7, "layer_types": _LOCAL_AND_GLOBAL}
+        | {"rope_parameters": _LOCAL_ROPE},
+    ),
+    "smollm3": (transformers.SmolLM3Config, {"num_key_value_heads": 2, "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1]}),
+    "ministral3": (
+        transformers.Ministral3Config,
+        {"num_key_value_heads": 2, "head_dim": 8, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, **_MINISTRAL}},
+    ),
+    "seed_oss": (
+        transformers.SeedOssConfig,
+        {"num_key_value_heads": 2, "head_dim": 12, "attention_out_bias": True, "mlp_bias": True},
+    ),
+    "granite": (transformers.GraniteConfig, {"num_key_value_heads": 2} | _GRANITE),
+    "nanochat": (transformers.NanoChatConfig, {"num_key_value_heads": 2, "final_logit_softcapping": 2.5}),
+    "glm4": (transformers.Glm4Config, {"num_key_value_heads": 2, "head_dim": 8, "attention_bias": True, "eos_token_id": 66}),
+    "hunyuan": (
+        transformers.HunYuanDenseV1Config,
+        {"num_key_value_heads": 2, "head_dim": 8}
+        | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 20.0, "factor": 1.0}},
+    ),
+}
+_CONFIGS |= {
+    "gpt_oss": (
+        transformers.GptOssConfig,
+        {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 1.0}
+        | {"num_hidden_layers": 3, "sliding_window": 7, "layer_types": _LOCAL_AND_GLOBAL, "intermediate_size": 64}
+        | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "truncate": False, **_YARN}},
+    )
+}
 NAMES = tuple(_CONFIGS)
 # One of each family, and the more of them.
 FIRST = (
@@ -119,6 +162,8 @@ FIRST = (
     "qwen3_moe",
     "olmoe",
     "glm4_moe",
+    "nanochat",
+    "gpt_oss",
 )
 PARAMETERS = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in NAMES]
 
@@ -126,9 +171,10 @@ PARAMETERS = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow
 def make_model(name: str, seed: int = 0, auto=transformers.AutoModelForCausalLM, **options):
     """A random model of `name`: every parameter random, norms and biases too, and large enough to tell tokens apart."""
     kind, own = _CONFIGS[name]
-    config = kind(**_SIZES | own | options, bos_token_id=1, eos_token_id=None, pad_token_id=0)
+    config = kind(**_SIZES | own | options)
     config._attn_implementation = "eager"
     model = auto.from_config(config).eval()
+    model.generation_config.eos_token_id = None  # so that as many tokens are generated as are asked for
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         biases = [(path, buffer) for path, buffer in model.named_buffers() if path.endswith("e_score_correction_bias")]
