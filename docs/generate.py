@@ -35,6 +35,7 @@ FAMILIES = {
     "qwen3_moe": ("as qwen3; experts, dense layers at the bottom", 7.6e-6),
     "olmoe": ("norms of queries and keys over all heads, experts", 7.6e-6),
     "glm4_moe": ("part of each head turned; shared experts, sigmoid scores, groups, dense layers at the bottom", 4.9e-6),
+    "deepseek_v3": ("latent attention, of which decoding keeps the latents; experts as glm4_moe", 2.1e-5),
     "gpt_oss": ("attention sinks, biases, experts with a clipped activation, MXFP4 expanded, local and global layers", 1.3e-5),
     "olmo2": ("norms behind attention and MLP alone, norms of queries and keys over all heads", 5.2e-6),
     "olmo3": ("as olmo2; windows, with rotary embeddings of their own", 4.4e-6),

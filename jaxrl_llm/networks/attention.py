@@ -78,7 +78,7 @@ def dense_attention(
     grouped_sinks = None if sinks is None else sinks.reshape(key.shape[2], -1)[:, :, None, None]
     weights = _softmax(logits, grouped_sinks).astype(query.dtype)
     mixed = jnp.einsum("bkgts,bskh->btkgh", weights, value, preferred_element_type=jnp.float32)
-    return mixed.astype(query.dtype).reshape(query.shape)
+    return mixed.astype(query.dtype).reshape(*query.shape[:3], -1)
 
 
 def uses_kernel(name: str) -> bool:
@@ -86,9 +86,14 @@ def uses_kernel(name: str) -> bool:
     return name == "pallas" or (name == "auto" and jax.default_backend() == "tpu")
 
 
+def _by_kernel(config: DecoderConfig) -> bool:
+    """Whether the kernel computes the attention of `config`: keys and values of unlike widths, as of latents, it does not."""
+    return uses_kernel(config.attention) and config.latent is None
+
+
 def blocks_of(config: DecoderConfig, reach: jax.Array, positions: jax.Array, window: jax.Array):
     """What `attend` has to know of blocks, the same for all layers with this window; None where it computes all weights."""
-    kernel = uses_kernel(config.attention)
+    kernel = _by_kernel(config)
     if not kernel and (config.attention == "reference" or reach.shape[1] <= DENSE * block_size()):
         return None
     listing = kernel_blocks if kernel else visible_blocks
@@ -128,7 +133,7 @@ def attend(config: DecoderConfig, query, key, value, reach, positions, blocks, w
     """
     run, inputs = functools.partial(_attend, config), (query, key, value, reach, positions, blocks, window, sinks)
     spec = current_spec(("batch", "length", "heads", None), query.shape)
-    if spec is None or not (uses_kernel(config.attention) or spec[1]):
+    if spec is None or not (_by_kernel(config) or spec[1]):
         return run(*inputs)
     if spec != current_spec(("batch", "length", "kv_heads", None), key.shape):
         key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
@@ -145,7 +150,7 @@ def _attend(config: DecoderConfig, query, key, value, reach, positions, blocks, 
         queries = own_queries(columns, reach.shape[1])
         key, value = (jax.lax.all_gather(x, columns, axis=1, tiled=True) for x in (key, value))
     options = {"scale": config.query_scale, "softcap": config.attention_softcap, "sinks": sinks}
-    if uses_kernel(config.attention):
+    if _by_kernel(config):
         return kernel_attention(query, key, value, reach, positions, blocks, window, queries, **options)
     if blocks is not None:
         return blocked_attention(query, key, value, reach, positions, blocks, window, queries, **options)

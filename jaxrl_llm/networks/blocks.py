@@ -95,7 +95,7 @@ def blocked_attention(
     mixed, normaliser = _attention(options, queries, keys, values, seen)
     if sinks is not None:
         mixed = beside_sinks(mixed, normaliser, sinks.reshape(kv_heads, -1, 1))
-    return mixed.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, width)[:, :length]
+    return mixed.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, value.shape[-1])[:, :length]
 
 
 def beside_sinks(mixed: Array, normaliser: Array, sinks: Array) -> Array:
@@ -178,7 +178,7 @@ def _forward(options, queries, keys, values, seen, number):
         return mixed * kept[..., None] + more, total * kept + weights.sum(-1), peak
 
     zeros = jnp.zeros(query.shape[:-1], jnp.float32)
-    start = (jnp.zeros(query.shape, jnp.float32), zeros, jnp.full_like(zeros, _UNSEEN))
+    start = (jnp.zeros((*query.shape[:-1], values.shape[-1]), jnp.float32), zeros, jnp.full_like(zeros, _UNSEEN))
     mixed, total, largest = jax.lax.fori_loop(0, seen.visible.count[:, number].max(), add, start)
     some = jnp.where(total > 0, total, 1.0)
     return (mixed / some[..., None]).astype(query.dtype), jnp.where(total > 0, largest + jnp.log(some), 0.0)
@@ -204,8 +204,8 @@ def _backward_rule(options, residuals, cotangent):
         gradient, *carry = _backward(options, query_side, keys, values, seen, number, *carry)
         return tuple(carry), gradient
 
-    zeros = jnp.zeros(keys.shape, jnp.float32)
-    (of_keys, of_values), of_queries = jax.lax.scan(of_block, (zeros, zeros), _numbers(queries))
+    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
+    (of_keys, of_values), of_queries = jax.lax.scan(of_block, start, _numbers(queries))
     gradients = (of_queries.astype(queries.dtype), of_keys.astype(keys.dtype), of_values.astype(values.dtype))
     return *gradients, jax.tree.map(lambda _: None, seen)
 

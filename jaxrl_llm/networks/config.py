@@ -107,9 +107,37 @@ class QuantizationConfig:
         config_checks.check_pattern("quantization.pattern", self.pattern)
 
 
-class LayerKind(NamedTuple):
-    """What may differ between layers of equal parameters."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """Attention whose keys and values are made of a latent of each token, see `mixers.LatentAttention`."""
 
+    rank: int  # numbers of the latent
+    query_rank: int | None = None  # of what queries are made of; None where they are made of the residual stream at once
+    plain_dim: int  # coordinates of each head's query and key that are not turned
+    rotary_dim: int  # those that are; their key is one for all heads
+    value_dim: int  # of each head's value
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not 1 <= value <= config_checks.LIMITS["head_dim"]:
+                raise ValueError(f"latent.{field.name}={value} must be from 1 to {config_checks.LIMITS['head_dim']}")
+
+
+class LayerShape(NamedTuple):
+    """What the parameters of a layer are; layers of one shape are stacked."""
+
+    stack: str  # name of the stack
+    mixer: str  # "attention" or "latent"
+    head_dim: int
+    kv_heads: int
+    width: int | None  # inner width of the MLP; None with experts in its place
+
+
+class LayerKind(NamedTuple):
+    """What layers are alike in: the shape of their parameters, and what else they compute with them."""
+
+    shape: LayerShape
     window: int | None  # tokens that a query sees, itself included; None for all before it
     rope_theta: float | None  # base of the rotary frequencies; None without rotary embedding
     rope_scaling: tuple[tuple[str, Any], ...] | None  # rule that changes them, or None
@@ -166,6 +194,7 @@ class DecoderConfig:
     layer_types: tuple[str, ...] = ()
     # base of the rotary frequencies of sliding layers, which then know no `rope_scaling`; that of all layers by default
     sliding_rope_theta: float | None = None
+    latent: LatentConfig | None = None  # of attention, whose `head_dim` and `num_kv_heads` follow from it; or None
     experts: ExpertsConfig | None = None  # mixture of experts, or None
     adapter: AdapterConfig | None = None  # low-rank changes of some matrices, or None
     quantization: QuantizationConfig | None = None  # of the matrices of layers, or None
@@ -184,10 +213,15 @@ class DecoderConfig:
     # and head; "" for that of the computation
     cache_dtype: str = ""
     remat: str = "dots"  # what the backward pass recomputes: "none", "dots" (all but matrix products), or "full" (whole layers)
-    attention: str = "auto"  # "auto" ("pallas", a kernel, on TPU, otherwise "xla"), "reference", "xla" or "pallas"
+    # "auto" ("pallas", a kernel, on TPU, otherwise "xla"), "reference", "xla" or "pallas"; what the kernel does not compute,
+    # attention with latents, is "xla" in its place
+    attention: str = "auto"
 
     def __post_init__(self):
         if self.num_kv_heads is None:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if self.latent is not None:
+            object.__setattr__(self, "head_dim", self.latent.plain_dim + self.latent.rotary_dim)
             object.__setattr__(self, "num_kv_heads", self.num_heads)
         if self.head_dim is None:
             object.__setattr__(self, "head_dim", config_checks.derived_head_dim(self))
@@ -217,13 +251,30 @@ class DecoderConfig:
         return tuple(self.kinds.index(kind) for kind in self._kinds())
 
     def _kinds(self) -> list[LayerKind]:
-        full = LayerKind(None, self.rope_theta, self.rope_scaling)
-        sliding = full._replace(window=self.sliding_window)
-        if self.sliding_rope_theta is not None:
-            sliding = LayerKind(self.sliding_window, self.sliding_rope_theta, None)
         types = self.layer_types or ("full" if self.sliding_window is None else "sliding",) * self.num_layers
-        kinds = [{"full": full, "sliding": sliding}[name] for name in types]
-        return [kind._replace(rope_theta=None) if n in self.unrotated_layers else kind for n, kind in enumerate(kinds)]
+        return [self._kind(layer, name) for layer, name in enumerate(types)]
+
+    def _kind(self, layer: int, name: str) -> LayerKind:
+        kind = LayerKind(self._shape(layer), None, self.rope_theta, self.rope_scaling)
+        if name == "sliding":
+            kind = kind._replace(window=self.sliding_window)
+            if self.sliding_rope_theta is not None:
+                kind = kind._replace(rope_theta=self.sliding_rope_theta, rope_scaling=None)
+        return kind._replace(rope_theta=None) if layer in self.unrotated_layers else kind
+
+    def _shape(self, layer: int) -> LayerShape:
+        sparse = self.experts is not None and layer >= self.experts.dense_layers
+        stack, width = ("sparse_layers", None) if sparse else ("layers", self.intermediate_size)
+        mixer = "attention" if self.latent is None else "latent"
+        return LayerShape(stack, mixer, self.head_dim, self.num_kv_heads, width)
+
+    @property
+    def stacks(self) -> dict[LayerShape, tuple[int, ...]]:
+        """The shapes that layers have, in the order in which they appear, and the numbers of the layers of each."""
+        found: dict[LayerShape, tuple[int, ...]] = {}
+        for layer, kind in enumerate(self._kinds()):
+            found[kind.shape] = (*found.get(kind.shape, ()), layer)
+        return found
 
     @property
     def scales_queries(self) -> bool:
@@ -233,7 +284,7 @@ class DecoderConfig:
     @property
     def rotary_dim(self) -> int:
         """Coordinates of each head that the rotary embedding turns."""
-        return int(self.head_dim * self.rope_fraction)
+        return self.latent.rotary_dim if self.latent else int(self.head_dim * self.rope_fraction)
 
 
 _CHOICES = {

@@ -10,10 +10,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxrl_llm import reading
-from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
+from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig, LatentConfig
 from jaxrl_llm.networks.config_checks import BASE, LIMITS, MOST_EXPERTS, POSITIVE, check_tokens
 from jaxrl_llm.networks.family_table import FAMILIES, Family, Fields
-from jaxrl_llm.networks.rope_fields import FRACTION, ROPE_CHECKS, check_fraction, read_rope, rope, sliding_theta, write_rope
+from jaxrl_llm.networks.rope_fields import (
+    FRACTION,
+    ROPE_CHECKS,
+    check_fraction,
+    read_rope,
+    rope,
+    sliding_theta,
+    write_rope,
+    yarn_scale,
+)
 from jaxrl_llm.reading import flag, listed, mapping, real, text, whole
 
 # Their name of each field that only has to be copied.
@@ -30,7 +39,7 @@ _LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
 # What `transformers` calls a field where published checkpoints have another name.
 _ALIASES = {("qwen3_moe", "num_local_experts"): "num_experts"}
 # Fields where null says "none", not "as usual".
-_NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+_NULLABLE = ("q_lora_rank", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 # Our name in messages -> theirs.
 _THEIR_NAMES = _FIELDS | {"num_kv_heads": "num_key_value_heads", "norm_epsilon": "rms_norm_eps", "bos_id": "bos_token_id"}
 _THEIR_NAMES |= {"eos_ids": "eos_token_id", "pad_id": "pad_token_id", "rope_fraction": FRACTION}
@@ -39,7 +48,8 @@ _TOKEN, _LAYER, _SPAN = whole(0, LIMITS["vocab_size"]), whole(0, LIMITS["num_lay
 
 
 _FLAGS = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm", "attention_bias", "mlp_bias")
-_FLAGS += ("attention_out_bias",)
+_FLAGS += ("attention_out_bias", "rope_interleave")
+_WIDTHS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
 _SCALES = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "routed_scaling_factor")
 _SCALES += (
@@ -68,6 +78,7 @@ _CHECKS = (
     | dict.fromkeys((*_FLAGS, "use_bidirectional_attention"), flag)
     | dict.fromkeys((*_COUNTS, "decoder_sparse_step"), whole(1, MOST_EXPERTS))
     | dict.fromkeys(_SCALES, POSITIVE)
+    | dict.fromkeys(_WIDTHS, whole(1, LIMITS["head_dim"]))
     | dict.fromkeys(_LAYERS, _LAYER)
 )
 
@@ -81,6 +92,8 @@ def check_family(config: DecoderConfig) -> None:
     family = FAMILIES[config.family]
     if bool(family.experts) != (config.experts is not None):
         raise ValueError(f"experts={config.experts} does not fit family={config.family!r}; choose another family")
+    if bool(family.latent) != (config.latent is not None):
+        raise ValueError(f"latent={config.latent} does not fit family={config.family!r}; choose another family")
     wanted = [(config, name, value) for name, value in family.traits.items()]
     wanted += [(config.experts, name, value) for name, value in family.expert_traits.items()]
     for owner, name, value in wanted:
@@ -127,12 +140,12 @@ def _from_fields(theirs: Fields, settings: Fields) -> DecoderConfig:
     _check_required(theirs, family.required)
     check_fraction(kind, theirs)
     theirs = family.defaults | {_ALIASES.get((kind, name), name): value for name, value in theirs.items()}
-    needed = [*_FIELDS.values(), *family.experts.values()]
+    needed = [*_FIELDS.values(), *family.experts.values(), *(name for name in family.latent.values() if name not in _NULLABLE)]
     missing = [name for name in needed if theirs.get(name) is None]
     if missing:
         raise ValueError(f"{missing[0]} is missing; a {kind} checkpoint must have it")
     return DecoderConfig(
-        family=kind, num_kv_heads=theirs.get("num_key_value_heads"), head_dim=theirs.get("head_dim"),
+        family=kind, num_kv_heads=theirs.get("num_key_value_heads"), head_dim=None if family.latent else theirs.get("head_dim"),
         tie_embeddings=theirs.get("tie_word_embeddings", False), norm_epsilon=theirs.get("rms_norm_eps", 1e-6),
         max_length=theirs.get("max_position_embeddings", DecoderConfig.max_length), bos_id=theirs.get("bos_token_id"),
         eos_ids=theirs.get("eos_token_id", ()), pad_id=theirs.get("pad_token_id"),
@@ -170,10 +183,15 @@ def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:
         theirs |= {"id2label": {str(number): f"LABEL_{number}" for number in range(config.value_head)}}
     if "query_pre_attn_scalar" in family.defaults:
         theirs |= {"query_pre_attn_scalar": round(config.query_scale**-2)}
+    if family.latent:
+        theirs |= {name: getattr(config.latent, ours) for ours, name in family.latent.items()}
+        theirs |= {"head_dim": config.latent.rotary_dim, "rope_interleave": config.rope_pairs == "interleaved"}
     if config.family == "smollm3":
         theirs |= {"no_rope_layers": [int(layer not in config.unrotated_layers) for layer in range(config.num_layers)]}
     if config.family == "glm4_moe":
-        theirs |= {"use_qk_norm": config.qk_norm == "head", "num_nextn_predict_layers": 0}
+        theirs |= {"use_qk_norm": config.qk_norm == "head"}
+    if family.experts.get("count") == "n_routed_experts":
+        theirs |= {"num_nextn_predict_layers": 0}
     return theirs
 
 
@@ -206,7 +224,17 @@ def _read_special(kind: str, theirs: Fields, family: Family) -> dict[str, Any]:
         special["unrotated_layers"] = _unrotated(theirs)
     if family.experts:
         special["experts"] = _read_experts(theirs, family)
+    if family.latent:
+        special |= _read_latent(theirs, family)
     return special
+
+
+def _read_latent(theirs: Fields, family: Family) -> dict[str, Any]:
+    latent = LatentConfig(**{ours: theirs.get(name) for ours, name in family.latent.items()})
+    scale, options = (latent.plain_dim + latent.rotary_dim) ** -0.5, dict(read_rope(theirs).get("rope_scaling") or {})
+    if "mscale_all_dim" in options:
+        scale *= yarn_scale(options["factor"], options["mscale_all_dim"]) ** 2
+    return {"latent": latent, "query_scale": scale, "rope_pairs": "interleaved" if theirs["rope_interleave"] else "halves"}
 
 
 def _unrotated(theirs: Fields) -> tuple[int, ...]:
@@ -236,7 +264,7 @@ def _write_experts(config: DecoderConfig, family: Family) -> dict[str, Any]:
     theirs = {name: getattr(experts, ours) for ours, name in family.experts.items()}
     if config.family == "qwen3_moe":
         theirs |= {"mlp_only_layers": list(range(experts.dense_layers)), "decoder_sparse_step": 1}
-    if config.family == "glm4_moe":
+    if experts.shared_width or config.family == "glm4_moe":
         theirs |= {"n_shared_experts": experts.shared_width // experts.width}
     return theirs
 

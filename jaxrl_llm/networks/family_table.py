@@ -96,6 +96,14 @@ QWEN_EXPERTS = LLAMA | {
     **_mlp("experts", "mlp.experts.{expert}"),
     **_mlp("experts.shared", "mlp.shared_experts"),
 }
+DEEPSEEK = QWEN_EXPERTS | {
+    **_linear("attention.query_down", "self_attn.q_a_proj"),
+    **_norm("attention.query_down_norm", "self_attn.q_a_layernorm"),
+    **_linear("attention.query_up", "self_attn.q_b_proj"),
+    **_linear("attention.latent_down", "self_attn.kv_a_proj_with_mqa"),
+    **_norm("attention.latent_norm", "self_attn.kv_a_layernorm"),
+    **_linear("attention.latent_up", "self_attn.kv_b_proj"),
+}
 _GPT_OSS = "model.layers.{layer}.mlp.experts."
 GPT_OSS = LLAMA | {
     ("layers", "attention", "sinks"): Stored("model.layers.{layer}.self_attn.sinks"),
@@ -132,6 +140,7 @@ class Family(NamedTuple):
     # (those from a number on, and only if `use_sliding_window` says so)
     sliding: str = "none"
     experts: Fields = _NONE  # fields of `ExpertsConfig` and their names in config.json; none for dense families
+    latent: Fields = _NONE  # fields of `LatentConfig` and their names in config.json; none for families without it
     expert_traits: Fields = _NONE  # fields of `ExpertsConfig` and the values that they must have
     required: Fields = _NONE  # fields of config.json and the value that they must have where they are present
     # what fields of config.json mean where they are missing; a family without `partial_rotary_factor` turns whole heads
@@ -173,6 +182,20 @@ _NANOCHAT = {
     "qk_norm": "head",
     "qk_norm_after_rope": True,
     "rope_pairs": "reversed",
+}
+_GROUPED_EXPERTS = _QWEN_EXPERTS | {
+    "count": "n_routed_experts",
+    "dense_layers": "first_k_dense_replace",
+    "scale": "routed_scaling_factor",
+    "groups": "n_group",
+    "top_groups": "topk_group",
+}
+_LATENT = {
+    "rank": "kv_lora_rank",
+    "query_rank": "q_lora_rank",
+    "plain_dim": "qk_nope_head_dim",
+    "rotary_dim": "qk_rope_head_dim",
+    "value_dim": "v_head_dim",
 }
 
 FAMILIES = {
@@ -257,13 +280,19 @@ FAMILIES = {
         "Olmoe", OLMOE, {"qk_norm": "width"}, experts=_QWEN_EXPERTS | {"width": "intermediate_size"},
         required=_PLAIN | {"clip_qkv": None}, defaults={"norm_topk_prob": False, "rms_norm_eps": 1e-5},
     ),
+    "deepseek_v3": Family(
+        "DeepseekV3", DEEPSEEK, experts=_GROUPED_EXPERTS, latent=_LATENT,
+        expert_traits={"score": "sigmoid", "selection_bias": True},
+        # The norm of latents has this epsilon whatever the field says.
+        required=_PLAIN | {"rms_norm_eps": 1e-6},
+        defaults={"norm_topk_prob": True, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4, "n_shared_experts": 1}
+        | {"routed_scaling_factor": 2.5, "rope_interleave": True, "q_lora_rank": 1536},
+    ),
     "glm4_moe": Family(
         "Glm4Moe",
         QWEN_EXPERTS,
         fields={"attention_bias": "attention_bias"},
-        experts=_QWEN_EXPERTS
-        | {"count": "n_routed_experts", "dense_layers": "first_k_dense_replace", "scale": "routed_scaling_factor"}
-        | {"groups": "n_group", "top_groups": "topk_group"},
+        experts=_GROUPED_EXPERTS,
         expert_traits={"score": "sigmoid", "selection_bias": True},
         required={"quantization_config": None},
         defaults={"norm_topk_prob": True, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "attention_bias": False}

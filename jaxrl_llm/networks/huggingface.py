@@ -120,14 +120,16 @@ def _abstract(network: Network) -> dict[Path, jax.ShapeDtypeStruct]:
 def _layout(network: Network) -> dict[str, list[Piece]]:
     """Every tensor that a checkpoint of the network has, by name, layer after layer, with the places of its rows."""
     tensors: dict[str, list[tuple[int, Piece]]] = {}
+    numbers_of = {shape.stack: layers for shape, layers in network.config.stacks.items()}
     for path, leaf in _abstract(network).items():
         stored = _stored(network.config, path)
         axes = stored.name.count("{")
         shape = _stored_shape(leaf.shape[axes:], stored.inputs)
-        first = network.config.experts.dense_layers if path[0] == "sparse_layers" else 0
         for index in np.ndindex(leaf.shape[:axes]):
             numbers = dict(zip(("layer", "expert"), index, strict=False))
-            name = stored.name.format(**numbers | {"layer": first + numbers.get("layer", 0)})
+            if "layer" in numbers:
+                numbers["layer"] = numbers_of[path[0]][index[0]]
+            name = stored.name.format(**numbers)
             tensors.setdefault(name, []).append((stored.part, Piece(path, index, 0, shape, stored.inputs)))
     order = sorted(tensors, key=lambda name: (tensors[name][0][1].index[:1], tensors[name][0][1].path[0]))
     return {name: _in_rows([piece for _, piece in sorted(tensors[name], key=lambda item: item[0])]) for name in order}
@@ -141,7 +143,7 @@ def _in_rows(pieces: list[Piece]) -> list[Piece]:
 def _stored(config: DecoderConfig, path: Path) -> Stored:
     if path == ("value_head",):
         return Stored("value_head.weight" if config.language_head else "score.weight")
-    layer = ("layers", *path[1:]) if path[0] == "sparse_layers" else path
+    layer = ("layers", *path[1:]) if path[0].endswith("layers") else path
     return families.FAMILIES[config.family].names[layer]
 
 

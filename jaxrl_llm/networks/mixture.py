@@ -134,7 +134,7 @@ def parts_of_experts(params):
         names = [getattr(key, "key", None) for key in path]
         if names[-3:-2] != ["experts"] or names[-2] not in AXES:
             return PartitionSpec()
-        axes = ("layers", "expert") if "sparse_layers" in names else ("expert",)
+        axes = ("layers", "expert") if any(str(name).endswith("layers") for name in names) else ("expert",)
         return partition_spec(axes, leaf.shape[: len(axes)], mesh)
 
     return jax.tree_util.tree_map_with_path(spec, params)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxrl_llm.networks.axes import constrain, current_column_shards
 from jaxrl_llm.networks.codes import codes_shape, encode
 from jaxrl_llm.networks.config import DecoderConfig
-from jaxrl_llm.networks.matrices import Leaves, dense, flat, is_adapted, is_quantized, lengths, product
+from jaxrl_llm.networks.matrices import Leaves, dense, flat, is_adapted, is_quantized, lengths, merged, product
 
 Array = jax.Array
 
@@ -160,7 +160,10 @@ class Norm(nn.Module):
 
 
 class Projection(nn.Module):
-    """Linear map of the last `inputs` axes of x. `shape` and `axes` are those of the kernel, inputs first."""
+    """Linear map of the last `inputs` axes of x. `shape` and `axes` are those of the kernel, inputs first.
+
+    Without x it gives the kernel, float32, with its adapter.
+    """
 
     config: DecoderConfig
     shape: tuple[int, ...]
@@ -170,10 +173,12 @@ class Projection(nn.Module):
     gain: float = 1.0  # variance of the outputs at initialisation, over that of the inputs
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array | None) -> Array:
         ins, outs = tuple(range(self.inputs)), tuple(range(self.inputs, len(self.shape)))
         initializer = nn.initializers.variance_scaling(self.gain, "fan_in", "truncated_normal", ins, outs)
         leaves = make_leaves(self, initializer, self.shape, self.axes, self.inputs)
+        if x is None:
+            return merged(self.config, leaves, self.inputs).reshape(self.shape)
         # As one matrix product of all tokens: with separate batch and length axes, XLA's CPU backend takes twice as long
         # for the gradients. Where a mesh splits the columns, it would have to bring them together for that.
         fan_in, by_token = math.prod(self.shape[: self.inputs]), x.shape[: x.ndim - self.inputs]

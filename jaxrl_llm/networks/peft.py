@@ -146,15 +146,17 @@ def _modules(config: DecoderConfig) -> dict[str, Module]:
     if config.family is None:
         raise ValueError(f"config.family of this network is None; make it with one of {', '.join(families.FAMILIES)}")
     e, modules = config.experts, {}
-    dense = config.num_layers if e is None else e.dense_layers
+    layers_of = {shape.stack: layers for shape, layers in config.stacks.items()}
     for matrix in matrices(config):
         if _is_fused(config, matrix):
             continue
-        first, layers = (0, dense) if matrix.path[0] == "layers" else (dense, config.num_layers - dense)
-        sizes = (layers, e.count if e else 0)[: matrix.leading]
+        layers = layers_of.get(matrix.path[0], ())
+        sizes = (len(layers), e.count if e else 0)[: matrix.leading]
         for index in np.ndindex(sizes):
             numbers = dict(zip(("layer", "expert"), index, strict=False))
-            name = _stored(config, matrix).name.format(**numbers | {"layer": first + numbers.get("layer", 0)})
+            if index:
+                numbers["layer"] = layers[index[0]]
+            name = _stored(config, matrix).name.format(**numbers)
             modules[name.removesuffix(".weight")] = Module(matrix, index)
     return modules
 

@@ -87,15 +87,16 @@ def _yarn_options(field: str, options: dict[str, Any]) -> dict[str, Any]:
     if "factor" not in options:
         raise ValueError(f"{field} of type 'yarn' has no factor; give it one")
     both = options.pop("mscale", None), options.get("mscale_all_dim")
-    usual = _yarn_scale(options["factor"])
+    usual = yarn_scale(options["factor"])
     if all(both):
-        usual = _yarn_scale(options["factor"], both[0]) / _yarn_scale(options["factor"], both[1])
+        usual = yarn_scale(options["factor"], both[0]) / yarn_scale(options["factor"], both[1])
     if options.get("truncate"):
         options.pop("truncate")
     return {"beta_fast": 32, "beta_slow": 1, "attention_factor": usual} | options
 
 
-def _yarn_scale(factor: float, scale: float = 1.0) -> float:
+def yarn_scale(factor: float, scale: float = 1.0) -> float:
+    """What YaRN multiplies rotations by, where texts became `factor` times as long."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

@@ -54,6 +54,14 @@ COUNTS = {
     "olmoe-1b-7b": 6_919_161_856,
     # Less the layer that predicts several tokens at once, with an embedding and a head of its own: that by arithmetic.
     "glm-4.5-air": 110_468_824_832 - 3_616_573_568,
+    "olmo-3-7b": 7_298_011_136,
+    "olmo-3-32b": 32_233_522_176,
+    "smollm3-3b": 3_075_098_624,
+    # As `transformers` counts them: experts are stored as codes.
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    # As `transformers` counts it, without the layer that predicts several tokens at once.
+    "deepseek-v3": 671_026_419_200,
 }
 
 
@@ -90,6 +98,10 @@ def test_config_json_comes_back(name):
         "phi-3-mini-4k",
         "olmoe-1b-7b",
         "glm-4.5-air",
+        "olmo-3-7b",
+        "smollm3-3b",
+        "gpt-oss-20b",
+        "deepseek-v3",
     ],
 )
 def test_transformers_counts_as_many_from_the_same_config_json(name):

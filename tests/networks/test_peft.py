@@ -91,6 +91,7 @@ def slow(*values):
         slow("qwen2", "rslora", ALL),
         ("qwen2", "dora", ALL),
         ("qwen3", "dora", r"attention\.output|mlp\."),
+        slow("deepseek_v3", "lora", r"attention\."),
         slow("gemma2", "lora", "attention|mlp"),
         ("gemma2", "dora", ALL),
         ("mistral", "rslora", "attention"),
@@ -229,6 +230,7 @@ def test_layers_without_dora_are_refused(base, tmp_path):
         ("phi3", "attention", "adapter of attention.query, which shares the tensor .*qkv_proj.weight with others; export"),
         ("glm4_moe", "shared", "adapter of experts.shared.gate, which PEFT takes for one of the experts"),
         ("glm4_moe", "mlp", "adapter of mlp.gate, which PEFT takes for one of the experts"),
+        ("gpt_oss", "experts.down", "adapter of experts.down, which shares the tensor .*down_proj.weight with others"),
         ("mixtral", "experts.up", "adapter of experts.up, which PEFT adapts only with experts.down and experts.gate"),
     ],
 )

@@ -147,6 +147,24 @@ _CONFIGS |= {
         | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "truncate": False, **_YARN}},
     )
 }
+_DEEPSEEK = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 12}
+_DEEPSEEK |= {"n_shared_experts": 2, "first_k_dense_replace": 1, "num_hidden_layers": 3, "kv_lora_rank": 16}
+_DEEPSEEK |= {
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "num_nextn_predict_layers": 1,
+    "num_key_value_heads": 4,
+}
+_CONFIGS |= {
+    "deepseek_v3": (
+        transformers.DeepseekV3Config,
+        _DEEPSEEK
+        | {"q_lora_rank": 20}
+        | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 0.7, **_YARN}},
+    ),
+    "deepseek_v3_plain_queries": (transformers.DeepseekV3Config, _DEEPSEEK | {"q_lora_rank": None, "rope_interleave": False}),
+}
 NAMES = tuple(_CONFIGS)
 # One of each family, and the more of them.
 FIRST = (
@@ -164,6 +182,7 @@ FIRST = (
     "glm4_moe",
     "nanochat",
     "gpt_oss",
+    "deepseek_v3",
 )
 PARAMETERS = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in NAMES]
 
