@@ -132,6 +132,14 @@ class LayerShape(NamedTuple):
     head_dim: int
     kv_heads: int
     width: int | None  # inner width of the MLP; None with experts in its place
+    # where values come from: "own", a projection; "keys", that to keys; or "lent", keys and values of the last layer that has
+    # own ones and is otherwise alike
+    values: str = "own"
+
+    @property
+    def lender(self) -> str:
+        """Stack whose last layer lends keys and values."""
+        return self.stack.replace("reusing_", "")
 
 
 class LayerKind(NamedTuple):
@@ -194,6 +202,17 @@ class DecoderConfig:
     layer_types: tuple[str, ...] = ()
     # base of the rotary frequencies of sliding layers, which then know no `rope_scaling`; that of all layers by default
     sliding_rope_theta: float | None = None
+    full_head_dim: int | None = None  # `head_dim` of layers without a window, where it is another
+    full_kv_heads: int | None = None  # their `num_kv_heads`, likewise
+    keys_as_values: bool = False  # whether values of layers without a window come of the projection to keys
+    value_norm: bool = False  # whether the values of each head are normalised, without a scale
+    reusing_layers: int = (
+        0  # layers at the top that have the keys and values of the last layer below them that is of their type
+    )
+    reusing_width: int | None = None  # their `intermediate_size`, where it is another
+    per_layer_width: int = 0  # P, of a second embedding of tokens, each layer its own, that it adds at its end; 0 for none
+    per_layer_vocab: int = 0  # rows of its table
+    layer_scales: bool = False  # whether the residual stream is multiplied by a stored number, never trained, behind each layer
     latent: LatentConfig | None = None  # of attention, whose `head_dim` and `num_kv_heads` follow from it; or None
     experts: ExpertsConfig | None = None  # mixture of experts, or None
     adapter: AdapterConfig | None = None  # low-rank changes of some matrices, or None
@@ -255,18 +274,26 @@ class DecoderConfig:
         return [self._kind(layer, name) for layer, name in enumerate(types)]
 
     def _kind(self, layer: int, name: str) -> LayerKind:
-        kind = LayerKind(self._shape(layer), None, self.rope_theta, self.rope_scaling)
+        kind = LayerKind(self._shape(layer, name == "full"), None, self.rope_theta, self.rope_scaling)
         if name == "sliding":
             kind = kind._replace(window=self.sliding_window)
             if self.sliding_rope_theta is not None:
                 kind = kind._replace(rope_theta=self.sliding_rope_theta, rope_scaling=None)
         return kind._replace(rope_theta=None) if layer in self.unrotated_layers else kind
 
-    def _shape(self, layer: int) -> LayerShape:
+    def _shape(self, layer: int, full: bool) -> LayerShape:
         sparse = self.experts is not None and layer >= self.experts.dense_layers
-        stack, width = ("sparse_layers", None) if sparse else ("layers", self.intermediate_size)
-        mixer = "attention" if self.latent is None else "latent"
-        return LayerShape(stack, mixer, self.head_dim, self.num_kv_heads, width)
+        reusing = layer >= self.num_layers - self.reusing_layers
+        unlike = self.full_head_dim or self.full_kv_heads or self.keys_as_values or self.reusing_layers
+        traits = {"sparse": sparse, "reusing": reusing, "sliding": unlike and not full, "layers": True}
+        return LayerShape(
+            stack="_".join(name for name, has in traits.items() if has),
+            mixer="attention" if self.latent is None else "latent",
+            head_dim=full and self.full_head_dim or self.head_dim,
+            kv_heads=full and self.full_kv_heads or self.num_kv_heads,
+            width=None if sparse else reusing and self.reusing_width or self.intermediate_size,
+            values="lent" if reusing else "keys" if full and self.keys_as_values else "own",
+        )
 
     @property
     def stacks(self) -> dict[LayerShape, tuple[int, ...]]:
@@ -280,6 +307,10 @@ class DecoderConfig:
     def scales_queries(self) -> bool:
         """Whether queries are multiplied by something that grows with their positions."""
         return "llama_4_scaling_beta" in dict(self.rope_scaling or ())
+
+    def rotary_width(self, kind: LayerKind) -> int:
+        """Coordinates of each head of a layer of this kind that the rotary embedding turns."""
+        return self.latent.rotary_dim if self.latent else int(kind.shape.head_dim * self.rope_fraction)
 
     @property
     def rotary_dim(self) -> int:

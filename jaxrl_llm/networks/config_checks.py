@@ -14,6 +14,7 @@ ROPE_OPTIONS = {
     "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
     "yarn": ("attention_factor", "beta_fast", "beta_slow", "factor", "original_max_position_embeddings"),
     "dynamic": ("alpha",),
+    "proportional": ("partial_rotary_factor",),
 }
 # Options that a rule may do without.
 ROPE_OPTIONAL = {"yarn": ("llama_4_scaling_beta", "mscale_all_dim", "truncate")}
@@ -28,7 +29,7 @@ _NUMBERS |= dict.fromkeys(("embedding_scale", "residual_scale", "logit_divisor",
 _NUMBERS |= {"sliding_rope_theta": BASE, "query_scale": POSITIVE, "attention_softcap": POSITIVE, "logit_softcap": POSITIVE}
 ROPE_NUMBERS = dict.fromkeys(("factor", "high_freq_factor", "low_freq_factor", "attention_factor", "alpha"), POSITIVE)
 ROPE_NUMBERS |= dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "llama_4_scaling_beta"), POSITIVE)
-ROPE_NUMBERS |= {"truncate": reading.flag}
+ROPE_NUMBERS |= {"truncate": reading.flag, "partial_rotary_factor": reading.real(above=0.0, most=1.0)}
 ROPE_NUMBERS |= {"original_max_position_embeddings": reading.whole(1, LIMITS["max_length"])}
 
 
@@ -118,6 +119,11 @@ def check_layers(config: "DecoderConfig") -> None:
         )
     if not set(config.unrotated_layers) <= set(range(config.num_layers)):
         raise ValueError(f"unrotated_layers={config.unrotated_layers} must be numbers below num_layers={config.num_layers}")
+    if config.reusing_layers:
+        types = config.layer_types or ("all",) * config.num_layers
+        own = config.num_layers - config.reusing_layers
+        if own < 1 or not set(types[own:]) <= set(types[:own]):
+            raise ValueError(f"reusing_layers={config.reusing_layers} need layers of each of their types below them")
     if config.experts is not None and config.experts.count * config.num_layers > MOST_EXPERTS:
         raise ValueError(f"experts.count={config.experts.count} in num_layers={config.num_layers} are more than {MOST_EXPERTS}")
     if config.experts is not None and not 0 <= config.experts.dense_layers < config.num_layers:

@@ -1,5 +1,7 @@
 """The decoder transformer: one Linen definition for all families, its layers stacked and scanned."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,11 +31,18 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         shape = (c.vocab_size, c.hidden_size)
-        table = named(nn.initializers.truncated_normal(0.02), "vocab", "embed")
+        table_of = functools.partial(named, nn.initializers.truncated_normal(0.02))
+        table = table_of("vocab", "embed")
         self.embedding = self.param("embedding", table, shape, c.param_dtype)
         for own, layers in c.stacks.items():
             setattr(self, own.stack, stacked_layers(c, own, len(layers)))
         self.final_norm = Norm(c)
+        if c.per_layer_width:
+            sizes = (c.per_layer_vocab, c.num_layers * c.per_layer_width)
+            self.per_layer_embedding = self.param("per_layer_embedding", table_of("vocab", "layer"), sizes, c.param_dtype)
+            inputs = named(nn.initializers.lecun_normal(), "embed", "layer")
+            self.per_layer_projection = self.param("per_layer_projection", inputs, (c.hidden_size, sizes[1]), c.param_dtype)
+            self.per_layer_norm = Norm(c, ("per_layer",))
         if c.embedding_norm:
             self.first_norm = Norm(c)
         if c.language_head and not c.tie_embeddings:
@@ -61,13 +70,14 @@ class Decoder(nn.Module):
         if reach is None:
             reach = reach_of(jnp.ones_like(tokens) if segments is None else segments)
         x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
-        x, routing, _ = self.all_layers(x, self.shared(positions, reach), routes)
+        x, routing, _ = self.all_layers(x, self.shared(positions, reach), routes, self.embed_per_layer(tokens, x))
         return constrain(self.final_norm(x), "batch", "length", "activation_embed"), routing
 
     def read(self, tokens: Array, positions: Array, reach: Array) -> tuple[list, Routing | None]:
         """Keys and values of the tokens, two arrays [B, T, K, H] a layer, and the `Routing` of layers with experts."""
         x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
-        _, routing, kept = self.all_layers(x, self.shared(positions, reach).replace(keep=True), None)
+        shared = self.shared(positions, reach).replace(keep=True)
+        _, routing, kept = self.all_layers(x, shared, None, self.embed_per_layer(tokens, x))
         return kept, routing
 
     def normed(self, x: Array) -> Array:
@@ -84,6 +94,17 @@ class Decoder(nn.Module):
         x = x if c.embedding_scale == 1.0 else x * jnp.asarray(c.embedding_scale, c.dtype)
         return self.first_norm(x) if c.embedding_norm else x
 
+    def embed_per_layer(self, tokens: Array, x: Array) -> Array | None:
+        """Embeddings of the layers' own, [layers, B, T, P]: of tokens, and of what the residual stream begins with."""
+        c = self.config
+        if not c.per_layer_width:
+            return None
+        shape = (*tokens.shape, c.num_layers, c.per_layer_width)
+        own = looked_up(self.per_layer_embedding, tokens, c.dtype) * jnp.asarray(c.per_layer_width**0.5, c.dtype)
+        made = jnp.matmul(x, self.per_layer_projection.astype(c.dtype)) * jnp.asarray(c.hidden_size**-0.5, c.dtype)
+        both = (self.per_layer_norm(made.reshape(shape)) + own.reshape(shape)) * jnp.asarray(2.0**-0.5, c.dtype)
+        return jnp.moveaxis(both, 2, 0)
+
     def adapted(self, x: Array, tokens: Array) -> Array:
         """Embeddings [B, T, D] with their adapter."""
         adapter, leaves = self.config.adapter, self.embedding_adapter(self.embedding)
@@ -91,19 +112,24 @@ class Decoder(nn.Module):
         x = x + adapter.scale * (own @ leaves["lora_b"].astype(x.dtype))
         return x if adapter.kind != "dora" else x * gains(adapter, leaves, self.embedding).astype(x.dtype)
 
-    def all_layers(self, x: Array, shared: Shared, routes: Array | None) -> tuple[Array, Routing | None, list]:
+    def all_layers(
+        self, x: Array, shared: Shared, routes: Array | None, embedded: Array | None
+    ) -> tuple[Array, Routing | None, list]:  # fmt: skip
         """What the last layer gives, the routing of layers with experts, and what each layer keeps."""
         if not self.is_initializing():
             stacks = {shape.stack: self.get_variable("params", shape.stack) for shape in self.config.stacks}
-            return run_layers(self.config, stacks, x, shared, routes)
+            return run_layers(self.config, stacks, x, shared, routes, embedded)
         for shape, layers in self.config.stacks.items():
-            getattr(self, shape.stack)(x, Numbered(jnp.zeros(len(layers), jnp.int32)), shared)
+            heads = jnp.zeros((len(layers), *x.shape[:2], shape.kv_heads, shape.head_dim), x.dtype)
+            own = None if embedded is None else embedded[: len(layers)]
+            told = Numbered(jnp.zeros(len(layers), jnp.int32), embedded=own, lent=(heads, heads))
+            getattr(self, shape.stack)(x, told, shared)
         return x, None, []
 
     def shared(self, positions: Array, reach: Array) -> Shared:
         """What the layers share."""
-        kinds, width = self.config.kinds, self.config.rotary_dim
-        angles = tuple(rotary.angles(kind, width, positions) for kind in kinds)
+        kinds = self.config.kinds
+        angles = tuple(rotary.angles(kind, self.config.rotary_width(kind), positions) for kind in kinds)
         windows = tuple(jnp.int32(WITHOUT_WINDOW if kind.window is None else kind.window) for kind in kinds)
         blocks = tuple(blocks_of(self.config, reach, positions, window) for window in windows)
         return Shared(angles, gains_of(self.config, positions), reach, positions, windows, blocks)
@@ -152,15 +178,21 @@ def step(config: DecoderConfig, params, layers: list, token: Array, contexts: li
       sight: of the step.
     """
     module, variables = Decoder(config), {"params": params}
-    angles = tuple(rotary.angles(kind, config.rotary_dim, sight.position[:, None]) for kind in config.kinds)
+    angles = tuple(rotary.angles(kind, config.rotary_width(kind), sight.position[:, None]) for kind in config.kinds)
     # Otherwise each layer computes their sines anew, which takes longer than turning by them.
     shared = Shared(jax.tree.map(materialised, angles), gains_of(config, sight.position[:, None]), sight=sight)
     x, routes, written_tails = module.apply(variables, token[:, None], method="embed"), [], []
+    embedded = module.apply(variables, token[:, None], x, method="embed_per_layer")
+    last = {shape.stack: numbers[-1] for shape, numbers in config.stacks.items()}
     for number, own in enumerate(layers):
         shape, kind = shape_and_kind(config, number)
-        at = Numbered(kind, past=LayerPast(contexts[number], tails[number]))
+        lent = shape.values == "lent"
+        past = LayerPast(contexts[number], tails[number])
+        if lent:
+            past = LayerPast(contexts[last[shape.lender]], written_tails[last[shape.lender]])
+        at = Numbered(kind, past=past, embedded=None if embedded is None else embedded[number])
         x, (routing, past) = LayerAlone(config, shape).apply({"params": {"layer": own}}, x, at, shared)
-        written_tails.append(past.tails)
+        written_tails.append(None if lent else past.tails)
         routes += [routing.experts[:, 0]] if routing else []
     hidden = module.apply(variables, x[:, 0], method="normed")
     return hidden, written_tails, jnp.stack(routes, axis=1) if routes else None
@@ -179,7 +211,10 @@ def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
     reach = jnp.where(positions < lengths[:, None], lengths[:, None], 0)
     kept, routing = Decoder(config).apply({"params": params}, tokens, positions, reach, method="read")
     contexts = []
-    for keys, values in kept:
+    for kind, (keys, values) in zip(config.kind_of_layer, kept, strict=True):
+        if config.kinds[kind].shape.values == "lent":
+            contexts.append(None)
+            continue
         values = None if values is None else values.transpose(0, 2, 1, 3)
         contexts.append(cells_of(keys.transpose(0, 2, 3, 1), values, config.cache_dtype or config.dtype))
     return contexts, None if routing is None else jnp.moveaxis(routing.experts, 0, 2)
@@ -188,7 +223,9 @@ def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
 def init_tails(config: DecoderConfig, slots: int, width: int):
     """Empty `Cells` of each layer for S tails of W columns."""
 
-    def cells(shape: LayerShape) -> Cells:
+    def cells(shape: LayerShape) -> Cells | None:
+        if shape.values == "lent":
+            return None
         latent = shape.mixer == "latent"
         heads, size = (1, config.latent.rank + config.latent.rotary_dim) if latent else (shape.kv_heads, shape.head_dim)
         sizes = {"batch": slots, "kv_heads": heads, "head_dim": size, "length": width}

@@ -48,7 +48,7 @@ _TOKEN, _LAYER, _SPAN = whole(0, LIMITS["vocab_size"]), whole(0, LIMITS["num_lay
 
 
 _FLAGS = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm", "attention_bias", "mlp_bias")
-_FLAGS += ("attention_out_bias", "rope_interleave")
+_FLAGS += ("attention_out_bias", "rope_interleave", "attention_k_eq_v", "use_double_wide_mlp", "enable_moe_block")
 _WIDTHS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
 _SCALES = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "routed_scaling_factor")
@@ -70,12 +70,16 @@ _CHECKS = (
     | {"bos_token_id": _TOKEN, "eos_token_id": reading.one_or_more(_TOKEN), "pad_token_id": _TOKEN}
     | {"rope_scaling": rope, "rope_parameters": rope, "rope_theta": BASE, "rope_local_base_freq": BASE}
     | {FRACTION: ROPE_CHECKS[FRACTION], "rms_norm_eps": real(0.0, 1.0), "router_jitter_noise": real(0.0)}
+    | {"global_head_dim": whole(1, LIMITS["head_dim"]), "num_global_key_value_heads": whole(1, LIMITS["num_kv_heads"])}
+    | {"hidden_size_per_layer_input": whole(0, LIMITS["hidden_size"]), "num_kv_shared_layers": _LAYER}
+    | {"vocab_size_per_layer_input": whole(0, LIMITS["vocab_size"]), "per_layer_config": mapping(mapping())}
     | {"architectures": listed(text), "layer_types": listed(text), "mlp_only_layers": listed(_LAYER)}
     | {"no_rope_layers": listed(whole(0, 1)), "no_rope_layer_interval": whole(1, LIMITS["num_layers"])}
     | {"id2label": mapping(), "quantization_config": mapping()}
     | dict.fromkeys(("max_position_embeddings", "sliding_window"), _SPAN)
     | dict.fromkeys(("model_type", "hidden_act", "hidden_activation"), text)
-    | dict.fromkeys((*_FLAGS, "use_bidirectional_attention"), flag)
+    | dict.fromkeys(_FLAGS, flag)
+    | {"use_bidirectional_attention": reading.either("true, false or a name", flag, text)}
     | dict.fromkeys((*_COUNTS, "decoder_sparse_step"), whole(1, MOST_EXPERTS))
     | dict.fromkeys(_SCALES, POSITIVE)
     | dict.fromkeys(_WIDTHS, whole(1, LIMITS["head_dim"]))
@@ -162,7 +166,9 @@ def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     architecture = f"{family.model}ForCausalLM"
     if not config.language_head:
         architecture = f"{family.classifier or family.model}ForSequenceClassification"
-    activation = "hidden_activation" if "query_pre_attn_scalar" in family.defaults else "hidden_act"
+    activation = "hidden_act"
+    if "query_pre_attn_scalar" in family.defaults or config.family == "gemma4_text":
+        activation = "hidden_activation"
     theirs = {
         "architectures": [architecture],
         "model_type": config.family,
@@ -183,6 +189,8 @@ def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:
         theirs |= {"id2label": {str(number): f"LABEL_{number}" for number in range(config.value_head)}}
     if "query_pre_attn_scalar" in family.defaults:
         theirs |= {"query_pre_attn_scalar": round(config.query_scale**-2)}
+    if config.family == "gemma4_text":
+        theirs |= _write_gemma4(config)
     if family.latent:
         theirs |= {name: getattr(config.latent, ours) for ours, name in family.latent.items()}
         theirs |= {"head_dim": config.latent.rotary_dim, "rope_interleave": config.rope_pairs == "interleaved"}
@@ -226,7 +234,39 @@ def _read_special(kind: str, theirs: Fields, family: Family) -> dict[str, Any]:
         special["experts"] = _read_experts(theirs, family)
     if family.latent:
         special |= _read_latent(theirs, family)
+    if kind == "gemma4_text":
+        special |= _read_gemma4(theirs)
     return special
+
+
+def _read_gemma4(theirs: Fields) -> dict[str, Any]:
+    """What layers without a window have of their own, and the MLPs of those that reuse keys and values."""
+    full = {"head_dim": theirs["global_head_dim"]}
+    if theirs["attention_k_eq_v"]:
+        full["num_key_value_heads"] = theirs.get("num_global_key_value_heads")
+    own = theirs.get("per_layer_config") or {}
+    if own:
+        full = next(iter(own.values()))
+        types = theirs.get("layer_types") or ()
+        layers = [str(layer) for layer, name in enumerate(types) if name == "full_attention"]
+        if any(other != full for other in own.values()) or sorted(own) != sorted(layers) or set(full) - {*_FULL}:
+            raise ValueError(f"per_layer_config={own} is not supported; it may give full_attention layers one {_FULL}")
+    width = 2 * theirs["intermediate_size"] if theirs["use_double_wide_mlp"] else None
+    sizes = {
+        ours: reading.either("a whole number or null", whole(1, 10**6))(full[name], name)
+        for name, ours in _FULL.items()
+        if full.get(name)
+    }
+    return sizes | {"reusing_width": width}
+
+
+_FULL = {"head_dim": "full_head_dim", "num_key_value_heads": "full_kv_heads"}
+
+
+def _write_gemma4(config: DecoderConfig) -> dict[str, Any]:
+    own = {name: getattr(config, ours) for name, ours in _FULL.items() if getattr(config, ours) is not None}
+    full = [layer for layer, kind in enumerate(config.kind_of_layer) if config.kinds[kind].window is None]
+    return {"use_double_wide_mlp": config.reusing_width is not None, "per_layer_config": {str(layer): own for layer in full}}
 
 
 def _read_latent(theirs: Fields, family: Family) -> dict[str, Any]:

@@ -62,6 +62,15 @@ GEMMA2 = LLAMA | {
     **_norm("mlp_norm", "pre_feedforward_layernorm"),
     **_norm("mlp_post_norm", "post_feedforward_layernorm"),
 }
+GEMMA4 = GEMMA2 | {
+    ("per_layer_embedding",): Stored("model.embed_tokens_per_layer.weight"),
+    ("per_layer_projection",): Stored("model.per_layer_model_projection.weight", 1),
+    ("per_layer_norm", "scale"): Stored("model.per_layer_projection_norm.weight"),
+    ("layers", "layer_scale"): Stored("model.layers.{layer}.layer_scalar"),
+    **_linear("per_layer_gate", "per_layer_input_gate"),
+    **_linear("per_layer_output", "per_layer_projection"),
+    **_norm("per_layer_post_norm", "post_per_layer_input_norm"),
+}
 PHI3 = LLAMA | {
     **_linear("attention.query", "self_attn.qkv_proj", part=0),
     **_linear("attention.key", "self_attn.qkv_proj", part=1),
@@ -157,6 +166,26 @@ _PLAIN = {"quantization_config": None, "mlp_bias": False, "attention_bias": Fals
 _QWEN = {"quantization_config": None}
 _GEMMA = {"activation": "gelu_tanh", "norm_offset": 1.0, "scale_embeddings": True}
 _GEMMA2 = _GEMMA | {"post_norms": True}
+_GEMMA4 = {
+    "activation": "gelu_tanh",
+    "scale_embeddings": True,
+    "post_norms": True,
+    "qk_norm": "head",
+    "value_norm": True,
+    "query_scale": 1.0,
+    "layer_scales": True,
+}
+_GEMMA4_FIELDS = {
+    "logit_softcap": "final_logit_softcapping",
+    "keys_as_values": "attention_k_eq_v",
+    "reusing_layers": "num_kv_shared_layers",
+    "per_layer_width": "hidden_size_per_layer_input",
+    "per_layer_vocab": "vocab_size_per_layer_input",
+}
+_GEMMA4_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+}
 _GEMMA_PLAIN = _PLAIN | {"use_bidirectional_attention": False}
 _GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256}
 _GEMMA2_DEFAULTS = _GEMMA_DEFAULTS | {"query_pre_attn_scalar": 256, "sliding_window": 4096}
@@ -221,6 +250,15 @@ FAMILIES = {
         "Gemma3", GEMMA2, _GEMMA2 | {"qk_norm": "head"}, _SOFTCAPS, sliding="most", required=_GEMMA_PLAIN,
         defaults=_GEMMA2_DEFAULTS | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
         classifier="Gemma3Text",
+    ),
+    "gemma4_text": Family(
+        "Gemma4", GEMMA4, _GEMMA4, _GEMMA4_FIELDS, sliding="most", local_rope=True,
+        required={"quantization_config": None, "attention_bias": False, "use_bidirectional_attention": None}
+        | {"enable_moe_block": False},
+        defaults={"tie_word_embeddings": True, "head_dim": 256, "num_key_value_heads": 4, "sliding_window": 512}
+        | {"sliding_window_pattern": 6, "global_head_dim": 512, "attention_k_eq_v": False, "num_kv_shared_layers": 0}
+        | {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262144, "use_double_wide_mlp": False}
+        | {"rope_parameters": _GEMMA4_ROPE},
     ),
     "phi3": Family("Phi3", PHI3, sliding="all", required=_PLAIN, defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0}),
     "mixtral": Family(

@@ -60,6 +60,7 @@ def load_huggingface(
     network = decoder(config)
     ahead = theirs.get("num_nextn_predict_layers") or 0
     found = _without_ignored(find_tensors(directory), range(config.num_layers, config.num_layers + ahead))
+    found = _without_lent(config, found)
     found = taken_apart(found, families.FAMILIES[config.family].fused, config.num_layers)
     layout = _layout(network)
     _check_tensors(network, layout, found)
@@ -110,6 +111,13 @@ def _without_ignored(found: dict[str, TensorFile], ahead: range) -> dict[str, Te
     """Leaves out what `transformers` leaves out: what no parameter is, and layers that predict several tokens at once."""
     layers = tuple(f"model.layers.{layer}." for layer in ahead)
     return {name: tensor for name, tensor in found.items() if not name.endswith(_DERIVED) and not name.startswith(layers)}
+
+
+def _without_lent(config: DecoderConfig, found: dict[str, TensorFile]) -> dict[str, TensorFile]:
+    """Leaves out keys and values of layers that have those of others, which published checkpoints may hold."""
+    numbers = range(config.num_layers - config.reusing_layers, config.num_layers)
+    unused = tuple(f"model.layers.{layer}.self_attn.{name}" for layer in numbers for name in ("k_", "v_"))
+    return {name: tensor for name, tensor in found.items() if not name.startswith(unused)} if unused else found
 
 
 def _abstract(network: Network) -> dict[Path, jax.ShapeDtypeStruct]:

@@ -11,7 +11,7 @@ from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.config import REMAT, DecoderConfig, LayerShape
 from jaxrl_llm.networks.experts import Experts, Routing
 from jaxrl_llm.networks.mixers import Attention, LatentAttention
-from jaxrl_llm.networks.modules import Mlp, Norm
+from jaxrl_llm.networks.modules import Mlp, Norm, Projection, activate, named, residual_gain
 from jaxrl_llm.networks.shared import Numbered, Shared, kinds_of
 
 Array = jax.Array
@@ -34,7 +34,24 @@ class Layer(nn.Module):
             mixed, routing = Experts(self.config, name="experts")(normed, own.forced)
         else:
             mixed = Mlp(self.config, self.shape.width, name="mlp")(normed)
-        return constrain(x + self.added("mlp_post_norm", mixed), "batch", "length", "activation_embed"), (routing, kept)
+        x = constrain(x + self.added("mlp_post_norm", mixed), "batch", "length", "activation_embed")
+        return self.scaled(self.with_embedding(x, own.embedded)), (routing, kept)
+
+    def with_embedding(self, x: Array, embedded: Array | None) -> Array:
+        """The residual stream with the layer's own embedding of the tokens (Gemma 3n, https://ai.google.dev/gemma/docs)."""
+        if embedded is None:
+            return x
+        c, shape, axes = self.config, (self.config.hidden_size, self.config.per_layer_width), ("embed", "per_layer")
+        gate = activate(c, Projection(c, shape, axes, name="per_layer_gate")(x)) * embedded
+        added = Projection(c, shape[::-1], axes[::-1], gain=residual_gain(c), name="per_layer_output")(gate)
+        return constrain(x + self.norm("per_layer_post_norm", added), "batch", "length", "activation_embed")
+
+    def scaled(self, x: Array) -> Array:
+        """The residual stream times the layer's number."""
+        if not self.config.layer_scales:
+            return x
+        scale = self.param("layer_scale", named(nn.initializers.ones, None), (1,), self.config.param_dtype)
+        return x * jax.lax.stop_gradient(scale).astype(x.dtype)
 
     def norm(self, name: str, x: Array) -> Array:
         """The norm called `name`."""
@@ -116,7 +133,9 @@ def shape_and_kind(config: DecoderConfig, layer: int) -> tuple[LayerShape, int]:
     return kind.shape, kinds_of(config, kind.shape).index(kind)
 
 
-def run_layers(config: DecoderConfig, stacks: dict[str, Any], x: Array, shared: Shared, routes: Array | None):
+def run_layers(
+    config: DecoderConfig, stacks: dict[str, Any], x: Array, shared: Shared, routes: Array | None, embedded: Array | None
+):  # fmt: skip
     """All layers: what the last one gives, the routing of those with experts, and what each keeps.
 
     Args:
@@ -125,20 +144,22 @@ def run_layers(config: DecoderConfig, stacks: dict[str, Any], x: Array, shared: 
       x: [B, T, D], what the first layer reads.
       shared: what all layers are told.
       routes: int32 [layers, B, T, k], or None.
+      embedded: embeddings of the layers' own, [layers, B, T, P], or None.
     """
     kinds = np.array([shape_and_kind(config, layer)[1] for layer in range(config.num_layers)], np.int32)
     sparse = np.cumsum([config.kinds[kind].shape.width is None for kind in config.kind_of_layer]) - 1
-    routed, kept = [], [None] * config.num_layers
+    routed, kept, lent = [], [None] * config.num_layers, {}
     for runs in plan(config):
         inputs = [
             (
                 jax.tree.map(lambda leaf, run=run: _taken(leaf, run.places), stacks[run.shape.stack]),
                 jnp.asarray(kinds[run.layers]),
                 None if routes is None or run.shape.width is not None else _taken(routes, sparse[run.layers]),
+                None if embedded is None else _taken(embedded, run.layers),
             )
             for run in runs
         ]
-        x, outputs = _periods(config, [run.shape for run in runs], x, inputs, shared)
+        (x, lent), outputs = _periods(config, [run.shape for run in runs], (x, lent), inputs, shared)
         for run, (routing, own) in zip(runs, outputs, strict=True):
             flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (routing, own))
             if routing is not None:
@@ -150,10 +171,12 @@ def run_layers(config: DecoderConfig, stacks: dict[str, Any], x: Array, shared: 
 
 
 def _taken(leaf: Array, places: np.ndarray) -> Array:
-    """Entries of a leaf [n, ...] at places [periods, count] that follow one another."""
-    first, last = places[0, 0], places[-1, -1] + 1
-    own = leaf if (first, last) == (0, leaf.shape[0]) else leaf[first:last]
-    return own.reshape(*places.shape, *leaf.shape[1:])
+    """Entries of a leaf [n, ...] at places [periods, count], without a copy where these are all, in order."""
+    flat = places.ravel()
+    if np.array_equal(flat, np.arange(flat[0], flat[0] + flat.size)):
+        own = leaf if flat.size == leaf.shape[0] else leaf[flat[0] : flat[0] + flat.size]
+        return own.reshape(*places.shape, *leaf.shape[1:])
+    return leaf[places]
 
 
 def _in_order(parts: list[tuple[np.ndarray, Any]]):
@@ -165,26 +188,46 @@ def _in_order(parts: list[tuple[np.ndarray, Any]]):
     return joined if (np.diff(layers) > 0).all() else jax.tree.map(lambda leaf: leaf[np.argsort(layers)], joined)
 
 
-def _periods(config: DecoderConfig, shapes: list[LayerShape], x: Array, inputs: list, shared: Shared):
-    """Runs of layers, period after period; outputs have the leading axes [periods, count], as inputs do."""
+def _periods(config: DecoderConfig, shapes: list[LayerShape], carry: tuple[Array, dict], inputs: list, shared: Shared):
+    """Runs of layers, period after period; outputs have the leading axes [periods, count], as inputs do.
+
+    With the residual stream goes what layers lend: keys and values of the last layer of each stack.
+    """
 
     def layer_of(shape: LayerShape):
-        def layer(x, own, shared):
-            params, kind, forced = own
-            module = LayerAlone(config, shape, parent=None)
-            return module.apply({"params": {"layer": params}}, x, Numbered(kind, forced), shared)
+        def layer(x, own, lent, shared):
+            params, kind, forced, embedded = own
+            told = Numbered(kind, forced, embedded=embedded, lent=lent)
+            return LayerAlone(config, shape, parent=None).apply({"params": {"layer": params}}, x, told, shared)
 
         return jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False) if config.remat != "none" else layer
 
-    def period(x, inputs):
+    def run_of(shape: LayerShape):
+        layer = layer_of(shape)
+
+        def run(carry, own):
+            x, lent = carry
+            x, (routing, kept) = layer(x, own, lent.get(shape.lender) if shape.values == "lent" else None, shared)
+            if config.reusing_layers and shape.values != "lent":
+                lent = lent | {shape.stack: kept}
+            return (x, lent), (routing, kept if shared.keep else None)
+
+        return run
+
+    def period(carry, inputs):
         outputs = []
         for shape, own in zip(shapes, inputs, strict=True):
-            layer = layer_of(shape)
-            x, found = jax.lax.scan(lambda x, own, layer=layer: layer(x, own, shared), x, own)
+            carry, found = jax.lax.scan(run_of(shape), carry, own)
             outputs.append(found)
-        return x, outputs
+        return carry, outputs
 
+    # What goes through a scan is there from its beginning.
+    (x, lent), first = carry, jax.tree.map(lambda leaf: leaf[0, 0], inputs)
+    for shape, own in zip(shapes, first, strict=True):
+        if config.reusing_layers and shape.values != "lent" and shape.stack not in lent:
+            made = jax.eval_shape(lambda x, own, shape=shape: layer_of(shape)(x, own, None, shared)[1][1], x, own)
+            lent = lent | {shape.stack: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), made)}
     if jax.tree.leaves(inputs[0])[0].shape[0] > 1:
-        return jax.lax.scan(period, x, inputs)
-    x, outputs = period(x, jax.tree.map(lambda leaf: leaf[0], inputs))
-    return x, jax.tree.map(lambda leaf: leaf[None], outputs)
+        return jax.lax.scan(period, (x, lent), inputs)
+    carry, outputs = period((x, lent), jax.tree.map(lambda leaf: leaf[0], inputs))
+    return carry, jax.tree.map(lambda leaf: leaf[None], outputs)

@@ -51,6 +51,8 @@ def matrices(config: DecoderConfig) -> list[Matrix]:
                 sizes.pop("mlp.gate")
         elif e.shared_width:
             sizes |= _mlp("experts.shared", width, e.shared_width)
+        if config.per_layer_width:
+            sizes |= {"per_layer_gate": (1, width), "per_layer_output": (1, config.per_layer_width)}
         found += _of_layers(shape.stack, sizes)
         if shape.width is None:
             found += _of_layers(shape.stack, _mlp("experts", width, e.width), leading=2)
@@ -62,7 +64,8 @@ def _mixer(config: DecoderConfig, shape: LayerShape) -> dict[str, tuple[int, int
     """Contracted axes and their size of each matrix that mixes tokens."""
     width, latent = config.hidden_size, config.latent
     if shape.mixer == "attention":
-        return dict.fromkeys(("query", "key", "value"), (1, width)) | {"output": (2, config.num_heads * shape.head_dim)}
+        inputs = {"own": ("query", "key", "value"), "keys": ("query", "key"), "lent": ("query",)}[shape.values]
+        return dict.fromkeys(inputs, (1, width)) | {"output": (2, config.num_heads * shape.head_dim)}
     sizes = {"query": (1, width)}
     if latent.query_rank is not None:
         sizes = {"query_down": (1, width), "query_up": (1, latent.query_rank)}

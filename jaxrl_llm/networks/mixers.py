@@ -38,11 +38,12 @@ class Attention(nn.Module):
         query = self.heads("query", "heads", c.num_heads, x, angles)
         if c.scales_queries:
             query = (query * of_kind(c, shape, shared.gains, own.kind)).astype(query.dtype)
-        key = self.heads("key", "kv_heads", shape.kv_heads, x, angles)
-        value = self.heads("value", "kv_heads", shape.kv_heads, x, angles)
+        key, value = own.lent or (None, None)
+        if shape.values != "lent":
+            key, value = self.keys_and_values(x, angles)
         sinks = self.param("sinks", named(nn.initializers.zeros, "heads"), (c.num_heads,), c.param_dtype) if c.sinks else None
         if own.past is not None:
-            past = written(own.past, key[:, 0], value[:, 0], shared.sight.column)
+            past = own.past if key is None else written(own.past, key[:, 0], value[:, 0], shared.sight.column)
             options = {"scale": c.query_scale, "softcap": c.attention_softcap, "kernel": uses_kernel(c.attention)}
             options["sinks"] = sinks
             # The layers of decoding are not scanned: their kinds are known when the program is made.
@@ -50,16 +51,34 @@ class Attention(nn.Module):
             return output(c, past_attention(query[:, 0], past, shared.sight, window, **options)[:, None]), past
         seen = (of_kind(c, shape, shared.blocks, own.kind), of_kind(c, shape, shared.windows, own.kind))
         mixed = attend(c, query, key, value, shared.reach, shared.positions, *seen, sinks)
-        return output(c, mixed), (key, value) if shared.keep else None
+        keeps = shared.keep or (c.reusing_layers and shape.values != "lent")
+        return output(c, mixed), (key, value) if keeps else None
+
+    def keys_and_values(self, x: Array, angles: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Keys and values [B, T, K, H] of the layer's own."""
+        c, count = self.config, self.shape.kv_heads
+        if self.shape.values == "keys":
+            value = self.projected("key", "kv_heads", count, x)
+            key = self.turned("key", "kv_heads", value, angles)
+        else:
+            key = self.heads("key", "kv_heads", count, x, angles)
+            value = self.projected("value", "kv_heads", count, x)
+        return key, Norm(c, ("head_dim",), scaled=False, name="value_norm")(value) if c.value_norm else value
 
     def heads(self, name: str, axis: str, count: int, x: Array, angles: tuple[Array, Array]) -> Array:
-        """Queries, keys or values [B, T, heads, H], normalised and turned where the family wants it."""
+        """Queries or keys [B, T, heads, H], normalised and turned where the family wants it."""
+        return self.turned(name, axis, self.projected(name, axis, count, x), angles)
+
+    def projected(self, name: str, axis: str, count: int, x: Array) -> Array:
+        """Queries, keys or values [B, T, heads, H] as they come of their matrix."""
         c = self.config
         shape, axes = (c.hidden_size, count, self.shape.head_dim), ("embed", axis, "head_dim")
         projected = Projection(c, shape, axes, bias=c.attention_bias, name=name)(x)
-        projected = constrain(projected, "batch", "length", axis, "head_dim")
-        if name == "value":
-            return projected
+        return constrain(projected, "batch", "length", axis, "head_dim")
+
+    def turned(self, name: str, axis: str, projected: Array, angles: tuple[Array, Array]) -> Array:
+        """Queries or keys with their norm and rotary embedding."""
+        c = self.config
         if c.qk_norm_after_rope:
             return self.normed(name, axis, rotary.rotate(projected, *angles, c.rope_pairs))
         return rotary.rotate(self.normed(name, axis, projected), *angles, c.rope_pairs)

@@ -146,13 +146,14 @@ class Norm(nn.Module):
 
     config: DecoderConfig
     axes: tuple[str, ...] = ("embed",)
+    scaled: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         offset, last = self.config.norm_offset, tuple(range(-len(self.axes), 0))
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=last, keepdims=True) + self.config.norm_epsilon)
-        if not self.config.norm_scales:
+        if not (self.config.norm_scales and self.scaled):
             return normed.astype(x.dtype)
         ones = named(nn.initializers.constant(1.0 - offset), *self.axes)
         scale = self.param("scale", ones, x.shape[-len(self.axes) :], self.config.param_dtype)

@@ -27,7 +27,7 @@ def check_fraction(kind: str, theirs: Fields) -> None:
     options = [theirs.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
     options += [own for some in options for own in some.values() if isinstance(own, Mapping)]
     for own in [theirs, *options]:
-        fraction = own.get(FRACTION)
+        fraction = None if own.get("rope_type") == "proportional" else own.get(FRACTION)
         if fraction not in (None, 1.0) and FRACTION not in FAMILIES[kind].defaults:
             raise ValueError(f"{FRACTION}={fraction} is not supported with model_type={kind!r}; remove it")
 
@@ -60,7 +60,7 @@ def _rope_rule(field: str, options: dict[str, Any], theirs: Fields) -> dict[str,
     legacy = options.pop("type", "default")
     options.pop("max_position_embeddings", None)  # Ministral repeats it there.
     kind = options.pop("rope_type", legacy)
-    fraction = options.pop(FRACTION, theirs.get(FRACTION, 1.0))
+    fraction = 1.0 if kind == "proportional" else options.pop(FRACTION, theirs.get(FRACTION, 1.0))
     found = {"rope_theta": theta, "rope_fraction": fraction}
     foreign = {"alpha", "llama_4_scaling_beta"} & set(options) - {FAMILIES[theirs["model_type"]].rope_option}
     if foreign:

@@ -22,6 +22,9 @@ def frequencies(kind: LayerKind, width: int) -> tuple[np.ndarray, float]:
     if name == "yarn":
         options = {key: value for key, value in options.items() if key not in ("llama_4_scaling_beta", "mscale_all_dim")}
         return _yarn(plain, kind.rope_theta, **options).astype(np.float32), gain
+    if name == "proportional":
+        turned = int(options["partial_rotary_factor"] * width // 2)
+        return np.where(np.arange(len(plain)) < turned, plain, 0).astype(np.float32), gain
     if name == "dynamic":
         base = kind.rope_theta * options["alpha"] ** (width / (width - 2))
         return (1.0 / np.float32(base) ** exponent).astype(np.float32), gain

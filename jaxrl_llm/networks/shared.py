@@ -37,6 +37,8 @@ class Numbered(NamedTuple):
     kind: Array | int
     forced: Array | None = None
     past: LayerPast | None = None
+    embedded: Array | None = None  # its own embedding of the tokens [B, T, P]
+    lent: tuple[Array, Array] | None = None  # keys and values [B, T, K, H] of another layer
 
 
 def gains_of(config: DecoderConfig, positions: Array) -> tuple[Array, ...]:

@@ -165,6 +165,15 @@ _CONFIGS |= {
     ),
     "deepseek_v3_plain_queries": (transformers.DeepseekV3Config, _DEEPSEEK | {"q_lora_rank": None, "rope_interleave": False}),
 }
+_CONFIGS |= {
+    "gemma4": (
+        transformers.Gemma4TextConfig,
+        {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "num_global_key_value_heads": 1}
+        | {"attention_k_eq_v": True, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "sliding_window": 7}
+        | {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": VOCABULARY, "final_logit_softcapping": 2.5}
+        | {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3},
+    )
+}
 NAMES = tuple(_CONFIGS)
 # One of each family, and the more of them.
 FIRST = (
@@ -183,8 +192,13 @@ FIRST = (
     "nanochat",
     "gpt_oss",
     "deepseek_v3",
+    "gemma4",
 )
 PARAMETERS = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in NAMES]
+
+
+def _about_one(name: str, path: str) -> bool:
+    return "layer_scalar" in path or ("norm" in path and name not in ("gemma", "gemma2", "gemma3"))
 
 
 def make_model(name: str, seed: int = 0, auto=transformers.AutoModelForCausalLM, **options):
@@ -196,10 +210,14 @@ def make_model(name: str, seed: int = 0, auto=transformers.AutoModelForCausalLM,
     model.generation_config.eos_token_id = None  # so that as many tokens are generated as are asked for
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        biases = [(path, buffer) for path, buffer in model.named_buffers() if path.endswith("e_score_correction_bias")]
+        biases = [
+            (path, buffer)
+            for path, buffer in model.named_buffers()
+            if path.endswith(("e_score_correction_bias", "layer_scalar"))
+        ]
         for path, parameter in [*model.named_parameters(), *biases]:
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.2 * noise if "norm" in path and "gemma" not in name else 0.25 * noise)
+            parameter.copy_(1 + 0.2 * noise if _about_one(name, path) else 0.25 * noise)
     return model
 
 
