@@ -33,6 +33,7 @@ class ExpertsConfig:
     per_token: int  # k, experts that each token is sent to
     width: int  # inner width of each expert
     shared_width: int = 0  # inner width of an MLP that every token goes through beside its experts; 0 for none
+    shared_gate: bool = False  # whether that is multiplied by the sigmoid of a projection to one number
     dense_layers: int = 0  # number of layers at the bottom that have an MLP of `intermediate_size` instead
     score: str = "softmax"  # of an expert, from the router's logits: "softmax" over all experts, or "sigmoid" of each
     # whether a vector is added to the scores where experts are chosen, but not where they are weighted (balancing without a
@@ -124,11 +125,30 @@ class LatentConfig:
                 raise ValueError(f"latent.{field.name}={value} must be from 1 to {config_checks.LIMITS['head_dim']}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaConfig:
+    """Layers of the gated delta rule, see `delta.DeltaRule`."""
+
+    key_heads: int  # heads of queries and keys
+    value_heads: int  # heads of values, a multiple of them
+    key_dim: int  # of each head's query and key
+    value_dim: int  # of each head's value
+    kernel: int = 4  # tokens that the convolution of queries, keys and values reads
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 1 <= value <= config_checks.LIMITS["num_heads"]:
+                raise ValueError(f"delta.{field.name}={value} must be from 1 to {config_checks.LIMITS['num_heads']}")
+        if self.value_heads % self.key_heads:
+            raise ValueError(f"delta.value_heads={self.value_heads} must be a multiple of key_heads={self.key_heads}")
+
+
 class LayerShape(NamedTuple):
     """What the parameters of a layer are; layers of one shape are stacked."""
 
     stack: str  # name of the stack
-    mixer: str  # "attention" or "latent"
+    mixer: str  # "attention", "latent" or "delta"
     head_dim: int
     kv_heads: int
     width: int | None  # inner width of the MLP; None with experts in its place
@@ -198,7 +218,7 @@ class DecoderConfig:
     rope_pairs: str = "halves"
     unrotated_layers: tuple[int, ...] = ()  # layers without rotary embedding (NoPE, https://arxiv.org/abs/2501.18795)
     sliding_window: int | None = None  # tokens that a query of a sliding layer sees, itself included
-    # "full" or "sliding" for each layer; by default all layers are sliding where there is a window
+    # "full", "sliding" or "delta" for each layer; by default all layers are sliding where there is a window
     layer_types: tuple[str, ...] = ()
     # base of the rotary frequencies of sliding layers, which then know no `rope_scaling`; that of all layers by default
     sliding_rope_theta: float | None = None
@@ -214,6 +234,8 @@ class DecoderConfig:
     per_layer_vocab: int = 0  # rows of its table
     layer_scales: bool = False  # whether the residual stream is multiplied by a stored number, never trained, behind each layer
     latent: LatentConfig | None = None  # of attention, whose `head_dim` and `num_kv_heads` follow from it; or None
+    delta: DeltaConfig | None = None  # of layers of type "delta", or None
+    attention_gate: bool = False  # whether what attention gives is multiplied by the sigmoid of a projection like the query's
     experts: ExpertsConfig | None = None  # mixture of experts, or None
     adapter: AdapterConfig | None = None  # low-rank changes of some matrices, or None
     quantization: QuantizationConfig | None = None  # of the matrices of layers, or None
@@ -274,21 +296,23 @@ class DecoderConfig:
         return [self._kind(layer, name) for layer, name in enumerate(types)]
 
     def _kind(self, layer: int, name: str) -> LayerKind:
-        kind = LayerKind(self._shape(layer, name == "full"), None, self.rope_theta, self.rope_scaling)
+        kind = LayerKind(self._shape(layer, name), None, self.rope_theta, self.rope_scaling)
         if name == "sliding":
             kind = kind._replace(window=self.sliding_window)
             if self.sliding_rope_theta is not None:
                 kind = kind._replace(rope_theta=self.sliding_rope_theta, rope_scaling=None)
-        return kind._replace(rope_theta=None) if layer in self.unrotated_layers else kind
+        unrotated = layer in self.unrotated_layers or name == "delta"
+        return kind._replace(rope_theta=None, rope_scaling=None) if unrotated else kind
 
-    def _shape(self, layer: int, full: bool) -> LayerShape:
+    def _shape(self, layer: int, name: str) -> LayerShape:
+        full = name == "full"
         sparse = self.experts is not None and layer >= self.experts.dense_layers
         reusing = layer >= self.num_layers - self.reusing_layers
         unlike = self.full_head_dim or self.full_kv_heads or self.keys_as_values or self.reusing_layers
-        traits = {"sparse": sparse, "reusing": reusing, "sliding": unlike and not full, "layers": True}
+        traits = {"sparse": sparse, "reusing": reusing, name: name == "delta" or (unlike and not full), "layers": True}
         return LayerShape(
             stack="_".join(name for name, has in traits.items() if has),
-            mixer="attention" if self.latent is None else "latent",
+            mixer="delta" if name == "delta" else "attention" if self.latent is None else "latent",
             head_dim=full and self.full_head_dim or self.head_dim,
             kv_heads=full and self.full_kv_heads or self.num_kv_heads,
             width=None if sparse else reusing and self.reusing_width or self.intermediate_size,

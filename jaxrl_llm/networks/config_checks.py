@@ -8,7 +8,7 @@ from jaxrl_llm import reading
 if TYPE_CHECKING:
     from jaxrl_llm.networks.config import DecoderConfig
 
-LAYER_TYPES = ("full", "sliding")
+LAYER_TYPES = ("full", "sliding", "delta")
 ROPE_OPTIONS = {
     "linear": ("factor",),
     "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
@@ -119,6 +119,8 @@ def check_layers(config: "DecoderConfig") -> None:
         )
     if not set(config.unrotated_layers) <= set(range(config.num_layers)):
         raise ValueError(f"unrotated_layers={config.unrotated_layers} must be numbers below num_layers={config.num_layers}")
+    if ("delta" in config.layer_types) != (config.delta is not None):
+        raise ValueError(f"delta={config.delta} is of layers of type 'delta'; layer_types={config.layer_types}")
     if config.reusing_layers:
         types = config.layer_types or ("all",) * config.num_layers
         own = config.num_layers - config.reusing_layers

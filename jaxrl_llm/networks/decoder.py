@@ -17,6 +17,7 @@ from jaxrl_llm.networks.lookup import looked_up
 from jaxrl_llm.networks.matrices import gains, is_adapted, merged, times
 from jaxrl_llm.networks.modules import Norm, VocabularyAdapter, named
 from jaxrl_llm.networks.past import AXES, Cells, LayerPast, Sight, cells_of, each_field
+from jaxrl_llm.networks.recurrent import State, chunks_of
 from jaxrl_llm.networks.shared import Numbered, Shared, gains_of
 from jaxrl_llm.numerics import materialised
 
@@ -70,13 +71,14 @@ class Decoder(nn.Module):
         if reach is None:
             reach = reach_of(jnp.ones_like(tokens) if segments is None else segments)
         x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
-        x, routing, _ = self.all_layers(x, self.shared(positions, reach), routes, self.embed_per_layer(tokens, x))
+        x, routing, _ = self.all_layers(x, self.shared(positions, reach, reach), routes, self.embed_per_layer(tokens, x))
         return constrain(self.final_norm(x), "batch", "length", "activation_embed"), routing
 
     def read(self, tokens: Array, positions: Array, reach: Array) -> tuple[list, Routing | None]:
         """Keys and values of the tokens, two arrays [B, T, K, H] a layer, and the `Routing` of layers with experts."""
         x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
-        shared = self.shared(positions, reach).replace(keep=True)
+        # States are those behind the last token of each row: padding goes on from it and changes nothing.
+        shared = self.shared(positions, reach, jnp.full_like(reach, 2**30)).replace(keep=True)
         _, routing, kept = self.all_layers(x, shared, None, self.embed_per_layer(tokens, x))
         return kept, routing
 
@@ -126,13 +128,14 @@ class Decoder(nn.Module):
             getattr(self, shape.stack)(x, told, shared)
         return x, None, []
 
-    def shared(self, positions: Array, reach: Array) -> Shared:
-        """What the layers share."""
+    def shared(self, positions: Array, reach: Array, going_on: Array) -> Shared:
+        """What the layers share; `going_on` is `reach` for layers with a state."""
         kinds = self.config.kinds
         angles = tuple(rotary.angles(kind, self.config.rotary_width(kind), positions) for kind in kinds)
         windows = tuple(jnp.int32(WITHOUT_WINDOW if kind.window is None else kind.window) for kind in kinds)
         blocks = tuple(blocks_of(self.config, reach, positions, window) for window in windows)
-        return Shared(angles, gains_of(self.config, positions), reach, positions, windows, blocks)
+        chunks = chunks_of(going_on) if self.config.delta else None
+        return Shared(angles, gains_of(self.config, positions), reach, positions, windows, blocks, chunks)
 
     def unembedding(self) -> Array:
         """Matrix [V, D] of the output head with its adapter, in the dtype of the computation."""
@@ -211,10 +214,12 @@ def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
     reach = jnp.where(positions < lengths[:, None], lengths[:, None], 0)
     kept, routing = Decoder(config).apply({"params": params}, tokens, positions, reach, method="read")
     contexts = []
-    for kind, (keys, values) in zip(config.kind_of_layer, kept, strict=True):
-        if config.kinds[kind].shape.values == "lent":
-            contexts.append(None)
+    for kind, own in zip(config.kind_of_layer, kept, strict=True):
+        shape = config.kinds[kind].shape
+        if shape.values == "lent" or shape.mixer == "delta":
+            contexts.append(None if shape.values == "lent" else own)
             continue
+        keys, values = own
         values = None if values is None else values.transpose(0, 2, 1, 3)
         contexts.append(cells_of(keys.transpose(0, 2, 3, 1), values, config.cache_dtype or config.dtype))
     return contexts, None if routing is None else jnp.moveaxis(routing.experts, 0, 2)
@@ -223,9 +228,11 @@ def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
 def init_tails(config: DecoderConfig, slots: int, width: int):
     """Empty `Cells` of each layer for S tails of W columns."""
 
-    def cells(shape: LayerShape) -> Cells | None:
+    def cells(shape: LayerShape) -> Cells | State | None:
         if shape.values == "lent":
             return None
+        if shape.mixer == "delta":
+            return empty_state(config, slots)
         latent = shape.mixer == "latent"
         heads, size = (1, config.latent.rank + config.latent.rotary_dim) if latent else (shape.kv_heads, shape.head_dim)
         sizes = {"batch": slots, "kv_heads": heads, "head_dim": size, "length": width}
@@ -234,6 +241,16 @@ def init_tails(config: DecoderConfig, slots: int, width: int):
         return each_field(lambda axes, leaf: constrain(leaf, *axes), made)
 
     return [cells(config.kinds[kind].shape) for kind in config.kind_of_layer]
+
+
+def empty_state(config: DecoderConfig, slots: int) -> State:
+    """States of S slots that have read nothing."""
+    d = config.delta
+    matrix = jnp.zeros((slots, d.value_heads, d.key_dim, d.value_dim), jnp.float32)
+    heads = [(d.key_heads, d.key_dim)] * 2 + [(d.value_heads, d.value_dim)]
+    inputs = (jnp.zeros((slots, d.kernel - 1, *own), config.dtype) for own in heads)
+    rest = tuple(constrain(one, "batch", None, "heads", None) for one in inputs)
+    return State(constrain(matrix, "batch", "heads", None, None), rest)
 
 
 def each_layer(config: DecoderConfig, params) -> list:

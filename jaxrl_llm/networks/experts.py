@@ -97,8 +97,16 @@ class Experts(nn.Module):
             shares = (jax.nn.one_hot(experts, e.count, dtype=jnp.float32) * weights[..., None]).sum(axis=-2)
             mixed = mixed + (shares @ down.astype(jnp.float32)).astype(x.dtype)
         if e.shared_width:
-            mixed = mixed + Mlp(c, e.shared_width, name="shared")(x)
+            mixed = mixed + self.weight_of_shared(x) * Mlp(c, e.shared_width, name="shared")(x)
         return mixed, Routing(experts, logits)
+
+    def weight_of_shared(self, x: Array) -> Array | float:
+        """What the MLP that all tokens share is multiplied by, [B, T, 1]."""
+        if not self.config.experts.shared_gate:
+            return 1.0
+        initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        gate = self.param("shared_gate", named(initializer, "embed", None), (x.shape[-1], 1), self.config.param_dtype)
+        return jax.nn.sigmoid(x.astype(jnp.float32) @ gate.astype(jnp.float32)).astype(x.dtype)
 
     def leaves(self) -> dict[str, Leaves]:
         """Those of the matrices of all experts."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxrl_llm import reading
-from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig, LatentConfig
+from jaxrl_llm.networks.config import DecoderConfig, DeltaConfig, ExpertsConfig, LatentConfig
 from jaxrl_llm.networks.config_checks import BASE, LIMITS, MOST_EXPERTS, POSITIVE, check_tokens
 from jaxrl_llm.networks.family_table import FAMILIES, Family, Fields
 from jaxrl_llm.networks.rope_fields import (
@@ -35,7 +35,7 @@ _FIELDS = {
 }
 # Our name of each activation -> theirs.
 _ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2", "clipped_swiglu": "silu"}
-_LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
+_LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "delta"}
 # What `transformers` calls a field where published checkpoints have another name.
 _ALIASES = {("qwen3_moe", "num_local_experts"): "num_experts"}
 # Fields where null says "none", not "as usual".
@@ -49,6 +49,8 @@ _TOKEN, _LAYER, _SPAN = whole(0, LIMITS["vocab_size"]), whole(0, LIMITS["num_lay
 
 _FLAGS = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm", "attention_bias", "mlp_bias")
 _FLAGS += ("attention_out_bias", "rope_interleave", "attention_k_eq_v", "use_double_wide_mlp", "enable_moe_block")
+_DELTA = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
+_DELTA += ("linear_conv_kernel_dim", "full_attention_interval")
 _WIDTHS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
 _SCALES = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "routed_scaling_factor")
@@ -82,6 +84,8 @@ _CHECKS = (
     | {"use_bidirectional_attention": reading.either("true, false or a name", flag, text)}
     | dict.fromkeys((*_COUNTS, "decoder_sparse_step"), whole(1, MOST_EXPERTS))
     | dict.fromkeys(_SCALES, POSITIVE)
+    | dict.fromkeys(_DELTA, whole(1, LIMITS["num_heads"]))
+    | {"shared_expert_intermediate_size": whole(0, LIMITS["hidden_size"])}
     | dict.fromkeys(_WIDTHS, whole(1, LIMITS["head_dim"]))
     | dict.fromkeys(_LAYERS, _LAYER)
 )
@@ -96,8 +100,9 @@ def check_family(config: DecoderConfig) -> None:
     family = FAMILIES[config.family]
     if bool(family.experts) != (config.experts is not None):
         raise ValueError(f"experts={config.experts} does not fit family={config.family!r}; choose another family")
-    if bool(family.latent) != (config.latent is not None):
-        raise ValueError(f"latent={config.latent} does not fit family={config.family!r}; choose another family")
+    for name, fields in {"latent": family.latent, "delta": family.delta}.items():
+        if bool(fields) != (getattr(config, name) is not None):
+            raise ValueError(f"{name}={getattr(config, name)} does not fit family={config.family!r}; choose another family")
     wanted = [(config, name, value) for name, value in family.traits.items()]
     wanted += [(config.experts, name, value) for name, value in family.expert_traits.items()]
     for owner, name, value in wanted:
@@ -234,6 +239,8 @@ def _read_special(kind: str, theirs: Fields, family: Family) -> dict[str, Any]:
         special["experts"] = _read_experts(theirs, family)
     if family.latent:
         special |= _read_latent(theirs, family)
+    if family.delta:
+        special["delta"] = DeltaConfig(**{ours: theirs[name] for ours, name in family.delta.items()})
     if kind == "gemma4_text":
         special |= _read_gemma4(theirs)
     return special
@@ -294,7 +301,7 @@ def _read_experts(theirs: Fields, family: Family) -> ExpertsConfig:
         if sorted(dense) != list(range(len(dense))):
             raise ValueError(f"mlp_only_layers={list(dense)} is not supported; dense layers must be the lowest ones")
         options["dense_layers"] = len(dense)
-    return ExpertsConfig(shared_width=shared * options["width"], **options, **family.expert_traits)
+    return ExpertsConfig(**{"shared_width": shared * options["width"]} | options, **family.expert_traits)
 
 
 def _write_experts(config: DecoderConfig, family: Family) -> dict[str, Any]:
@@ -302,19 +309,22 @@ def _write_experts(config: DecoderConfig, family: Family) -> dict[str, Any]:
     if experts is None:
         return {}
     theirs = {name: getattr(experts, ours) for ours, name in family.experts.items()}
-    if config.family == "qwen3_moe":
+    if config.family in ("qwen3_moe", "qwen3_next"):
         theirs |= {"mlp_only_layers": list(range(experts.dense_layers)), "decoder_sparse_step": 1}
-    if experts.shared_width or config.family == "glm4_moe":
+    if (experts.shared_width and "shared_width" not in family.experts) or config.family == "glm4_moe":
         theirs |= {"n_shared_experts": experts.shared_width // experts.width}
     return theirs
 
 
 def _read_layers(theirs: Fields, family: Family) -> dict[str, Any]:
     """Windows and kinds of layers; empty where all layers see everything."""
-    unknown = set(theirs.get("layer_types") or ()) - set(_LAYER_TYPES)
+    known = [name for name, ours in _LAYER_TYPES.items() if ours != ("sliding" if family.delta else "delta")]
+    unknown = set(theirs.get("layer_types") or ()) - set(known)
     if unknown:
-        raise ValueError(f"layer_types has {sorted(unknown)}; the supported types are {list(_LAYER_TYPES)}")
+        raise ValueError(f"layer_types has {sorted(unknown)}; the supported types are {known}")
     types = _layer_types(theirs, family)
+    if family.delta:
+        return {"layer_types": types}
     if "sliding" not in types:
         return {}
     found = {"sliding_window": theirs["sliding_window"], "sliding_rope_theta": sliding_theta(theirs, family)}
@@ -324,24 +334,29 @@ def _read_layers(theirs: Fields, family: Family) -> dict[str, Any]:
 def _layer_types(theirs: Fields, family: Family) -> tuple[str, ...]:
     layers = range(theirs["num_hidden_layers"])
     switched_off = family.sliding == "upper" and not theirs.get("use_sliding_window")
-    if theirs.get("sliding_window") is None or family.sliding == "none" or switched_off:
+    if not family.delta and (theirs.get("sliding_window") is None or family.sliding == "none" or switched_off):
         return ("full",) * len(layers)
     types = theirs.get("layer_types")
     if types and len(types) != len(layers):
         raise ValueError(f"layer_types has {len(types)} entries; num_hidden_layers={len(layers)} need as many")
     if types:
         return tuple(_LAYER_TYPES[name] for name in types)
+    if family.delta:
+        return tuple("full" if (layer + 1) % theirs["full_attention_interval"] == 0 else "delta" for layer in layers)
     pattern, upper = theirs.get("sliding_window_pattern", 1), theirs.get("max_window_layers", 28)
     slides = {"all": lambda layer: True, "most": lambda layer: (layer + 1) % pattern, "upper": lambda layer: layer >= upper}
     return tuple("sliding" if slides[family.sliding](layer) else "full" for layer in layers)
 
 
 def _write_layers(config: DecoderConfig, family: Family) -> dict[str, Any]:
+    names = {ours: name for name, ours in _LAYER_TYPES.items()}
+    if family.delta:
+        sizes = {name: getattr(config.delta, ours) for ours, name in family.delta.items()}
+        return sizes | {"layer_types": [names[own] for own in config.layer_types]}
     theirs = {"sliding_window": config.sliding_window} if family.sliding != "none" else {}
     if family.sliding == "upper":
         theirs |= {"use_sliding_window": config.sliding_window is not None}
     if family.sliding in ("most", "upper"):
-        names = {ours: name for name, ours in _LAYER_TYPES.items()}
         windows = (config.kinds[kind].window for kind in config.kind_of_layer)
         theirs |= {"layer_types": [names["full" if window is None else "sliding"] for window in windows]}
     return theirs

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxrl_llm.networks.fused import Fused
+from jaxrl_llm.networks.fused import Fused, Sorted
 
 Path = tuple[str, ...]
 
@@ -23,6 +23,12 @@ def _linear(ours: str, theirs: str, inputs: int = 1, part: int = 0) -> dict[Path
     path, name = tuple(ours.split(".")), f"model.layers.{{layer}}.{theirs}"
     kernel = {("layers", *path, "kernel"): Stored(f"{name}.weight", inputs, part)}
     return kernel | {("layers", *path, "bias"): Stored(f"{name}.bias", 0, part)}
+
+
+def _together(theirs: str, *ours: str) -> dict[Path, Stored]:
+    """Matrices that share a tensor."""
+    each = [_linear(own, theirs, part=part) for part, own in enumerate(ours)]
+    return {path: stored for one in each for path, stored in one.items()}
 
 
 def _norm(ours: str, theirs: str, inputs: int | None = None) -> dict[Path, Stored]:
@@ -72,11 +78,8 @@ GEMMA4 = GEMMA2 | {
     **_norm("per_layer_post_norm", "post_per_layer_input_norm"),
 }
 PHI3 = LLAMA | {
-    **_linear("attention.query", "self_attn.qkv_proj", part=0),
-    **_linear("attention.key", "self_attn.qkv_proj", part=1),
-    **_linear("attention.value", "self_attn.qkv_proj", part=2),
-    **_linear("mlp.gate", "mlp.gate_up_proj", part=0),
-    **_linear("mlp.up", "mlp.gate_up_proj", part=1),
+    **_together("self_attn.qkv_proj", "attention.query", "attention.key", "attention.value"),
+    **_together("mlp.gate_up_proj", "mlp.gate", "mlp.up"),
 }
 # Norms stand behind attention and MLP alone.
 OLMO2 = LLAMA | {
@@ -88,8 +91,7 @@ OLMO2 = LLAMA | {
 GLM4 = LLAMA | {
     **_norm("attention_post_norm", "post_self_attn_layernorm"),
     **_norm("mlp_post_norm", "post_mlp_layernorm"),
-    **_linear("mlp.gate", "mlp.gate_up_proj", part=0),
-    **_linear("mlp.up", "mlp.gate_up_proj", part=1),
+    **_together("mlp.gate_up_proj", "mlp.gate", "mlp.up"),
 }
 HUNYUAN = LLAMA | {
     **_norm("attention.query_norm", "self_attn.query_layernorm"),
@@ -118,15 +120,49 @@ GPT_OSS = LLAMA | {
     ("layers", "attention", "sinks"): Stored("model.layers.{layer}.self_attn.sinks"),
     ("layers", "experts", "router"): Stored("model.layers.{layer}.mlp.router.weight", 1),
     ("layers", "experts", "router_bias"): Stored("model.layers.{layer}.mlp.router.bias"),
-    **_linear("experts.gate", "mlp.experts.{expert}.gate_up_proj", part=0),
-    **_linear("experts.up", "mlp.experts.{expert}.gate_up_proj", part=1),
+    **_together("mlp.experts.{expert}.gate_up_proj", "experts.gate", "experts.up"),
     **_linear("experts.down", "mlp.experts.{expert}.down_proj"),
     ("layers", "experts", "down_bias"): Stored(f"{_GPT_OSS}down_proj_bias"),
 }
 FUSED_GPT_OSS = (
-    Fused(f"{_GPT_OSS}gate_up_proj", f"{_GPT_OSS}{{expert}}.gate_up_proj.weight", turned=True, alternating=True),
-    Fused(f"{_GPT_OSS}gate_up_proj_bias", f"{_GPT_OSS}{{expert}}.gate_up_proj.bias", alternating=True),
-    Fused(f"{_GPT_OSS}down_proj", f"{_GPT_OSS}{{expert}}.down_proj.weight", turned=True),
+    Fused(f"{_GPT_OSS}gate_up_proj", (f"{_GPT_OSS}{{expert}}.gate_up_proj.weight",), turned=True, alternating=True),
+    Fused(f"{_GPT_OSS}gate_up_proj_bias", (f"{_GPT_OSS}{{expert}}.gate_up_proj.bias",), alternating=True),
+    Fused(f"{_GPT_OSS}down_proj", (f"{_GPT_OSS}{{expert}}.down_proj.weight",), turned=True),
+)
+_DELTA = "model.layers.{layer}.linear_attn."
+_DELTA_QKV = ("delta.query", "delta.key", "delta.value")
+QWEN_DELTA = LLAMA | {
+    **_router("mlp.gate"),
+    **_mlp("experts", "mlp.experts.{expert}"),
+    **_mlp("experts.shared", "mlp.shared_expert"),
+    ("layers", "experts", "shared_gate"): Stored("model.layers.{layer}.mlp.shared_expert_gate.weight", 1),
+    ("layers", "delta", "query_filter"): Stored(f"{_DELTA}conv1d.weight", part=0),
+    ("layers", "delta", "key_filter"): Stored(f"{_DELTA}conv1d.weight", part=1),
+    ("layers", "delta", "value_filter"): Stored(f"{_DELTA}conv1d.weight", part=2),
+    ("layers", "delta", "decay_rate"): Stored(f"{_DELTA}A_log"),
+    ("layers", "delta", "decay_bias"): Stored(f"{_DELTA}dt_bias"),
+    **_norm("delta.norm", "linear_attn.norm"),
+    **_linear("delta.output", "linear_attn.out_proj", inputs=2),
+}
+QWEN3_5 = QWEN_DELTA | {
+    **_together("linear_attn.in_proj_qkv", *_DELTA_QKV),
+    **_linear("delta.gate", "linear_attn.in_proj_z"),
+    **_linear("delta.strength", "linear_attn.in_proj_b"),
+    **_linear("delta.decay", "linear_attn.in_proj_a"),
+}
+QWEN3_NEXT = QWEN_DELTA | {
+    **_together("linear_attn.in_proj_qkvz", *_DELTA_QKV, "delta.gate"),
+    **_together("linear_attn.in_proj_ba", "delta.strength", "delta.decay"),
+}
+SORTED_QWEN3_NEXT = (
+    Sorted(f"{_DELTA}in_proj_qkvz.weight", ("key", "key", "value", "value")),
+    Sorted(f"{_DELTA}in_proj_ba.weight", ("one", "one")),
+)
+# Published checkpoints have experts in one tensor, those that `transformers` writes one for each.
+_EXPERTS = "model.layers.{layer}.mlp.experts."
+FUSED_QWEN3_5 = tuple(
+    Fused(f"{_EXPERTS}{name}", tuple(f"{_EXPERTS}{{expert}}.{own}.weight" for own in each), read_only=True)
+    for name, each in {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.items()
 )
 OLMOE = QWEN_EXPERTS | {
     **_norm("attention.query_norm", "self_attn.q_norm", inputs=0),
@@ -150,11 +186,12 @@ class Family(NamedTuple):
     sliding: str = "none"
     experts: Fields = _NONE  # fields of `ExpertsConfig` and their names in config.json; none for dense families
     latent: Fields = _NONE  # fields of `LatentConfig` and their names in config.json; none for families without it
+    delta: Fields = _NONE  # fields of `DeltaConfig` and their names in config.json; none for families without it
     expert_traits: Fields = _NONE  # fields of `ExpertsConfig` and the values that they must have
     required: Fields = _NONE  # fields of config.json and the value that they must have where they are present
     # what fields of config.json mean where they are missing; a family without `partial_rotary_factor` turns whole heads
     defaults: Fields = _NONE
-    fused: tuple[Fused, ...] = ()  # tensors that hold what `names` has for each expert
+    fused: tuple[Fused | Sorted, ...] = ()  # tensors that hold what `names` has for each expert, or in another order
     rope_option: str | None = None  # of rotary settings, that other families do not know
     local_rope: bool = (
         False  # whether sliding layers have rotary settings of their own, by default those of all without scaling
@@ -226,6 +263,19 @@ _LATENT = {
     "rotary_dim": "qk_rope_head_dim",
     "value_dim": "v_head_dim",
 }
+_DELTA_FIELDS = {
+    "key_heads": "linear_num_key_heads",
+    "value_heads": "linear_num_value_heads",
+    "key_dim": "linear_key_head_dim",
+    "value_dim": "linear_value_head_dim",
+    "kernel": "linear_conv_kernel_dim",
+}
+_QWEN_DELTA = {"norm_offset": 1.0, "qk_norm": "head", "attention_gate": True}
+_QWEN_DELTA_DEFAULTS = {"head_dim": 256, "partial_rotary_factor": 0.25, "full_attention_interval": 4}
+_QWEN_DELTA_DEFAULTS |= {"linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_conv_kernel_dim": 4}
+_QWEN_DELTA_DEFAULTS |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "norm_topk_prob": True}
+_QWEN_DELTA_EXPERTS = {"count": "num_experts", "per_token": "num_experts_per_tok", "width": "moe_intermediate_size"}
+_QWEN_DELTA_EXPERTS |= {"shared_width": "shared_expert_intermediate_size"}
 
 FAMILIES = {
     "llama": Family("Llama", LLAMA, required=_PLAIN),
@@ -283,6 +333,20 @@ FAMILIES = {
         required={"quantization_config": "mxfp4", "attention_bias": True, "swiglu_alpha": 1.702},
         defaults={"rms_norm_eps": 1e-5, "rope_theta": 150000.0, "head_dim": 64, "sliding_window": 128, "swiglu_limit": 7.0}
         | {"sliding_window_pattern": 2},
+    ),
+    "qwen3_5_text": Family(
+        "Qwen3_5", QWEN3_5, _QWEN_DELTA, sliding="delta", required=_PLAIN, delta=_DELTA_FIELDS, defaults=_QWEN_DELTA_DEFAULTS,
+        rope_option="mrope_section",
+    ),
+    "qwen3_5_moe_text": Family(
+        "Qwen3_5Moe", QWEN3_5, _QWEN_DELTA, sliding="delta", required=_PLAIN, delta=_DELTA_FIELDS, fused=FUSED_QWEN3_5,
+        experts=_QWEN_DELTA_EXPERTS, expert_traits={"shared_gate": True, "normalize": True},
+        defaults=_QWEN_DELTA_DEFAULTS | {"intermediate_size": 1}, rope_option="mrope_section",
+    ),
+    "qwen3_next": Family(
+        "Qwen3Next", QWEN3_NEXT, _QWEN_DELTA, sliding="delta", delta=_DELTA_FIELDS, fused=SORTED_QWEN3_NEXT,
+        required=_PLAIN | {"decoder_sparse_step": 1}, defaults=_QWEN_DELTA_DEFAULTS,
+        experts=_QWEN_DELTA_EXPERTS | {"normalize": "norm_topk_prob"}, expert_traits={"shared_gate": True},
     ),
     "olmo2": Family("Olmo2", OLMO2, _OLMO2, required=_PLAIN, defaults={"rms_norm_eps": 1e-5}),
     "olmo3": Family(

@@ -1,81 +1,109 @@
-"""Tensors that hold the matrices of all experts of a layer: taken apart where they are read, put together where written.
+"""Tensors that hold several matrices in an order of their own: taken apart where they are read, put together where written.
 
-Everything else sees a tensor for each expert, a matrix [outputs, inputs] or a vector of outputs.
+Everything else sees a tensor for each expert, a matrix [outputs, inputs] or a vector of outputs, and of a matrix with several
+parts one behind the other.
 """
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.tensor_files import STORED_DTYPES, Slab, TensorFile
 
 # Values of the codes of 4 bits: sign, two bits of exponent, one of mantissa. 32 of them share a power of two, 2^(scale - 127).
 # Source: https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf
 _FP4 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
 _FP4 = np.concatenate([_FP4, -_FP4])
+Tensors = Mapping[str, TensorFile | Slab]
 
 
 class Fused(NamedTuple):
     """A tensor [E, ...] of a layer, and what the tensors of single experts are called in its place."""
 
     name: str  # with `{layer}`
-    each: str  # with `{layer}` and `{expert}`
+    each: tuple[str, ...]  # with `{layer}` and `{expert}`; where these are several, they share its outputs evenly
     turned: bool = False  # whether it is [E, inputs, outputs]
     alternating: bool = False  # whether its outputs are those of two matrices by turns; in `each` one is behind the other
+    read_only: bool = False  # whether it is written as the tensors of single experts
 
 
-def taken_apart(found: Mapping[str, TensorFile], fused: tuple[Fused, ...], layers: int) -> dict[str, TensorFile | Slab]:
-    """The tensors of a checkpoint with those of single experts in place of those of all; MXFP4 codes become bfloat16."""
+class Sorted(NamedTuple):
+    """A matrix of a layer whose outputs are the parts of one head after those of another; sorted, each part is in one place."""
+
+    name: str  # with `{layer}`
+    sizes: tuple[str, ...]  # of the parts of a head: "key", "value" or "one", see `_heads`
+
+
+class Written(NamedTuple):
+    """How a tensor is made of others."""
+
+    parts: list[str]  # their names
+    join: Callable[..., np.ndarray] | None = None  # of arrays of these names; None where it is the only one
+
+
+def taken_apart(found: Tensors, fused: tuple[Fused | Sorted, ...], config: DecoderConfig) -> dict[str, TensorFile | Slab]:
+    """The tensors of a checkpoint with others in place of those that are fused; codes of MXFP4 become bfloat16."""
     found = dict(found)
-    for one in fused:
-        for layer in range(layers):
-            name = one.name.format(layer=layer)
-            codes = tuple(found.get(f"{name}_{part}") for part in ("blocks", "scales"))
-            if name in found and found[name].dtype in STORED_DTYPES:
-                sources, view, dtype = (found.pop(name),), functools.partial(_view, one), None
-            elif all(codes) and all(part.dtype == "U8" for part in codes):
-                sources, view, dtype = codes, functools.partial(_expanded, one), "BF16"
-                for part in ("blocks", "scales"):
-                    del found[f"{name}_{part}"]
-            else:
-                continue
-            shape = sources[0].shape[1:] if dtype is None else (*sources[0].shape[1:-2], 32 * sources[0].shape[-2])
-            shape = shape[::-1] if one.turned and dtype is None else shape
-            for expert in range(sources[0].shape[0]):
-                slab = Slab(sources, expert, dtype or sources[0].dtype, shape, view)
-                found[one.each.format(layer=layer, expert=expert)] = slab
+    for one, layer in itertools.product(fused, range(config.num_layers)):
+        name = one.name.format(layer=layer)
+        codes = [f"{name}_blocks", f"{name}_scales"]
+        if isinstance(one, Sorted):
+            if name in found:
+                view = functools.partial(_by_parts, _heads(one, config))
+                found[name] = Slab((found[name],), None, found[name].dtype, found[name].shape, view)
+        elif name in found and found[name].dtype in STORED_DTYPES:
+            stored = found.pop(name)
+            shape = stored.shape[1:][::-1] if one.turned else stored.shape[1:]
+            found |= _each(one, layer, (stored,), functools.partial(_view, one), stored.dtype, shape)
+        elif all(code in found and found[code].dtype == "U8" for code in codes):
+            sources = tuple(found.pop(code) for code in codes)
+            shape = (*sources[0].shape[1:-2], 32 * sources[0].shape[-2])
+            found |= _each(one, layer, sources, functools.partial(_expanded, one), "BF16", shape)
     return found
 
 
-def put_together(
-    names: list[str], fused: tuple[Fused, ...], layers: int, experts: int
-) -> dict[str, tuple[Fused | None, list[str]]]:
-    """For each tensor that is written, in order, how it is fused, and the names of the tensors that it is made of."""
-    whole = {}
-    for one in fused:
-        for layer in range(layers):
-            parts = [one.each.format(layer=layer, expert=expert) for expert in range(experts)]
-            whole |= dict.fromkeys(parts, (one.name.format(layer=layer), one, parts))
-    made: dict[str, tuple[Fused | None, list[str]]] = {}
-    for name in names:
-        stored, one, parts = whole.get(name, (name, None, [name]))
-        made[stored] = (one, parts)
+def _each(one: Fused, layer: int, sources, view, dtype: str, shape: tuple[int, ...]) -> dict[str, Slab]:
+    """The tensors of single experts."""
+    parts, made = len(one.each), {}
+    for expert, (part, each) in itertools.product(range(sources[0].shape[0]), enumerate(one.each)):
+        own = functools.partial(_part, view, part, parts)
+        slab = Slab(sources, expert, dtype, (shape[0] // parts, *shape[1:]), own)
+        made[each.format(layer=layer, expert=expert)] = slab
     return made
 
 
-def stacked(one: Fused, parts: list[np.ndarray]) -> np.ndarray:
-    """The tensor of all experts; the inverse of taking it apart."""
-    if one.alternating:
-        parts = [np.stack(np.split(part, 2), axis=1).reshape(part.shape) for part in parts]
-    return np.ascontiguousarray(np.stack([part.T if one.turned else part for part in parts]))
+def put_together(names: list[str], fused: tuple[Fused | Sorted, ...], config: DecoderConfig) -> dict[str, Written]:
+    """For each tensor that is written, in order, what it is made of."""
+    whole: dict[str, tuple[str, Written]] = {}
+    for one, layer in itertools.product(fused, range(config.num_layers)):
+        name = one.name.format(layer=layer)
+        if isinstance(one, Sorted):
+            whole[name] = (name, Written([name], functools.partial(_by_heads, _heads(one, config))))
+        elif not one.read_only:
+            parts = [one.each[0].format(layer=layer, expert=expert) for expert in range(config.experts.count)]
+            whole |= dict.fromkeys(parts, (name, Written(parts, functools.partial(_stacked, one))))
+    return dict(whole.get(name, (name, Written([name]))) for name in names)
+
+
+def _part(view, part: int, parts: int, *slabs: np.ndarray) -> np.ndarray:
+    return np.split(view(*slabs), parts)[part]
 
 
 def _view(one: Fused, slab: np.ndarray) -> np.ndarray:
     slab = slab.T if one.turned else slab
     return np.concatenate([slab[::2], slab[1::2]]) if one.alternating else slab
+
+
+def _stacked(one: Fused, *parts: np.ndarray) -> np.ndarray:
+    """The tensor of all experts; the inverse of `_view` of each."""
+    if one.alternating:
+        parts = [np.stack(np.split(part, 2), axis=1).reshape(part.shape) for part in parts]
+    return np.ascontiguousarray(np.stack([part.T if one.turned else part for part in parts]))
 
 
 def _expanded(one: Fused, blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -84,3 +112,22 @@ def _expanded(one: Fused, blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     values = np.ldexp(_FP4[codes], scales[..., None].astype(np.int32) - 127)
     matrix = values.reshape(blocks.shape[0], -1).astype(ml_dtypes.bfloat16)
     return np.concatenate([matrix[::2], matrix[1::2]]) if one.alternating else matrix
+
+
+def _heads(one: Sorted, config: DecoderConfig) -> tuple[int, list[int]]:
+    """Number of heads, and rows of each of the parts of one."""
+    d = config.delta
+    shared = d.value_heads // d.key_heads
+    rows = {"key": d.key_dim, "value": shared * d.value_dim, "one": shared}
+    return d.key_heads, [rows[size] for size in one.sizes]
+
+
+def _by_parts(heads: tuple[int, list[int]], matrix: np.ndarray) -> np.ndarray:
+    parts = np.split(matrix.reshape(heads[0], -1, matrix.shape[-1]), np.cumsum(heads[1])[:-1], axis=1)
+    return np.concatenate([part.reshape(-1, matrix.shape[-1]) for part in parts])
+
+
+def _by_heads(heads: tuple[int, list[int]], matrix: np.ndarray) -> np.ndarray:
+    parts = np.split(matrix, np.cumsum([heads[0] * rows for rows in heads[1]])[:-1])
+    joined = np.concatenate([part.reshape(heads[0], -1, matrix.shape[-1]) for part in parts], axis=1)
+    return np.ascontiguousarray(joined.reshape(matrix.shape))

@@ -15,7 +15,7 @@ from jaxrl_llm import reading
 from jaxrl_llm.networks import families
 from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.family_table import Path, Stored
-from jaxrl_llm.networks.fused import put_together, stacked, taken_apart
+from jaxrl_llm.networks.fused import put_together, taken_apart
 from jaxrl_llm.networks.network import Network, Params, decoder
 from jaxrl_llm.networks.placing import Piece, blocks, written
 from jaxrl_llm.networks.tensor_files import STORED_DTYPES, TensorFile, existing, find_tensors, opened, write_json, write_tensors
@@ -61,7 +61,7 @@ def load_huggingface(
     ahead = theirs.get("num_nextn_predict_layers") or 0
     found = _without_ignored(find_tensors(directory), range(config.num_layers, config.num_layers + ahead))
     found = _without_lent(config, found)
-    found = taken_apart(found, families.FAMILIES[config.family].fused, config.num_layers)
+    found = taken_apart(found, families.FAMILIES[config.family].fused, config)
     layout = _layout(network)
     _check_tensors(network, layout, found)
     return network.with_params(_read(network, layout, found, shardings, progress))
@@ -93,15 +93,13 @@ def save_huggingface(network: Network, params: Params, directory, max_shard_byte
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     layout = _layout(network)
-    experts = config.experts.count if config.experts else 0
-    made = put_together(list(layout), families.FAMILIES[config.family].fused, config.num_layers, experts)
+    made = put_together(list(layout), families.FAMILIES[config.family].fused, config)
 
     def tensor(name: str) -> np.ndarray:
-        fused, parts = made[name]
-        found = [_to_stored(flat, layout[part]) for part in parts]
-        return stacked(fused, found) if fused else found[0]
+        found = [_to_stored(flat, layout[part]) for part in made[name].parts]
+        return made[name].join(*found) if made[name].join else found[0]
 
-    pieces = {name: [piece for part in parts for piece in layout[part]] for name, (_, parts) in made.items()}
+    pieces = {name: [piece for part in own.parts for piece in layout[part]] for name, own in made.items()}
     sizes = {name: sum(math.prod(one.shape) * flat[one.path].itemsize for one in own) for name, own in pieces.items()}
     write_tensors(directory, sizes, tensor, max_shard_bytes)
     write_json(directory / "config.json", families.to_huggingface(config, flat["embedding",].dtype.name))

@@ -9,13 +9,14 @@ import numpy as np
 
 from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.config import REMAT, DecoderConfig, LayerShape
+from jaxrl_llm.networks.delta import DeltaRule
 from jaxrl_llm.networks.experts import Experts, Routing
 from jaxrl_llm.networks.mixers import Attention, LatentAttention
 from jaxrl_llm.networks.modules import Mlp, Norm, Projection, activate, named, residual_gain
 from jaxrl_llm.networks.shared import Numbered, Shared, kinds_of
 
 Array = jax.Array
-_MIXERS = {"attention": Attention, "latent": LatentAttention}
+_MIXERS = {"attention": Attention, "latent": LatentAttention, "delta": DeltaRule}
 
 
 class Layer(nn.Module):
@@ -27,7 +28,8 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, own: Numbered, shared: Shared) -> tuple[Array, tuple[Routing | None, Any]]:
         normed = self.norm("attention_norm", x) if self.config.pre_norms else x
-        mixed, kept = _MIXERS[self.shape.mixer](self.config, self.shape, name="attention")(normed, shared, own)
+        name = "delta" if self.shape.mixer == "delta" else "attention"
+        mixed, kept = _MIXERS[self.shape.mixer](self.config, self.shape, name=name)(normed, shared, own)
         x = constrain(x + self.added("attention_post_norm", mixed), "batch", "length", "activation_embed")
         normed, routing = self.norm("mlp_norm", x) if self.config.pre_norms else x, None
         if self.shape.width is None:

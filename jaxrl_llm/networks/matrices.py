@@ -44,7 +44,8 @@ def matrices(config: DecoderConfig) -> list[Matrix]:
     """Every matrix that may be adapted; those of layers may be quantised too. The router is none of them."""
     e, width, found = config.experts, config.hidden_size, []
     for shape in config.stacks:
-        sizes = {f"attention.{name}": own for name, own in _mixer(config, shape).items()}
+        mixer = "delta" if shape.mixer == "delta" else "attention"
+        sizes = {f"{mixer}.{name}": own for name, own in _mixer(config, shape).items()}
         if shape.width is not None:
             sizes |= _mlp("mlp", width, shape.width)
             if not config.gated_mlp:
@@ -63,6 +64,9 @@ def matrices(config: DecoderConfig) -> list[Matrix]:
 def _mixer(config: DecoderConfig, shape: LayerShape) -> dict[str, tuple[int, int]]:
     """Contracted axes and their size of each matrix that mixes tokens."""
     width, latent = config.hidden_size, config.latent
+    if shape.mixer == "delta":
+        inputs = ("query", "key", "value", "strength", "decay", "gate")
+        return dict.fromkeys(inputs, (1, width)) | {"output": (2, config.delta.value_heads * config.delta.value_dim)}
     if shape.mixer == "attention":
         inputs = {"own": ("query", "key", "value"), "keys": ("query", "key"), "lent": ("query",)}[shape.values]
         return dict.fromkeys(inputs, (1, width)) | {"output": (2, config.num_heads * shape.head_dim)}

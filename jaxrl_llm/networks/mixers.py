@@ -25,6 +25,10 @@ def output(config: DecoderConfig, mixed: Array) -> Array:
     return Projection(config, shape, axes, inputs=2, bias=config.output_bias, gain=gain, name="output")(mixed)
 
 
+def _gated(mixed: Array, gate: Array | None) -> Array:
+    return mixed if gate is None else mixed * jax.nn.sigmoid(gate)
+
+
 class Attention(nn.Module):
     """Causal attention of grouped heads, over the tokens given, or of one token a slot over what lies behind it."""
 
@@ -35,7 +39,10 @@ class Attention(nn.Module):
     def __call__(self, x: Array, shared: Shared, own: Numbered) -> tuple[Array, Any]:
         c, shape = self.config, self.shape
         angles = of_kind(c, shape, shared.angles, own.kind)
-        query = self.heads("query", "heads", c.num_heads, x, angles)
+        query, gate = self.projected("query", "heads", c.num_heads, x, 1 + c.attention_gate), None
+        if c.attention_gate:
+            query, gate = jnp.split(query, 2, axis=-1)
+        query = self.turned("query", "heads", query, angles)
         if c.scales_queries:
             query = (query * of_kind(c, shape, shared.gains, own.kind)).astype(query.dtype)
         key, value = own.lent or (None, None)
@@ -48,11 +55,12 @@ class Attention(nn.Module):
             options["sinks"] = sinks
             # The layers of decoding are not scanned: their kinds are known when the program is made.
             window = kinds_of(c, shape)[own.kind].window
-            return output(c, past_attention(query[:, 0], past, shared.sight, window, **options)[:, None]), past
+            mixed = past_attention(query[:, 0], past, shared.sight, window, **options)[:, None]
+            return output(c, _gated(mixed, gate)), past
         seen = (of_kind(c, shape, shared.blocks, own.kind), of_kind(c, shape, shared.windows, own.kind))
         mixed = attend(c, query, key, value, shared.reach, shared.positions, *seen, sinks)
         keeps = shared.keep or (c.reusing_layers and shape.values != "lent")
-        return output(c, mixed), (key, value) if keeps else None
+        return output(c, _gated(mixed, gate)), (key, value) if keeps else None
 
     def keys_and_values(self, x: Array, angles: tuple[Array, Array]) -> tuple[Array, Array]:
         """Keys and values [B, T, K, H] of the layer's own."""
@@ -61,18 +69,14 @@ class Attention(nn.Module):
             value = self.projected("key", "kv_heads", count, x)
             key = self.turned("key", "kv_heads", value, angles)
         else:
-            key = self.heads("key", "kv_heads", count, x, angles)
+            key = self.turned("key", "kv_heads", self.projected("key", "kv_heads", count, x), angles)
             value = self.projected("value", "kv_heads", count, x)
         return key, Norm(c, ("head_dim",), scaled=False, name="value_norm")(value) if c.value_norm else value
 
-    def heads(self, name: str, axis: str, count: int, x: Array, angles: tuple[Array, Array]) -> Array:
-        """Queries or keys [B, T, heads, H], normalised and turned where the family wants it."""
-        return self.turned(name, axis, self.projected(name, axis, count, x), angles)
-
-    def projected(self, name: str, axis: str, count: int, x: Array) -> Array:
-        """Queries, keys or values [B, T, heads, H] as they come of their matrix."""
+    def projected(self, name: str, axis: str, count: int, x: Array, parts: int = 1) -> Array:
+        """Queries, keys or values [B, T, heads, parts * H] as they come of their matrix."""
         c = self.config
-        shape, axes = (c.hidden_size, count, self.shape.head_dim), ("embed", axis, "head_dim")
+        shape, axes = (c.hidden_size, count, parts * self.shape.head_dim), ("embed", axis, "head_dim")
         projected = Projection(c, shape, axes, bias=c.attention_bias, name=name)(x)
         return constrain(projected, "batch", "length", axis, "head_dim")
 

@@ -147,10 +147,12 @@ class Norm(nn.Module):
     config: DecoderConfig
     axes: tuple[str, ...] = ("embed",)
     scaled: bool = True
+    offset: float | None = None  # `norm_offset` by default
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        offset, last = self.config.norm_offset, tuple(range(-len(self.axes), 0))
+        offset = self.config.norm_offset if self.offset is None else self.offset
+        last = tuple(range(-len(self.axes), 0))
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=last, keepdims=True) + self.config.norm_epsilon)
         if not (self.config.norm_scales and self.scaled):

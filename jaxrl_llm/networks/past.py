@@ -6,6 +6,7 @@ has up to W columns. K key heads, G query heads for each, width H.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -47,10 +48,10 @@ def each_field(function: Callable[..., Array], *cells: Cells) -> Cells:
 
 @flax.struct.dataclass
 class LayerPast:
-    """What one layer knows: `Cells` of C contexts, and those of the tails of S slots."""
+    """What one layer knows: `Cells` of C contexts, and those of the tails of S slots; or `recurrent.State`s of both."""
 
-    contexts: Cells
-    tails: Cells
+    contexts: Any
+    tails: Any
 
 
 @flax.struct.dataclass

@@ -17,6 +17,7 @@ from jaxrl_llm import reading
 from jaxrl_llm.networks import families
 from jaxrl_llm.networks.adapters import with_adapter
 from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig
+from jaxrl_llm.networks.fused import Fused
 from jaxrl_llm.networks.matrices import ADAPTER_LEAVES, Matrix, is_adapted, kernel_path, matrices
 from jaxrl_llm.networks.network import Network
 from jaxrl_llm.networks.tensor_files import existing, write_json
@@ -168,7 +169,8 @@ def _stored(config: DecoderConfig, matrix: Matrix):
 
 def _is_fused(config: DecoderConfig, matrix: Matrix) -> bool:
     own = _stored(config, matrix).name
-    if own in {fused.each for fused in families.FAMILIES[config.family].fused}:
+    apart = (one for one in families.FAMILIES[config.family].fused if isinstance(one, Fused) and not one.read_only)
+    if own in {each for one in apart for each in one.each}:
         return True
     return sum(_stored(config, other).name == own for other in matrices(config) if other.path[0] == matrix.path[0]) > 1
 

@@ -65,6 +65,8 @@ def _rope_rule(field: str, options: dict[str, Any], theirs: Fields) -> dict[str,
     foreign = {"alpha", "llama_4_scaling_beta"} & set(options) - {FAMILIES[theirs["model_type"]].rope_option}
     if foreign:
         raise ValueError(f"{field} has {sorted(foreign)}, not supported with model_type={theirs['model_type']!r}; remove it")
+    if FAMILIES[theirs["model_type"]].rope_option == "mrope_section":  # In a text all sections have the same positions.
+        options = {name: value for name, value in options.items() if not name.startswith("mrope_")}
     if kind == "default" and not options:
         return found
     if kind not in ROPE_OPTIONS:

@@ -8,6 +8,7 @@ import jax
 from jaxrl_llm.networks import rotary
 from jaxrl_llm.networks.config import DecoderConfig, LayerKind, LayerShape
 from jaxrl_llm.networks.past import LayerPast, Sight
+from jaxrl_llm.networks.recurrent import Chunks
 
 Array = jax.Array
 
@@ -26,6 +27,7 @@ class Shared:
     positions: Array | None = None
     windows: tuple[Array, ...] = ()
     blocks: tuple[Any, ...] = ()
+    chunks: Chunks | None = None  # how tokens go on from one another, for layers with a state
     sight: Sight | None = None
     keep: bool = flax.struct.field(pytree_node=False, default=False)
 

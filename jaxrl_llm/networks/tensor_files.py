@@ -36,17 +36,17 @@ class TensorFile(NamedTuple):
 
 
 class Slab(NamedTuple):
-    """A tensor that is made of one index of the first axis of others."""
+    """A tensor that is made of others, or of one index of their first axis."""
 
     sources: tuple[TensorFile, ...]
-    index: int
+    index: int | None  # None for the whole of them
     dtype: str  # as safetensors calls it
     shape: tuple[int, ...]  # of the tensor
     view: Callable[..., np.ndarray]  # what the sources have at that index to the tensor
 
     @property
     def bytes(self) -> int:
-        return sum(source.bytes // source.shape[0] for source in self.sources)
+        return sum(source.bytes // (1 if self.index is None else source.shape[0]) for source in self.sources)
 
 
 def existing(path: pathlib.Path) -> pathlib.Path:
@@ -115,9 +115,10 @@ def opened(tensor: TensorFile | Slab) -> Iterator[Callable[[int, int], np.ndarra
         parts = []
         for source in tensor.sources:
             with opened(source) as read:
-                parts.append(read(tensor.index, tensor.index + 1)[0])
-        whole = tensor.view(*parts)
-        yield lambda first, last: whole[first:last]
+                whole = tensor.index is None
+                parts.append(read(0, source.shape[0]) if whole else read(tensor.index, tensor.index + 1)[0])
+        rows = tensor.view(*parts)
+        yield lambda first, last: rows[first:last]
         return
     dtype, row = _numpy(tensor.dtype), math.prod(tensor.shape[1:])
     with tensor.file.open("rb", buffering=0) as file:

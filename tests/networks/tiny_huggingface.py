@@ -174,6 +174,19 @@ _CONFIGS |= {
         | {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3},
     )
 }
+_DELTA = {"num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+_DELTA |= {"linear_key_head_dim": 8, "linear_value_head_dim": 6}
+_DELTA_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+_DELTA_EXPERTS |= {"shared_expert_intermediate_size": 12, "num_hidden_layers": 3}
+_TURNS = ["linear_attention", "full_attention"] * 3
+_CONFIGS |= {
+    "qwen3_5": (transformers.Qwen3_5TextConfig, _DELTA | {"num_hidden_layers": 5, "layer_types": _TURNS[:5]}),
+    "qwen3_5_moe": (transformers.Qwen3_5MoeTextConfig, _DELTA | _DELTA_EXPERTS | {"layer_types": _TURNS[:3]}),
+    "qwen3_next": (
+        transformers.Qwen3NextConfig,
+        _DELTA | _DELTA_EXPERTS | {"layer_types": _TURNS[1:4], "mlp_only_layers": [0]},
+    ),
+}
 NAMES = tuple(_CONFIGS)
 # One of each family, and the more of them.
 FIRST = (
@@ -193,12 +206,15 @@ FIRST = (
     "gpt_oss",
     "deepseek_v3",
     "gemma4",
+    "qwen3_5",
+    "qwen3_next",
 )
 PARAMETERS = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in NAMES]
 
 
 def _about_one(name: str, path: str) -> bool:
-    return "layer_scalar" in path or ("norm" in path and name not in ("gemma", "gemma2", "gemma3"))
+    from_zero = name.startswith(("gemma", "qwen3_5", "qwen3_next")) and name != "gemma4" and "linear_attn.norm" not in path
+    return "layer_scalar" in path or ("norm" in path and not from_zero)
 
 
 def make_model(name: str, seed: int = 0, auto=transformers.AutoModelForCausalLM, **options):
