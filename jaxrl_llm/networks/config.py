@@ -243,6 +243,8 @@ class DecoderConfig:
     bos_id: int | None = None  # token that begins a text; only exports use it, as the two below
     eos_ids: tuple[int, ...] = ()  # tokens that end a text
     pad_id: int | None = None  # token that fills rows
+    # directory of the checkpoint that this is the text part of; exports write its other parts too
+    other_parts: str | None = None
     # whether the network gives logits; False for reward models and critics that have a value head alone
     language_head: bool = True
     value_head: int = 0  # outputs of the value head, see `objectives.heads` for what they may mean; 0 for none

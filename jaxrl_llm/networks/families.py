@@ -49,6 +49,7 @@ _TOKEN, _LAYER, _SPAN = whole(0, LIMITS["vocab_size"]), whole(0, LIMITS["num_lay
 
 _FLAGS = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm", "attention_bias", "mlp_bias")
 _FLAGS += ("attention_out_bias", "rope_interleave", "attention_k_eq_v", "use_double_wide_mlp", "enable_moe_block")
+_FLAGS += ("attn_output_gate",)
 _DELTA = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
 _DELTA += ("linear_conv_kernel_dim", "full_attention_interval")
 _WIDTHS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -248,6 +249,8 @@ def _read_special(kind: str, theirs: Fields, family: Family) -> dict[str, Any]:
 
 def _read_gemma4(theirs: Fields) -> dict[str, Any]:
     """What layers without a window have of their own, and the MLPs of those that reuse keys and values."""
+    if theirs.get("use_bidirectional_attention") not in (None, "vision"):  # which leaves text causal
+        raise ValueError(f"use_bidirectional_attention={theirs['use_bidirectional_attention']!r} is not supported; remove it")
     full = {"head_dim": theirs["global_head_dim"]}
     if theirs["attention_k_eq_v"]:
         full["num_key_value_heads"] = theirs.get("num_global_key_value_heads")

@@ -227,12 +227,9 @@ _GEMMA_PLAIN = _PLAIN | {"use_bidirectional_attention": False}
 _GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256}
 _GEMMA2_DEFAULTS = _GEMMA_DEFAULTS | {"query_pre_attn_scalar": 256, "sliding_window": 4096}
 _SOFTCAPS = {"attention_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping"}
-_QWEN_EXPERTS = {
-    "count": "num_experts",
-    "per_token": "num_experts_per_tok",
-    "width": "moe_intermediate_size",
-    "normalize": "norm_topk_prob",
-}
+_QWEN_EXPERTS = {"count": "num_experts", "per_token": "num_experts_per_tok", "width": "moe_intermediate_size"}
+_QWEN_DELTA_EXPERTS = _QWEN_EXPERTS | {"shared_width": "shared_expert_intermediate_size"}
+_QWEN_EXPERTS |= {"normalize": "norm_topk_prob"}
 _OLMO2 = {"qk_norm": "width", "pre_norms": False, "post_norms": True}
 _GRANITE = {
     "query_scale": "attention_multiplier",
@@ -270,12 +267,11 @@ _DELTA_FIELDS = {
     "value_dim": "linear_value_head_dim",
     "kernel": "linear_conv_kernel_dim",
 }
+_QWEN_DELTA_PLAIN = {"quantization_config": None, "attention_bias": False, "attn_output_gate": True}
 _QWEN_DELTA = {"norm_offset": 1.0, "qk_norm": "head", "attention_gate": True}
 _QWEN_DELTA_DEFAULTS = {"head_dim": 256, "partial_rotary_factor": 0.25, "full_attention_interval": 4}
 _QWEN_DELTA_DEFAULTS |= {"linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_conv_kernel_dim": 4}
 _QWEN_DELTA_DEFAULTS |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "norm_topk_prob": True}
-_QWEN_DELTA_EXPERTS = {"count": "num_experts", "per_token": "num_experts_per_tok", "width": "moe_intermediate_size"}
-_QWEN_DELTA_EXPERTS |= {"shared_width": "shared_expert_intermediate_size"}
 
 FAMILIES = {
     "llama": Family("Llama", LLAMA, required=_PLAIN),
@@ -303,8 +299,7 @@ FAMILIES = {
     ),
     "gemma4_text": Family(
         "Gemma4", GEMMA4, _GEMMA4, _GEMMA4_FIELDS, sliding="most", local_rope=True,
-        required={"quantization_config": None, "attention_bias": False, "use_bidirectional_attention": None}
-        | {"enable_moe_block": False},
+        required={"quantization_config": None, "attention_bias": False, "enable_moe_block": False},
         defaults={"tie_word_embeddings": True, "head_dim": 256, "num_key_value_heads": 4, "sliding_window": 512}
         | {"sliding_window_pattern": 6, "global_head_dim": 512, "attention_k_eq_v": False, "num_kv_shared_layers": 0}
         | {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262144, "use_double_wide_mlp": False}
@@ -335,17 +330,17 @@ FAMILIES = {
         | {"sliding_window_pattern": 2},
     ),
     "qwen3_5_text": Family(
-        "Qwen3_5", QWEN3_5, _QWEN_DELTA, sliding="delta", required=_PLAIN, delta=_DELTA_FIELDS, defaults=_QWEN_DELTA_DEFAULTS,
-        rope_option="mrope_section",
+        "Qwen3_5", QWEN3_5, _QWEN_DELTA, sliding="delta", required=_QWEN_DELTA_PLAIN, delta=_DELTA_FIELDS,
+        defaults=_QWEN_DELTA_DEFAULTS, rope_option="mrope_section",
     ),
     "qwen3_5_moe_text": Family(
-        "Qwen3_5Moe", QWEN3_5, _QWEN_DELTA, sliding="delta", required=_PLAIN, delta=_DELTA_FIELDS, fused=FUSED_QWEN3_5,
-        experts=_QWEN_DELTA_EXPERTS, expert_traits={"shared_gate": True, "normalize": True},
+        "Qwen3_5Moe", QWEN3_5, _QWEN_DELTA, sliding="delta", required=_QWEN_DELTA_PLAIN, delta=_DELTA_FIELDS,
+        fused=FUSED_QWEN3_5, experts=_QWEN_DELTA_EXPERTS, expert_traits={"shared_gate": True, "normalize": True},
         defaults=_QWEN_DELTA_DEFAULTS | {"intermediate_size": 1}, rope_option="mrope_section",
     ),
     "qwen3_next": Family(
         "Qwen3Next", QWEN3_NEXT, _QWEN_DELTA, sliding="delta", delta=_DELTA_FIELDS, fused=SORTED_QWEN3_NEXT,
-        required=_PLAIN | {"decoder_sparse_step": 1}, defaults=_QWEN_DELTA_DEFAULTS,
+        required=_QWEN_DELTA_PLAIN | {"decoder_sparse_step": 1}, defaults=_QWEN_DELTA_DEFAULTS,
         experts=_QWEN_DELTA_EXPERTS | {"normalize": "norm_topk_prob"}, expert_traits={"shared_gate": True},
     ),
     "olmo2": Family("Olmo2", OLMO2, _OLMO2, required=_PLAIN, defaults={"rms_norm_eps": 1e-5}),

@@ -6,20 +6,19 @@ parts one behind the other.
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from jaxrl_llm.networks.config import DecoderConfig
-from jaxrl_llm.networks.tensor_files import STORED_DTYPES, Slab, TensorFile
+from jaxrl_llm.networks.tensor_files import STORED_DTYPES, Slab, TensorFile, Tensors
 
 # Values of the codes of 4 bits: sign, two bits of exponent, one of mantissa. 32 of them share a power of two, 2^(scale - 127).
 # Source: https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf
 _FP4 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
 _FP4 = np.concatenate([_FP4, -_FP4])
-Tensors = Mapping[str, TensorFile | Slab]
 
 
 class Fused(NamedTuple):

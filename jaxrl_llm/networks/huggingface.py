@@ -19,6 +19,7 @@ from jaxrl_llm.networks.fused import put_together, taken_apart
 from jaxrl_llm.networks.network import Network, Params, decoder
 from jaxrl_llm.networks.placing import Piece, blocks, written
 from jaxrl_llm.networks.tensor_files import STORED_DTYPES, TensorFile, existing, find_tensors, opened, write_json, write_tensors
+from jaxrl_llm.networks.whole import Others, is_whole, tell_others, text_config, text_tensors
 
 # Tensors of old checkpoints that hold no parameters.
 _DERIVED = "rotary_emb.inv_freq"
@@ -31,7 +32,8 @@ def load_huggingface(
 ) -> Network:  # fmt: skip
     """Network with the parameters of a directory that `transformers` could load.
 
-    Causal language models give logits; sequence classification models, such as reward models, give values. Names, shapes
+    Causal language models give logits; sequence classification models, such as reward models, give values; of models that
+    see or hear it is the text part. Names, shapes
     and files are checked before the first byte is read; then tensors go to their devices a block of rows at a time, so
     that the host never holds more than a block of what it does not keep.
 
@@ -55,22 +57,30 @@ def load_huggingface(
     directory = pathlib.Path(directory)
     path = existing(directory / "config.json")
     theirs = reading.read_object(path)
-    settings = {"remat": remat, "attention": attention} | ({"value_head": value_head} if value_head else {})
+    others = {}
+    found = find_tensors(directory)
+    if is_whole(theirs):
+        theirs, (found, others) = text_config(theirs, str(path)), text_tensors(found)
+    settings = {"other_parts": str(directory.resolve())} if others else {}
+    settings |= {"remat": remat, "attention": attention} | ({"value_head": value_head} if value_head else {})
     config = families.from_huggingface(theirs, str(path), dtype=compute_dtype or dtype, param_dtype=dtype, **settings)
     network = decoder(config)
     ahead = theirs.get("num_nextn_predict_layers") or 0
-    found = _without_ignored(find_tensors(directory), range(config.num_layers, config.num_layers + ahead))
+    found = _without_ignored(found, range(config.num_layers, config.num_layers + ahead))
     found = _without_lent(config, found)
     found = taken_apart(found, families.FAMILIES[config.family].fused, config)
     layout = _layout(network)
     _check_tensors(network, layout, found)
+    if others:
+        tell_others(others, directory)
     return network.with_params(_read(network, layout, found, shardings, progress))
 
 
 def save_huggingface(network: Network, params: Params, directory, max_shard_bytes: int = 5_000_000_000) -> None:
     """Writes `params` as a directory that `transformers` loads as a causal language model.
 
-    A network without a language head is written as a sequence classification model. Parameters keep their dtype. A value
+    A network without a language head is written as a sequence classification model; the text part of a model that sees or
+    hears as the whole one, with the other parts of the checkpoint that it came from. Parameters keep their dtype. A value
     head beside a language head is written as `value_head.weight`, which `transformers` leaves alone. Tokenizer files are
     the caller's to copy. Files of tensors from an earlier export to `directory` are removed.
 
@@ -101,8 +111,20 @@ def save_huggingface(network: Network, params: Params, directory, max_shard_byte
 
     pieces = {name: [piece for part in own.parts for piece in layout[part]] for name, own in made.items()}
     sizes = {name: sum(math.prod(one.shape) * flat[one.path].itemsize for one in own) for name, own in pieces.items()}
-    write_tensors(directory, sizes, tensor, max_shard_bytes)
-    write_json(directory / "config.json", families.to_huggingface(config, flat["embedding",].dtype.name))
+    theirs = families.to_huggingface(config, flat["embedding",].dtype.name)
+    if config.other_parts is None:
+        write_tensors(directory, sizes, tensor, max_shard_bytes)
+    else:
+        others = Others(config.other_parts)
+        own = {others.name(name): name for name in sizes}
+        all_sizes = {name: sizes[ours] for name, ours in own.items()} | {name: x.bytes for name, x in others.tensors.items()}
+
+        def part(name: str) -> np.ndarray:
+            return tensor(own[name]) if name in own else others.read(name)
+
+        write_tensors(directory, all_sizes, part, max_shard_bytes)
+        theirs = others.joined(theirs)
+    write_json(directory / "config.json", theirs)
 
 
 def _without_ignored(found: dict[str, TensorFile], ahead: range) -> dict[str, TensorFile]:

@@ -49,6 +49,9 @@ class Slab(NamedTuple):
         return sum(source.bytes // (1 if self.index is None else source.shape[0]) for source in self.sources)
 
 
+Tensors = Mapping[str, TensorFile | Slab]
+
+
 def existing(path: pathlib.Path) -> pathlib.Path:
     """`path`; FileNotFoundError says what its folder has instead."""
     if not path.is_file():
