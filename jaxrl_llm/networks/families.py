@@ -23,6 +23,7 @@ from jaxrl_llm.networks.rope_fields import (
     write_rope,
     yarn_scale,
 )
+from jaxrl_llm.networks.whole import is_whole, text_config
 from jaxrl_llm.reading import flag, listed, mapping, real, text, whole
 
 # Their name of each field that only has to be copied.
@@ -116,7 +117,8 @@ def check_family(config: DecoderConfig) -> None:
 def from_huggingface(theirs: dict[str, Any], place: str = "config.json", **settings) -> DecoderConfig:
     """Configuration that a config.json describes.
 
-    A `*ForSequenceClassification` gives a network with a value head and without a language head.
+    A `*ForSequenceClassification` gives a network with a value head and without a language head, a model that sees or hears
+    its text part.
 
     Args:
       theirs: what config.json holds; null is as if the field were not there, but for a window or a cap, which it takes away.
@@ -125,6 +127,7 @@ def from_huggingface(theirs: dict[str, Any], place: str = "config.json", **setti
 
     Raises ValueError: a field is of another type, out of bounds or not supported; the message names file, field and value.
     """
+    theirs = text_config(theirs, place) if is_whole(theirs) else theirs
     removed = {name: None for name in _NULLABLE if name in theirs and theirs[name] is None}
     found = reading.fields(theirs, _CHECKS, f"{place}: ") | removed
     with reading.about(place), _in_their_words():

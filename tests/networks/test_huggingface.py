@@ -201,7 +201,7 @@ def test_a_value_head_is_zero_at_first_and_comes_back_after_an_export(tmp_path):
         ({"mlp_bias": True, "model_type": "llama"}, "mlp_bias=True is not supported; it must be False or absent"),
         ({"architectures": ["Qwen3ForQuestionAnswering"]}, "architectures=.'Qwen3ForQuestionAnswering'. is not supported"),
         ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
-        ({"model_type": "gemma3"}, "model_type='gemma3' is not supported"),
+        ({"model_type": "gemma3"}, "config.json: text_config is missing; a gemma3 checkpoint must have it"),
         ({"model_type": "mixtral"}, "num_local_experts is missing"),
         ({"model_type": "olmoe", "clip_qkv": 8.0}, "clip_qkv=8.0 is not supported"),
         ({"model_type": "qwen3_moe", **QWEN3_EXPERTS, "decoder_sparse_step": 2}, "decoder_sparse_step=2 is not supported"),
