@@ -16,6 +16,7 @@ from jaxrl_llm.networks import families
 from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.family_table import Path, Stored
 from jaxrl_llm.networks.fused import put_together, taken_apart
+from jaxrl_llm.networks.gguf_files import gguf_file, read_gguf
 from jaxrl_llm.networks.network import Network, Params, decoder
 from jaxrl_llm.networks.placing import Piece, blocks, written
 from jaxrl_llm.networks.tensor_files import STORED_DTYPES, TensorFile, existing, find_tensors, opened, write_json, write_tensors
@@ -38,7 +39,8 @@ def load_huggingface(
     that the host never holds more than a block of what it does not keep.
 
     Args:
-      directory: holds config.json and model.safetensors, or the shards that model.safetensors.index.json names.
+      directory: holds config.json and model.safetensors, or the shards that model.safetensors.index.json names, or, instead
+        of these, one GGUF file of Llama's architecture (with the extra `gguf`), whose codes are expanded.
       dtype: of the parameters.
       compute_dtype: of the computation; `dtype` by default.
       value_head: outputs of a value head to add; it is zero unless the checkpoint was saved with one.
@@ -55,10 +57,9 @@ def load_huggingface(
         of another shape.
     """
     directory = pathlib.Path(directory)
-    path = existing(directory / "config.json")
-    theirs = reading.read_object(path)
+    path = gguf_file(directory) or existing(directory / "config.json")
+    theirs, found = read_gguf(path) if path.suffix == ".gguf" else (reading.read_object(path), find_tensors(directory))
     others = {}
-    found = find_tensors(directory)
     if is_whole(theirs):
         theirs, (found, others) = text_config(theirs, str(path)), text_tensors(found)
     settings = {"other_parts": str(directory.resolve())} if others else {}

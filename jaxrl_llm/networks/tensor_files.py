@@ -38,7 +38,7 @@ class TensorFile(NamedTuple):
 class Slab(NamedTuple):
     """A tensor that is made of others, or of one index of their first axis."""
 
-    sources: tuple[TensorFile, ...]
+    sources: tuple[TensorFile, ...]  # none where `view` has them itself
     index: int | None  # None for the whole of them
     dtype: str  # as safetensors calls it
     shape: tuple[int, ...]  # of the tensor
@@ -46,6 +46,8 @@ class Slab(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        if not self.sources:
+            return math.prod(self.shape) * _numpy(self.dtype).itemsize
         return sum(source.bytes // (1 if self.index is None else source.shape[0]) for source in self.sources)
 
 
