@@ -34,6 +34,10 @@ class ExpertsConfig:
     width: int  # inner width of each expert
     shared_width: int = 0  # inner width of an MLP that every token goes through beside its experts; 0 for none
     shared_gate: bool = False  # whether that is multiplied by the sigmoid of a projection to one number
+    # whether they stand beside the MLP, with norms of their own around them, and not in its place
+    beside_mlp: bool = False
+    # whether the router reads the residual stream with a norm and a scale of its own, and weights have one for each expert
+    scaled_router: bool = False
     dense_layers: int = 0  # number of layers at the bottom that have an MLP of `intermediate_size` instead
     score: str = "softmax"  # of an expert, from the router's logits: "softmax" over all experts, or "sigmoid" of each
     # whether a vector is added to the scores where experts are chosen, but not where they are weighted (balancing without a
@@ -151,7 +155,8 @@ class LayerShape(NamedTuple):
     mixer: str  # "attention", "latent" or "delta"
     head_dim: int
     kv_heads: int
-    width: int | None  # inner width of the MLP; None with experts in its place
+    width: int | None  # inner width of the MLP; None where there is none
+    sparse: bool = False  # whether it has experts
     # where values come from: "own", a projection; "keys", that to keys; or "lent", keys and values of the last layer that has
     # own ones and is otherwise alike
     values: str = "own"
@@ -317,7 +322,8 @@ class DecoderConfig:
             mixer="delta" if name == "delta" else "attention" if self.latent is None else "latent",
             head_dim=full and self.full_head_dim or self.head_dim,
             kv_heads=full and self.full_kv_heads or self.num_kv_heads,
-            width=None if sparse else reusing and self.reusing_width or self.intermediate_size,
+            width=None if sparse and not self.experts.beside_mlp else reusing and self.reusing_width or self.intermediate_size,
+            sparse=sparse,
             values="lent" if reusing else "keys" if full and self.keys_as_values else "own",
         )
 

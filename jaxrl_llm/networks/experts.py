@@ -10,7 +10,7 @@ from jaxrl_llm.networks.axes import manual_axes_of
 from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
 from jaxrl_llm.networks.matrices import Leaves
 from jaxrl_llm.networks.mixture import AXES, mixture
-from jaxrl_llm.networks.modules import Mlp, make_leaves, named, residual_gain
+from jaxrl_llm.networks.modules import Mlp, Norm, make_leaves, named, residual_gain
 
 Array = jax.Array
 
@@ -78,11 +78,15 @@ class Experts(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, forced: Array | None) -> tuple[Array, Routing]:
+    def __call__(self, x: Array, forced: Array | None, routed: Array) -> tuple[Array, Routing]:
+        """What experts give for x [B, T, D], which the router chooses by `routed`."""
         c, e = self.config, self.config.experts
+        if e.scaled_router:
+            scale = self.param("router_scale", named(nn.initializers.ones, "embed"), (x.shape[-1],), c.param_dtype)
+            routed = Norm(c, scaled=False, name="router_norm")(routed.astype(jnp.float32)) * scale * x.shape[-1] ** -0.5
         initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         router = self.param("router", named(initializer, "embed", None), (x.shape[-1], e.count), c.param_dtype)
-        logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
+        logits = routed.astype(jnp.float32) @ router.astype(jnp.float32)
         if e.bias:
             zeros = named(nn.initializers.zeros, None)
             logits = logits + self.param("router_bias", zeros, (e.count,), c.param_dtype).astype(jnp.float32)
@@ -90,6 +94,9 @@ class Experts(nn.Module):
         if e.selection_bias:
             bias = self.param("selection_bias", named(nn.initializers.zeros, None), (e.count,), "float32")
         experts, weights = choose(e, logits, bias, forced)
+        if e.scaled_router:
+            gains = self.param("expert_scale", named(nn.initializers.ones, None), (e.count,), c.param_dtype)
+            weights = weights * (jax.nn.one_hot(experts, e.count, dtype=jnp.float32) @ gains.astype(jnp.float32))
         mixed = mixture(c, self.leaves(), x, experts, weights)
         if e.bias:
             zeros = named(nn.initializers.zeros, None, "embed")

@@ -54,7 +54,15 @@ _FLAGS += ("attn_output_gate",)
 _DELTA = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
 _DELTA += ("linear_conv_kernel_dim", "full_attention_interval")
 _WIDTHS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
+_COUNTS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "top_k_experts",
+    "n_group",
+    "topk_group",
+)
 _SCALES = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "routed_scaling_factor")
 _SCALES += (
     "embedding_multiplier",
@@ -100,7 +108,7 @@ def check_family(config: DecoderConfig) -> None:
     if config.family not in FAMILIES:
         raise ValueError(f"family={config.family!r} is unknown; choose one of {', '.join(FAMILIES)}, or None")
     family = FAMILIES[config.family]
-    if bool(family.experts) != (config.experts is not None):
+    if bool(family.experts) != (config.experts is not None) and config.family != "gemma4_text":
         raise ValueError(f"experts={config.experts} does not fit family={config.family!r}; choose another family")
     for name, fields in {"latent": family.latent, "delta": family.delta}.items():
         if bool(fields) != (getattr(config, name) is not None):
@@ -270,7 +278,15 @@ def _read_gemma4(theirs: Fields) -> dict[str, Any]:
         for name, ours in _FULL.items()
         if full.get(name)
     }
-    return sizes | {"reusing_width": width}
+    experts = None
+    if theirs.get("enable_moe_block"):
+        names = {"count": "num_experts", "per_token": "top_k_experts", "width": "moe_intermediate_size"}
+        missing = [name for name in names.values() if theirs.get(name) is None]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing; enable_moe_block=True needs it")
+        own = {ours: theirs[name] for ours, name in names.items()}
+        experts = ExpertsConfig(**own, normalize=True, beside_mlp=True, scaled_router=True)
+    return sizes | {"reusing_width": width, "experts": experts}
 
 
 _FULL = {"head_dim": "full_head_dim", "num_key_value_heads": "full_kv_heads"}
@@ -279,7 +295,14 @@ _FULL = {"head_dim": "full_head_dim", "num_key_value_heads": "full_kv_heads"}
 def _write_gemma4(config: DecoderConfig) -> dict[str, Any]:
     own = {name: getattr(config, ours) for name, ours in _FULL.items() if getattr(config, ours) is not None}
     full = [layer for layer, kind in enumerate(config.kind_of_layer) if config.kinds[kind].window is None]
-    return {"use_double_wide_mlp": config.reusing_width is not None, "per_layer_config": {str(layer): own for layer in full}}
+    theirs = {"enable_moe_block": config.experts is not None}
+    if config.experts is not None:
+        theirs |= {"num_experts": config.experts.count, "top_k_experts": config.experts.per_token}
+        theirs |= {"moe_intermediate_size": config.experts.width}
+    return theirs | {
+        "use_double_wide_mlp": config.reusing_width is not None,
+        "per_layer_config": {str(layer): own for layer in full},
+    }
 
 
 def _read_latent(theirs: Fields, family: Family) -> dict[str, Any]:

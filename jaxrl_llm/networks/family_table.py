@@ -73,10 +73,22 @@ GEMMA4 = GEMMA2 | {
     ("per_layer_projection",): Stored("model.per_layer_model_projection.weight", 1),
     ("per_layer_norm", "scale"): Stored("model.per_layer_projection_norm.weight"),
     ("layers", "layer_scale"): Stored("model.layers.{layer}.layer_scalar"),
+    ("layers", "experts", "router"): Stored("model.layers.{layer}.router.proj.weight", 1),
+    ("layers", "experts", "router_scale"): Stored("model.layers.{layer}.router.scale"),
+    ("layers", "experts", "expert_scale"): Stored("model.layers.{layer}.router.per_expert_scale"),
+    **_together("experts.{expert}.gate_up_proj", "experts.gate", "experts.up"),
+    **_linear("experts.down", "experts.{expert}.down_proj"),
+    **_norm("experts_norm", "pre_feedforward_layernorm_2"),
+    **_norm("experts_post_norm", "post_feedforward_layernorm_2"),
+    **_norm("mlp_own_post_norm", "post_feedforward_layernorm_1"),
     **_linear("per_layer_gate", "per_layer_input_gate"),
     **_linear("per_layer_output", "per_layer_projection"),
     **_norm("per_layer_post_norm", "post_per_layer_input_norm"),
 }
+FUSED_GEMMA4 = tuple(
+    Fused(f"model.layers.{{layer}}.experts.{name}", (f"model.layers.{{layer}}.experts.{{expert}}.{name}.weight",))
+    for name in ("gate_up_proj", "down_proj")
+)
 PHI3 = LLAMA | {
     **_together("self_attn.qkv_proj", "attention.query", "attention.key", "attention.value"),
     **_together("mlp.gate_up_proj", "mlp.gate", "mlp.up"),
@@ -299,7 +311,7 @@ FAMILIES = {
     ),
     "gemma4_text": Family(
         "Gemma4", GEMMA4, _GEMMA4, _GEMMA4_FIELDS, sliding="most", local_rope=True,
-        required={"quantization_config": None, "attention_bias": False, "enable_moe_block": False},
+        required={"quantization_config": None, "attention_bias": False}, fused=FUSED_GEMMA4,
         defaults={"tie_word_embeddings": True, "head_dim": 256, "num_key_value_heads": 4, "sliding_window": 512}
         | {"sliding_window_pattern": 6, "global_head_dim": 512, "attention_k_eq_v": False, "num_kv_shared_layers": 0}
         | {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262144, "use_double_wide_mlp": False}

@@ -83,7 +83,7 @@ def put_together(names: list[str], fused: tuple[Fused | Sorted, ...], config: De
         name = one.name.format(layer=layer)
         if isinstance(one, Sorted):
             whole[name] = (name, Written([name], functools.partial(_by_heads, _heads(one, config))))
-        elif not one.read_only:
+        elif not one.read_only and config.experts is not None:
             parts = [one.each[0].format(layer=layer, expert=expert) for expert in range(config.experts.count)]
             whole |= dict.fromkeys(parts, (name, Written(parts, functools.partial(_stacked, one))))
     return dict(whole.get(name, (name, Written([name]))) for name in names)

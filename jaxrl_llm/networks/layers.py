@@ -32,10 +32,13 @@ class Layer(nn.Module):
         mixed, kept = _MIXERS[self.shape.mixer](self.config, self.shape, name=name)(normed, shared, own)
         x = constrain(x + self.added("attention_post_norm", mixed), "batch", "length", "activation_embed")
         normed, routing = self.norm("mlp_norm", x) if self.config.pre_norms else x, None
-        if self.shape.width is None:
-            mixed, routing = Experts(self.config, name="experts")(normed, own.forced)
-        else:
+        if self.shape.width is not None:
             mixed = Mlp(self.config, self.shape.width, name="mlp")(normed)
+        if self.shape.sparse and self.shape.width is not None:
+            more, routing = Experts(self.config, name="experts")(self.norm("experts_norm", x), own.forced, x)
+            mixed = self.norm("mlp_own_post_norm", mixed) + self.norm("experts_post_norm", more)
+        elif self.shape.sparse:
+            mixed, routing = Experts(self.config, name="experts")(normed, own.forced, normed)
         x = constrain(x + self.added("mlp_post_norm", mixed), "batch", "length", "activation_embed")
         return self.scaled(self.with_embedding(x, own.embedded)), (routing, kept)
 
@@ -149,14 +152,14 @@ def run_layers(
       embedded: embeddings of the layers' own, [layers, B, T, P], or None.
     """
     kinds = np.array([shape_and_kind(config, layer)[1] for layer in range(config.num_layers)], np.int32)
-    sparse = np.cumsum([config.kinds[kind].shape.width is None for kind in config.kind_of_layer]) - 1
+    sparse = np.cumsum([config.kinds[kind].shape.sparse for kind in config.kind_of_layer]) - 1
     routed, kept, lent = [], [None] * config.num_layers, {}
     for runs in plan(config):
         inputs = [
             (
                 jax.tree.map(lambda leaf, run=run: _taken(leaf, run.places), stacks[run.shape.stack]),
                 jnp.asarray(kinds[run.layers]),
-                None if routes is None or run.shape.width is not None else _taken(routes, sparse[run.layers]),
+                None if routes is None or not run.shape.sparse else _taken(routes, sparse[run.layers]),
                 None if embedded is None else _taken(embedded, run.layers),
             )
             for run in runs

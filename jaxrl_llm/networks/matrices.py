@@ -50,12 +50,12 @@ def matrices(config: DecoderConfig) -> list[Matrix]:
             sizes |= _mlp("mlp", width, shape.width)
             if not config.gated_mlp:
                 sizes.pop("mlp.gate")
-        elif e.shared_width:
+        if shape.sparse and e.shared_width:
             sizes |= _mlp("experts.shared", width, e.shared_width)
         if config.per_layer_width:
             sizes |= {"per_layer_gate": (1, width), "per_layer_output": (1, config.per_layer_width)}
         found += _of_layers(shape.stack, sizes)
-        if shape.width is None:
+        if shape.sparse:
             found += _of_layers(shape.stack, _mlp("experts", width, e.width), leading=2)
     found.append(Matrix("embedding", ("embedding_adapter",), 0, 1, config.vocab_size))
     return found + ([Matrix("head", ("head_adapter",), 0, 1, width)] if config.language_head else [])

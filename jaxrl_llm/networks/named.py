@@ -85,6 +85,8 @@ _GEMMA4_E2B = {"num_kv_shared_layers": 20, "use_double_wide_mlp": True}
 _GEMMA4_E2B |= {"layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7}
 _GEMMA4_31B = {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 4}
 _GEMMA4_31B |= {"sliding_window": 1024, "max_position_embeddings": 262144}
+_GEMMA4_26B = _GEMMA4_31B | {"num_global_key_value_heads": 2, "enable_moe_block": True, "num_experts": 128}
+_GEMMA4_26B |= {"top_k_experts": 8, "moe_intermediate_size": 704}
 
 MODELS = {
     "qwen2.5-0.5b": Published("Qwen/Qwen2.5-0.5B", _QWEN2_5_SMALL, (896, 4864, 24, 14, 2), _32K),
@@ -149,6 +151,7 @@ MODELS = {
     ),
     "gemma-4-e2b": Published("google/gemma-4-E2B", _GEMMA4, (1536, 6144, 35, 8, 1), _GEMMA4_E2B),
     "gemma-4-e4b": Published("google/gemma-4-E4B", _GEMMA4, (2560, 10240, 42, 8, 2), {"num_kv_shared_layers": 18}),
+    "gemma-4-26b-a4b": Published("google/gemma-4-26B-A4B", _GEMMA4, (2816, 2112, 30, 16, 8), _GEMMA4_26B),
     "gemma-4-31b": Published("google/gemma-4-31B", _GEMMA4, (5376, 21504, 60, 32, 16), _GEMMA4_31B),
     "qwen3.5-0.8b": Published("Qwen/Qwen3.5-0.8B", _QWEN3_5, (1024, 3584, 24, 8, 2), _TIED | {"linear_num_value_heads": 16}),
     "qwen3.5-9b": Published("Qwen/Qwen3.5-9B", _QWEN3_5, (4096, 12288, 32, 16, 4)),

@@ -106,7 +106,18 @@ ONE_OF_EACH += [
 ]
 ONE_OF_EACH += [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("olmo2", "olmo3", "smollm3", "ministral3", "seed_oss", "granite", "glm4", "hunyuan")
+    for name in (
+        "olmo2",
+        "olmo3",
+        "smollm3",
+        "ministral3",
+        "seed_oss",
+        "granite",
+        "glm4",
+        "hunyuan",
+        "gemma4_experts",
+        "qwen3_5_moe",
+    )
 ]
 
 

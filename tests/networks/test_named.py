@@ -57,6 +57,7 @@ COUNTS = {
     # As `transformers` counts the text parts.
     "gemma-4-e2b": 4_628_569_379,
     "gemma-4-e4b": 7_463_013_418,
+    "gemma-4-26b-a4b": 25_233_141_790,
     "gemma-4-31b": 30_697_345_340,
     "qwen3.5-0.8b": 752_393_024,
     "qwen3.5-9b": 8_953_803_264,
@@ -107,7 +108,7 @@ def test_config_json_comes_back(name):
         "olmoe-1b-7b",
         "glm-4.5-air",
         "gemma-4-e2b",
-        "gemma-4-31b",
+        "gemma-4-26b-a4b",
         "qwen3.5-0.8b",
         "qwen3.5-27b",
         "qwen3.5-35b-a3b",

@@ -187,6 +187,13 @@ _CONFIGS |= {
         _DELTA | _DELTA_EXPERTS | {"layer_types": _TURNS[1:4], "mlp_only_layers": [0]},
     ),
 }
+_GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 20}
+_CONFIGS["gemma4_experts"] = (
+    transformers.Gemma4TextConfig,
+    {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "sliding_window": 7, "hidden_size_per_layer_input": 0}
+    | {"layer_types": ["sliding_attention", "full_attention"]}
+    | _GEMMA4_EXPERTS,
+)
 NAMES = tuple(_CONFIGS)
 # One of each family, and the more of them.
 FIRST = (
@@ -213,8 +220,10 @@ PARAMETERS = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow
 
 
 def _about_one(name: str, path: str) -> bool:
-    from_zero = name.startswith(("gemma", "qwen3_5", "qwen3_next")) and name != "gemma4" and "linear_attn.norm" not in path
-    return "layer_scalar" in path or ("norm" in path and not from_zero)
+    from_zero = (
+        name.startswith(("gemma", "qwen3_5", "qwen3_next")) and not name.startswith("gemma4") and "linear_attn.norm" not in path
+    )
+    return path.endswith(("layer_scalar", "router.scale", "per_expert_scale")) or ("norm" in path and not from_zero)
 
 
 def make_model(name: str, seed: int = 0, auto=transformers.AutoModelForCausalLM, **options):
