@@ -36,7 +36,7 @@ FAMILIES = {
     "olmoe": ("norms of queries and keys over all heads, experts", 7.6e-6),
     "glm4_moe": ("part of each head turned; shared experts, sigmoid scores, groups, dense layers at the bottom", 4.9e-6),
     "gemma4_text": (
-        "as gemma3_text; sizes of heads by kind of layer, keys and values lent, embeddings of single layers",
+        "as gemma3_text; heads by kind of layer, lent keys and values, embeddings of layers, experts beside",
         1.6e-4,
     ),
     "qwen3_5_text": ("gated delta rule beside gated attention, part of each head turned", 5.0e-5),

@@ -78,9 +78,10 @@ class Experts(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, forced: Array | None, routed: Array) -> tuple[Array, Routing]:
-        """What experts give for x [B, T, D], which the router chooses by `routed`."""
+    def __call__(self, x: Array, forced: Array | None, routed: Array | None = None) -> tuple[Array, Routing]:
+        """What experts give for x [B, T, D], which the router chooses by `routed`, by default by x."""
         c, e = self.config, self.config.experts
+        routed = x if routed is None else routed
         if e.scaled_router:
             scale = self.param("router_scale", named(nn.initializers.ones, "embed"), (x.shape[-1],), c.param_dtype)
             routed = Norm(c, scaled=False, name="router_norm")(routed.astype(jnp.float32)) * scale * x.shape[-1] ** -0.5

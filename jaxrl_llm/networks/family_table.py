@@ -343,7 +343,7 @@ FAMILIES = {
     ),
     "qwen3_5_text": Family(
         "Qwen3_5", QWEN3_5, _QWEN_DELTA, sliding="delta", required=_QWEN_DELTA_PLAIN, delta=_DELTA_FIELDS,
-        defaults=_QWEN_DELTA_DEFAULTS, rope_option="mrope_section",
+        defaults=_QWEN_DELTA_DEFAULTS, rope_option="mrope_section", classifier="Qwen3_5Text",
     ),
     "qwen3_5_moe_text": Family(
         "Qwen3_5Moe", QWEN3_5, _QWEN_DELTA, sliding="delta", required=_QWEN_DELTA_PLAIN, delta=_DELTA_FIELDS,

@@ -38,7 +38,7 @@ class Layer(nn.Module):
             more, routing = Experts(self.config, name="experts")(self.norm("experts_norm", x), own.forced, x)
             mixed = self.norm("mlp_own_post_norm", mixed) + self.norm("experts_post_norm", more)
         elif self.shape.sparse:
-            mixed, routing = Experts(self.config, name="experts")(normed, own.forced, normed)
+            mixed, routing = Experts(self.config, name="experts")(normed, own.forced)
         x = constrain(x + self.added("mlp_post_norm", mixed), "batch", "length", "activation_embed")
         return self.scaled(self.with_embedding(x, own.embedded)), (routing, kept)
 
