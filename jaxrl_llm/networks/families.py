@@ -11,29 +11,13 @@ from typing import Any
 
 from jaxrl_llm import reading
 from jaxrl_llm.networks.config import DecoderConfig, DeltaConfig, ExpertsConfig, LatentConfig
-from jaxrl_llm.networks.config_checks import BASE, LIMITS, MOST_EXPERTS, POSITIVE, check_tokens
+from jaxrl_llm.networks.config_checks import check_tokens
+from jaxrl_llm.networks.family_checks import CHECKS, FIELDS
 from jaxrl_llm.networks.family_table import FAMILIES, Family, Fields
-from jaxrl_llm.networks.rope_fields import (
-    FRACTION,
-    ROPE_CHECKS,
-    check_fraction,
-    read_rope,
-    rope,
-    sliding_theta,
-    write_rope,
-    yarn_scale,
-)
+from jaxrl_llm.networks.rope_fields import FRACTION, check_fraction, read_rope, sliding_theta, write_rope, yarn_scale
 from jaxrl_llm.networks.whole import is_whole, text_config
-from jaxrl_llm.reading import flag, listed, mapping, real, text, whole
+from jaxrl_llm.reading import whole
 
-# Their name of each field that only has to be copied.
-_FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-}
 # Our name of each activation -> theirs.
 _ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2", "clipped_swiglu": "silu"}
 _LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "delta"}
@@ -42,63 +26,8 @@ _ALIASES = {("qwen3_moe", "num_local_experts"): "num_experts"}
 # Fields where null says "none", not "as usual".
 _NULLABLE = ("q_lora_rank", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 # Our name in messages -> theirs.
-_THEIR_NAMES = _FIELDS | {"num_kv_heads": "num_key_value_heads", "norm_epsilon": "rms_norm_eps", "bos_id": "bos_token_id"}
+_THEIR_NAMES = FIELDS | {"num_kv_heads": "num_key_value_heads", "norm_epsilon": "rms_norm_eps", "bos_id": "bos_token_id"}
 _THEIR_NAMES |= {"eos_ids": "eos_token_id", "pad_id": "pad_token_id", "rope_fraction": FRACTION}
-
-_TOKEN, _LAYER, _SPAN = whole(0, LIMITS["vocab_size"]), whole(0, LIMITS["num_layers"]), whole(1, LIMITS["max_length"])
-
-
-_FLAGS = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm", "attention_bias", "mlp_bias")
-_FLAGS += ("attention_out_bias", "rope_interleave", "attention_k_eq_v", "use_double_wide_mlp", "enable_moe_block")
-_FLAGS += ("attn_output_gate",)
-_DELTA = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
-_DELTA += ("linear_conv_kernel_dim", "full_attention_interval")
-_WIDTHS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-_COUNTS = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "top_k_experts",
-    "n_group",
-    "topk_group",
-)
-_SCALES = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "routed_scaling_factor")
-_SCALES += (
-    "embedding_multiplier",
-    "logits_scaling",
-    "residual_multiplier",
-    "attention_multiplier",
-    "swiglu_alpha",
-    "swiglu_limit",
-)
-_LAYERS = ("max_window_layers", "first_k_dense_replace", "num_nextn_predict_layers")
-# What each field of config.json that is read must be.
-_CHECKS = (
-    {theirs: whole(1, LIMITS[ours]) for ours, theirs in _FIELDS.items()}
-    | {"num_key_value_heads": whole(1, LIMITS["num_kv_heads"]), "head_dim": whole(1, LIMITS["head_dim"])}
-    | {"moe_intermediate_size": whole(1, LIMITS["hidden_size"]), "num_labels": whole(1, LIMITS["value_head"])}
-    | {"n_shared_experts": whole(0, MOST_EXPERTS), "sliding_window_pattern": whole(1, LIMITS["num_layers"])}
-    | {"bos_token_id": _TOKEN, "eos_token_id": reading.one_or_more(_TOKEN), "pad_token_id": _TOKEN}
-    | {"rope_scaling": rope, "rope_parameters": rope, "rope_theta": BASE, "rope_local_base_freq": BASE}
-    | {FRACTION: ROPE_CHECKS[FRACTION], "rms_norm_eps": real(0.0, 1.0), "router_jitter_noise": real(0.0)}
-    | {"global_head_dim": whole(1, LIMITS["head_dim"]), "num_global_key_value_heads": whole(1, LIMITS["num_kv_heads"])}
-    | {"hidden_size_per_layer_input": whole(0, LIMITS["hidden_size"]), "num_kv_shared_layers": _LAYER}
-    | {"vocab_size_per_layer_input": whole(0, LIMITS["vocab_size"]), "per_layer_config": mapping(mapping())}
-    | {"architectures": listed(text), "layer_types": listed(text), "mlp_only_layers": listed(_LAYER)}
-    | {"no_rope_layers": listed(whole(0, 1)), "no_rope_layer_interval": whole(1, LIMITS["num_layers"])}
-    | {"id2label": mapping(), "quantization_config": mapping()}
-    | dict.fromkeys(("max_position_embeddings", "sliding_window"), _SPAN)
-    | dict.fromkeys(("model_type", "hidden_act", "hidden_activation"), text)
-    | dict.fromkeys(_FLAGS, flag)
-    | {"use_bidirectional_attention": reading.either("true, false or a name", flag, text)}
-    | dict.fromkeys((*_COUNTS, "decoder_sparse_step"), whole(1, MOST_EXPERTS))
-    | dict.fromkeys(_SCALES, POSITIVE)
-    | dict.fromkeys(_DELTA, whole(1, LIMITS["num_heads"]))
-    | {"shared_expert_intermediate_size": whole(0, LIMITS["hidden_size"])}
-    | dict.fromkeys(_WIDTHS, whole(1, LIMITS["head_dim"]))
-    | dict.fromkeys(_LAYERS, _LAYER)
-)
 
 
 def check_family(config: DecoderConfig) -> None:
@@ -137,7 +66,7 @@ def from_huggingface(theirs: dict[str, Any], place: str = "config.json", **setti
     """
     theirs = text_config(theirs, place) if is_whole(theirs) else theirs
     removed = {name: None for name in _NULLABLE if name in theirs and theirs[name] is None}
-    found = reading.fields(theirs, _CHECKS, f"{place}: ") | removed
+    found = reading.fields(theirs, CHECKS, f"{place}: ") | removed
     with reading.about(place), _in_their_words():
         config = _from_fields(found, settings)
         check_tokens(config)
@@ -161,7 +90,7 @@ def _from_fields(theirs: Fields, settings: Fields) -> DecoderConfig:
     _check_required(theirs, family.required)
     check_fraction(kind, theirs)
     theirs = family.defaults | {_ALIASES.get((kind, name), name): value for name, value in theirs.items()}
-    needed = [*_FIELDS.values(), *family.experts.values(), *(name for name in family.latent.values() if name not in _NULLABLE)]
+    needed = [*FIELDS.values(), *family.experts.values(), *(name for name in family.latent.values() if name not in _NULLABLE)]
     missing = [name for name in needed if theirs.get(name) is None]
     if missing:
         raise ValueError(f"{missing[0]} is missing; a {kind} checkpoint must have it")
@@ -170,7 +99,7 @@ def _from_fields(theirs: Fields, settings: Fields) -> DecoderConfig:
         tie_embeddings=theirs.get("tie_word_embeddings", False), norm_epsilon=theirs.get("rms_norm_eps", 1e-6),
         max_length=theirs.get("max_position_embeddings", DecoderConfig.max_length), bos_id=theirs.get("bos_token_id"),
         eos_ids=theirs.get("eos_token_id", ()), pad_id=theirs.get("pad_token_id"),
-        **{ours: theirs[name] for ours, name in _FIELDS.items()},
+        **{ours: theirs[name] for ours, name in FIELDS.items()},
         **dict(family.traits) | _read_activation(theirs, family) | _read_special(kind, theirs, family),
         **read_rope(theirs) | _read_layers(theirs, family), **_read_heads(theirs) | settings,
     )  # fmt: skip
@@ -189,7 +118,7 @@ def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     theirs = {
         "architectures": [architecture],
         "model_type": config.family,
-        **{theirs: getattr(config, ours) for ours, theirs in (_FIELDS | dict(family.fields)).items()},
+        **{theirs: getattr(config, ours) for ours, theirs in (FIELDS | dict(family.fields)).items()},
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "tie_word_embeddings": config.tie_embeddings,

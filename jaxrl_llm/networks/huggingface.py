@@ -14,11 +14,11 @@ import numpy as np
 from jaxrl_llm import reading
 from jaxrl_llm.networks import families
 from jaxrl_llm.networks.config import DecoderConfig
-from jaxrl_llm.networks.family_table import Path, Stored
 from jaxrl_llm.networks.fused import put_together, taken_apart
 from jaxrl_llm.networks.gguf_files import gguf_file, read_gguf
 from jaxrl_llm.networks.network import Network, Params, decoder
 from jaxrl_llm.networks.placing import Piece, blocks, written
+from jaxrl_llm.networks.stored_names import Path, Stored
 from jaxrl_llm.networks.tensor_files import STORED_DTYPES, TensorFile, existing, find_tensors, opened, write_json, write_tensors
 from jaxrl_llm.networks.whole import Others, is_whole, tell_others, text_config, text_tensors
 

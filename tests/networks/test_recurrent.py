@@ -10,8 +10,7 @@ import pytest
 from networks.stepwise import stepwise_logits
 from networks.test_attention import trees
 
-from jaxrl_llm.networks import DecoderConfig, decoder, recurrent
-from jaxrl_llm.networks.config import DeltaConfig
+from jaxrl_llm.networks import DecoderConfig, DeltaConfig, decoder, recurrent
 
 LENGTH, HEADS, KEYS, VALUES = 45, 2, 4, 3
 

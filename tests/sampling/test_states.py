@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.networks import DecoderConfig, decoder
-from jaxrl_llm.networks.config import DeltaConfig, LatentConfig
+from jaxrl_llm.networks import DecoderConfig, DeltaConfig, LatentConfig, decoder
 from jaxrl_llm.sampling import generate, harvest
 
 VOCAB, PROMPTS = 61, [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
