@@ -19,7 +19,7 @@ from jaxrl_llm.networks.trees import join_params, split_params
 
 __all__ = [
     "ADAPTER", "AdapterConfig", "DecoderConfig", "DeltaConfig", "ExpertsConfig", "LatentConfig", "Network",
-    "QuantizationConfig", "QuantizationGap", "Routing", "add_adapter", "as_computed", "config", "count_parameters", "decoder", "dequantize", "from_apply", "join_params",
-    "load_huggingface", "load_peft", "logical_axes", "merge_adapter", "names", "quantization_gap", "quantize", "remove_adapter",
-    "save_huggingface", "save_peft", "split_params", "unmerge_adapter",
+    "QuantizationConfig", "QuantizationGap", "Routing", "add_adapter", "as_computed", "config", "count_parameters", "decoder",
+    "dequantize", "from_apply", "join_params", "load_huggingface", "load_peft", "logical_axes", "merge_adapter", "names",
+    "quantization_gap", "quantize", "remove_adapter", "save_huggingface", "save_peft", "split_params", "unmerge_adapter",
 ]  # fmt: skip
