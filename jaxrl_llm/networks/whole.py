@@ -26,7 +26,8 @@ _BEGINNINGS = {"model.language_model.": "model.", "language_model.model.": "mode
 
 def is_whole(theirs: dict[str, Any]) -> bool:
     """Whether a config.json is that of a whole model."""
-    return theirs.get("model_type") in WHOLE
+    kind = theirs.get("model_type")
+    return isinstance(kind, str) and kind in WHOLE
 
 
 def text_config(theirs: dict[str, Any], place: str) -> dict[str, Any]:
