@@ -136,7 +136,7 @@ BROKEN = {
     ),
     "model that sees images": (
         lambda folder: change_json(folder / "config.json", lambda t: t.update(model_type="gemma3")),
-        "config.json: model_type='gemma3' is not supported; the families are .*gemma3_text",
+        "config.json: architectures=.'Qwen3ForCausalLM'. is not supported with model_type='gemma3'",
     ),
 }
 
