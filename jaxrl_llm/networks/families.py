@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxrl_llm import reading
 from jaxrl_llm.networks.config import DecoderConfig, DeltaConfig, ExpertsConfig, LatentConfig
-from jaxrl_llm.networks.config_checks import check_tokens
+from jaxrl_llm.networks.config_checks import LIMITS, check_tokens
 from jaxrl_llm.networks.family_checks import CHECKS, FIELDS
 from jaxrl_llm.networks.family_table import FAMILIES, Family, Fields
 from jaxrl_llm.networks.rope_fields import FRACTION, check_fraction, read_rope, sliding_theta, write_rope, yarn_scale
@@ -202,11 +202,8 @@ def _read_gemma4(theirs: Fields) -> dict[str, Any]:
         if any(other != full for other in own.values()) or sorted(own) != sorted(layers) or set(full) - {*_FULL}:
             raise ValueError(f"per_layer_config={own} is not supported; it may give full_attention layers one {_FULL}")
     width = 2 * theirs["intermediate_size"] if theirs["use_double_wide_mlp"] else None
-    sizes = {
-        ours: reading.either("a whole number or null", whole(1, 10**6))(full[name], name)
-        for name, ours in _FULL.items()
-        if full.get(name)
-    }
+    check = whole(1, LIMITS["head_dim"])
+    sizes = {ours: check(full[name], f"per_layer_config.{name}") for name, ours in _FULL.items() if full.get(name) is not None}
     experts = None
     if theirs.get("enable_moe_block"):
         names = {"count": "num_experts", "per_token": "top_k_experts", "width": "moe_intermediate_size"}
