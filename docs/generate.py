@@ -35,6 +35,27 @@ FAMILIES = {
     "qwen3_moe": ("as qwen3; experts, dense layers at the bottom", 7.6e-6),
     "olmoe": ("norms of queries and keys over all heads, experts", 7.6e-6),
     "glm4_moe": ("part of each head turned; shared experts, sigmoid scores, groups, dense layers at the bottom", 4.9e-6),
+    "gemma4_text": (
+        "as gemma3_text; heads by kind of layer, lent keys and values, embeddings of layers, experts beside",
+        1.6e-4,
+    ),
+    "qwen3_5_text": ("gated delta rule beside gated attention, part of each head turned", 5.0e-5),
+    "qwen3_5_moe_text": ("as qwen3_5_text; experts, a gate of the shared one", 1.6e-4),
+    "qwen3_next": ("as qwen3_5_moe_text; fused matrices, dense layers at the bottom", 4.6e-5),
+    "deepseek_v3": ("latent attention, of which decoding keeps the latents; experts as glm4_moe", 2.1e-5),
+    "gpt_oss": ("attention sinks, biases, experts with a clipped activation, MXFP4 expanded, local and global layers", 1.3e-5),
+    "olmo2": ("norms behind attention and MLP alone, norms of queries and keys over all heads", 5.2e-6),
+    "olmo3": ("as olmo2; windows, with rotary embeddings of their own", 4.4e-6),
+    "smollm3": ("layers without rotary embedding", 1.9e-5),
+    "ministral3": ("queries that grow with their positions, windows", 1.1e-5),
+    "seed_oss": ("biases of attention and MLP", 7.6e-6),
+    "granite": ("multipliers of embeddings, attention, residual stream and logits", 1.2e-5),
+    "nanochat": (
+        "norms without scales, one of embeddings, MLP of two matrices, norms behind rotary embeddings, a soft cap",
+        3.3e-6,
+    ),
+    "glm4": ("neighbours of a part of each head turned, norms behind attention and MLP too", 6.6e-6),
+    "hunyuan_v1_dense": ("norms of queries and keys behind rotary embeddings", 9.0e-6),
 }
 
 METHODS_HEAD = """# Methods

@@ -81,7 +81,7 @@ def visible_blocks(reach: Array, positions: Array, window: Array | int, queries:
 
 def blocked_attention(
     query: Array, key: Array, value: Array, reach: Array, positions: Array, visible: Visible, window: Array | int,
-    asking: Queries = ALL, *, scale: float | None = None, softcap: float | None = None,
+    asking: Queries = ALL, *, scale: float | None = None, softcap: float | None = None, sinks: Array | None = None,
 ) -> Array:  # fmt: skip
     """Attention [B, T, N, H] under `reach`, as of `attention.reference_attention`, over the visible blocks alone."""
     rows, length, heads, width = query.shape
@@ -92,8 +92,15 @@ def blocked_attention(
     keys, values = (_in_blocks(x, block).transpose(0, 1, 3, 2, 4) for x in (key, value))  # [B, blocks, K, block, H]
     at = (_in_blocks(x, block) for x in (reach, positions, asking.of(positions)))
     seen = Seen(*at, jnp.asarray(asking.first), jnp.asarray(window), visible)
-    mixed = _attention(options, queries, keys, values, seen)
-    return mixed.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, width)[:, :length]
+    mixed, normaliser = _attention(options, queries, keys, values, seen)
+    if sinks is not None:
+        mixed = beside_sinks(mixed, normaliser, sinks.reshape(kv_heads, -1, 1))
+    return mixed.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, value.shape[-1])[:, :length]
+
+
+def beside_sinks(mixed: Array, normaliser: Array, sinks: Array) -> Array:
+    """`mixed` [..., H], of which `normaliser` [...] is the log of the sum of exponentials, with a sink in that sum too."""
+    return (mixed * jax.nn.sigmoid(normaliser - sinks.astype(jnp.float32))[..., None]).astype(mixed.dtype)
 
 
 class Seen(NamedTuple):
@@ -141,14 +148,15 @@ def _added(x: Array, block: Array, more: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(options: Options, queries, keys, values, seen: Seen) -> Array:
-    """Queries [blocks, B, K, G, block, H], keys and values [B, blocks, K, block, H]: the mixed values, like queries."""
+def _attention(options: Options, queries, keys, values, seen: Seen) -> tuple[Array, Array]:
+    """Queries [blocks, B, K, G, block, H], keys and values [B, blocks, K, block, H]: the mixed values, like queries, and the
+    logs of the sums of exponentials."""
     return _forward_rule(options, queries, keys, values, seen)[0]
 
 
 def _forward_rule(options, queries, keys, values, seen):
     mixed, normaliser = jax.lax.map(lambda number: _forward(options, queries, keys, values, seen, number), _numbers(queries))
-    return mixed, (queries, keys, values, seen, mixed, normaliser)
+    return (mixed, normaliser), (queries, keys, values, seen, mixed, normaliser)
 
 
 def _numbers(queries):
@@ -170,7 +178,7 @@ def _forward(options, queries, keys, values, seen, number):
         return mixed * kept[..., None] + more, total * kept + weights.sum(-1), peak
 
     zeros = jnp.zeros(query.shape[:-1], jnp.float32)
-    start = (jnp.zeros(query.shape, jnp.float32), zeros, jnp.full_like(zeros, _UNSEEN))
+    start = (jnp.zeros((*query.shape[:-1], values.shape[-1]), jnp.float32), zeros, jnp.full_like(zeros, _UNSEEN))
     mixed, total, largest = jax.lax.fori_loop(0, seen.visible.count[:, number].max(), add, start)
     some = jnp.where(total > 0, total, 1.0)
     return (mixed / some[..., None]).astype(query.dtype), jnp.where(total > 0, largest + jnp.log(some), 0.0)
@@ -187,16 +195,17 @@ def _logits(options: Options, query, key):
 
 def _backward_rule(options, residuals, cotangent):
     queries, keys, values, seen, mixed, normaliser = residuals
+    cotangent, of_normaliser = cotangent
     # sum_j p_j dp_j of each query, which is also the product of what it gave with what comes back.
-    inner = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1)
+    inner = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1) - of_normaliser
 
     def of_block(carry, number):
         query_side = (queries[number], cotangent[number], normaliser[number], inner[number])
         gradient, *carry = _backward(options, query_side, keys, values, seen, number, *carry)
         return tuple(carry), gradient
 
-    zeros = jnp.zeros(keys.shape, jnp.float32)
-    (of_keys, of_values), of_queries = jax.lax.scan(of_block, (zeros, zeros), _numbers(queries))
+    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
+    (of_keys, of_values), of_queries = jax.lax.scan(of_block, start, _numbers(queries))
     gradients = (of_queries.astype(queries.dtype), of_keys.astype(keys.dtype), of_values.astype(values.dtype))
     return *gradients, jax.tree.map(lambda _: None, seen)
 

@@ -8,12 +8,16 @@ from jaxrl_llm import reading
 if TYPE_CHECKING:
     from jaxrl_llm.networks.config import DecoderConfig
 
-LAYER_TYPES = ("full", "sliding")
+LAYER_TYPES = ("full", "sliding", "delta")
 ROPE_OPTIONS = {
     "linear": ("factor",),
     "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
     "yarn": ("attention_factor", "beta_fast", "beta_slow", "factor", "original_max_position_embeddings"),
+    "dynamic": ("alpha",),
+    "proportional": ("partial_rotary_factor",),
 }
+# Options that a rule may do without.
+ROPE_OPTIONAL = {"yarn": ("llama_4_scaling_beta", "mscale_all_dim", "truncate")}
 # The largest sizes, far above those of any network that there is: more would fill the memory before anything is computed.
 LIMITS = {"vocab_size": 10**8, "hidden_size": 10**7, "intermediate_size": 10**7, "num_layers": 10**4, "num_heads": 10**5}
 LIMITS |= {"num_kv_heads": 10**5, "head_dim": 10**6, "max_length": 10**12, "value_head": 10**6}
@@ -21,9 +25,11 @@ MOST_EXPERTS = 10**5  # of all layers together
 MOST_PARAMETERS = 10**14
 POSITIVE, BASE = reading.real(above=0.0), reading.real(above=1.0, most=1e15)
 _NUMBERS = {"norm_epsilon": reading.real(0.0, 1.0), "norm_offset": reading.real(), "rope_theta": BASE}
+_NUMBERS |= dict.fromkeys(("embedding_scale", "residual_scale", "logit_divisor", "swiglu_limit"), POSITIVE)
 _NUMBERS |= {"sliding_rope_theta": BASE, "query_scale": POSITIVE, "attention_softcap": POSITIVE, "logit_softcap": POSITIVE}
-ROPE_NUMBERS = dict.fromkeys(("factor", "high_freq_factor", "low_freq_factor", "attention_factor"), POSITIVE)
-ROPE_NUMBERS |= {"beta_fast": POSITIVE, "beta_slow": POSITIVE}
+ROPE_NUMBERS = dict.fromkeys(("factor", "high_freq_factor", "low_freq_factor", "attention_factor", "alpha"), POSITIVE)
+ROPE_NUMBERS |= dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "llama_4_scaling_beta"), POSITIVE)
+ROPE_NUMBERS |= {"truncate": reading.flag, "partial_rotary_factor": reading.real(above=0.0, most=1.0)}
 ROPE_NUMBERS |= {"original_max_position_embeddings": reading.whole(1, LIMITS["max_length"])}
 
 
@@ -107,6 +113,19 @@ def check_layers(config: "DecoderConfig") -> None:
         raise ValueError(f"sliding_window={config.sliding_window} must be at least 1 where layers are sliding")
     if not slides and (config.sliding_window, config.sliding_rope_theta) != (None, None):
         raise ValueError("sliding_window and sliding_rope_theta would change nothing: no layer is sliding; set them to None")
+    if (config.activation == "clipped_swiglu") != (config.swiglu_limit is not None):
+        raise ValueError(
+            f"swiglu_limit={config.swiglu_limit} belongs to activation='clipped_swiglu'; here it is {config.activation!r}"
+        )
+    if not set(config.unrotated_layers) <= set(range(config.num_layers)):
+        raise ValueError(f"unrotated_layers={config.unrotated_layers} must be numbers below num_layers={config.num_layers}")
+    if ("delta" in config.layer_types) != (config.delta is not None):
+        raise ValueError(f"delta={config.delta} is of layers of type 'delta'; layer_types={config.layer_types}")
+    if config.reusing_layers:
+        types = config.layer_types or ("all",) * config.num_layers
+        own = config.num_layers - config.reusing_layers
+        if own < 1 or not set(types[own:]) <= set(types[:own]):
+            raise ValueError(f"reusing_layers={config.reusing_layers} need layers of each of their types below them")
     if config.experts is not None and config.experts.count * config.num_layers > MOST_EXPERTS:
         raise ValueError(f"experts.count={config.experts.count} in num_layers={config.num_layers} are more than {MOST_EXPERTS}")
     if config.experts is not None and not 0 <= config.experts.dense_layers < config.num_layers:
@@ -120,7 +139,7 @@ def check_rope_scaling(scaling) -> None:
     options = dict(scaling)
     kind = options.pop("rope_type", None)
     check_choice("rope_scaling.rope_type", kind, ROPE_OPTIONS)
-    if sorted(options) != sorted(ROPE_OPTIONS[kind]):
+    if set(options) - set(ROPE_OPTIONAL.get(kind, ())) != set(ROPE_OPTIONS[kind]):
         raise ValueError(f"rope_scaling of type {kind!r} takes {list(ROPE_OPTIONS[kind])}; got {sorted(options)}")
     found = reading.fields(options, ROPE_NUMBERS, "rope_scaling.")
     if kind == "llama3" and found["high_freq_factor"] <= found["low_freq_factor"]:

@@ -1,169 +1,27 @@
 """The decoder transformer: one Linen definition for all families, its layers stacked and scanned."""
 
-from typing import Any, NamedTuple
+import functools
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.networks import rotary
-from jaxrl_llm.networks.attention import WITHOUT_WINDOW, attend, blocks_of, reach_of, uses_kernel
+from jaxrl_llm.networks.attention import WITHOUT_WINDOW, blocks_of, reach_of
 from jaxrl_llm.networks.axes import constrain
 from jaxrl_llm.networks.blocks import softcapped
-from jaxrl_llm.networks.config import REMAT, DecoderConfig
-from jaxrl_llm.networks.experts import Experts, Routing
+from jaxrl_llm.networks.config import DecoderConfig, LayerShape
+from jaxrl_llm.networks.experts import Routing
+from jaxrl_llm.networks.layers import LayerAlone, run_layers, shape_and_kind, stacked_layers
 from jaxrl_llm.networks.lookup import looked_up
 from jaxrl_llm.networks.matrices import gains, is_adapted, merged, times
-from jaxrl_llm.networks.modules import Mlp, Norm, Projection, VocabularyAdapter, named, residual_gain
-from jaxrl_llm.networks.past import (
-    AXES,
-    Cells,
-    LayerPast,
-    Sight,
-    appended,
-    attention_behind,
-    cells_of,
-    each_field,
-    past_attention,
-    written,
-)
+from jaxrl_llm.networks.modules import Norm, VocabularyAdapter, named
+from jaxrl_llm.networks.past import AXES, Cells, LayerPast, Sight, cells_of, each_field
+from jaxrl_llm.networks.recurrent import State, chunks_of
+from jaxrl_llm.networks.shared import Numbered, Shared, gains_of
 from jaxrl_llm.numerics import materialised
 
 Array = jax.Array
-
-
-@flax.struct.dataclass
-class Shared:
-    """What all layers of one call share: who sees whom and angles of the rotary embedding, for each kind of layer.
-
-    Layers that are to `keep` them give their keys and values [B, T, K, H]. A step of decoding has `sight` in place of `reach`,
-    `positions`, and what each kind of layer makes of them: tokens of the window, and the blocks of long rows.
-    """
-
-    angles: tuple[tuple[Array, Array], ...]
-    reach: Array | None = None
-    positions: Array | None = None
-    windows: tuple[Array, ...] = ()
-    blocks: tuple[Any, ...] = ()
-    sight: Sight | None = None
-    keep: bool = flax.struct.field(pytree_node=False, default=False)
-
-
-class Numbered(NamedTuple):
-    """What is told to each layer: the number of its kind, experts that it must use [B, T, k], and what lies before a step.
-
-    Where several tokens a row are read that is `Cells` with room for them.
-    """
-
-    kind: Array | int
-    forced: Array | None = None
-    past: LayerPast | Cells | None = None
-
-
-def of_kind(values: tuple, kind: Array):
-    """The one of `values`, trees of equal shapes, that belongs to a layer's kind."""
-    if len(values) == 1:
-        return values[0]
-    if isinstance(kind, int):
-        return values[kind]
-    return jax.tree.map(lambda *leaves: jax.lax.select_n(kind, *leaves), *values)
-
-
-class Attention(nn.Module):
-    """Causal attention of grouped heads, over the tokens given, or of one token a slot over what lies behind it."""
-
-    config: DecoderConfig
-
-    @nn.compact
-    def __call__(self, x: Array, shared: Shared, own: Numbered) -> tuple[Array, Any]:
-        c = self.config
-        angles = of_kind(shared.angles, own.kind)
-        query = self.heads("query", "heads", c.num_heads, x, angles)
-        key = self.heads("key", "kv_heads", c.num_kv_heads, x, angles)
-        value = self.heads("value", "kv_heads", c.num_kv_heads, x, angles)
-        if own.past is not None:
-            # The layers of decoding are not scanned: their kinds are known when the program is made.
-            options = {"window": c.kinds[own.kind].window, "scale": c.query_scale, "softcap": c.attention_softcap}
-            if isinstance(own.past, Cells):
-                past = appended(own.past, key, value, shared.positions[:, 0])
-                return self.out(attention_behind(query, past, shared.positions, **options)), past
-            past = written(own.past, key[:, 0], value[:, 0], shared.sight.column)
-            mixed = past_attention(query[:, 0], past, shared.sight, kernel=uses_kernel(c.attention), **options)[:, None]
-            return self.out(mixed), past
-        seen = (of_kind(shared.blocks, own.kind), of_kind(shared.windows, own.kind))
-        mixed = attend(c, query, key, value, shared.reach, shared.positions, *seen)
-        return self.out(mixed), (key, value) if shared.keep else None
-
-    def out(self, mixed: Array) -> Array:
-        """What goes from the heads [B, T, N, H] into the residual stream."""
-        c = self.config
-        mixed = constrain(mixed, "batch", "length", "heads", "head_dim")
-        shape, axes = (*mixed.shape[2:], c.hidden_size), ("heads", "head_dim", "embed")
-        return Projection(c, shape, axes, inputs=2, gain=residual_gain(c), name="output")(mixed)
-
-    def heads(self, name: str, axis: str, count: int, x: Array, angles: tuple[Array, Array]) -> Array:
-        """Queries, keys or values [B, T, heads, H], normalised and turned where the family wants it."""
-        c = self.config
-        shape, axes = (c.hidden_size, count, c.head_dim), ("embed", axis, "head_dim")
-        projected = Projection(c, shape, axes, bias=c.attention_bias, name=name)(x)
-        projected = constrain(projected, "batch", "length", axis, "head_dim")
-        if name == "value":
-            return projected
-        if c.qk_norm != "none":
-            normed = ("head_dim",) if c.qk_norm == "head" else (axis, "head_dim")
-            projected = Norm(c, normed, name=f"{name}_norm")(projected)
-        return rotary.rotate(projected, *angles)
-
-
-class Layer(nn.Module):
-    """One layer, in the form that `nn.scan` wants: it gives the residual stream, and its routing with what it keeps."""
-
-    config: DecoderConfig
-    sparse: bool = False
-
-    @nn.compact
-    def __call__(self, x: Array, own: Numbered, shared: Shared) -> tuple[Array, tuple[Routing | None, Any]]:
-        normed = self.norm("attention_norm", x)
-        mixed, kept = Attention(self.config, name="attention")(normed, shared, own)
-        x = constrain(x + self.added("attention_post_norm", mixed), "batch", "length", "activation_embed")
-        normed, routing = self.norm("mlp_norm", x), None
-        if self.sparse:
-            mixed, routing = Experts(self.config, name="experts")(normed, own.forced)
-        else:
-            mixed = Mlp(self.config, self.config.intermediate_size, name="mlp")(normed)
-        return constrain(x + self.added("mlp_post_norm", mixed), "batch", "length", "activation_embed"), (routing, kept)
-
-    def norm(self, name: str, x: Array) -> Array:
-        """The norm called `name`."""
-        return Norm(self.config, name=name)(x)
-
-    def added(self, name: str, x: Array) -> Array:
-        """What goes into the residual stream: normalised first where the family wants it."""
-        return self.norm(name, x) if self.config.post_norms else x
-
-
-class LayerAlone(nn.Module):
-    """A layer outside of its stack, one name down as there: by their paths matrices know whether they are adapted."""
-
-    config: DecoderConfig
-    sparse: bool = False
-
-    @nn.compact
-    def __call__(self, x: Array, own: Numbered, shared: Shared) -> tuple[Array, tuple[Routing | None, Any]]:
-        return Layer(self.config, self.sparse, name="layer")(x, own, shared)
-
-
-def scanned_layers(config: DecoderConfig, count: int, sparse: bool) -> nn.Module:
-    """Layers as one module whose parameters have a leading axis of layers; compile time does not grow with depth."""
-    layer = Layer
-    if config.remat != "none":
-        layer = nn.remat(Layer, policy=REMAT[config.remat], prevent_cse=False)
-    scanned = nn.scan(
-        layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=(0, nn.broadcast), length=count,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )  # fmt: skip
-    return scanned(config, sparse)
 
 
 class Decoder(nn.Module):
@@ -174,14 +32,20 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         shape = (c.vocab_size, c.hidden_size)
-        table = named(nn.initializers.truncated_normal(0.02), "vocab", "embed")
+        table_of = functools.partial(named, nn.initializers.truncated_normal(0.02))
+        table = table_of("vocab", "embed")
         self.embedding = self.param("embedding", table, shape, c.param_dtype)
-        dense = dense_layers(c)
-        if c.experts is None or dense:
-            self.layers = scanned_layers(c, dense, sparse=False)
-        if c.experts is not None:
-            self.sparse_layers = scanned_layers(c, c.num_layers - dense, sparse=True)
+        for own, layers in c.stacks.items():
+            setattr(self, own.stack, stacked_layers(c, own, len(layers)))
         self.final_norm = Norm(c)
+        if c.per_layer_width:
+            sizes = (c.per_layer_vocab, c.num_layers * c.per_layer_width)
+            self.per_layer_embedding = self.param("per_layer_embedding", table_of("vocab", "layer"), sizes, c.param_dtype)
+            inputs = named(nn.initializers.lecun_normal(), "embed", "layer")
+            self.per_layer_projection = self.param("per_layer_projection", inputs, (c.hidden_size, sizes[1]), c.param_dtype)
+            self.per_layer_norm = Norm(c, ("per_layer",))
+        if c.embedding_norm:
+            self.first_norm = Norm(c)
         if c.language_head and not c.tie_embeddings:
             self.head = self.param("head", table, shape, c.param_dtype)
         if is_adapted(c, "embedding"):
@@ -207,13 +71,15 @@ class Decoder(nn.Module):
         if reach is None:
             reach = reach_of(jnp.ones_like(tokens) if segments is None else segments)
         x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
-        x, routing, _ = self.all_layers(x, self.shared(positions, reach), routes)
+        x, routing, _ = self.all_layers(x, self.shared(positions, reach, reach), routes, self.embed_per_layer(tokens, x))
         return constrain(self.final_norm(x), "batch", "length", "activation_embed"), routing
 
-    def read(self, tokens: Array, positions: Array, reach: Array) -> tuple[tuple[Array, Array], Routing | None]:
-        """Keys and values of the tokens, two arrays [layers, B, T, K, H], and the `Routing` of layers with experts."""
+    def read(self, tokens: Array, positions: Array, reach: Array) -> tuple[list, Routing | None]:
+        """Keys and values of the tokens, two arrays [B, T, K, H] a layer, and the `Routing` of layers with experts."""
         x = constrain(self.embed(tokens), "batch", "length", "activation_embed")
-        _, routing, kept = self.all_layers(x, self.shared(positions, reach).replace(keep=True), None)
+        # States are those behind the last token of each row: padding goes on from it and changes nothing.
+        shared = self.shared(positions, reach, jnp.full_like(reach, 2**30)).replace(keep=True)
+        _, routing, kept = self.all_layers(x, shared, None, self.embed_per_layer(tokens, x))
         return kept, routing
 
     def normed(self, x: Array) -> Array:
@@ -226,7 +92,20 @@ class Decoder(nn.Module):
         x = looked_up(self.embedding, tokens, c.dtype)
         if is_adapted(c, "embedding"):
             x = self.adapted(x, tokens)
-        return x * jnp.asarray(c.hidden_size**0.5, c.dtype) if c.scale_embeddings else x
+        x = x * jnp.asarray(c.hidden_size**0.5, c.dtype) if c.scale_embeddings else x
+        x = x if c.embedding_scale == 1.0 else x * jnp.asarray(c.embedding_scale, c.dtype)
+        return self.first_norm(x) if c.embedding_norm else x
+
+    def embed_per_layer(self, tokens: Array, x: Array) -> Array | None:
+        """Embeddings of the layers' own, [layers, B, T, P]: of tokens, and of what the residual stream begins with."""
+        c = self.config
+        if not c.per_layer_width:
+            return None
+        shape = (*tokens.shape, c.num_layers, c.per_layer_width)
+        own = looked_up(self.per_layer_embedding, tokens, c.dtype) * jnp.asarray(c.per_layer_width**0.5, c.dtype)
+        made = jnp.matmul(x, self.per_layer_projection.astype(c.dtype)) * jnp.asarray(c.hidden_size**-0.5, c.dtype)
+        both = (self.per_layer_norm(made.reshape(shape)) + own.reshape(shape)) * jnp.asarray(2.0**-0.5, c.dtype)
+        return jnp.moveaxis(both, 2, 0)
 
     def adapted(self, x: Array, tokens: Array) -> Array:
         """Embeddings [B, T, D] with their adapter."""
@@ -235,25 +114,28 @@ class Decoder(nn.Module):
         x = x + adapter.scale * (own @ leaves["lora_b"].astype(x.dtype))
         return x if adapter.kind != "dora" else x * gains(adapter, leaves, self.embedding).astype(x.dtype)
 
-    def all_layers(self, x: Array, shared: Shared, routes: Array | None) -> tuple[Array, Routing | None, Any]:
-        """Dense layers, then those with experts; either may be missing. With the routing, and what all layers keep."""
-        c, dense, routing, kept = self.config, dense_layers(self.config), None, []
-        kinds = jnp.asarray(c.kind_of_layer, jnp.int32)
-        if c.experts is None or dense:
-            x, (_, found) = self.layers(x, Numbered(kinds[:dense]), shared)
-            kept.append(found)
-        if c.experts is not None:
-            x, (routing, found) = self.sparse_layers(x, Numbered(kinds[dense:], routes), shared)
-            kept.append(found)
-        return x, routing, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
+    def all_layers(
+        self, x: Array, shared: Shared, routes: Array | None, embedded: Array | None
+    ) -> tuple[Array, Routing | None, list]:  # fmt: skip
+        """What the last layer gives, the routing of layers with experts, and what each layer keeps."""
+        if not self.is_initializing():
+            stacks = {shape.stack: self.get_variable("params", shape.stack) for shape in self.config.stacks}
+            return run_layers(self.config, stacks, x, shared, routes, embedded)
+        for shape, layers in self.config.stacks.items():
+            heads = jnp.zeros((len(layers), *x.shape[:2], shape.kv_heads, shape.head_dim), x.dtype)
+            own = None if embedded is None else embedded[: len(layers)]
+            told = Numbered(jnp.zeros(len(layers), jnp.int32), embedded=own, lent=(heads, heads))
+            getattr(self, shape.stack)(x, told, shared)
+        return x, None, []
 
-    def shared(self, positions: Array, reach: Array) -> Shared:
-        """What the layers share."""
-        kinds, width = self.config.kinds, self.config.rotary_dim
-        angles = tuple(rotary.angles(kind, width, positions) for kind in kinds)
+    def shared(self, positions: Array, reach: Array, going_on: Array) -> Shared:
+        """What the layers share; `going_on` is `reach` for layers with a state."""
+        kinds = self.config.kinds
+        angles = tuple(rotary.angles(kind, self.config.rotary_width(kind), positions) for kind in kinds)
         windows = tuple(jnp.int32(WITHOUT_WINDOW if kind.window is None else kind.window) for kind in kinds)
         blocks = tuple(blocks_of(self.config, reach, positions, window) for window in windows)
-        return Shared(angles, reach, positions, windows, blocks)
+        chunks = chunks_of(going_on) if self.config.delta else None
+        return Shared(angles, gains_of(self.config, positions), reach, positions, windows, blocks, chunks)
 
     def unembedding(self) -> Array:
         """Matrix [V, D] of the output head with its adapter, in the dtype of the computation."""
@@ -262,7 +144,8 @@ class Decoder(nn.Module):
         table = self.embedding if self.config.tie_embeddings else self.head
         if is_adapted(self.config, "head"):
             table = merged(self.config, self.head_adapter(table) | {"kernel": table.T}).T
-        return table.astype(self.config.dtype)
+        table = table.astype(self.config.dtype)
+        return table if self.config.logit_divisor == 1.0 else table / jnp.asarray(self.config.logit_divisor, table.dtype)
 
     def unembed(self, hidden: Array) -> Array:
         """Logits [..., V], float32, of hidden states [..., D]."""
@@ -298,9 +181,11 @@ def step(config: DecoderConfig, params, layers: list, token: Array, contexts: li
       sight: of the step.
     """
     pasts = [LayerPast(*own) for own in zip(contexts, tails, strict=True)]
-    x, experts, pasts = _read_on(config, params, layers, token[:, None], sight.position[:, None], pasts, sight)
+    shared = _of_positions(config, sight.position[:, None]).replace(sight=sight)
+    x, experts, pasts = _read_on(config, params, layers, token[:, None], pasts, shared)
     hidden = Decoder(config).apply({"params": params}, x[:, 0], method="normed")
-    return hidden, [past.tails for past in pasts], None if experts is None else experts[:, 0]
+    tails = [None if past is None else past.tails for past in pasts]
+    return hidden, tails, None if experts is None else experts[:, 0]
 
 
 def extend(config: DecoderConfig, params, layers: list, tokens: Array, lengths: Array, contexts: list, before: Array):
@@ -315,23 +200,35 @@ def extend(config: DecoderConfig, params, layers: list, tokens: Array, lengths: 
       contexts: what each layer keeps of them, see `read_contexts`, with room for n more.
       before: int [C], tokens that they have.
     """
-    positions = before[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    _, experts, contexts = _read_on(config, params, layers, tokens, positions, contexts, None)
+    columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    shared = _of_positions(config, before[:, None] + columns)
+    shared = shared.replace(reach=(columns < lengths[:, None]).astype(jnp.int32))
+    _, experts, contexts = _read_on(config, params, layers, tokens, contexts, shared)
     return contexts, experts
 
 
-def _read_on(config: DecoderConfig, params, layers: list, tokens: Array, positions: Array, pasts: list, sight: Sight | None):
-    """Reads tokens [B, T] with what lies before them: what the layers give, experts [B, T, layers, k] or None, and the past."""
-    angles = tuple(rotary.angles(kind, config.rotary_dim, positions) for kind in config.kinds)
+def _of_positions(config: DecoderConfig, positions: Array) -> Shared:
+    """What layers share of tokens at these positions [B, T]."""
+    angles = tuple(rotary.angles(kind, config.rotary_width(kind), positions) for kind in config.kinds)
     # Otherwise each layer computes their sines anew, which takes longer than turning by them.
-    shared = Shared(jax.tree.map(materialised, angles), positions=positions, sight=sight)
-    x, experts, kept = Decoder(config).apply({"params": params}, tokens, method="embed"), [], []
-    for number, (own, kind, past) in enumerate(zip(layers, config.kind_of_layer, pasts, strict=True)):
-        sparse = number >= dense_layers(config)
-        x, (routing, past) = LayerAlone(config, sparse).apply({"params": {"layer": own}}, x, Numbered(kind, past=past), shared)
+    return Shared(jax.tree.map(materialised, angles), gains_of(config, positions), positions=positions)
+
+
+def _read_on(config: DecoderConfig, params, layers: list, tokens: Array, pasts: list, shared: Shared):
+    """Reads tokens [B, T] with what lies before them: what the layers give, experts [B, T, layers, k] or None, and the past."""
+    module, variables, kept, experts = Decoder(config), {"params": params}, [], []
+    x = module.apply(variables, tokens, method="embed")
+    embedded = module.apply(variables, tokens, x, method="embed_per_layer")
+    last = {shape.stack: numbers[-1] for shape, numbers in config.stacks.items()}
+    for number, own in enumerate(layers):
+        shape, kind = shape_and_kind(config, number)
+        past = kept[last[shape.lender]] if shape.values == "lent" else pasts[number]
+        at = Numbered(kind, past=past, embedded=None if embedded is None else embedded[number])
+        x, (routing, past) = LayerAlone(config, shape).apply({"params": {"layer": own}}, x, at, shared)
         kept.append(past)
-        experts += [routing.experts] if sparse else []
-    return x, jnp.stack(experts, axis=2) if experts else None, kept
+        experts += [routing.experts] if routing else []
+    own = [None if shape_and_kind(config, number)[0].values == "lent" else past for number, past in enumerate(kept)]
+    return x, jnp.stack(experts, axis=2) if experts else None, own
 
 
 def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
@@ -345,32 +242,51 @@ def read_contexts(config: DecoderConfig, params, tokens: Array, lengths: Array):
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     reach = jnp.where(positions < lengths[:, None], lengths[:, None], 0)
-    (keys, values), routing = Decoder(config).apply({"params": params}, tokens, positions, reach, method="read")
-    laid_out = keys.transpose(0, 1, 3, 4, 2), values.transpose(0, 1, 3, 2, 4)
-    contexts = [cells_of(key, value, config.cache_dtype or config.dtype) for key, value in zip(*laid_out, strict=True)]
+    kept, routing = Decoder(config).apply({"params": params}, tokens, positions, reach, method="read")
+    contexts = []
+    for kind, own in zip(config.kind_of_layer, kept, strict=True):
+        shape = config.kinds[kind].shape
+        if shape.values == "lent" or shape.mixer == "delta":
+            contexts.append(None if shape.values == "lent" else own)
+            continue
+        keys, values = own
+        values = None if values is None else values.transpose(0, 2, 1, 3)
+        contexts.append(cells_of(keys.transpose(0, 2, 3, 1), values, config.cache_dtype or config.dtype))
     return contexts, None if routing is None else jnp.moveaxis(routing.experts, 0, 2)
 
 
 def init_tails(config: DecoderConfig, slots: int, width: int):
     """Empty `Cells` of each layer for S tails of W columns."""
-    sizes = {"batch": slots, "kv_heads": config.num_kv_heads, "head_dim": config.head_dim, "length": width}
 
-    def cells() -> Cells:
+    def cells(shape: LayerShape) -> Cells | State | None:
+        if shape.values == "lent":
+            return None
+        if shape.mixer == "delta":
+            return empty_state(config, slots)
+        latent = shape.mixer == "latent"
+        heads, size = (1, config.latent.rank + config.latent.rotary_dim) if latent else (shape.kv_heads, shape.head_dim)
+        sizes = {"batch": slots, "kv_heads": heads, "head_dim": size, "length": width}
         keys, values = (jnp.zeros([sizes[axis] for axis in AXES[name]]) for name in ("keys", "values"))
-        made = cells_of(keys, values, config.cache_dtype or config.dtype)
+        made = cells_of(keys, None if latent else values, config.cache_dtype or config.dtype)
         return each_field(lambda axes, leaf: constrain(leaf, *axes), made)
 
-    return [cells() for _ in range(config.num_layers)]
+    return [cells(config.kinds[kind].shape) for kind in config.kind_of_layer]
+
+
+def empty_state(config: DecoderConfig, slots: int) -> State:
+    """States of S slots that have read nothing."""
+    d = config.delta
+    matrix = jnp.zeros((slots, d.value_heads, d.key_dim, d.value_dim), jnp.float32)
+    heads = [(d.key_heads, d.key_dim)] * 2 + [(d.value_heads, d.value_dim)]
+    inputs = (jnp.zeros((slots, d.kernel - 1, *own), config.dtype) for own in heads)
+    rest = tuple(constrain(one, "batch", None, "heads", None) for one in inputs)
+    return State(constrain(matrix, "batch", "heads", None, None), rest)
 
 
 def each_layer(config: DecoderConfig, params) -> list:
     """The parameters of each layer apart: as they are laid out for decoding, once for all its steps."""
-    dense = dense_layers(config)
-    stacks = [(params["layers"], dense)] if config.experts is None or dense else []
-    stacks += [(params["sparse_layers"], config.num_layers - dense)] if config.experts else []
-    return [jax.tree.map(lambda leaf, n=n: leaf[n], stack) for stack, count in stacks for n in range(count)]
-
-
-def dense_layers(config: DecoderConfig) -> int:
-    """Number of layers at the bottom that have an MLP."""
-    return config.num_layers if config.experts is None else config.experts.dense_layers
+    apart: list = [None] * config.num_layers
+    for shape, layers in config.stacks.items():
+        for place, layer in enumerate(layers):
+            apart[layer] = jax.tree.map(lambda leaf, place=place: leaf[place], params[shape.stack])
+    return apart

@@ -10,7 +10,7 @@ from jaxrl_llm.networks.axes import manual_axes_of
 from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
 from jaxrl_llm.networks.matrices import Leaves
 from jaxrl_llm.networks.mixture import AXES, mixture
-from jaxrl_llm.networks.modules import Mlp, make_leaves, named, residual_gain
+from jaxrl_llm.networks.modules import Mlp, Norm, make_leaves, named, residual_gain
 
 Array = jax.Array
 
@@ -65,7 +65,11 @@ class ExpertMatrix(nn.Module):
         initializer = nn.initializers.variance_scaling(self.gain, "fan_in", "truncated_normal", batch_axis=(0,))
         count = self.config.experts.count
         count //= jax.lax.axis_size(manual_axes_of("expert", count))
-        return make_leaves(self, initializer, (count, *self.shape), AXES[self.name], leading=1)
+        leaves = make_leaves(self, initializer, (count, *self.shape), AXES[self.name], leading=1)
+        if not self.config.experts.bias or self.name == "down":
+            return leaves
+        zeros = named(nn.initializers.zeros, AXES[self.name][0], AXES[self.name][2])
+        return leaves | {"bias": self.param("bias", zeros, (count, self.shape[1]), self.config.param_dtype)}
 
 
 class Experts(nn.Module):
@@ -74,19 +78,43 @@ class Experts(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, forced: Array | None) -> tuple[Array, Routing]:
+    def __call__(self, x: Array, forced: Array | None, routed: Array | None = None) -> tuple[Array, Routing]:
+        """What experts give for x [B, T, D], which the router chooses by `routed`, by default by x."""
         c, e = self.config, self.config.experts
+        routed = x if routed is None else routed
+        if e.scaled_router:
+            scale = self.param("router_scale", named(nn.initializers.ones, "embed"), (x.shape[-1],), c.param_dtype)
+            routed = Norm(c, scaled=False, name="router_norm")(routed.astype(jnp.float32)) * scale * x.shape[-1] ** -0.5
         initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         router = self.param("router", named(initializer, "embed", None), (x.shape[-1], e.count), c.param_dtype)
-        logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
+        logits = routed.astype(jnp.float32) @ router.astype(jnp.float32)
+        if e.bias:
+            zeros = named(nn.initializers.zeros, None)
+            logits = logits + self.param("router_bias", zeros, (e.count,), c.param_dtype).astype(jnp.float32)
         bias = None
         if e.selection_bias:
             bias = self.param("selection_bias", named(nn.initializers.zeros, None), (e.count,), "float32")
         experts, weights = choose(e, logits, bias, forced)
+        if e.scaled_router:
+            gains = self.param("expert_scale", named(nn.initializers.ones, None), (e.count,), c.param_dtype)
+            weights = weights * (jax.nn.one_hot(experts, e.count, dtype=jnp.float32) @ gains.astype(jnp.float32))
         mixed = mixture(c, self.leaves(), x, experts, weights)
+        if e.bias:
+            zeros = named(nn.initializers.zeros, None, "embed")
+            down = self.param("down_bias", zeros, (e.count, x.shape[-1]), c.param_dtype)
+            shares = (jax.nn.one_hot(experts, e.count, dtype=jnp.float32) * weights[..., None]).sum(axis=-2)
+            mixed = mixed + (shares @ down.astype(jnp.float32)).astype(x.dtype)
         if e.shared_width:
-            mixed = mixed + Mlp(c, e.shared_width, name="shared")(x)
+            mixed = mixed + self.weight_of_shared(x) * Mlp(c, e.shared_width, name="shared")(x)
         return mixed, Routing(experts, logits)
+
+    def weight_of_shared(self, x: Array) -> Array | float:
+        """What the MLP that all tokens share is multiplied by, [B, T, 1]."""
+        if not self.config.experts.shared_gate:
+            return 1.0
+        initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        gate = self.param("shared_gate", named(initializer, "embed", None), (x.shape[-1], 1), self.config.param_dtype)
+        return jax.nn.sigmoid(x.astype(jnp.float32) @ gate.astype(jnp.float32)).astype(x.dtype)
 
     def leaves(self) -> dict[str, Leaves]:
         """Those of the matrices of all experts."""

@@ -5,67 +5,29 @@ takes an entry in `FAMILIES`, and an option of `DecoderConfig` where its layers 
 """
 
 import contextlib
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from jaxrl_llm import reading
-from jaxrl_llm.networks.config import DecoderConfig, ExpertsConfig
-from jaxrl_llm.networks.config_checks import BASE, LIMITS, MOST_EXPERTS, POSITIVE, ROPE_NUMBERS, ROPE_OPTIONS, check_tokens
+from jaxrl_llm.networks.config import DecoderConfig, DeltaConfig, ExpertsConfig, LatentConfig
+from jaxrl_llm.networks.config_checks import LIMITS, check_tokens
+from jaxrl_llm.networks.family_checks import CHECKS, FIELDS
 from jaxrl_llm.networks.family_table import FAMILIES, Family, Fields
-from jaxrl_llm.reading import flag, listed, mapping, real, text, whole
+from jaxrl_llm.networks.rope_fields import FRACTION, check_fraction, read_rope, sliding_theta, write_rope, yarn_scale
+from jaxrl_llm.networks.whole import is_whole, text_config
+from jaxrl_llm.reading import whole
 
-# Their name of each field that only has to be copied.
-_FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-}
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-_LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
+# Our name of each activation -> theirs.
+_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2", "clipped_swiglu": "silu"}
+_LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "delta"}
 # What `transformers` calls a field where published checkpoints have another name.
 _ALIASES = {("qwen3_moe", "num_local_experts"): "num_experts"}
-_ROPE_FRACTION = "partial_rotary_factor"
 # Fields where null says "none", not "as usual".
-_NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+_NULLABLE = ("q_lora_rank", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 # Our name in messages -> theirs.
-_THEIR_NAMES = _FIELDS | {"num_kv_heads": "num_key_value_heads", "norm_epsilon": "rms_norm_eps", "bos_id": "bos_token_id"}
-_THEIR_NAMES |= {"eos_ids": "eos_token_id", "pad_id": "pad_token_id", "rope_fraction": _ROPE_FRACTION}
-
-_TOKEN, _LAYER, _SPAN = whole(0, LIMITS["vocab_size"]), whole(0, LIMITS["num_layers"]), whole(1, LIMITS["max_length"])
-
-
-def _rope(value: Any, place: str) -> dict[str, Any]:
-    return reading.fields(mapping()(value, place), _ROPE_CHECKS, f"{place}.")
-
-
-_ROPE_CHECKS = ROPE_NUMBERS | {"rope_type": text, "type": text, "rope_theta": BASE, _ROPE_FRACTION: real(above=0.0, most=1.0)}
-_ROPE_CHECKS |= {"full_attention": _rope, "sliding_attention": _rope}
-_FLAGS = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm", "attention_bias", "mlp_bias")
-_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
-_SCALES = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "routed_scaling_factor")
-_LAYERS = ("max_window_layers", "first_k_dense_replace", "num_nextn_predict_layers")
-# What each field of config.json that is read must be.
-_CHECKS = (
-    {theirs: whole(1, LIMITS[ours]) for ours, theirs in _FIELDS.items()}
-    | {"num_key_value_heads": whole(1, LIMITS["num_kv_heads"]), "head_dim": whole(1, LIMITS["head_dim"])}
-    | {"moe_intermediate_size": whole(1, LIMITS["hidden_size"]), "num_labels": whole(1, LIMITS["value_head"])}
-    | {"n_shared_experts": whole(0, MOST_EXPERTS), "sliding_window_pattern": whole(1, LIMITS["num_layers"])}
-    | {"bos_token_id": _TOKEN, "eos_token_id": reading.one_or_more(_TOKEN), "pad_token_id": _TOKEN}
-    | {"rope_scaling": _rope, "rope_parameters": _rope, "rope_theta": BASE, "rope_local_base_freq": BASE}
-    | {_ROPE_FRACTION: _ROPE_CHECKS[_ROPE_FRACTION], "rms_norm_eps": real(0.0, 1.0), "router_jitter_noise": real(0.0)}
-    | {"architectures": listed(text), "layer_types": listed(text), "mlp_only_layers": listed(_LAYER)}
-    | {"id2label": mapping(), "quantization_config": mapping()}
-    | dict.fromkeys(("max_position_embeddings", "sliding_window"), _SPAN)
-    | dict.fromkeys(("model_type", "hidden_act", "hidden_activation"), text)
-    | dict.fromkeys((*_FLAGS, "use_bidirectional_attention"), flag)
-    | dict.fromkeys((*_COUNTS, "decoder_sparse_step"), whole(1, MOST_EXPERTS))
-    | dict.fromkeys(_SCALES, POSITIVE)
-    | dict.fromkeys(_LAYERS, _LAYER)
-)
+_THEIR_NAMES = FIELDS | {"num_kv_heads": "num_key_value_heads", "norm_epsilon": "rms_norm_eps", "bos_id": "bos_token_id"}
+_THEIR_NAMES |= {"eos_ids": "eos_token_id", "pad_id": "pad_token_id", "rope_fraction": FRACTION}
 
 
 def check_family(config: DecoderConfig) -> None:
@@ -75,21 +37,25 @@ def check_family(config: DecoderConfig) -> None:
     if config.family not in FAMILIES:
         raise ValueError(f"family={config.family!r} is unknown; choose one of {', '.join(FAMILIES)}, or None")
     family = FAMILIES[config.family]
-    if bool(family.experts) != (config.experts is not None):
+    if bool(family.experts) != (config.experts is not None) and config.family != "gemma4_text":
         raise ValueError(f"experts={config.experts} does not fit family={config.family!r}; choose another family")
+    for name, fields in {"latent": family.latent, "delta": family.delta}.items():
+        if bool(fields) != (getattr(config, name) is not None):
+            raise ValueError(f"{name}={getattr(config, name)} does not fit family={config.family!r}; choose another family")
     wanted = [(config, name, value) for name, value in family.traits.items()]
     wanted += [(config.experts, name, value) for name, value in family.expert_traits.items()]
     for owner, name, value in wanted:
         if getattr(owner, name) != value:
             raise ValueError(f"{name}={getattr(owner, name)!r} does not fit family={config.family!r}; set {name}={value!r}")
-    if config.rope_fraction != 1.0 and _ROPE_FRACTION not in family.defaults:
+    if config.rope_fraction != 1.0 and FRACTION not in family.defaults:
         raise ValueError(f"rope_fraction={config.rope_fraction} does not fit family={config.family!r}; set rope_fraction=1.0")
 
 
 def from_huggingface(theirs: dict[str, Any], place: str = "config.json", **settings) -> DecoderConfig:
     """Configuration that a config.json describes.
 
-    A `*ForSequenceClassification` gives a network with a value head and without a language head.
+    A `*ForSequenceClassification` gives a network with a value head and without a language head, a model that sees or hears
+    its text part.
 
     Args:
       theirs: what config.json holds; null is as if the field were not there, but for a window or a cap, which it takes away.
@@ -98,8 +64,9 @@ def from_huggingface(theirs: dict[str, Any], place: str = "config.json", **setti
 
     Raises ValueError: a field is of another type, out of bounds or not supported; the message names file, field and value.
     """
+    theirs = text_config(theirs, place) if is_whole(theirs) else theirs
     removed = {name: None for name in _NULLABLE if name in theirs and theirs[name] is None}
-    found = reading.fields(theirs, _CHECKS, f"{place}: ") | removed
+    found = reading.fields(theirs, CHECKS, f"{place}: ") | removed
     with reading.about(place), _in_their_words():
         config = _from_fields(found, settings)
         check_tokens(config)
@@ -121,20 +88,20 @@ def _from_fields(theirs: Fields, settings: Fields) -> DecoderConfig:
         raise ValueError(f"model_type={kind!r} is not supported; the families are {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
     _check_required(theirs, family.required)
-    _check_rope_fraction(kind, theirs)
+    check_fraction(kind, theirs)
     theirs = family.defaults | {_ALIASES.get((kind, name), name): value for name, value in theirs.items()}
-    needed = [*_FIELDS.values(), *family.experts.values()]
+    needed = [*FIELDS.values(), *family.experts.values(), *(name for name in family.latent.values() if name not in _NULLABLE)]
     missing = [name for name in needed if theirs.get(name) is None]
     if missing:
         raise ValueError(f"{missing[0]} is missing; a {kind} checkpoint must have it")
     return DecoderConfig(
-        family=kind, num_kv_heads=theirs.get("num_key_value_heads"), head_dim=theirs.get("head_dim"),
+        family=kind, num_kv_heads=theirs.get("num_key_value_heads"), head_dim=None if family.latent else theirs.get("head_dim"),
         tie_embeddings=theirs.get("tie_word_embeddings", False), norm_epsilon=theirs.get("rms_norm_eps", 1e-6),
         max_length=theirs.get("max_position_embeddings", DecoderConfig.max_length), bos_id=theirs.get("bos_token_id"),
         eos_ids=theirs.get("eos_token_id", ()), pad_id=theirs.get("pad_token_id"),
-        **{ours: theirs[name] for ours, name in _FIELDS.items()},
+        **{ours: theirs[name] for ours, name in FIELDS.items()},
         **dict(family.traits) | _read_activation(theirs, family) | _read_special(kind, theirs, family),
-        **_read_rope(theirs) | _read_layers(theirs, family), **_read_heads(theirs) | settings,
+        **read_rope(theirs) | _read_layers(theirs, family), **_read_heads(theirs) | settings,
     )  # fmt: skip
 
 
@@ -145,11 +112,13 @@ def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     architecture = f"{family.model}ForCausalLM"
     if not config.language_head:
         architecture = f"{family.classifier or family.model}ForSequenceClassification"
-    activation = "hidden_activation" if "query_pre_attn_scalar" in family.defaults else "hidden_act"
+    activation = "hidden_act"
+    if "query_pre_attn_scalar" in family.defaults or config.family == "gemma4_text":
+        activation = "hidden_activation"
     theirs = {
         "architectures": [architecture],
         "model_type": config.family,
-        **{theirs: getattr(config, ours) for ours, theirs in (_FIELDS | dict(family.fields)).items()},
+        **{theirs: getattr(config, ours) for ours, theirs in (FIELDS | dict(family.fields)).items()},
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "tie_word_embeddings": config.tie_embeddings,
@@ -158,42 +127,43 @@ def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:
         "bos_token_id": config.bos_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         "pad_token_id": config.pad_id,
-        activation: next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation),
+        activation: _ACTIVATIONS[config.activation],
         "dtype": dtype,
     }
-    theirs |= _write_rope(config) | _write_layers(config, family) | _write_experts(config, family)
+    theirs |= write_rope(config) | _write_layers(config, family) | _write_experts(config, family)
     if not config.language_head:
         theirs |= {"id2label": {str(number): f"LABEL_{number}" for number in range(config.value_head)}}
     if "query_pre_attn_scalar" in family.defaults:
         theirs |= {"query_pre_attn_scalar": round(config.query_scale**-2)}
+    if config.family == "gemma4_text":
+        theirs |= _write_gemma4(config)
+    if family.latent:
+        theirs |= {name: getattr(config.latent, ours) for ours, name in family.latent.items()}
+        theirs |= {"head_dim": config.latent.rotary_dim, "rope_interleave": config.rope_pairs == "interleaved"}
+    if config.family == "smollm3":
+        theirs |= {"no_rope_layers": [int(layer not in config.unrotated_layers) for layer in range(config.num_layers)]}
     if config.family == "glm4_moe":
-        theirs |= {"use_qk_norm": config.qk_norm == "head", "num_nextn_predict_layers": 0}
+        theirs |= {"use_qk_norm": config.qk_norm == "head"}
+    if family.experts.get("count") == "n_routed_experts":
+        theirs |= {"num_nextn_predict_layers": 0}
     return theirs
 
 
 def _check_required(theirs: Fields, required: Fields) -> None:
     for name, wanted in required.items():
+        if name == "quantization_config" and wanted and (theirs.get(name) or {}).get("quant_method") == wanted:
+            continue
         if theirs.get(name, wanted) not in (wanted, None):
             raise ValueError(f"{name}={theirs[name]!r} is not supported; it must be {wanted!r} or absent")
 
 
-def _check_rope_fraction(kind: str, theirs: Fields) -> None:
-    """A part of each head is turned only where the family says so: elsewhere `transformers` does not look at the field."""
-    options = [theirs.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
-    options += [own for some in options for own in some.values() if isinstance(own, Mapping)]
-    for own in [theirs, *options]:
-        fraction = own.get(_ROPE_FRACTION)
-        if fraction not in (None, 1.0) and _ROPE_FRACTION not in FAMILIES[kind].defaults:
-            raise ValueError(f"{_ROPE_FRACTION}={fraction} is not supported with model_type={kind!r}; remove it")
-
-
 def _read_activation(theirs: Fields, family: Family) -> dict[str, Any]:
     wanted = family.traits.get("activation", "silu")
-    names = [name for name, ours in _ACTIVATIONS.items() if ours == wanted]
-    found = theirs.get("hidden_activation") or theirs.get("hidden_act") or names[0]
+    name = _ACTIVATIONS[wanted]
+    found = theirs.get("hidden_activation") or theirs.get("hidden_act") or name
     # The first files of Gemma say "gelu" and mean its approximation.
-    if found not in [*names, "gelu"] if wanted == "gelu_tanh" else found not in names:
-        raise ValueError(f"the activation {found!r} is not supported; it must be {names[0]!r}")
+    if found not in (name, "gelu" if wanted == "gelu_tanh" else name):
+        raise ValueError(f"the activation {found!r} is not supported; it must be {name!r}")
     return {"activation": wanted}
 
 
@@ -204,9 +174,78 @@ def _read_special(kind: str, theirs: Fields, family: Family) -> dict[str, Any]:
         special["query_scale"] = float(theirs["query_pre_attn_scalar"]) ** -0.5
     if kind == "glm4_moe":
         special["qk_norm"] = "head" if theirs.get("use_qk_norm") else "none"
+    if kind == "smollm3":
+        special["unrotated_layers"] = _unrotated(theirs)
     if family.experts:
         special["experts"] = _read_experts(theirs, family)
+    if family.latent:
+        special |= _read_latent(theirs, family)
+    if family.delta:
+        special["delta"] = DeltaConfig(**{ours: theirs[name] for ours, name in family.delta.items()})
+    if kind == "gemma4_text":
+        special |= _read_gemma4(theirs)
     return special
+
+
+def _read_gemma4(theirs: Fields) -> dict[str, Any]:
+    """What layers without a window have of their own, and the MLPs of those that reuse keys and values."""
+    if theirs.get("use_bidirectional_attention") not in (None, "vision"):  # which leaves text causal
+        raise ValueError(f"use_bidirectional_attention={theirs['use_bidirectional_attention']!r} is not supported; remove it")
+    full = {"head_dim": theirs["global_head_dim"]}
+    if theirs["attention_k_eq_v"]:
+        full["num_key_value_heads"] = theirs.get("num_global_key_value_heads")
+    own = theirs.get("per_layer_config") or {}
+    if own:
+        full = next(iter(own.values()))
+        types = theirs.get("layer_types") or ()
+        layers = [str(layer) for layer, name in enumerate(types) if name == "full_attention"]
+        if any(other != full for other in own.values()) or sorted(own) != sorted(layers) or set(full) - {*_FULL}:
+            raise ValueError(f"per_layer_config={own} is not supported; it may give full_attention layers one {_FULL}")
+    width = 2 * theirs["intermediate_size"] if theirs["use_double_wide_mlp"] else None
+    check = whole(1, LIMITS["head_dim"])
+    sizes = {ours: check(full[name], f"per_layer_config.{name}") for name, ours in _FULL.items() if full.get(name) is not None}
+    experts = None
+    if theirs.get("enable_moe_block"):
+        names = {"count": "num_experts", "per_token": "top_k_experts", "width": "moe_intermediate_size"}
+        missing = [name for name in names.values() if theirs.get(name) is None]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing; enable_moe_block=True needs it")
+        own = {ours: theirs[name] for ours, name in names.items()}
+        experts = ExpertsConfig(**own, normalize=True, beside_mlp=True, scaled_router=True)
+    return sizes | {"reusing_width": width, "experts": experts}
+
+
+_FULL = {"head_dim": "full_head_dim", "num_key_value_heads": "full_kv_heads"}
+
+
+def _write_gemma4(config: DecoderConfig) -> dict[str, Any]:
+    own = {name: getattr(config, ours) for name, ours in _FULL.items() if getattr(config, ours) is not None}
+    full = [layer for layer, kind in enumerate(config.kind_of_layer) if config.kinds[kind].window is None]
+    theirs = {"enable_moe_block": config.experts is not None}
+    if config.experts is not None:
+        theirs |= {"num_experts": config.experts.count, "top_k_experts": config.experts.per_token}
+        theirs |= {"moe_intermediate_size": config.experts.width}
+    return theirs | {
+        "use_double_wide_mlp": config.reusing_width is not None,
+        "per_layer_config": {str(layer): own for layer in full},
+    }
+
+
+def _read_latent(theirs: Fields, family: Family) -> dict[str, Any]:
+    latent = LatentConfig(**{ours: theirs.get(name) for ours, name in family.latent.items()})
+    scale, options = (latent.plain_dim + latent.rotary_dim) ** -0.5, dict(read_rope(theirs).get("rope_scaling") or {})
+    if "mscale_all_dim" in options:
+        scale *= yarn_scale(options["factor"], options["mscale_all_dim"]) ** 2
+    return {"latent": latent, "query_scale": scale, "rope_pairs": "interleaved" if theirs["rope_interleave"] else "halves"}
+
+
+def _unrotated(theirs: Fields) -> tuple[int, ...]:
+    """Layers without rotary embedding: those that are listed with 0, or every n-th."""
+    layers, interval = range(theirs["num_hidden_layers"]), theirs["no_rope_layer_interval"]
+    rotated = theirs.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in layers]
+    if len(rotated) != len(layers):
+        raise ValueError(f"no_rope_layers has {len(rotated)} entries; num_hidden_layers={len(layers)} need as many")
+    return tuple(layer for layer in layers if not rotated[layer])
 
 
 def _read_experts(theirs: Fields, family: Family) -> ExpertsConfig:
@@ -217,7 +256,7 @@ def _read_experts(theirs: Fields, family: Family) -> ExpertsConfig:
         if sorted(dense) != list(range(len(dense))):
             raise ValueError(f"mlp_only_layers={list(dense)} is not supported; dense layers must be the lowest ones")
         options["dense_layers"] = len(dense)
-    return ExpertsConfig(shared_width=shared * options["width"], **options, **family.expert_traits)
+    return ExpertsConfig(**{"shared_width": shared * options["width"]} | options, **family.expert_traits)
 
 
 def _write_experts(config: DecoderConfig, family: Family) -> dict[str, Any]:
@@ -225,46 +264,54 @@ def _write_experts(config: DecoderConfig, family: Family) -> dict[str, Any]:
     if experts is None:
         return {}
     theirs = {name: getattr(experts, ours) for ours, name in family.experts.items()}
-    if config.family == "qwen3_moe":
+    if config.family in ("qwen3_moe", "qwen3_next"):
         theirs |= {"mlp_only_layers": list(range(experts.dense_layers)), "decoder_sparse_step": 1}
-    if config.family == "glm4_moe":
+    if (experts.shared_width and "shared_width" not in family.experts) or config.family == "glm4_moe":
         theirs |= {"n_shared_experts": experts.shared_width // experts.width}
     return theirs
 
 
 def _read_layers(theirs: Fields, family: Family) -> dict[str, Any]:
     """Windows and kinds of layers; empty where all layers see everything."""
-    unknown = set(theirs.get("layer_types") or ()) - set(_LAYER_TYPES)
+    known = [name for name, ours in _LAYER_TYPES.items() if ours != ("sliding" if family.delta else "delta")]
+    unknown = set(theirs.get("layer_types") or ()) - set(known)
     if unknown:
-        raise ValueError(f"layer_types has {sorted(unknown)}; the supported types are {list(_LAYER_TYPES)}")
+        raise ValueError(f"layer_types has {sorted(unknown)}; the supported types are {known}")
     types = _layer_types(theirs, family)
+    if family.delta:
+        return {"layer_types": types}
     if "sliding" not in types:
         return {}
-    found = {"sliding_window": theirs["sliding_window"], "sliding_rope_theta": _sliding_theta(theirs)}
+    found = {"sliding_window": theirs["sliding_window"], "sliding_rope_theta": sliding_theta(theirs, family)}
     return found | ({"layer_types": types} if "full" in types else {})
 
 
 def _layer_types(theirs: Fields, family: Family) -> tuple[str, ...]:
     layers = range(theirs["num_hidden_layers"])
     switched_off = family.sliding == "upper" and not theirs.get("use_sliding_window")
-    if theirs.get("sliding_window") is None or family.sliding == "none" or switched_off:
+    if not family.delta and (theirs.get("sliding_window") is None or family.sliding == "none" or switched_off):
         return ("full",) * len(layers)
     types = theirs.get("layer_types")
     if types and len(types) != len(layers):
         raise ValueError(f"layer_types has {len(types)} entries; num_hidden_layers={len(layers)} need as many")
     if types:
         return tuple(_LAYER_TYPES[name] for name in types)
+    if family.delta:
+        return tuple("full" if (layer + 1) % theirs["full_attention_interval"] == 0 else "delta" for layer in layers)
     pattern, upper = theirs.get("sliding_window_pattern", 1), theirs.get("max_window_layers", 28)
     slides = {"all": lambda layer: True, "most": lambda layer: (layer + 1) % pattern, "upper": lambda layer: layer >= upper}
     return tuple("sliding" if slides[family.sliding](layer) else "full" for layer in layers)
 
 
 def _write_layers(config: DecoderConfig, family: Family) -> dict[str, Any]:
+    names = {ours: name for name, ours in _LAYER_TYPES.items()}
+    if family.delta:
+        sizes = {name: getattr(config.delta, ours) for ours, name in family.delta.items()}
+        return sizes | {"layer_types": [names[own] for own in config.layer_types]}
     theirs = {"sliding_window": config.sliding_window} if family.sliding != "none" else {}
     if family.sliding == "upper":
         theirs |= {"use_sliding_window": config.sliding_window is not None}
     if family.sliding in ("most", "upper"):
-        names = {ours: name for name, ours in _LAYER_TYPES.items()}
         windows = (config.kinds[kind].window for kind in config.kind_of_layer)
         theirs |= {"layer_types": [names["full" if window is None else "sliding"] for window in windows]}
     return theirs
@@ -281,62 +328,3 @@ def _read_heads(theirs: Fields) -> dict[str, Any]:
         return {}
     labels = theirs.get("id2label")
     return {"language_head": False, "value_head": len(labels) if labels else theirs.get("num_labels", 2)}
-
-
-def _read_rope(theirs: Fields) -> dict[str, Any]:
-    """Rotary fields, from `rope_parameters` or, as older files have it, `rope_theta`, `rope_scaling` and others."""
-    field = "rope_scaling" if theirs.get("rope_scaling") else "rope_parameters"
-    options = theirs.get(field) or {}
-    return _rope_rule(field, options.get("full_attention", options), theirs)
-
-
-def _sliding_theta(theirs: Fields) -> float | None:
-    """Base of the rotary frequencies of sliding layers, where they have one of their own."""
-    options = (theirs.get("rope_parameters") or {}).get("sliding_attention") or {}
-    unlike = set(options) - {"rope_type", "rope_theta", _ROPE_FRACTION}
-    if unlike or options.get("rope_type", "default") != "default":
-        raise ValueError(
-            f"rope_parameters.sliding_attention={options} is not supported; it may have rope_type='default' and "
-            "rope_theta alone"
-        )
-    return options.get("rope_theta", theirs.get("rope_local_base_freq"))
-
-
-def _rope_rule(field: str, options: dict[str, Any], theirs: Fields) -> dict[str, Any]:
-    options = {name: value for name, value in options.items() if value is not None}
-    theta = options.pop("rope_theta", theirs.get("rope_theta") or 10000.0)
-    legacy = options.pop("type", "default")
-    kind = options.pop("rope_type", legacy)
-    fraction = options.pop(_ROPE_FRACTION, theirs.get(_ROPE_FRACTION, 1.0))
-    found = {"rope_theta": theta, "rope_fraction": fraction}
-    if kind == "default" and not options:
-        return found
-    if kind not in ROPE_OPTIONS:
-        supported = ", ".join(["default", *ROPE_OPTIONS])
-        raise ValueError(f"{field}.rope_type={kind!r} with {options} is not supported; the types are {supported}")
-    if kind in ("llama3", "yarn"):
-        options.setdefault("original_max_position_embeddings", theirs.get("max_position_embeddings", DecoderConfig.max_length))
-    if kind == "yarn":
-        options = _yarn_options(field, options)
-    return found | {"rope_scaling": {"rope_type": kind, **options}}
-
-
-def _yarn_options(field: str, options: dict[str, Any]) -> dict[str, Any]:
-    """YaRN's options with their defaults filled in."""
-    unknown = set(options) - set(ROPE_OPTIONS["yarn"])
-    if unknown:
-        raise ValueError(f"{field} of type 'yarn' has {sorted(unknown)}, which are not supported; remove them")
-    if "factor" not in options:
-        raise ValueError(f"{field} of type 'yarn' has no factor; give it one")
-    usual = 0.1 * math.log(options["factor"]) + 1.0 if options["factor"] > 1 else 1.0
-    return {"beta_fast": 32, "beta_slow": 1, "attention_factor": usual} | options
-
-
-def _write_rope(config: DecoderConfig) -> dict[str, Any]:
-    theirs = {
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None if config.rope_scaling is None else dict(config.rope_scaling),
-    }
-    if _ROPE_FRACTION in FAMILIES[config.family].defaults:
-        theirs |= {_ROPE_FRACTION: config.rope_fraction}
-    return theirs | ({} if config.sliding_rope_theta is None else {"rope_local_base_freq": config.sliding_rope_theta})

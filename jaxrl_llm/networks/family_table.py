@@ -4,82 +4,30 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-Path = tuple[str, ...]
-
-
-class Stored(NamedTuple):
-    """How one of our parameters is stored in a checkpoint."""
-
-    name: str  # of the tensor, with `{layer}` and `{expert}` for their numbers where each has a tensor of its own
-    # None where the tensor has the shape of the parameter; otherwise the tensor is a matrix [outputs, inputs], or a vector of
-    # outputs, and the first `inputs` axes of our parameter are those that it contracts
-    inputs: int | None = None
-    part: int = 0  # where several parameters share a tensor, their order along its first axis
-
-
-def _linear(ours: str, theirs: str, inputs: int = 1, part: int = 0) -> dict[Path, Stored]:
-    path, name = tuple(ours.split(".")), f"model.layers.{{layer}}.{theirs}"
-    kernel = {("layers", *path, "kernel"): Stored(f"{name}.weight", inputs, part)}
-    return kernel | {("layers", *path, "bias"): Stored(f"{name}.bias", 0, part)}
-
-
-def _norm(ours: str, theirs: str, inputs: int | None = None) -> dict[Path, Stored]:
-    return {("layers", *ours.split("."), "scale"): Stored(f"model.layers.{{layer}}.{theirs}.weight", inputs)}
-
-
-def _mlp(ours: str, theirs: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> dict[Path, Stored]:
-    parts = zip(("gate", "up", "down"), names, strict=True)
-    return {path: stored for part, name in parts for path, stored in _linear(f"{ours}.{part}", f"{theirs}.{name}").items()}
-
-
-def _router(theirs: str) -> dict[Path, Stored]:
-    name = f"model.layers.{{layer}}.{theirs}"
-    return {
-        ("layers", "experts", "router"): Stored(f"{name}.weight", 1),
-        ("layers", "experts", "selection_bias"): Stored(f"{name}.e_score_correction_bias"),
-    }
-
-
-LLAMA = {
-    ("embedding",): Stored("model.embed_tokens.weight"),
-    ("final_norm", "scale"): Stored("model.norm.weight"),
-    ("head",): Stored("lm_head.weight"),
-    **_norm("attention_norm", "input_layernorm"),
-    **_norm("mlp_norm", "post_attention_layernorm"),
-    **_norm("attention.query_norm", "self_attn.q_norm"),
-    **_norm("attention.key_norm", "self_attn.k_norm"),
-    **_linear("attention.query", "self_attn.q_proj"),
-    **_linear("attention.key", "self_attn.k_proj"),
-    **_linear("attention.value", "self_attn.v_proj"),
-    **_linear("attention.output", "self_attn.o_proj", inputs=2),
-    **_mlp("mlp", "mlp"),
-}
-GEMMA2 = LLAMA | {
-    **_norm("attention_post_norm", "post_attention_layernorm"),
-    **_norm("mlp_norm", "pre_feedforward_layernorm"),
-    **_norm("mlp_post_norm", "post_feedforward_layernorm"),
-}
-PHI3 = LLAMA | {
-    **_linear("attention.query", "self_attn.qkv_proj", part=0),
-    **_linear("attention.key", "self_attn.qkv_proj", part=1),
-    **_linear("attention.value", "self_attn.qkv_proj", part=2),
-    **_linear("mlp.gate", "mlp.gate_up_proj", part=0),
-    **_linear("mlp.up", "mlp.gate_up_proj", part=1),
-}
-MIXTRAL = LLAMA | {
-    **_router("block_sparse_moe.gate"),
-    **_mlp("experts", "block_sparse_moe.experts.{expert}", ("w1", "w3", "w2")),
-}
-QWEN_EXPERTS = LLAMA | {
-    **_router("mlp.gate"),
-    **_mlp("experts", "mlp.experts.{expert}"),
-    **_mlp("experts.shared", "mlp.shared_experts"),
-}
-OLMOE = QWEN_EXPERTS | {
-    **_norm("attention.query_norm", "self_attn.q_norm", inputs=0),
-    **_norm("attention.key_norm", "self_attn.k_norm", inputs=0),
-}
-
+from jaxrl_llm.networks.fused import Fused, Sorted
+from jaxrl_llm.networks.stored_names import (
+    DEEPSEEK,
+    FUSED_GEMMA4,
+    FUSED_GPT_OSS,
+    FUSED_QWEN3_5,
+    GEMMA2,
+    GEMMA4,
+    GLM4,
+    GPT_OSS,
+    HUNYUAN,
+    LLAMA,
+    MIXTRAL,
+    NANOCHAT,
+    OLMO2,
+    OLMOE,
+    PHI3,
+    QWEN3_5,
+    QWEN3_NEXT,
+    QWEN_EXPERTS,
+    SORTED_QWEN3_NEXT,
+    Path,
+    Stored,
+)
 
 Fields = Mapping[str, Any]
 _NONE: Fields = MappingProxyType({})
@@ -96,10 +44,17 @@ class Family(NamedTuple):
     # (those from a number on, and only if `use_sliding_window` says so)
     sliding: str = "none"
     experts: Fields = _NONE  # fields of `ExpertsConfig` and their names in config.json; none for dense families
+    latent: Fields = _NONE  # fields of `LatentConfig` and their names in config.json; none for families without it
+    delta: Fields = _NONE  # fields of `DeltaConfig` and their names in config.json; none for families without it
     expert_traits: Fields = _NONE  # fields of `ExpertsConfig` and the values that they must have
     required: Fields = _NONE  # fields of config.json and the value that they must have where they are present
     # what fields of config.json mean where they are missing; a family without `partial_rotary_factor` turns whole heads
     defaults: Fields = _NONE
+    fused: tuple[Fused | Sorted, ...] = ()  # tensors that hold what `names` has for each expert, or in another order
+    rope_option: str | None = None  # of rotary settings, that other families do not know
+    local_rope: bool = (
+        False  # whether sliding layers have rotary settings of their own, by default those of all without scaling
+    )
     classifier: str | None = None  # `model` of the class for sequence classification, where it is another
 
 
@@ -107,16 +62,75 @@ _PLAIN = {"quantization_config": None, "mlp_bias": False, "attention_bias": Fals
 _QWEN = {"quantization_config": None}
 _GEMMA = {"activation": "gelu_tanh", "norm_offset": 1.0, "scale_embeddings": True}
 _GEMMA2 = _GEMMA | {"post_norms": True}
+_GEMMA4 = {
+    "activation": "gelu_tanh",
+    "scale_embeddings": True,
+    "post_norms": True,
+    "qk_norm": "head",
+    "value_norm": True,
+    "query_scale": 1.0,
+    "layer_scales": True,
+}
+_GEMMA4_FIELDS = {
+    "logit_softcap": "final_logit_softcapping",
+    "keys_as_values": "attention_k_eq_v",
+    "reusing_layers": "num_kv_shared_layers",
+    "per_layer_width": "hidden_size_per_layer_input",
+    "per_layer_vocab": "vocab_size_per_layer_input",
+}
+_GEMMA4_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+}
 _GEMMA_PLAIN = _PLAIN | {"use_bidirectional_attention": False}
 _GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256}
 _GEMMA2_DEFAULTS = _GEMMA_DEFAULTS | {"query_pre_attn_scalar": 256, "sliding_window": 4096}
 _SOFTCAPS = {"attention_softcap": "attn_logit_softcapping", "logit_softcap": "final_logit_softcapping"}
-_QWEN_EXPERTS = {
-    "count": "num_experts",
-    "per_token": "num_experts_per_tok",
-    "width": "moe_intermediate_size",
-    "normalize": "norm_topk_prob",
+_QWEN_EXPERTS = {"count": "num_experts", "per_token": "num_experts_per_tok", "width": "moe_intermediate_size"}
+_QWEN_DELTA_EXPERTS = _QWEN_EXPERTS | {"shared_width": "shared_expert_intermediate_size"}
+_QWEN_EXPERTS |= {"normalize": "norm_topk_prob"}
+_OLMO2 = {"qk_norm": "width", "pre_norms": False, "post_norms": True}
+_GRANITE = {
+    "query_scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_divisor": "logits_scaling",
 }
+_NANOCHAT = {
+    "activation": "relu2",
+    "gated_mlp": False,
+    "norm_scales": False,
+    "embedding_norm": True,
+    "qk_norm": "head",
+    "qk_norm_after_rope": True,
+    "rope_pairs": "reversed",
+}
+_GROUPED_EXPERTS = _QWEN_EXPERTS | {
+    "count": "n_routed_experts",
+    "dense_layers": "first_k_dense_replace",
+    "scale": "routed_scaling_factor",
+    "groups": "n_group",
+    "top_groups": "topk_group",
+}
+_LATENT = {
+    "rank": "kv_lora_rank",
+    "query_rank": "q_lora_rank",
+    "plain_dim": "qk_nope_head_dim",
+    "rotary_dim": "qk_rope_head_dim",
+    "value_dim": "v_head_dim",
+}
+_DELTA_FIELDS = {
+    "key_heads": "linear_num_key_heads",
+    "value_heads": "linear_num_value_heads",
+    "key_dim": "linear_key_head_dim",
+    "value_dim": "linear_value_head_dim",
+    "kernel": "linear_conv_kernel_dim",
+}
+_QWEN_DELTA_PLAIN = {"quantization_config": None, "attention_bias": False, "attn_output_gate": True}
+_QWEN_DELTA = {"norm_offset": 1.0, "qk_norm": "head", "attention_gate": True}
+_QWEN_DELTA_DEFAULTS = {"head_dim": 256, "partial_rotary_factor": 0.25, "full_attention_interval": 4}
+_QWEN_DELTA_DEFAULTS |= {"linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_conv_kernel_dim": 4}
+_QWEN_DELTA_DEFAULTS |= {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "norm_topk_prob": True}
 
 FAMILIES = {
     "llama": Family("Llama", LLAMA, required=_PLAIN),
@@ -142,6 +156,14 @@ FAMILIES = {
         defaults=_GEMMA2_DEFAULTS | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
         classifier="Gemma3Text",
     ),
+    "gemma4_text": Family(
+        "Gemma4", GEMMA4, _GEMMA4, _GEMMA4_FIELDS, sliding="most", local_rope=True,
+        required={"quantization_config": None, "attention_bias": False}, fused=FUSED_GEMMA4,
+        defaults={"tie_word_embeddings": True, "head_dim": 256, "num_key_value_heads": 4, "sliding_window": 512}
+        | {"sliding_window_pattern": 6, "global_head_dim": 512, "attention_k_eq_v": False, "num_kv_shared_layers": 0}
+        | {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262144, "use_double_wide_mlp": False}
+        | {"rope_parameters": _GEMMA4_ROPE},
+    ),
     "phi3": Family("Phi3", PHI3, sliding="all", required=_PLAIN, defaults={"rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0}),
     "mixtral": Family(
         "Mixtral",
@@ -156,17 +178,77 @@ FAMILIES = {
         "Qwen3Moe", QWEN_EXPERTS, {"qk_norm": "head"}, experts=_QWEN_EXPERTS,
         required=_PLAIN | {"decoder_sparse_step": 1, "use_sliding_window": False}, defaults={"norm_topk_prob": False},
     ),
+    "gpt_oss": Family(
+        "GptOss", GPT_OSS,
+        {"activation": "clipped_swiglu", "attention_bias": True, "output_bias": True, "sinks": True},
+        {"swiglu_limit": "swiglu_limit"}, sliding="most",
+        experts={"count": "num_local_experts", "per_token": "num_experts_per_tok", "width": "intermediate_size"},
+        expert_traits={"normalize": True, "bias": True}, fused=FUSED_GPT_OSS,
+        required={"quantization_config": "mxfp4", "attention_bias": True, "swiglu_alpha": 1.702},
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 150000.0, "head_dim": 64, "sliding_window": 128, "swiglu_limit": 7.0}
+        | {"sliding_window_pattern": 2},
+    ),
+    "qwen3_5_text": Family(
+        "Qwen3_5", QWEN3_5, _QWEN_DELTA, sliding="delta", required=_QWEN_DELTA_PLAIN, delta=_DELTA_FIELDS,
+        defaults=_QWEN_DELTA_DEFAULTS, rope_option="mrope_section", classifier="Qwen3_5Text",
+    ),
+    "qwen3_5_moe_text": Family(
+        "Qwen3_5Moe", QWEN3_5, _QWEN_DELTA, sliding="delta", required=_QWEN_DELTA_PLAIN, delta=_DELTA_FIELDS,
+        fused=FUSED_QWEN3_5, experts=_QWEN_DELTA_EXPERTS, expert_traits={"shared_gate": True, "normalize": True},
+        defaults=_QWEN_DELTA_DEFAULTS | {"intermediate_size": 1}, rope_option="mrope_section",
+    ),
+    "qwen3_next": Family(
+        "Qwen3Next", QWEN3_NEXT, _QWEN_DELTA, sliding="delta", delta=_DELTA_FIELDS, fused=SORTED_QWEN3_NEXT,
+        required=_QWEN_DELTA_PLAIN | {"decoder_sparse_step": 1}, defaults=_QWEN_DELTA_DEFAULTS,
+        experts=_QWEN_DELTA_EXPERTS | {"normalize": "norm_topk_prob"}, expert_traits={"shared_gate": True},
+    ),
+    "olmo2": Family("Olmo2", OLMO2, _OLMO2, required=_PLAIN, defaults={"rms_norm_eps": 1e-5}),
+    "olmo3": Family(
+        "Olmo3", OLMO2, _OLMO2, sliding="most", required=_PLAIN, local_rope=True,
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 5e5, "sliding_window": 4096, "sliding_window_pattern": 4},
+    ),
+    "smollm3": Family(
+        "SmolLM3", LLAMA, required=_PLAIN | {"use_sliding_window": False},
+        defaults={"rope_theta": 2e6, "no_rope_layer_interval": 4, "tie_word_embeddings": True},
+    ),
+    "ministral3": Family(
+        "Ministral3", LLAMA, sliding="all", required=_PLAIN, defaults={"rms_norm_eps": 1e-5, "head_dim": 128},
+        rope_option="llama_4_scaling_beta",
+    ),
+    "seed_oss": Family(
+        "SeedOss", LLAMA, required=_QWEN, defaults={"attention_bias": True, "attention_out_bias": False, "mlp_bias": False},
+        fields={"attention_bias": "attention_bias", "output_bias": "attention_out_bias", "mlp_bias": "mlp_bias"},
+    ),
+    "granite": Family("Granite", LLAMA, fields=_GRANITE, required=_PLAIN, defaults=dict.fromkeys(_GRANITE.values(), 1.0)),
+    "nanochat": Family(
+        "NanoChat", NANOCHAT, _NANOCHAT, {"logit_softcap": "final_logit_softcapping"}, required=_PLAIN,
+        defaults={"final_logit_softcapping": 15.0},
+    ),
+    "glm4": Family(
+        "Glm4", GLM4, {"post_norms": True, "rope_pairs": "interleaved"}, {"attention_bias": "attention_bias"}, required=_QWEN,
+        defaults={"head_dim": 128, "rms_norm_eps": 1.5625e-7, "partial_rotary_factor": 0.5, "attention_bias": True},
+    ),
+    "hunyuan_v1_dense": Family(
+        "HunYuanDenseV1", HUNYUAN, {"qk_norm": "head", "qk_norm_after_rope": True}, required=_PLAIN,
+        defaults={"rms_norm_eps": 1e-5}, rope_option="alpha",
+    ),
     "olmoe": Family(
         "Olmoe", OLMOE, {"qk_norm": "width"}, experts=_QWEN_EXPERTS | {"width": "intermediate_size"},
         required=_PLAIN | {"clip_qkv": None}, defaults={"norm_topk_prob": False, "rms_norm_eps": 1e-5},
+    ),
+    "deepseek_v3": Family(
+        "DeepseekV3", DEEPSEEK, experts=_GROUPED_EXPERTS, latent=_LATENT,
+        expert_traits={"score": "sigmoid", "selection_bias": True},
+        # The norm of latents has this epsilon whatever the field says.
+        required=_PLAIN | {"rms_norm_eps": 1e-6},
+        defaults={"norm_topk_prob": True, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4, "n_shared_experts": 1}
+        | {"routed_scaling_factor": 2.5, "rope_interleave": True, "q_lora_rank": 1536},
     ),
     "glm4_moe": Family(
         "Glm4Moe",
         QWEN_EXPERTS,
         fields={"attention_bias": "attention_bias"},
-        experts=_QWEN_EXPERTS
-        | {"count": "n_routed_experts", "dense_layers": "first_k_dense_replace", "scale": "routed_scaling_factor"}
-        | {"groups": "n_group", "top_groups": "topk_group"},
+        experts=_GROUPED_EXPERTS,
         expert_traits={"score": "sigmoid", "selection_bias": True},
         required={"quantization_config": None},
         defaults={"norm_topk_prob": True, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "attention_bias": False}

@@ -14,10 +14,13 @@ import numpy as np
 from jaxrl_llm import reading
 from jaxrl_llm.networks import families
 from jaxrl_llm.networks.config import DecoderConfig
-from jaxrl_llm.networks.family_table import Path, Stored
+from jaxrl_llm.networks.fused import put_together, taken_apart
+from jaxrl_llm.networks.gguf_files import gguf_file, read_gguf
 from jaxrl_llm.networks.network import Network, Params, decoder
 from jaxrl_llm.networks.placing import Piece, blocks, written
+from jaxrl_llm.networks.stored_names import Path, Stored
 from jaxrl_llm.networks.tensor_files import STORED_DTYPES, TensorFile, existing, find_tensors, opened, write_json, write_tensors
+from jaxrl_llm.networks.whole import Others, is_whole, tell_others, text_config, text_tensors
 
 # Tensors of old checkpoints that hold no parameters.
 _DERIVED = "rotary_emb.inv_freq"
@@ -30,12 +33,14 @@ def load_huggingface(
 ) -> Network:  # fmt: skip
     """Network with the parameters of a directory that `transformers` could load.
 
-    Causal language models give logits; sequence classification models, such as reward models, give values. Names, shapes
+    Causal language models give logits; sequence classification models, such as reward models, give values; of models that
+    see or hear it is the text part. Names, shapes
     and files are checked before the first byte is read; then tensors go to their devices a block of rows at a time, so
     that the host never holds more than a block of what it does not keep.
 
     Args:
-      directory: holds config.json and model.safetensors, or the shards that model.safetensors.index.json names.
+      directory: holds config.json and model.safetensors, or the shards that model.safetensors.index.json names, or, instead
+        of these, one GGUF file of Llama's architecture (with the extra `gguf`), whose codes are expanded.
       dtype: of the parameters.
       compute_dtype: of the computation; `dtype` by default.
       value_head: outputs of a value head to add; it is zero unless the checkpoint was saved with one.
@@ -52,22 +57,31 @@ def load_huggingface(
         of another shape.
     """
     directory = pathlib.Path(directory)
-    path = existing(directory / "config.json")
-    theirs = reading.read_object(path)
-    settings = {"remat": remat, "attention": attention} | ({"value_head": value_head} if value_head else {})
+    path = gguf_file(directory) or existing(directory / "config.json")
+    theirs, found = read_gguf(path) if path.suffix == ".gguf" else (reading.read_object(path), find_tensors(directory))
+    others = {}
+    if is_whole(theirs):
+        theirs, (found, others) = text_config(theirs, str(path)), text_tensors(found)
+    settings = {"other_parts": str(directory.resolve())} if others else {}
+    settings |= {"remat": remat, "attention": attention} | ({"value_head": value_head} if value_head else {})
     config = families.from_huggingface(theirs, str(path), dtype=compute_dtype or dtype, param_dtype=dtype, **settings)
     network = decoder(config)
     ahead = theirs.get("num_nextn_predict_layers") or 0
-    found = _without_ignored(find_tensors(directory), range(config.num_layers, config.num_layers + ahead))
+    found = _without_ignored(found, range(config.num_layers, config.num_layers + ahead))
+    found = _without_lent(config, found)
+    found = taken_apart(found, families.FAMILIES[config.family].fused, config)
     layout = _layout(network)
     _check_tensors(network, layout, found)
+    if others:
+        tell_others(others, directory)
     return network.with_params(_read(network, layout, found, shardings, progress))
 
 
 def save_huggingface(network: Network, params: Params, directory, max_shard_bytes: int = 5_000_000_000) -> None:
     """Writes `params` as a directory that `transformers` loads as a causal language model.
 
-    A network without a language head is written as a sequence classification model. Parameters keep their dtype. A value
+    A network without a language head is written as a sequence classification model; the text part of a model that sees or
+    hears as the whole one, with the other parts of the checkpoint that it came from. Parameters keep their dtype. A value
     head beside a language head is written as `value_head.weight`, which `transformers` leaves alone. Tokenizer files are
     the caller's to copy. Files of tensors from an earlier export to `directory` are removed.
 
@@ -90,17 +104,41 @@ def save_huggingface(network: Network, params: Params, directory, max_shard_byte
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     layout = _layout(network)
-    sizes = {
-        name: sum(math.prod(piece.shape) * flat[piece.path].itemsize for piece in pieces) for name, pieces in layout.items()
-    }
-    write_tensors(directory, sizes, lambda name: _to_stored(flat, layout[name]), max_shard_bytes)
-    write_json(directory / "config.json", families.to_huggingface(config, flat["embedding",].dtype.name))
+    made = put_together(list(layout), families.FAMILIES[config.family].fused, config)
+
+    def tensor(name: str) -> np.ndarray:
+        found = [_to_stored(flat, layout[part]) for part in made[name].parts]
+        return made[name].join(*found) if made[name].join else found[0]
+
+    pieces = {name: [piece for part in own.parts for piece in layout[part]] for name, own in made.items()}
+    sizes = {name: sum(math.prod(one.shape) * flat[one.path].itemsize for one in own) for name, own in pieces.items()}
+    theirs = families.to_huggingface(config, flat["embedding",].dtype.name)
+    if config.other_parts is None:
+        write_tensors(directory, sizes, tensor, max_shard_bytes)
+    else:
+        others = Others(config.other_parts)
+        own = {others.name(name): name for name in sizes}
+        all_sizes = {name: sizes[ours] for name, ours in own.items()} | {name: x.bytes for name, x in others.tensors.items()}
+
+        def part(name: str) -> np.ndarray:
+            return tensor(own[name]) if name in own else others.read(name)
+
+        write_tensors(directory, all_sizes, part, max_shard_bytes)
+        theirs = others.joined(theirs)
+    write_json(directory / "config.json", theirs)
 
 
 def _without_ignored(found: dict[str, TensorFile], ahead: range) -> dict[str, TensorFile]:
     """Leaves out what `transformers` leaves out: what no parameter is, and layers that predict several tokens at once."""
     layers = tuple(f"model.layers.{layer}." for layer in ahead)
     return {name: tensor for name, tensor in found.items() if not name.endswith(_DERIVED) and not name.startswith(layers)}
+
+
+def _without_lent(config: DecoderConfig, found: dict[str, TensorFile]) -> dict[str, TensorFile]:
+    """Leaves out keys and values of layers that have those of others, which published checkpoints may hold."""
+    numbers = range(config.num_layers - config.reusing_layers, config.num_layers)
+    unused = tuple(f"model.layers.{layer}.self_attn.{name}" for layer in numbers for name in ("k_", "v_"))
+    return {name: tensor for name, tensor in found.items() if not name.startswith(unused)} if unused else found
 
 
 def _abstract(network: Network) -> dict[Path, jax.ShapeDtypeStruct]:
@@ -111,14 +149,16 @@ def _abstract(network: Network) -> dict[Path, jax.ShapeDtypeStruct]:
 def _layout(network: Network) -> dict[str, list[Piece]]:
     """Every tensor that a checkpoint of the network has, by name, layer after layer, with the places of its rows."""
     tensors: dict[str, list[tuple[int, Piece]]] = {}
+    numbers_of = {shape.stack: layers for shape, layers in network.config.stacks.items()}
     for path, leaf in _abstract(network).items():
         stored = _stored(network.config, path)
         axes = stored.name.count("{")
         shape = _stored_shape(leaf.shape[axes:], stored.inputs)
-        first = network.config.experts.dense_layers if path[0] == "sparse_layers" else 0
         for index in np.ndindex(leaf.shape[:axes]):
             numbers = dict(zip(("layer", "expert"), index, strict=False))
-            name = stored.name.format(**numbers | {"layer": first + numbers.get("layer", 0)})
+            if "layer" in numbers:
+                numbers["layer"] = numbers_of[path[0]][index[0]]
+            name = stored.name.format(**numbers)
             tensors.setdefault(name, []).append((stored.part, Piece(path, index, 0, shape, stored.inputs)))
     order = sorted(tensors, key=lambda name: (tensors[name][0][1].index[:1], tensors[name][0][1].path[0]))
     return {name: _in_rows([piece for _, piece in sorted(tensors[name], key=lambda item: item[0])]) for name in order}
@@ -132,7 +172,7 @@ def _in_rows(pieces: list[Piece]) -> list[Piece]:
 def _stored(config: DecoderConfig, path: Path) -> Stored:
     if path == ("value_head",):
         return Stored("value_head.weight" if config.language_head else "score.weight")
-    layer = ("layers", *path[1:]) if path[0] == "sparse_layers" else path
+    layer = ("layers", *path[1:]) if path[0].endswith("layers") else path
     return families.FAMILIES[config.family].names[layer]
 
 

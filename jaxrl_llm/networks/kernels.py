@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxrl_llm.networks.blocks import ALL, Queries, Visible, listed, softcapped, visible_pairs
+from jaxrl_llm.networks.blocks import ALL, Queries, Visible, beside_sinks, listed, softcapped, visible_pairs
 
 Array = jax.Array
 LANES = 128  # of a vector register; rows are padded to a multiple
@@ -58,7 +58,7 @@ def kernel_blocks(reach: Array, positions: Array, window: Array | int, queries: 
 def kernel_attention(
     query: Array, key: Array, value: Array, reach: Array, positions: Array, visible: tuple[Visible, Visible],
     window: Array | int, asking: Queries = ALL, *, scale: float | None = None, softcap: float | None = None,
-    interpret: bool = False,
+    sinks: Array | None = None, interpret: bool = False,
 ) -> Array:  # fmt: skip
     """Attention [B, T, N, H] under `reach`, `positions` and a window, see `attention`; queries that see nothing give 0.
 
@@ -72,6 +72,7 @@ def kernel_attention(
       asking: columns of the queries.
       scale: of the logits, 1 / sqrt(H) by default.
       softcap: of the logits.
+      sinks: [N], see `attention`.
       interpret: whether the kernel is run without a TPU, by the interpreter of Pallas.
     """
     length, at = query.shape[1], _padded(asking.of(positions))
@@ -81,7 +82,10 @@ def kernel_attention(
     window = jnp.stack([jnp.asarray(x, jnp.int32) for x in (window, asking.first)])
     seen = Seen(window, *visible, reach[..., None], (at[:, None], positions[..., None]))
     by_head = [jnp.swapaxes(x, 1, 2) for x in (query, key, value)]
-    return jnp.swapaxes(_attention(options, *by_head, seen), 1, 2)[:, :length]
+    mixed, normaliser = _attention(options, *by_head, seen)
+    if sinks is not None:
+        mixed = beside_sinks(mixed, normaliser[:, :, 0], sinks[:, None])
+    return jnp.swapaxes(mixed, 1, 2)[:, :length]
 
 
 def _padded(x: Array) -> Array:
@@ -89,19 +93,20 @@ def _padded(x: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(options: Options, query, key, value, seen: Seen) -> Array:
-    """Queries [B, N, T, H], keys and values [B, K, T, H]."""
+def _attention(options: Options, query, key, value, seen: Seen) -> tuple[Array, Array]:
+    """Queries [B, N, T, H], keys and values [B, K, T, H]: as of `_forward`."""
     return _forward_rule(options, query, key, value, seen)[0]
 
 
 def _forward_rule(options, query, key, value, seen):
     mixed, normaliser = _forward(options, query, key, value, seen)
-    return mixed, (query, key, value, seen, mixed, normaliser)
+    return (mixed, normaliser), (query, key, value, seen, mixed, normaliser)
 
 
 def _backward_rule(options, residuals, cotangent):
     query, key, value, seen, mixed, normaliser = residuals
-    inner = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1)[:, :, None]
+    cotangent, of_normaliser = cotangent
+    inner = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1)[:, :, None] - of_normaliser
     inputs = (query, key, value, cotangent, normaliser, inner, seen)
     return _query_gradient(options, *inputs), *_key_gradients(options, *inputs), jax.tree.map(lambda _: None, seen)
 

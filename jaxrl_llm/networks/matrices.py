@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.networks.codes import BLOCK, decode
-from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig
+from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig, LayerShape
 
 Array = jax.Array
 Leaves = dict[str, Array]
@@ -42,18 +42,39 @@ class Matrix(NamedTuple):
 
 def matrices(config: DecoderConfig) -> list[Matrix]:
     """Every matrix that may be adapted; those of layers may be quantised too. The router is none of them."""
-    e, width = config.experts, config.hidden_size
-    heads = dict.fromkeys(("query", "key", "value"), (1, width)) | {"output": (2, config.num_heads * config.head_dim)}
-    everywhere = {f"attention.{name}": sizes for name, sizes in heads.items()}
-    found = []
-    if e is None or e.dense_layers:
-        found += _of_layers("layers", everywhere | _mlp("mlp", width, config.intermediate_size))
-    if e is not None:
-        shared = _mlp("experts.shared", width, e.shared_width) if e.shared_width else {}
-        found += _of_layers("sparse_layers", everywhere | shared)
-        found += _of_layers("sparse_layers", _mlp("experts", width, e.width), leading=2)
+    e, width, found = config.experts, config.hidden_size, []
+    for shape in config.stacks:
+        mixer = "delta" if shape.mixer == "delta" else "attention"
+        sizes = {f"{mixer}.{name}": own for name, own in _mixer(config, shape).items()}
+        if shape.width is not None:
+            sizes |= _mlp("mlp", width, shape.width)
+            if not config.gated_mlp:
+                sizes.pop("mlp.gate")
+        if shape.sparse and e.shared_width:
+            sizes |= _mlp("experts.shared", width, e.shared_width)
+        if config.per_layer_width:
+            sizes |= {"per_layer_gate": (1, width), "per_layer_output": (1, config.per_layer_width)}
+        found += _of_layers(shape.stack, sizes)
+        if shape.sparse:
+            found += _of_layers(shape.stack, _mlp("experts", width, e.width), leading=2)
     found.append(Matrix("embedding", ("embedding_adapter",), 0, 1, config.vocab_size))
     return found + ([Matrix("head", ("head_adapter",), 0, 1, width)] if config.language_head else [])
+
+
+def _mixer(config: DecoderConfig, shape: LayerShape) -> dict[str, tuple[int, int]]:
+    """Contracted axes and their size of each matrix that mixes tokens."""
+    width, latent = config.hidden_size, config.latent
+    if shape.mixer == "delta":
+        inputs = ("query", "key", "value", "strength", "decay", "gate")
+        return dict.fromkeys(inputs, (1, width)) | {"output": (2, config.delta.value_heads * config.delta.value_dim)}
+    if shape.mixer == "attention":
+        inputs = {"own": ("query", "key", "value"), "keys": ("query", "key"), "lent": ("query",)}[shape.values]
+        return dict.fromkeys(inputs, (1, width)) | {"output": (2, config.num_heads * shape.head_dim)}
+    sizes = {"query": (1, width)}
+    if latent.query_rank is not None:
+        sizes = {"query_down": (1, width), "query_up": (1, latent.query_rank)}
+    sizes |= {"latent_down": (1, width), "latent_up": (1, latent.rank)}
+    return sizes | {"output": (2, config.num_heads * latent.value_dim)}
 
 
 def _mlp(name: str, width: int, inner: int) -> dict[str, tuple[int, int]]:

@@ -23,7 +23,7 @@ from jaxrl_llm.networks.axes import current_spec, manual_axes, manual_axes_of, p
 from jaxrl_llm.networks.codes import inputs_of_scale
 from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.networks.matrices import Leaves, product
-from jaxrl_llm.networks.modules import activate
+from jaxrl_llm.networks.modules import gated
 
 Array = jax.Array
 LEAST_ROWS = 512  # of a block: fewer are not worth a step of their own
@@ -99,7 +99,8 @@ class Split(NamedTuple):
 def _names(matrix: str, leaf: str) -> tuple[str, ...]:
     """Names of the axes of a leaf."""
     expert, inputs, outputs = AXES[matrix]
-    return {"lora_a": (expert, inputs, "rank"), "lora_b": (expert, "rank", outputs)}.get(leaf, AXES[matrix])
+    others = {"lora_a": (expert, inputs, "rank"), "lora_b": (expert, "rank", outputs), "bias": (expert, outputs)}
+    return others.get(leaf, AXES[matrix])
 
 
 def _split(config: DecoderConfig, leaves: dict[str, Leaves], rows: PartitionSpec) -> Split:
@@ -133,7 +134,7 @@ def parts_of_experts(params):
         names = [getattr(key, "key", None) for key in path]
         if names[-3:-2] != ["experts"] or names[-2] not in AXES:
             return PartitionSpec()
-        axes = ("layers", "expert") if "sparse_layers" in names else ("expert",)
+        axes = ("layers", "expert") if any(str(name).endswith("layers") for name in names) else ("expert",)
         return partition_spec(axes, leaf.shape[: len(axes)], mesh)
 
     return jax.tree_util.tree_map_with_path(spec, params)
@@ -176,12 +177,17 @@ def _mlp(config: DecoderConfig, leaves, rows: Array, sizes: Array, split: Split 
         def run(x, own):
             multiply = grouped if uses_kernel(config.attention) else jax.lax.ragged_dot
             matmul = functools.partial(multiply, group_sizes=sizes)
-            return product(config, split.whole(name, own, config.dtype), x, leading=1, matmul=matmul)
+            y = product(config, split.whole(name, own, config.dtype), x, leading=1, matmul=matmul)
+            if "bias" not in own:
+                return y
+            # A product in place of rows taken by number, whose gradient would be sums in any order.
+            expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(x)), side="right")
+            return y + jax.nn.one_hot(expert, len(sizes), dtype=y.dtype) @ own["bias"].astype(y.dtype)
 
         # As in `product`: nothing that is made of a matrix is kept for the backward pass.
         return (jax.checkpoint(run, prevent_cse=False) if split.leaves else run)(x, leaves[name])
 
-    return times("down", activate(config, times("gate", rows)) * times("up", rows))
+    return times("down", gated(config, times("gate", rows), times("up", rows)))
 
 
 def grouped(rows: Array, kernels: Array, group_sizes: Array, *, interpret: bool = False) -> Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxrl_llm.networks.axes import constrain, current_column_shards
 from jaxrl_llm.networks.codes import codes_shape, encode
 from jaxrl_llm.networks.config import DecoderConfig
-from jaxrl_llm.networks.matrices import Leaves, dense, flat, is_adapted, is_quantized, lengths, product
+from jaxrl_llm.networks.matrices import Leaves, dense, flat, is_adapted, is_quantized, lengths, merged, product
 
 Array = jax.Array
 
@@ -124,8 +124,21 @@ def residual_gain(config: DecoderConfig) -> float:
 
 
 def activate(config: DecoderConfig, x: Array) -> Array:
-    """The non-linearity of the gated MLP."""
+    """The non-linearity of the MLP."""
+    if config.activation == "relu2":
+        return jnp.square(nn.relu(x))
     return nn.silu(x) if config.activation == "silu" else nn.gelu(x, approximate=True)
+
+
+def gated(config: DecoderConfig, gate: Array, up: Array) -> Array:
+    """Inner values of a gated MLP, from its two projections; clipped they are gate sigmoid(1.702 gate) (up + 1), as in gpt-oss.
+
+    Source: https://arxiv.org/abs/2508.10925
+    """
+    if config.activation != "clipped_swiglu":
+        return activate(config, gate) * up
+    gate = jnp.minimum(gate, config.swiglu_limit)
+    return gate * jax.nn.sigmoid(1.702 * gate) * (jnp.clip(up, -config.swiglu_limit, config.swiglu_limit) + 1)
 
 
 class Norm(nn.Module):
@@ -133,19 +146,27 @@ class Norm(nn.Module):
 
     config: DecoderConfig
     axes: tuple[str, ...] = ("embed",)
+    scaled: bool = True
+    offset: float | None = None  # `norm_offset` by default
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        offset, last = self.config.norm_offset, tuple(range(-len(self.axes), 0))
-        ones = named(nn.initializers.constant(1.0 - offset), *self.axes)
-        scale = self.param("scale", ones, x.shape[-len(self.axes) :], self.config.param_dtype)
+        offset = self.config.norm_offset if self.offset is None else self.offset
+        last = tuple(range(-len(self.axes), 0))
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=last, keepdims=True) + self.config.norm_epsilon)
+        if not (self.config.norm_scales and self.scaled):
+            return normed.astype(x.dtype)
+        ones = named(nn.initializers.constant(1.0 - offset), *self.axes)
+        scale = self.param("scale", ones, x.shape[-len(self.axes) :], self.config.param_dtype)
         return (normed * (scale.astype(jnp.float32) + offset)).astype(x.dtype)
 
 
 class Projection(nn.Module):
-    """Linear map of the last `inputs` axes of x. `shape` and `axes` are those of the kernel, inputs first."""
+    """Linear map of the last `inputs` axes of x. `shape` and `axes` are those of the kernel, inputs first.
+
+    Without x it gives the kernel, float32, with its adapter.
+    """
 
     config: DecoderConfig
     shape: tuple[int, ...]
@@ -155,10 +176,12 @@ class Projection(nn.Module):
     gain: float = 1.0  # variance of the outputs at initialisation, over that of the inputs
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array | None) -> Array:
         ins, outs = tuple(range(self.inputs)), tuple(range(self.inputs, len(self.shape)))
         initializer = nn.initializers.variance_scaling(self.gain, "fan_in", "truncated_normal", ins, outs)
         leaves = make_leaves(self, initializer, self.shape, self.axes, self.inputs)
+        if x is None:
+            return merged(self.config, leaves, self.inputs).reshape(self.shape)
         # As one matrix product of all tokens: with separate batch and length axes, XLA's CPU backend takes twice as long
         # for the gradients. Where a mesh splits the columns, it would have to bring them together for that.
         fan_in, by_token = math.prod(self.shape[: self.inputs]), x.shape[: x.ndim - self.inputs]
@@ -171,7 +194,7 @@ class Projection(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Gated MLP (https://arxiv.org/abs/2002.05202)."""
+    """MLP, gated (https://arxiv.org/abs/2002.05202) or of two matrices."""
 
     config: DecoderConfig
     width: int
@@ -180,7 +203,10 @@ class Mlp(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.config
         shape, axes = (c.hidden_size, self.width), ("embed", "mlp")
-        gate = Projection(c, shape, axes, name="gate")(x)
-        up = Projection(c, shape, axes, name="up")(x)
-        inner = constrain(activate(c, gate) * up, "batch", "length", "mlp")
-        return Projection(c, shape[::-1], axes[::-1], gain=residual_gain(c), name="down")(inner)
+        up = Projection(c, shape, axes, bias=c.mlp_bias, name="up")(x)
+        if c.gated_mlp:
+            inner = gated(c, Projection(c, shape, axes, bias=c.mlp_bias, name="gate")(x), up)
+        else:
+            inner = activate(c, up)
+        inner = constrain(inner, "batch", "length", "mlp")
+        return Projection(c, shape[::-1], axes[::-1], bias=c.mlp_bias, gain=residual_gain(c), name="down")(inner)

@@ -62,6 +62,31 @@ _OLMOE = {"model_type": "olmoe", "vocab_size": 50304, "max_position_embeddings":
 _OLMOE |= {"num_experts": 64, "num_experts_per_tok": 8} | _ids(None, 50279, 1)
 _GLM4_5 = {"model_type": "glm4_moe", "vocab_size": 151552, "rope_theta": 1e6, "rms_norm_eps": 1e-5, "head_dim": 128} | _128K
 _GLM4_5 |= {"attention_bias": True, "num_experts_per_tok": 8} | _ids(None, [151329, 151336, 151338], 151329)
+_YARN = {"rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0}
+_OLMO3 = {"model_type": "olmo3", "vocab_size": 100278, "rms_norm_eps": 1e-6, "max_position_embeddings": 65536}
+_OLMO3 |= {"rope_theta": 5e5, "rope_scaling": _YARN | {"factor": 8.0, "original_max_position_embeddings": 8192}}
+_OLMO3 |= _ids(None, 100257, 100277)
+_SMOLLM3 = {"model_type": "smollm3", "vocab_size": 128256, "rope_theta": 5e6, "max_position_embeddings": 65536}
+_SMOLLM3 |= _ids(128000, 128001, 128004) | _TIED
+_GPT_OSS = {"model_type": "gpt_oss", "vocab_size": 201088, "num_experts_per_tok": 4} | _128K | _ids(None, 200002, 199999)
+_GPT_OSS |= {"rope_scaling": _YARN | {"factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}}
+_DEEPSEEK_V3 = {"model_type": "deepseek_v3", "vocab_size": 129280, "max_position_embeddings": 163840} | _ids(0, 1)
+_DEEPSEEK_V3 |= {"n_routed_experts": 256, "num_experts_per_tok": 8, "moe_intermediate_size": 2048, "kv_lora_rank": 512}
+_DEEPSEEK_V3 |= {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+_DEEPSEEK_V3 |= {
+    "rope_scaling": _YARN | {"factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096}
+}
+_QWEN3_5 = {"model_type": "qwen3_5_text", "vocab_size": 248320, "rope_theta": 1e7, "max_position_embeddings": 262144}
+_QWEN3_5 |= _ids(None, 248044)
+_QWEN3_5_MOE = _QWEN3_5 | {"model_type": "qwen3_5_moe_text", "num_experts": 256, "num_experts_per_tok": 8}
+_QWEN3_5_MOE |= {"moe_intermediate_size": 512, "shared_expert_intermediate_size": 512}
+_GEMMA4 = {"model_type": "gemma4_text", "vocab_size": 262144, "final_logit_softcapping": 30.0} | _128K | _ids(2, 1, 0)
+_GEMMA4_E2B = {"num_kv_shared_layers": 20, "use_double_wide_mlp": True}
+_GEMMA4_E2B |= {"layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7}
+_GEMMA4_31B = {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 4}
+_GEMMA4_31B |= {"sliding_window": 1024, "max_position_embeddings": 262144}
+_GEMMA4_26B = _GEMMA4_31B | {"num_global_key_value_heads": 2, "enable_moe_block": True, "num_experts": 128}
+_GEMMA4_26B |= {"top_k_experts": 8, "moe_intermediate_size": 704}
 
 MODELS = {
     "qwen2.5-0.5b": Published("Qwen/Qwen2.5-0.5B", _QWEN2_5_SMALL, (896, 4864, 24, 14, 2), _32K),
@@ -124,6 +149,20 @@ MODELS = {
     "glm-4.5-air": Published(
         "zai-org/GLM-4.5-Air", _GLM4_5, (4096, 10944, 46, 96, 8), {"n_routed_experts": 128, "moe_intermediate_size": 1408}
     ),
+    "gemma-4-e2b": Published("google/gemma-4-E2B", _GEMMA4, (1536, 6144, 35, 8, 1), _GEMMA4_E2B),
+    "gemma-4-e4b": Published("google/gemma-4-E4B", _GEMMA4, (2560, 10240, 42, 8, 2), {"num_kv_shared_layers": 18}),
+    "gemma-4-26b-a4b": Published("google/gemma-4-26B-A4B", _GEMMA4, (2816, 2112, 30, 16, 8), _GEMMA4_26B),
+    "gemma-4-31b": Published("google/gemma-4-31B", _GEMMA4, (5376, 21504, 60, 32, 16), _GEMMA4_31B),
+    "qwen3.5-0.8b": Published("Qwen/Qwen3.5-0.8B", _QWEN3_5, (1024, 3584, 24, 8, 2), _TIED | {"linear_num_value_heads": 16}),
+    "qwen3.5-9b": Published("Qwen/Qwen3.5-9B", _QWEN3_5, (4096, 12288, 32, 16, 4)),
+    "qwen3.5-27b": Published("Qwen/Qwen3.5-27B", _QWEN3_5, (5120, 17408, 64, 24, 4), {"linear_num_value_heads": 48}),
+    "qwen3.5-35b-a3b": Published("Qwen/Qwen3.5-35B-A3B", _QWEN3_5_MOE, (2048, 512, 40, 16, 2)),
+    "olmo-3-7b": Published("allenai/Olmo-3-1025-7B", _OLMO3, (4096, 11008, 32, 32, 32)),
+    "olmo-3-32b": Published("allenai/Olmo-3-1125-32B", _OLMO3, (5120, 27648, 64, 40, 8)),
+    "smollm3-3b": Published("HuggingFaceTB/SmolLM3-3B-Base", _SMOLLM3, (2048, 11008, 36, 16, 4)),
+    "gpt-oss-20b": Published("openai/gpt-oss-20b", _GPT_OSS, (2880, 2880, 24, 64, 8), {"num_local_experts": 32}),
+    "gpt-oss-120b": Published("openai/gpt-oss-120b", _GPT_OSS, (2880, 2880, 36, 64, 8), {"num_local_experts": 128}),
+    "deepseek-v3": Published("deepseek-ai/DeepSeek-V3", _DEEPSEEK_V3, (7168, 18432, 61, 128, 128)),
 }
 
 
@@ -137,8 +176,8 @@ def config(name: str, **changes) -> DecoderConfig:
 
     A name is that of the model on the Hugging Face Hub, in lower case: "qwen3-8b", "llama-3.2-1b", "gemma-2-9b". Models
     that were published with and without tuning for chat differ in `eos_ids`, which are those of the files of
-    `MODELS[name].repository`. Of Gemma 3 it is the part that reads text, of GLM-4.5 all but the layer that predicts
-    several tokens at once.
+    `MODELS[name].repository`. Of Gemma 3 and 4 and Qwen3.5 it is the part that reads text, of GLM-4.5 and
+    DeepSeek-V3 all but the layer that predicts several tokens at once.
 
     Args:
       name: one of `names()`.

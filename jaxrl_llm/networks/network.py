@@ -106,6 +106,9 @@ def decoder(config: DecoderConfig) -> Network:
     )  # fmt: skip
 
 
+_ROUNDED = ("kernel", "embedding", "head", "per_layer_embedding", "per_layer_projection")
+
+
 def as_computed(network: Network, params: Params) -> Params:
     """The parameters with each matrix in the dtype of the computation, to which the network rounds it before it multiplies.
 
@@ -115,7 +118,7 @@ def as_computed(network: Network, params: Params) -> Params:
     config = network.config
     if not isinstance(config, DecoderConfig) or config.adapter is not None:
         return params
-    rounded = {jax.tree_util.DictKey(name) for name in ("kernel", "embedding", "head")}
+    rounded = {jax.tree_util.DictKey(name) for name in _ROUNDED}
 
     def as_read(path, leaf):
         return leaf.astype(config.dtype) if path[-1] in rounded else leaf

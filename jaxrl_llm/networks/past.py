@@ -6,6 +6,7 @@ has up to W columns. K key heads, G query heads for each, width H.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -25,7 +26,7 @@ class Cells:
     """Keys and values of one layer for N sequences of W tokens."""
 
     keys: Array  # [N, K, H, W]
-    values: Array  # [N, K, W, H]
+    values: Array | None = None  # [N, K, W, H]; None where they are the first coordinates of the keys
     key_scale: Array | None = None  # float32 [N, K, W] that keys are multiplied by where they are int8; None elsewhere
     value_scale: Array | None = None  # the same of the values
 
@@ -47,10 +48,10 @@ def each_field(function: Callable[..., Array], *cells: Cells) -> Cells:
 
 @flax.struct.dataclass
 class LayerPast:
-    """What one layer knows: `Cells` of C contexts, and those of the tails of S slots."""
+    """What one layer knows: `Cells` of C contexts, and those of the tails of S slots; or `recurrent.State`s of both."""
 
-    contexts: Cells
-    tails: Cells
+    contexts: Any
+    tails: Any
 
 
 @flax.struct.dataclass
@@ -92,10 +93,13 @@ class Sight:
         return values.reshape(-1, *values.shape[2:]).at[self.cell].get(mode="clip")
 
 
-def cells_of(keys: Array, values: Array, dtype: str) -> Cells:
+def cells_of(keys: Array, values: Array | None, dtype: str) -> Cells:
     """Keys [N, K, H, W] and values [N, K, W, H] in a dtype; in int8 with a scale for each token and head, see `Cells`."""
     if dtype != "int8":
-        return Cells(keys.astype(dtype), values.astype(dtype))
+        return Cells(keys.astype(dtype), None if values is None else values.astype(dtype))
+    if values is None:
+        codes, scale = _coded(keys, 2)
+        return Cells(codes, None, scale)
     return Cells(*(part for pair in zip(_coded(keys, 2), _coded(values, 3), strict=True) for part in pair))
 
 
@@ -107,9 +111,9 @@ def _coded(numbers: Array, axis: int) -> tuple[Array, Array]:
     return codes, scale.squeeze(axis)
 
 
-def written(past: LayerPast, key: Array, value: Array, column: Array) -> LayerPast:
+def written(past: LayerPast, key: Array, value: Array | None, column: Array) -> LayerPast:
     """The past with keys and values [S, K, H] of this step in `column` of the tails."""
-    new = cells_of(key[..., None], value[:, :, None], past.tails.keys.dtype.name)
+    new = cells_of(key[..., None], None if value is None else value[:, :, None], past.tails.keys.dtype.name)
 
     def put(axes, own, new):
         return jax.lax.dynamic_update_slice_in_dim(own, new, column, axes.index("length"))
@@ -117,9 +121,10 @@ def written(past: LayerPast, key: Array, value: Array, column: Array) -> LayerPa
     return past.replace(tails=each_field(put, past.tails, new))
 
 
-def appended(cells: Cells, key: Array, value: Array, before: Array) -> Cells:
+def appended(cells: Cells, key: Array, value: Array | None, before: Array) -> Cells:
     """The cells with keys and values [N, n, K, H] of n tokens behind the first `before` [N] of each; there is room."""
-    new = cells_of(key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3), cells.keys.dtype.name)
+    value = None if value is None else value.transpose(0, 2, 1, 3)
+    new = cells_of(key.transpose(0, 2, 3, 1), value, cells.keys.dtype.name)
 
     def put(axes, own, new):
         place = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axes.index("length") - 1)
@@ -130,28 +135,35 @@ def appended(cells: Cells, key: Array, value: Array, before: Array) -> Cells:
 
 def attention_behind(
     query: Array, cells: Cells, positions: Array, window: int | None = None, *, scale: float | None = None,
-    softcap: float | None = None,
+    softcap: float | None = None, sinks: Array | None = None, latent: int = 0,
 ) -> Array:  # fmt: skip
-    """Attention of n queries [N, n, heads, H] at their positions [N, n] over cells in which they stand themselves."""
+    """Attention of n queries [N, n, heads, H] at their positions [N, n] over cells in which they stand themselves.
+
+    Sinks and latents are as of `past_attention`.
+    """
     rows, count, heads, width = query.shape
     scale, kv_heads = width**-0.5 if scale is None else scale, cells.keys.shape[1]
     grouped = query.reshape(rows, count, kv_heads, -1, width).transpose(0, 2, 1, 3, 4)
     distance = positions[..., None] - jnp.arange(cells.keys.shape[3])
     seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
     seen = jnp.repeat(seen, grouped.shape[3], axis=1)[:, None]
-    mixed, total, _ = _weighed(grouped.reshape(rows, kv_heads, -1, width), cells, seen, scale, softcap)
-    mixed = (mixed / total[..., None]).astype(query.dtype).reshape(grouped.shape)
-    return mixed.transpose(0, 2, 1, 3, 4).reshape(query.shape)
+    parts = [_weighed(grouped.reshape(rows, kv_heads, -1, width), cells, seen, scale, softcap, latent)]
+    if sinks is not None:
+        parts.append(_sunk(parts[0], jnp.repeat(sinks.reshape(kv_heads, 1, -1), count, axis=1)))
+    mixed = _together(*parts).astype(query.dtype).reshape(*grouped.shape[:-1], -1)
+    return mixed.transpose(0, 2, 1, 3, 4).reshape(*query.shape[:-1], -1)
 
 
 def past_attention(
     query: Array, past: LayerPast, sight: Sight, window: int | None = None, *, scale: float | None = None,
-    softcap: float | None = None, kernel: bool = False,
+    softcap: float | None = None, kernel: bool = False, sinks: Array | None = None, latent: int = 0,
 ) -> Array:  # fmt: skip
     """Attention of one query a slot [S, N, H] over its context and its tail.
 
     A context is read once for all sequences that stand on it. Softmax over both parts is one: each is summed apart, with
-    its own largest logit, and the sums are put together. With `kernel`, tails are read by that for TPU.
+    its own largest logit, and the sums are put together, with `sinks` [N] where there are any. Values are those
+    of the cells, or the first `latent` coordinates of their keys. With `kernel`, tails are read
+    by that for TPU.
     """
     slots, heads, width = query.shape
     scale = width**-0.5 if scale is None else scale
@@ -160,19 +172,25 @@ def past_attention(
         tail = _by_kernel(grouped, past.tails, sight, window, scale, softcap)
     else:
         own = sight.of_tails(past.tails.keys.shape[3], window)[:, None, None]
-        tail = _weighed(grouped, past.tails, own, scale, softcap)
+        tail = _weighed(grouped, past.tails, own, scale, softcap, latent)
+    parts = [tail] if sinks is None else [tail, _sunk(tail, sinks)]
     if not past.contexts.keys.shape[3]:
-        mixed = tail[0] / tail[1][..., None]
-        return mixed.astype(query.dtype).reshape(slots, heads, width)
+        return _together(*parts).astype(query.dtype).reshape(slots, heads, -1)
     contexts, kv_heads = past.contexts.keys.shape[:2]
     placed = sight.by_place(grouped, 0).swapaxes(1, 2)  # [C, K, P, G, H]
     rows = placed.reshape(contexts, kv_heads, -1, width)
     seen = jnp.repeat(sight.of_contexts(past.contexts.keys.shape[3], window), placed.shape[3], axis=1)[:, None]
-    found = _weighed(rows, past.contexts, seen, scale, softcap)
+    found = _weighed(rows, past.contexts, seen, scale, softcap, latent)
     shape = (contexts, kv_heads, sight.places, -1)
     shared = [sight.by_slot(part.reshape(*shape, *part.shape[3:]).swapaxes(1, 2)) for part in found]
-    mixed = _together(tail, shared)
-    return mixed.astype(query.dtype).reshape(slots, heads, width)
+    return _together(*parts, shared).astype(query.dtype).reshape(slots, heads, -1)
+
+
+def _sunk(tail, sinks: Array):
+    """The part of sinks [N], like that of tails."""
+    mixed, total, _ = tail
+    logits = jnp.broadcast_to(sinks.astype(jnp.float32).reshape(total.shape[1:]), total.shape)
+    return jnp.zeros_like(mixed), jnp.ones_like(total), logits
 
 
 def _by_kernel(query: Array, tails: Cells, sight: Sight, window: int | None, scale: float, softcap: float | None):
@@ -192,21 +210,27 @@ def _by_kernel(query: Array, tails: Cells, sight: Sight, window: int | None, sca
     return split(query, tails, first, sight.column)
 
 
-def _weighed(query, cells: Cells, mask, scale: float, softcap: float | None):
+def _weighed(query, cells: Cells, mask, scale: float, softcap: float | None, latent: int):
     """Sum of exp(logit - m) value [B, K, R, H], of exp(logit - m) [B, K, R], and the largest logit m, all float32."""
-    keys, values = cells.keys.astype(query.dtype), cells.values.astype(query.dtype)
+    keys = cells.keys.astype(query.dtype)
     logits = jnp.matmul(query, keys, preferred_element_type=jnp.float32) * scale
     logits = logits if cells.key_scale is None else logits * cells.key_scale[:, :, None]
     logits = jnp.where(mask, softcapped(logits, softcap), _LOWEST)
     largest = logits.max(axis=-1)
     weights = jnp.where(mask, jnp.exp(logits - largest[..., None]), 0.0)
-    shares = weights if cells.value_scale is None else weights * cells.value_scale[:, :, None]
-    mixed = jnp.matmul(shares.astype(query.dtype), values, preferred_element_type=jnp.float32)
+    of_values = cells.key_scale if cells.values is None else cells.value_scale
+    shares = (weights if of_values is None else weights * of_values[:, :, None]).astype(query.dtype)
+    if cells.values is None:
+        mixed = jnp.einsum("bkrw,bkhw->bkrh", shares, keys[:, :, :latent], preferred_element_type=jnp.float32)
+    else:
+        mixed = jnp.matmul(shares, cells.values.astype(query.dtype), preferred_element_type=jnp.float32)
     return mixed, weights.sum(axis=-1), largest
 
 
-def _together(one, other) -> Array:
-    largest = jnp.maximum(one[2], other[2])
-    shares = [jnp.exp(part[2] - largest) for part in (one, other)]
-    total = sum(share * part[1] for share, part in zip(shares, (one, other), strict=True))
-    return sum(share[..., None] * part[0] for share, part in zip(shares, (one, other), strict=True)) / total[..., None]
+def _together(*parts) -> Array:
+    if len(parts) == 1:
+        return parts[0][0] / parts[0][1][..., None]
+    largest = functools.reduce(jnp.maximum, (part[2] for part in parts))
+    shares = [jnp.exp(part[2] - largest) for part in parts]
+    total = sum(share * part[1] for share, part in zip(shares, parts, strict=True))
+    return sum(share[..., None] * part[0] for share, part in zip(shares, parts, strict=True)) / total[..., None]

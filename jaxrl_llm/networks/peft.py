@@ -17,6 +17,7 @@ from jaxrl_llm import reading
 from jaxrl_llm.networks import families
 from jaxrl_llm.networks.adapters import with_adapter
 from jaxrl_llm.networks.config import AdapterConfig, DecoderConfig
+from jaxrl_llm.networks.fused import Fused
 from jaxrl_llm.networks.matrices import ADAPTER_LEAVES, Matrix, is_adapted, kernel_path, matrices
 from jaxrl_llm.networks.network import Network
 from jaxrl_llm.networks.tensor_files import existing, write_json
@@ -146,15 +147,17 @@ def _modules(config: DecoderConfig) -> dict[str, Module]:
     if config.family is None:
         raise ValueError(f"config.family of this network is None; make it with one of {', '.join(families.FAMILIES)}")
     e, modules = config.experts, {}
-    dense = config.num_layers if e is None else e.dense_layers
+    layers_of = {shape.stack: layers for shape, layers in config.stacks.items()}
     for matrix in matrices(config):
         if _is_fused(config, matrix):
             continue
-        first, layers = (0, dense) if matrix.path[0] == "layers" else (dense, config.num_layers - dense)
-        sizes = (layers, e.count if e else 0)[: matrix.leading]
+        layers = layers_of.get(matrix.path[0], ())
+        sizes = (len(layers), e.count if e else 0)[: matrix.leading]
         for index in np.ndindex(sizes):
             numbers = dict(zip(("layer", "expert"), index, strict=False))
-            name = _stored(config, matrix).name.format(**numbers | {"layer": first + numbers.get("layer", 0)})
+            if index:
+                numbers["layer"] = layers[index[0]]
+            name = _stored(config, matrix).name.format(**numbers)
             modules[name.removesuffix(".weight")] = Module(matrix, index)
     return modules
 
@@ -166,6 +169,9 @@ def _stored(config: DecoderConfig, matrix: Matrix):
 
 def _is_fused(config: DecoderConfig, matrix: Matrix) -> bool:
     own = _stored(config, matrix).name
+    apart = (one for one in families.FAMILIES[config.family].fused if isinstance(one, Fused) and not one.read_only)
+    if own in {each for one in apart for each in one.each}:
+        return True
     return sum(_stored(config, other).name == own for other in matrices(config) if other.path[0] == matrix.path[0]) > 1
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxrl_llm.networks.family_table import Path
+from jaxrl_llm.networks.stored_names import Path
 
 BLOCK_BYTES = 16 * 2**20  # of a tensor that are read at a time, on each host
 Read = Callable[[int, int], np.ndarray]

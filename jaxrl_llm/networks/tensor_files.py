@@ -19,6 +19,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Names of files, no paths: an index must not point out of its folder.
 _FILE = re.compile(r"[\w.-]{1,251}\.safetensors")
 STORED_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
+_CODES = {"U8": np.uint8}  # which only some tensors may have
 
 
 class TensorFile(NamedTuple):
@@ -31,7 +32,26 @@ class TensorFile(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(STORED_DTYPES[self.dtype]).itemsize
+        return math.prod(self.shape) * _numpy(self.dtype).itemsize
+
+
+class Slab(NamedTuple):
+    """A tensor that is made of others, or of one index of their first axis."""
+
+    sources: tuple[TensorFile, ...]  # none where `view` has them itself
+    index: int | None  # None for the whole of them
+    dtype: str  # as safetensors calls it
+    shape: tuple[int, ...]  # of the tensor
+    view: Callable[..., np.ndarray]  # what the sources have at that index to the tensor
+
+    @property
+    def bytes(self) -> int:
+        if not self.sources:
+            return math.prod(self.shape) * _numpy(self.dtype).itemsize
+        return sum(source.bytes // (1 if self.index is None else source.shape[0]) for source in self.sources)
+
+
+Tensors = Mapping[str, TensorFile | Slab]
 
 
 def existing(path: pathlib.Path) -> pathlib.Path:
@@ -86,10 +106,26 @@ def _header(path: pathlib.Path) -> dict[str, TensorFile]:
     return {name: TensorFile(path, entry["dtype"], tuple(entry["shape"]), begins[name]) for name, entry in header.items()}
 
 
+def _numpy(dtype: str) -> np.dtype:
+    return np.dtype((STORED_DTYPES | _CODES)[dtype])
+
+
 @contextlib.contextmanager
-def opened(tensor: TensorFile) -> Iterator[Callable[[int, int], np.ndarray]]:
-    """Gives a function that reads the rows [first, last) of a tensor, and no more of the file into memory than them."""
-    dtype, row = np.dtype(STORED_DTYPES[tensor.dtype]), math.prod(tensor.shape[1:])
+def opened(tensor: TensorFile | Slab) -> Iterator[Callable[[int, int], np.ndarray]]:
+    """Gives a function that reads the rows [first, last) of a tensor, and no more of the file into memory than them.
+
+    Of a `Slab`, all rows are read at once.
+    """
+    if isinstance(tensor, Slab):
+        parts = []
+        for source in tensor.sources:
+            with opened(source) as read:
+                whole = tensor.index is None
+                parts.append(read(0, source.shape[0]) if whole else read(tensor.index, tensor.index + 1)[0])
+        rows = tensor.view(*parts)
+        yield lambda first, last: rows[first:last]
+        return
+    dtype, row = _numpy(tensor.dtype), math.prod(tensor.shape[1:])
     with tensor.file.open("rb", buffering=0) as file:
 
         def read(first: int, last: int) -> np.ndarray:

@@ -13,7 +13,9 @@ from jaxrl_llm.rollouts.requests import POLICY, Prefix, Request, Turn
 from jaxrl_llm.sampling import LENGTH, RUNNING, STOP, Samples
 from jaxrl_llm.sampling.generate import end_of_stop_string, prepared
 from jaxrl_llm.sampling.memory import most_slots
-from jaxrl_llm.sampling.standing import Asked, Drawn, Standing, admit, advance, give_up, go_on, keep, renew, standing
+from jaxrl_llm.sampling.standing import (
+    Asked, Drawn, Standing, admit, advance, give_up, go_on, has_states, keep, renew, standing,
+)  # fmt: skip
 from jaxrl_llm.types import Rollouts
 
 OF_PREFIX = ("tokens", "logp", "mask", "version", "turn")
@@ -37,6 +39,7 @@ class Row:
     drawn: int = 0  # tokens of the turn so far
     experts: list[np.ndarray] = dataclasses.field(default_factory=list)  # of the tokens that were read, in their order
     said: str = ""  # in the last turn that has been answered
+    beyond: bool = False  # whether its slot has read more of the last turn than the row has, which a text ended
 
     def add(self, **columns) -> None:
         """Lays tokens behind the text; what is one number holds for all of them."""
@@ -141,6 +144,7 @@ def _heard(io, player: Player, drawn: Drawn) -> Row | None:
     if stops and tokens:
         whole = [*row.text["tokens"][len(row.text["tokens"]) - row.drawn :], *tokens]
         end = end_of_stop_string(whole, row.drawn, stops, io.sampling.get("detokenize", io.tokenizer.decode))
+    row.beyond = end is not None and end - row.drawn < len(tokens)
     if end is not None:
         tokens, numbers, reason = tokens[: end - row.drawn], numbers[:, : end - row.drawn], STOP
         give_up(player.engine, drawn.slot)
@@ -159,6 +163,10 @@ def _heard(io, player: Player, drawn: Drawn) -> Row | None:
 
 def hold(player: Player, rows: Sequence[Row]) -> None:
     """Rows whose turns are over keep in their slots what they have read: all but their last token."""
+    again = [row for row in rows if row.beyond and has_states(player.engine)]
+    for row in again:  # states cannot be taken back: all is read anew
+        row.read, row.experts = None, []
+    rows = [row for row in rows if row not in again]
     keep(player.engine, {row.slot: row.drawn for row in rows})
     for row in rows:
         row.read = len(row.text["tokens"]) - 1

@@ -243,7 +243,7 @@ def widened(network, slots: Slots, *, width: int) -> Slots:
 def shifted(network, slots: Slots, amount) -> Slots:
     """The slots with the first `amount` columns, which nobody sees any more, behind the others."""
     axes = column_axes(network, slots.request.shape[0])
-    tails = jax.tree.map(lambda tail, axis: jnp.roll(tail, -amount, axis), slots.tails, axes)
+    tails = jax.tree.map(lambda tail, axis: tail if axis < 0 else jnp.roll(tail, -amount, axis), slots.tails, axes)
     return slots.replace(tails=tails, start=jnp.maximum(slots.start - amount, 0), column=slots.column - amount)
 
 
@@ -270,5 +270,5 @@ def column_axes(network, slots: int):
 
 
 def _differing(one, two) -> int:
-    """The axis in which two shapes differ."""
-    return next(axis for axis, sizes in enumerate(zip(one.shape, two.shape, strict=True)) if sizes[0] != sizes[1])
+    """The axis in which two shapes differ; -1 where they are equal, as of states that have no columns."""
+    return next((axis for axis, sizes in enumerate(zip(one.shape, two.shape, strict=True)) if sizes[0] != sizes[1]), -1)

@@ -160,6 +160,11 @@ def admit(own: Standing, requests: Sequence[Asked], slots: Sequence[int] | None 
     return free.tolist()
 
 
+def has_states(own: Standing) -> bool:
+    """Whether layers have states in place of columns, which cannot be taken back."""
+    return min(jax.tree.leaves(engine.column_axes(own.network, len(own.busy)))) < 0
+
+
 def keep(own: Standing, counts: dict[int, int]) -> None:
     """Lets slots whose samples are over hold all that they have read, so that `go_on` can.
 

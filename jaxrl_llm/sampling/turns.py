@@ -61,6 +61,8 @@ def _kept(network, contexts, tails, lengths, starts, counts):
         start, length, count = starts[slot], lengths[slot], counts[slot]
 
         def put(context, tail, axis):
+            if axis < 0:  # a state, which has no columns
+                return context.at[slot].set(tail[slot])
             if context.ndim < tail.ndim:  # what is behind the last token stands for all
                 return context.at[slot].set(lax.dynamic_index_in_dim(tail[slot], start + count - 1, axis - 1, keepdims=False))
             width, axis = context.shape[axis], axis - 1

@@ -69,7 +69,7 @@ def folder_kind(directory: str | pathlib.Path) -> str:
         return "run"
     if (directory / "network.json").is_file():
         return "orbax"
-    if (directory / "config.json").is_file():
+    if (directory / "config.json").is_file() or any(directory.glob("*.gguf")):
         return "huggingface"
     raise ValueError(
         f"{directory} is neither the workdir of a run (checkpoints/ and config.json), nor a Hugging Face directory "

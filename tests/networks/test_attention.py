@@ -86,12 +86,13 @@ def test_a_query_that_sees_nothing_is_finite_in_value_and_gradient(name):
 def test_options_of_the_reference_are_the_formula_by_plain_loops():
     query, key, value = heads(length=6)
     mask = mask_of([[1] * 6, [1, 1, 1, 1, 2, 2]], window=3)
-    found = attention.reference_attention(query, key, value, mask, scale=0.7, softcap=1.5)
+    sinks = np.linspace(-1.0, 1.0, 4)
+    found = attention.reference_attention(query, key, value, mask, scale=0.7, softcap=1.5, sinks=jnp.asarray(sinks))
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
     for b, t, n in np.ndindex(2, 6, 4):
         seen = [s for s in range(max(t - 2, 0), t + 1) if b == 0 or (s > 3) == (t > 3)]
         logits = np.asarray([1.5 * math.tanh(0.7 * (q[b, t, n] @ k[b, s, n // 2]) / 1.5) for s in seen])
-        chances = np.exp(logits) / np.exp(logits).sum()
+        chances = np.exp(logits) / (np.exp(logits).sum() + np.exp(sinks[n]))
         expected = sum(chance * v[b, s, n // 2] for chance, s in zip(chances, seen, strict=True))
         np.testing.assert_allclose(found[b, t, n], expected, atol=1e-5)
 
@@ -174,31 +175,35 @@ def test_the_kernel_agrees_with_the_reference_on_trees(options, length, dtype):
 def test_all_agree_on_random_trees(seed, window, capped):
     """One shape, so that each is compiled once: rows of two blocks, with windows of one token and wider than the row."""
     inputs, (reach, positions) = heads(2 * LANES, width=16), trees(2 * LANES, seed=seed)
-    expected, *others = (_all_of(capped)[name](*inputs, reach, positions, jnp.int32(window)) for name in range(3))
+    inputs = (*inputs, reach, positions, jnp.int32(window), jnp.linspace(-1.0, 1.0, inputs[0].shape[2]))
+    expected, *others = (_all_of(capped)[name](*inputs) for name in range(3))
     for found in others:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
 
 
 @functools.cache
 def _all_of(capped: bool):
-    """Values and gradients of the reference, of blocks and of the kernel."""
+    """Values and gradients of the reference, of blocks and of the kernel; where logits are capped there are sinks too."""
     options = {"softcap": 2.0} if capped else {}
 
-    def reference(q, k, v, reach, positions, window):
-        return attention.reference_attention(q, k, v, attention.reach_mask(reach, positions, window), **options)
+    def all_options(sinks):
+        return options | ({"sinks": sinks} if capped else {})
 
-    def blocked(q, k, v, reach, positions, window):
+    def reference(q, k, v, reach, positions, window, sinks):
+        return attention.reference_attention(q, k, v, attention.reach_mask(reach, positions, window), **all_options(sinks))
+
+    def blocked(q, k, v, reach, positions, window, sinks):
         visible = visible_blocks(reach, positions, window)
-        return blocked_attention(q, k, v, reach, positions, visible, window, **options)
+        return blocked_attention(q, k, v, reach, positions, visible, window, **all_options(sinks))
 
-    def kernel(q, k, v, reach, positions, window):
+    def kernel(q, k, v, reach, positions, window, sinks):
         blocks = kernel_blocks(reach, positions, window)
-        return kernel_attention(q, k, v, reach, positions, blocks, window, **options, interpret=True)
+        return kernel_attention(q, k, v, reach, positions, blocks, window, **all_options(sinks), interpret=True)
 
     def loss(function):
         return lambda *x: (jnp.where((x[3] > 0)[..., None, None], function(*x), 0) ** 2).sum()
 
-    return [jax.jit(jax.value_and_grad(loss(function), (0, 1, 2))) for function in (reference, blocked, kernel)]
+    return [jax.jit(jax.value_and_grad(loss(function), (0, 1, 2, 6))) for function in (reference, blocked, kernel)]
 
 
 KERNEL = DecoderConfig(

@@ -3,7 +3,7 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from jaxrl_llm.networks import DecoderConfig, ExpertsConfig, decoder
+from jaxrl_llm.networks import DecoderConfig, DeltaConfig, ExpertsConfig, LatentConfig, decoder, layers
 
 SIZES = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_layers": 1, "num_heads": 2}
 
@@ -34,7 +34,7 @@ def test_equal_configurations_hash_alike_and_give_the_same_network():
         ({"dtype": "int8"}, "dtype='int8' is unknown; choose one of float32"),
         ({"remat": "some"}, "remat='some' is unknown; choose one of none, dots, full"),
         ({"attention": "flash"}, "attention='flash' is unknown; choose one of auto, reference, xla, pallas"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type='dynamic' is unknown"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_scaling.rope_type='longrope' is unknown"),
         ({"rope_fraction": 1.5}, "rope_fraction=1.5 is 6; it must be an even number from 2 to 4"),
         ({"qk_norm": "both"}, "qk_norm='both' is unknown; choose one of none, head, width"),
         ({"layer_types": ("sliding", "full")}, "layer_types has 2 entries; num_layers=1 need as many"),
@@ -44,6 +44,10 @@ def test_equal_configurations_hash_alike_and_give_the_same_network():
         ({"layer_types": ("full",), "sliding_window": 4}, "would change nothing: no layer is sliding"),
         ({"sliding_rope_theta": 1e4}, "would change nothing: no layer is sliding"),
         ({"experts": experts(dense_layers=1)}, "experts.dense_layers=1 must be less than num_layers=1"),
+        ({"unrotated_layers": (1,)}, "unrotated_layers=.1,. must be numbers below num_layers=1"),
+        ({"activation": "clipped_swiglu"}, "swiglu_limit=None belongs to activation='clipped_swiglu'"),
+        ({"layer_types": ("delta",)}, "delta=None is of layers of type 'delta'"),
+        ({"reusing_layers": 1}, "reusing_layers=1 need layers of each of their types below them"),
         ({"num_heads": 0}, "hidden_size=8 must be a multiple of num_heads=0, or give head_dim"),
         ({"num_heads": 3}, "hidden_size=8 must be a multiple of num_heads=3, or give head_dim"),
         ({"num_layers": 2 * 10**9}, "num_layers=2000000000 must be at most 10000"),
@@ -87,6 +91,28 @@ def test_a_network_that_could_never_be_exported_as_its_family_is_refused(change,
 def test_wrong_experts_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         experts(**change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "message"),
+    [
+        (DeltaConfig, {"key_heads": 2, "value_heads": 3}, "delta.value_heads=3 must be a multiple of key_heads=2"),
+        (DeltaConfig, {"key_heads": 0, "value_heads": 3}, "delta.key_heads=0 must be from 1"),
+        (LatentConfig, {"rank": 0, "plain_dim": 2, "rotary_dim": 2}, "latent.rank=0 must be from 1"),
+    ],
+)
+def test_wrong_sizes_of_states_and_latents_are_named(kind, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**sizes, value_dim=2, **({"key_dim": 2} if kind is DeltaConfig else {}))
+
+
+def test_layers_are_planned_as_periods_of_runs():
+    types = (("delta",) * 3 + ("full",)) * 3 + ("delta",)
+    delta = DeltaConfig(key_heads=1, value_heads=1, key_dim=2, value_dim=2)
+    config = DecoderConfig(**SIZES | {"num_layers": 13}, layer_types=types, delta=delta)
+    runs = [[run.layers.tolist() for run in period] for period in layers.plan(config)]
+    assert runs == [[[[0, 1, 2], [4, 5, 6], [8, 9, 10]], [[3], [7], [11]]], [[[12]]]]
+    assert {shape.stack: own for shape, own in config.stacks.items()}["layers"] == (3, 7, 11)
 
 
 def test_layers_of_unlike_kinds_are_numbered():

@@ -92,7 +92,33 @@ def test_export_loads_in_transformers_and_in_ours(pair, tmp_path):
 
 
 ONE_OF_EACH = ["llama3_tied", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"]
-ONE_OF_EACH += ["mixtral", "qwen3_moe", "olmoe", "glm4_moe"]
+ONE_OF_EACH += [
+    "mixtral",
+    "qwen3_moe",
+    "olmoe",
+    "glm4_moe",
+    "nanochat",
+    "gpt_oss",
+    "deepseek_v3",
+    "gemma4",
+    "qwen3_5",
+    "qwen3_next",
+]
+ONE_OF_EACH += [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in (
+        "olmo2",
+        "olmo3",
+        "smollm3",
+        "ministral3",
+        "seed_oss",
+        "granite",
+        "glm4",
+        "hunyuan",
+        "gemma4_experts",
+        "qwen3_5_moe",
+    )
+]
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -176,7 +202,8 @@ def test_a_value_head_is_zero_at_first_and_comes_back_after_an_export(tmp_path):
             {"rope_parameters": {"rope_type": "longrope", "factor": 4.0}},
             "rope_parameters.rope_type='longrope' .* not supported",
         ),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0}}, "type 'yarn' has .'mscale'., which"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "slope": 1.0}}, "type 'yarn' has .'slope'., which"),
+        ({"rope_scaling": {"rope_type": "dynamic", "alpha": 9.0}}, "rope_scaling has .'alpha'., not supported with model_type"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling.rope_type='dynamic' .* is not supported"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported with model_type='qwen3'; remove it"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "partial_rotary_factor=0.25 is not"),
@@ -185,7 +212,7 @@ def test_a_value_head_is_zero_at_first_and_comes_back_after_an_export(tmp_path):
         ({"mlp_bias": True, "model_type": "llama"}, "mlp_bias=True is not supported; it must be False or absent"),
         ({"architectures": ["Qwen3ForQuestionAnswering"]}, "architectures=.'Qwen3ForQuestionAnswering'. is not supported"),
         ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
-        ({"model_type": "gemma3"}, "model_type='gemma3' is not supported"),
+        ({"model_type": "gemma3"}, "config.json: text_config is missing; a gemma3 checkpoint must have it"),
         ({"model_type": "mixtral"}, "num_local_experts is missing"),
         ({"model_type": "olmoe", "clip_qkv": 8.0}, "clip_qkv=8.0 is not supported"),
         ({"model_type": "qwen3_moe", **QWEN3_EXPERTS, "decoder_sparse_step": 2}, "decoder_sparse_step=2 is not supported"),
@@ -268,3 +295,49 @@ def test_parameters_of_another_structure_are_not_exported(tmp_path):
     network = decoder(dataclasses.replace(network.config, family="llama"))
     with pytest.raises(ValueError, match=r"params\[embedding\] has shape None; the network's has \(9, 4\) \(12 such"):
         save_huggingface(network, {}, tmp_path)
+
+
+WHOLE_TEXT = {"vocab_size": 67, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+WHOLE_TEXT |= {"num_key_value_heads": 2, "head_dim": 16, "eos_token_id": 66, "bos_token_id": 1, "pad_token_id": 0}
+_SEES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_STATES = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 6}
+_STATES |= {"layer_types": ["linear_attention", "full_attention"]}
+_OWN = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "seeing"),
+    [
+        pytest.param("Gemma3", {"sliding_window": 7}, _SEES | {"image_size": 28, "patch_size": 14}, marks=pytest.mark.slow),
+        pytest.param(
+            "Gemma4",
+            {"global_head_dim": 8, "hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"]},
+            _SEES | {"num_key_value_heads": 2, "head_dim": 8},
+            marks=pytest.mark.slow,
+        ),
+        ("Qwen3_5", _STATES, _OWN | {"num_position_embeddings": 16}),
+    ],
+)
+def test_the_text_part_of_a_model_that_sees_comes_and_goes_with_the_whole(name, text, seeing, tmp_path, caplog):
+    options = {"audio_config": None} if name == "Gemma4" else {}
+    config = getattr(transformers, f"{name}Config")(text_config=WHOLE_TEXT | text, vision_config=seeing, **options)
+    kind = getattr(transformers, f"{name}ForConditionalGeneration")
+    model = kind(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    model.save_pretrained(tmp_path / "theirs")
+    with caplog.at_level("INFO"):
+        network = load_huggingface(tmp_path / "theirs")
+    assert "tensors beside the text part are kept for exports: " in caplog.text
+    assert np.abs(logits_of(network, TOKENS) - their_logits(model, TOKENS)).max() <= TOLERANCE
+    changed = jax.tree.map(lambda x: x * 1.25, network.params)
+    save_huggingface(network, changed, tmp_path / "ours")
+    again = kind.from_pretrained(tmp_path / "ours").eval()
+    assert np.abs(logits_of(network.with_params(changed), TOKENS) - their_logits(again, TOKENS)).max() <= 2 * TOLERANCE
+    stored, written = (safetensors.torch.load_file(tmp_path / who / "model.safetensors") for who in ("theirs", "ours"))
+    assert stored.keys() == written.keys()
+    assert any(torch.equal(stored[key], written[key]) for key in stored if "vision" in key or "visual" in key)
+    (tmp_path / "theirs" / "config.json").unlink()
+    with pytest.raises(ValueError, match="other_parts=.* is not there any more"):
+        save_huggingface(network, changed, tmp_path / "ours")

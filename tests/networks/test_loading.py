@@ -11,10 +11,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import tiny_huggingface
+import torch
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from jaxrl_llm.distributed import RULES, make_mesh, parameter_shardings
-from jaxrl_llm.networks import huggingface, load_huggingface, placing
+from jaxrl_llm.networks import gguf_files, huggingface, load_huggingface, placing, save_huggingface
 
 INDEX = "model.safetensors.index.json"
 BENCHMARK = pathlib.Path(__file__).parents[2] / "benchmarks" / "loading.py"
@@ -133,7 +136,7 @@ BROKEN = {
     ),
     "model that sees images": (
         lambda folder: change_json(folder / "config.json", lambda t: t.update(model_type="gemma3")),
-        "config.json: model_type='gemma3' is not supported; the families are .*gemma3_text",
+        "config.json: architectures=.'Qwen3ForCausalLM'. is not supported with model_type='gemma3'",
     ),
 }
 
@@ -183,3 +186,68 @@ def test_loading_takes_little_more_memory_than_the_parameters(dtype, devices, tm
     assert report["devices"] == devices and report["shards_mb"] == pytest.approx({"bfloat16": 500, "float32": 1000}[dtype], 0.1)
     # The whole of it, the compiler's memory included; a second copy of anything large would be more.
     assert report["over_mb"] <= 1.2 * report["largest_tensor_mb"] < 0.6 * report["shards_mb"]
+
+
+def test_codes_of_mxfp4_are_expanded_as_transformers_does(tmp_path):
+    tiny_huggingface.save_model("gpt_oss", tmp_path)
+    random = np.random.default_rng(0)
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    coded = {name: value for name, value in tensors.items() if name.endswith(("experts.gate_up_proj", "experts.down_proj"))}
+    expected = {}
+    for name, value in coded.items():
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = random.integers(0, 256, (experts, outputs, inputs // 32, 16), dtype=np.uint8)
+        scales = random.integers(118, 128, blocks.shape[:-1], dtype=np.uint8)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        whole = convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales))
+        assert whole.shape == value.shape
+        expected[name] = whole.to(torch.bfloat16).contiguous()
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    theirs = json.loads((tmp_path / "config.json").read_text())
+    theirs["quantization_config"] = {"quant_method": "mxfp4"}
+    (tmp_path / "config.json").write_text(json.dumps(theirs))
+    network = load_huggingface(tmp_path, dtype="bfloat16")
+    save_huggingface(network, network.params, tmp_path / "ours")
+    written = safetensors.torch.load_file(tmp_path / "ours" / "model.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in expected.items())
+    assert "quantization_config" not in json.loads((tmp_path / "ours" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
+def test_a_gguf_file_is_read_as_what_its_codes_stand_for(kind, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = tiny_huggingface.save_model("llama2", tmp_path / "theirs")
+    kind = getattr(gguf.GGMLQuantizationType, kind)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    for field, value in {"embedding_length": 32, "feed_forward_length": 48, "block_count": 2, "context_length": 256}.items():
+        writer.add_uint32(f"llama.{field}", value)
+    writer.add_uint32("llama.attention.head_count", 4)
+    writer.add_uint32("llama.vocab_size", tiny_huggingface.VOCABULARY)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    inner = {theirs: ours for ours, theirs in gguf_files._LAYER_NAMES.items()}
+    outer = {theirs: ours for ours, theirs in gguf_files._NAMES.items()}
+    expected = {}
+    for path, parameter in model.named_parameters():
+        name, value = path.removesuffix(".weight"), parameter.detach().numpy()
+        layer = name.split(".")[2] if "layers" in name else None
+        own = outer[name] if layer is None else inner[name.removeprefix(f"model.layers.{layer}.")]
+        turned = own in ("attn_q", "attn_k")
+        stored = value.reshape(4, 2, -1, 32).swapaxes(1, 2).reshape(value.shape) if turned else value
+        coded = stored.ndim > 1 and stored.shape[-1] % 32 == 0
+        codes = gguf.quants.quantize(stored, kind) if coded else stored
+        own = own if layer is None else f"blk.{layer}.{own}"
+        writer.add_tensor(f"{own}.weight", codes, raw_dtype=kind if coded else None)
+        number = gguf.quants.dequantize(codes, kind) if coded else stored
+        expected[path] = number.reshape(4, -1, 2, 32).swapaxes(1, 2).reshape(value.shape) if turned else number
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    network = load_huggingface(tmp_path)
+    save_huggingface(network, network.params, tmp_path / "ours")
+    written = safetensors.numpy.load_file(tmp_path / "ours" / "model.safetensors")
+    assert written.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(written[name], value.astype(np.float32))
+    assert network.config.norm_epsilon == pytest.approx(1e-5)
+    (tmp_path / "model.gguf").write_bytes((tmp_path / "model.gguf").read_bytes()[:200])
+    with pytest.raises(ValueError, match="model.gguf is truncated or no GGUF file"):
+        load_huggingface(tmp_path)

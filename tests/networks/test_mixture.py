@@ -44,6 +44,8 @@ def leaves_of(config):
         if config.adapter:
             own["lora_a"] = jnp.asarray(random.normal(size=(COUNT, inputs, 2)) * 0.1, jnp.float32)
             own["lora_b"] = jnp.asarray(random.normal(size=(COUNT, 2, outputs)), jnp.float32)
+        if name != "down":  # whose bias is added behind the mixture
+            own["bias"] = jnp.asarray(random.normal(size=(COUNT, outputs)), jnp.float32)
         found[name] = own
     return found
 

@@ -54,6 +54,23 @@ COUNTS = {
     "olmoe-1b-7b": 6_919_161_856,
     # Less the layer that predicts several tokens at once, with an embedding and a head of its own: that by arithmetic.
     "glm-4.5-air": 110_468_824_832 - 3_616_573_568,
+    # As `transformers` counts the text parts.
+    "gemma-4-e2b": 4_628_569_379,
+    "gemma-4-e4b": 7_463_013_418,
+    "gemma-4-26b-a4b": 25_233_141_790,
+    "gemma-4-31b": 30_697_345_340,
+    "qwen3.5-0.8b": 752_393_024,
+    "qwen3.5-9b": 8_953_803_264,
+    "qwen3.5-27b": 26_895_998_464,
+    "qwen3.5-35b-a3b": 34_660_610_688,
+    "olmo-3-7b": 7_298_011_136,
+    "olmo-3-32b": 32_233_522_176,
+    "smollm3-3b": 3_075_098_624,
+    # As `transformers` counts them: experts are stored as codes.
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    # As `transformers` counts it, without the layer that predicts several tokens at once.
+    "deepseek-v3": 671_026_419_200,
 }
 
 
@@ -90,6 +107,15 @@ def test_config_json_comes_back(name):
         "phi-3-mini-4k",
         "olmoe-1b-7b",
         "glm-4.5-air",
+        "gemma-4-e2b",
+        "gemma-4-26b-a4b",
+        "qwen3.5-0.8b",
+        "qwen3.5-27b",
+        "qwen3.5-35b-a3b",
+        "olmo-3-7b",
+        "smollm3-3b",
+        "gpt-oss-20b",
+        "deepseek-v3",
     ],
 )
 def test_transformers_counts_as_many_from_the_same_config_json(name):
@@ -97,7 +123,7 @@ def test_transformers_counts_as_many_from_the_same_config_json(name):
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**fields))
     assert type(model).__name__ == fields["architectures"][0]
-    biases = [buffer for path, buffer in model.named_buffers() if path.endswith("e_score_correction_bias")]
+    biases = [buffer for path, buffer in model.named_buffers() if path.endswith(("e_score_correction_bias", "layer_scalar"))]
     assert sum(tensor.numel() for tensor in [*model.parameters(), *biases]) == COUNTS[name]
 
 

@@ -91,6 +91,8 @@ def slow(*values):
         slow("qwen2", "rslora", ALL),
         ("qwen2", "dora", ALL),
         ("qwen3", "dora", r"attention\.output|mlp\."),
+        slow("deepseek_v3", "lora", r"attention\."),
+        slow("qwen3_5", "lora", r"attention\.|mlp\.|delta\.(gate|strength|decay|output)"),
         slow("gemma2", "lora", "attention|mlp"),
         ("gemma2", "dora", ALL),
         ("mistral", "rslora", "attention"),
@@ -229,6 +231,8 @@ def test_layers_without_dora_are_refused(base, tmp_path):
         ("phi3", "attention", "adapter of attention.query, which shares the tensor .*qkv_proj.weight with others; export"),
         ("glm4_moe", "shared", "adapter of experts.shared.gate, which PEFT takes for one of the experts"),
         ("glm4_moe", "mlp", "adapter of mlp.gate, which PEFT takes for one of the experts"),
+        ("qwen3_5", r"delta\.key", "adapter of delta.key, which shares the tensor .*in_proj_qkv.weight with others"),
+        ("gpt_oss", "experts.down", "adapter of experts.down, which shares the tensor .*down_proj.weight with others"),
         ("mixtral", "experts.up", "adapter of experts.up, which PEFT adapts only with experts.down and experts.gate"),
     ],
 )

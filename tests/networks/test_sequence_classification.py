@@ -28,6 +28,17 @@ CLASSES = {
     "phi3": "Phi3ForSequenceClassification",
     "mixtral": "MixtralForSequenceClassification",
     "qwen3_moe": "Qwen3MoeForSequenceClassification",
+    "olmo2": "Olmo2ForSequenceClassification",
+    "olmo3": "Olmo3ForSequenceClassification",
+    "smollm3": "SmolLM3ForSequenceClassification",
+    "ministral3": "Ministral3ForSequenceClassification",
+    "seed_oss": "SeedOssForSequenceClassification",
+    "glm4": "Glm4ForSequenceClassification",
+    "hunyuan": "HunYuanDenseV1ForSequenceClassification",
+    "gpt_oss": "GptOssForSequenceClassification",
+    "deepseek_v3": "DeepseekV3ForSequenceClassification",
+    "qwen3_5": "Qwen3_5TextForSequenceClassification",
+    "qwen3_next": "Qwen3NextForSequenceClassification",
 }
 LENGTHS = np.asarray([14, 20, 1])
 # Token 0 is padding: `transformers` takes the last token that is none to be the last real one.
