@@ -14,7 +14,17 @@ from jaxrl_llm.sampling import LENGTH, RUNNING, STOP, Samples
 from jaxrl_llm.sampling.generate import end_of_stop_string, prepared
 from jaxrl_llm.sampling.memory import most_slots
 from jaxrl_llm.sampling.standing import (
-    Asked, Drawn, Standing, admit, advance, give_up, go_on, has_states, keep, renew, standing,
+    Asked,
+    Drawn,
+    Standing,
+    admit,
+    advance,
+    give_up,
+    go_on,
+    has_states,
+    keep,
+    renew,
+    standing,
 )  # fmt: skip
 from jaxrl_llm.types import Rollouts
 

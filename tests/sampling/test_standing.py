@@ -8,6 +8,7 @@ from rollouts.test_requests import NETWORK, PARAMS, TOKENIZER
 
 from jaxrl_llm.distributed import for_sampling, sampling_mesh, sharded
 from jaxrl_llm.networks import DecoderConfig, ExpertsConfig, decoder, from_apply
+from jaxrl_llm.networks.config import DeltaConfig, LatentConfig
 from jaxrl_llm.networks.combined import allowed, automaton, combined
 from jaxrl_llm.sampling import RUNNING, generate
 from jaxrl_llm.sampling import standing as module
@@ -139,9 +140,24 @@ def kinds_of(kind):
     options = {
         "windows": {"sliding_window": 5, "layer_types": ("sliding", "full"), "attention_softcap": 3.0},
         "experts": {"experts": ExpertsConfig(count=4, per_token=2, width=8)},
+        "sinks": {
+            "sinks": True,
+            "num_layers": 3,
+            "sliding_window": 4,
+            "reusing_layers": 1,
+            "per_layer_width": 6,
+            "per_layer_vocab": VOCAB,
+        },
+        "latent": {"latent": LatentConfig(rank=6, query_rank=5, plain_dim=4, rotary_dim=4, value_dim=3), "num_kv_heads": 4},
+        "states": {
+            "delta": DeltaConfig(key_heads=2, value_heads=4, key_dim=4, value_dim=6),
+            "layer_types": ("delta", "full"),
+            "attention_gate": True,
+        },
     }
-    network = decoder(DecoderConfig(**SIZES, **options.get(kind, {})))
-    params = jax.tree.map(lambda leaf: 3 * leaf, network.init(jax.random.key(1)))
+    network = decoder(DecoderConfig(**SIZES | options.get(kind, {})))
+    # Logs of decays that are thrice as large make sums in which rounding shows.
+    params = jax.tree.map(lambda leaf: leaf if kind == "states" else 3 * leaf, network.init(jax.random.key(1)))
     if kind != "automaton":
         return network, params
     # A number of digits is even: the automaton has to know all that came before.
@@ -153,7 +169,7 @@ def kinds_of(kind):
     return combined(network, automaton(VOCAB), allowed()), both
 
 
-@pytest.mark.parametrize("kind", ["windows", "experts", "automaton", "cacheless"])
+@pytest.mark.parametrize("kind", ["windows", "experts", "automaton", "cacheless", "sinks", "latent", "states"])
 def test_turns_of_other_networks(kind):
     network, params = kinds_of(kind)
     routed = kind == "experts"
