@@ -8,8 +8,8 @@ from rollouts.test_requests import NETWORK, PARAMS, TOKENIZER
 
 from jaxrl_llm.distributed import for_sampling, sampling_mesh, sharded
 from jaxrl_llm.networks import DecoderConfig, ExpertsConfig, decoder, from_apply
-from jaxrl_llm.networks.config import DeltaConfig, LatentConfig
 from jaxrl_llm.networks.combined import allowed, automaton, combined
+from jaxrl_llm.networks.config import DeltaConfig, LatentConfig
 from jaxrl_llm.sampling import RUNNING, generate
 from jaxrl_llm.sampling import standing as module
 from jaxrl_llm.sampling.cacheless import Cacheless
