@@ -13,7 +13,8 @@ from jaxrl_llm.data import Cursor
 from jaxrl_llm.optimizers.evolution import evolution_gradient, member, perturbed
 from jaxrl_llm.rollouts import joined
 from jaxrl_llm.training.method_state import with_strategy_state
-from jaxrl_llm.training.reinforcement import optimizer, rollout_metrics, strategy_io
+from jaxrl_llm.training.reinforcement import optimizer, strategy_io
+from jaxrl_llm.training.rollout_metrics import rollout_metrics
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
 from jaxrl_llm.training.state import TrainState

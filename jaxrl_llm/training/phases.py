@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, rewards
-from jaxrl_llm.training import preference, reinforcement, supervised
+from jaxrl_llm.training import company, preference, reinforcement, supervised
 from jaxrl_llm.training.ahead import Ahead
 from jaxrl_llm.training.evaluation import evaluate_source
 from jaxrl_llm.training.evolution import make_evolution_step
@@ -49,13 +49,13 @@ def all_phases(run: Run) -> dict[str, Phase]:
         steps=config.rl.steps,
         method=run.method,
         initial_state=functools.partial(reinforcement.initial_state, run),
-        params=functools.partial(reinforcement.policy_params, run),
+        params=functools.partial(company.policy_params, run),
         make_step=lambda reference, ahead: (
             make_evolution_step(run) if run.method.evolution else reinforcement.make_reinforcement_step(run, reference, ahead)
         ),
         make_evaluation=lambda reference: functools.partial(evaluate_samples, run, reference),
         measure="evaluation/accuracy",
-        needs_reference=reinforcement.needs_reference(run),
+        needs_reference=company.needs_reference(run),
     )
     by_pairs = Phase(
         name=PREFERENCE,
@@ -114,9 +114,9 @@ def evaluate_samples(
     """Measures of what a policy answers to held-out prompts, in the company of those that the state has."""
     failures: list[rewards.RewardFailure] = []
     if state is None:
-        policies = reinforcement.policies_at_first(run, params)
+        policies = company.policies_at_first(run, params)
     else:
-        policies = reinforcement.policies_of(run, state, reference)
+        policies = company.policies_of(run, state, reference)
     io = run.evaluation_io(params, number, failures, policies=policies)
     reward = run.rewards[run.config.evaluation.reward or run.config.rewards.names[0]]
     told = counter(f"evaluating held-out prompts at step {number}", enabled=run.config.log.live)

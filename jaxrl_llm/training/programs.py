@@ -22,7 +22,7 @@ from jaxrl_llm.sampling import make_sampling
 from jaxrl_llm.sampling.decode import decode
 from jaxrl_llm.sampling.engine import STRIDE
 from jaxrl_llm.sampling.memory import most_slots
-from jaxrl_llm.training import build, combining, meshes, reinforcement
+from jaxrl_llm.training import build, combining, company, meshes, reinforcement
 from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
 from jaxrl_llm.training.layout import micro_batches_of
 from jaxrl_llm.training.method_state import coefficients, initial_method_state
@@ -96,7 +96,7 @@ def all_programs(run: PlannedRun, memory: float) -> list[Program]:
       memory: bytes of a device.
     """
     state = placed_state(run)
-    reference = reinforcement.policy_params(run, state)
+    reference = company.policy_params(run, state)
     reference = reference if run.method.needs_reference and not run.config.rl.reference.every else None
     scores, rollouts = _scoring(run, state, reference)
     update = _update(run, state, reference, rollouts)
@@ -217,7 +217,7 @@ def _sampling(run: PlannedRun, state, reference, memory: float) -> Program:
 def _copying(run: PlannedRun, state, reference) -> Program:
     """From the layout of training to that of sampling."""
     function = distributed.copy_program(run.network.without_params(), run.sampling_mesh)
-    params = reinforcement.policy_params(run, state)
+    params = company.policy_params(run, state)
     whole = run.whole(params)
     beside = {"training": (state.replace(params=None), reference)}
     return Program("copy", function, {"parameters": whole}, (whole,), {}, run.mesh, beside, times=1, tokens=0, learned=0)

@@ -19,18 +19,22 @@ from jaxrl_llm.objectives import objective as make_objective
 from jaxrl_llm.objectives import policy_gap
 from jaxrl_llm.optimizers import Average, polyak
 from jaxrl_llm.rewards import answer_of, final_answer
-from jaxrl_llm.rollouts import Collection, Io, informative_groups, select_rows
+from jaxrl_llm.rollouts import Collection, Io, select_rows
 from jaxrl_llm.scoring import actor_critic_scorer, make_scorer
 from jaxrl_llm.training import annotate, critics, learning, preference
 from jaxrl_llm.training.ahead import Ahead, Sampled, snapshot
-from jaxrl_llm.training.annotate import Annotator, scoring_passes
+from jaxrl_llm.training.annotate import scoring_passes
 from jaxrl_llm.training.build import build_optimizer, with_new_parts
 from jaxrl_llm.training.combining import depth
 from jaxrl_llm.training.fitting import make_fitted
 from jaxrl_llm.training.modules import made_pairs, settings_of
 from jaxrl_llm.training.method_state import (
-    coefficients, initial_method_state, make_estimate, moving_reference, reference_params, with_strategy_state,
+    coefficients, initial_method_state, make_estimate, moving_reference, with_strategy_state,
 )  # fmt: skip
+from jaxrl_llm.training.company import (
+    critic_part, module_method, of_pairs, policies_of, policy_annotators, policy_params, separate_critic,
+)  # fmt: skip
+from jaxrl_llm.training.rollout_metrics import rollout_metrics
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
 from jaxrl_llm.training.state import REINFORCEMENT, TrainState
@@ -38,11 +42,6 @@ from jaxrl_llm.training.timing import timed
 from jaxrl_llm.training.update import make_update
 from jaxrl_llm.training.wrapping import with_front, wrap_of, wrapped_optimizer
 from jaxrl_llm.types import Rollouts
-
-
-def separate_critic(run: Run) -> bool:
-    """Whether there is a critic that is a network of its own."""
-    return run.method.needs_critic and not run.config.critic.shared
 
 
 def initial_state(run: Run, params) -> TrainState:
@@ -68,22 +67,6 @@ def _module_state(module: Run, params, run: Run) -> TrainState:
     return preference.initial_state(module, own) if of_pairs(module) else initial_state(module, own)
 
 
-def of_pairs(module: Run) -> bool:
-    """Whether the module learns from pairs."""
-    return module.config.preference.steps > 0
-
-
-def module_method(module: Run) -> Method:
-    """What the module is trained by."""
-    return module.preference_method if of_pairs(module) else module.method
-
-
-def needs_reference(run: Run) -> bool:
-    """Whether anybody needs the parameters with which the policy begins the phase."""
-    own = [module_method(module) for module in run.modules.values() if module.network.params is None]
-    return any(method.needs_reference for method in (run.method, *own))
-
-
 def with_answers(method: Method, collection: Collection, answer: Callable[[str], Hashable | None] = final_answer) -> Rollouts:
     """The rollouts, for methods that compare answers with `extras["answer"]`: equal numbers for equal answers.
 
@@ -95,16 +78,6 @@ def with_answers(method: Method, collection: Collection, answer: Callable[[str],
     numbers = {answer: number for number, answer in enumerate(dict.fromkeys(found for found in answers if found is not None))}
     found = np.array([numbers.get(answer, -1) for answer in answers], np.int32)
     return collection.rollouts.replace(extras=collection.rollouts.extras | {"answer": found})
-
-
-def policy_params(run: Run, state: TrainState):
-    """The policy's part of the parameters in the RL phase."""
-    return state.params["policy"] if separate_critic(run) else state.params
-
-
-def critic_part(run: Run, state: TrainState):
-    """The parameters that values are read with, the policy's where it is its own critic."""
-    return state.params["critic"] if separate_critic(run) else state.params
 
 
 def critic_network(run: Run) -> Network:
@@ -332,34 +305,6 @@ def sampling_io(run: Run, number: int, failures: list | None, **changes) -> Io:
     return run.io(None, number, failures, keeps_entropy="behavior_entropy" in run.method.needs, **changes)
 
 
-def policies_of(run: Run, state: TrainState, reference) -> dict[str, Callable]:
-    """All policies that answer under the parameters of the state, as `Io` wants them."""
-    policies = run.policies(policy_params(run, state))
-    if run.method.needs_reference:
-        policies["reference"] = run.sampled_by(run.network, lambda: run.whole(reference_params(state, reference)))
-    return policies | {name: module.sampled_by(module.network, part(state)) for name, module, part in _module_parts(run)}
-
-
-def policies_at_first(run: Run, params) -> dict[str, Callable]:
-    """The same before the phase: everybody is the policy with `params`, but for modules with folders of their own."""
-    found = run.policies(params)
-    found |= {"reference": found["policy"]} if run.method.needs_reference else {}
-    begun = {name: (own, own.network.params) for name, own in run.modules.items() if not of_pairs(own)}
-    return found | {
-        name: found["policy"] if first is None else own.sampled_by(own.network, lambda own=own, first=first: own.whole(first))
-        for name, (own, first) in begun.items()
-    }
-
-
-def _module_parts(run: Run) -> list[tuple[str, Run, Callable]]:
-    """Each module with a function `state -> () -> all its parameters`."""
-
-    def part(name: str, module: Run):
-        return lambda state: lambda: module.whole(state.modules[name].params)
-
-    return [(name, module, part(name, module)) for name, module in run.modules.items()]
-
-
 def _scorer(run: Run, needs: frozenset[str]):
     """The scorer that the update differentiates: at the sampling temperature, with the critic where it is one of its own."""
     separate = separate_critic(run)
@@ -383,22 +328,6 @@ def all_passes(run: Run, reference) -> list[annotate.Pass]:
     passes = scoring_passes(run.method, policy_annotators(run, reference))
     critic = [(who, critics.statistics_of_critic(who, run.method)) for who in ("behavior", "target")]
     return passes + [_values_pass(run, who, statistics) for who, statistics in critic if statistics]
-
-
-def policy_annotators(run: Run, reference) -> dict[str, Annotator]:
-    """Who can score rollouts, at the temperature of their sampling; before its updates the policy is the proximal one."""
-    network, temperature = run.network.without_params(), run.config.rl.temperature
-    policy = Annotator(network, lambda state: run.whole(policy_params(run, state)), temperature)
-    annotators = {"policy": policy, "proximal": policy}
-    if run.method.needs_reference:
-        annotators["reference"] = Annotator(network, lambda state: run.whole(reference_params(state, reference)), temperature)
-    if run.teacher is not None:
-        annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params, temperature)
-    for name, module, part in _module_parts(run):
-        annotators[name] = Annotator(module.network.without_params(), lambda state, part=part: part(state)(), temperature)
-    for name, (judge, _) in run.judges.items():
-        annotators[name] = Annotator(judge.without_params(), lambda state, judge=judge: judge.params, temperature)
-    return annotators
 
 
 def _values_pass(run: Run, who: str, statistics: dict[str, str]):
@@ -454,35 +383,3 @@ def minibatch_rows(run: Run, rows: int, number: int, epoch: int) -> list[np.ndar
     key = np.array([run.config.seed % 2**64, number * run.config.rl.epochs + epoch], np.uint64)
     order = np.argsort(np.random.Philox(key=key).random_raw(rows), kind="stable")
     return np.array_split(order, run.config.rl.minibatches)
-
-
-def rollout_metrics(run: Run, rollouts: Rollouts, records) -> dict[str, float]:
-    """Rewards, lengths and entropy of what was sampled; see `metrics.DEFINITIONS`."""
-    rewards = np.array([record["rewards"] for record in records], np.float64)
-    totals = np.nansum(np.asarray(rollouts.rewards, np.float64), axis=1)
-    groups = [totals[rollouts.group == group] for group in np.unique(rollouts.group)]
-    actions = rollouts.mask.sum()
-    components = {
-        f"reward/{name}": float(np.nanmean(column)) if not np.isnan(column).all() else float("nan")
-        for name, column in zip(run.config.rewards.names, rewards.T, strict=True)
-    }
-    lengths = rollouts.mask.sum(axis=1)
-    if run.environment is not None:
-        ended = [record["ended"] for record in records]
-        components |= {"episode/calls": float(np.mean(rollouts.extras["calls"]))} if "calls" in rollouts.extras else {}
-        components |= {
-            "episode/turns": float(np.mean([record["turns"] for record in records])),
-            "episode/failed": ended.count("failed") / len(ended),
-            "episode/cut": (ended.count("turns") + ended.count("length")) / len(ended),
-        }
-    return components | {
-        "reward": float(totals.mean()),
-        "reward_std": float(np.mean([group.std() for group in groups])),
-        "reward_missing": float(np.isnan(rewards).mean()),
-        "uniform_groups": 1.0 - len(informative_groups(rollouts)) / len(groups),
-        "entropy": float(-(rollouts.behavior_logp * rollouts.mask).sum() / max(actions, 1.0)),
-        "length/mean": float(lengths.mean()),
-        "length/max": float(lengths.max()),
-        "truncated": float(np.mean([record["finish_reason"] == "length" for record in records])),
-        "tokens": float(rollouts.length.sum()),
-    }

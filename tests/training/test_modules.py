@@ -9,7 +9,7 @@ import pytest
 from training.tiny_runs import assert_a_fault_changes_nothing, failing_at, finish, opened, quick_compilation, tiny_config  # noqa: F401
 
 from jaxrl_llm.rollouts import requests_for
-from jaxrl_llm.training import annotate, modules, reinforcement
+from jaxrl_llm.training import annotate, company, modules, reinforcement
 from jaxrl_llm.training.config import check_config, default_config
 from jaxrl_llm.training.policies import convert, load_policy
 
@@ -91,7 +91,7 @@ def test_a_module_begins_as_the_policy_and_keeps_its_reference(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, own.params, state.params)
         pairs = zip(jax.tree.leaves(own.params), jax.tree.leaves(state.params), strict=True)
         assert all(one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer() for one, other in pairs)
-        assert reinforcement.needs_reference(run) and not run.method.needs_reference
+        assert company.needs_reference(run) and not run.method.needs_reference
 
 
 @pytest.mark.slow

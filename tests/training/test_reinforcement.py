@@ -15,6 +15,7 @@ from jaxrl_llm.networks import decoder
 from jaxrl_llm.rollouts import requests_for
 from jaxrl_llm.training import annotate, reinforcement
 from jaxrl_llm.training.method_state import with_strategy_state
+from jaxrl_llm.training.rollout_metrics import rollout_metrics
 from jaxrl_llm.types import Rollouts
 
 
@@ -299,7 +300,7 @@ def test_measures_by_hand(tmp_path):
     rewards = [[1.0, np.nan], [0.0, 0.5], [0.25, np.nan], [0.25, 0.0]]
     records = made_up_records(rewards, ("stop", "length", "stop", "stop"))
     with opened(config, tmp_path) as run:
-        measured = reinforcement.rollout_metrics(run, made_up(rewards), records)
+        measured = rollout_metrics(run, made_up(rewards), records)
     assert measured["reward/exact_match"] == pytest.approx(0.375)
     assert measured["reward/arithmetic"] == pytest.approx(0.25)
     assert measured["reward"] == pytest.approx((1 + 0.5 + 0.25 + 0.25) / 4)
@@ -316,7 +317,7 @@ def test_a_reward_that_is_missing_everywhere_has_no_mean(tmp_path):
     config = tiny_config("dr_grpo")
     config.rewards.names = ("exact_match", "arithmetic")
     with opened(config, tmp_path) as run:
-        measured = reinforcement.rollout_metrics(run, made_up([[np.nan, 1.0]] * 4), records)
+        measured = rollout_metrics(run, made_up([[np.nan, 1.0]] * 4), records)
     assert np.isnan(measured["reward/exact_match"]) and measured["reward"] == 1.0
 
 
