@@ -9,6 +9,7 @@ from jaxrl_llm import distributed
 from jaxrl_llm.data import pack, pack_forest
 from jaxrl_llm.networks import Network
 from jaxrl_llm.networks.axes import current_column_shards
+from jaxrl_llm.networks.recurrent import SLOTS, chunks_of
 from jaxrl_llm.types import Batch, Rollouts
 
 # Tokens of a micro-batch on each device: what fits into the caches of a processor, and what keeps an accelerator busy.
@@ -21,6 +22,8 @@ def lay_out(
     columns: int = 0, platform: str | None = None, **options,
 ) -> Batch:  # fmt: skip
     """Packed rows for a network: a forest where it reads forests, a segment for each rollout elsewhere.
+
+    A forest with more forks open at once than layers with a state have room for is laid out by segments, too.
 
     Args:
       network: that reads them.
@@ -38,8 +41,15 @@ def lay_out(
     tokens = (part_tokens or usual) * shards * columns
     options |= {"columns": columns, "multiple": shards, "parts": micro_batches, "part_tokens": tokens}
     if network.reads_forests:
-        return pack_forest(rollouts, width or None, **options)
+        batch = pack_forest(rollouts, width or None, **options)
+        if getattr(network.config, "delta", None) is None or open_forks(batch.forest.reach) <= SLOTS[-1]:
+            return batch
     return pack(rollouts, width or rollouts.tokens.shape[1], **options)
+
+
+def open_forks(reach: np.ndarray) -> int:
+    """The most forks of a row [B, W] that are open where a chunk of columns begins, see `networks.recurrent`."""
+    return int(jax.jit(chunks_of)(reach).most)
 
 
 def micro_batches_of(batch: Batch) -> list[Batch]:
