@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given
-from oracles import advantages, shaping
+from oracles import advantages, filters, shaping
 from oracles.cases import brief
 from running import PROMPTS, Rollouts, assert_close, check_outside, compiled, rich_cases, run, step
 
@@ -199,10 +199,10 @@ def test_refusals_name_the_value(estimator, message):
 def test_rewards_of_rounds_are_discounted_by_those_behind(case):
     case.extras = {"rounds_left": np.arange(len(case.group), dtype=np.int32) % 3}
     found = run(estimators.round_discount(discount=0.5), case)
-    for row, left in enumerate(case.extras["rounds_left"]):
-        assert_close(found.rewards[row], case.rewards[row] * 0.5**left)
-        if case.token_rewards is not None:
-            assert_close(found.token_rewards[row], case.token_rewards[row] * 0.5**left)
+    assert_close(found.rewards, filters.round_discount(case.rewards, case.extras["rounds_left"], discount=0.5))
+    if case.token_rewards is not None:
+        expected = filters.round_discount(case.token_rewards, case.extras["rounds_left"], discount=0.5)
+        assert_close(found.token_rewards, expected)
 
 
 @brief
@@ -210,9 +210,6 @@ def test_rewards_of_rounds_are_discounted_by_those_behind(case):
 def test_dear_modes_lose_where_the_cheap_one_is_right(case):
     case.extras = {"mode": case.extras["format"] + 1}
     found = run(estimators.mode_cost(power=2.0, component=COMPONENT, threshold=THRESHOLD), case)
-    values, present = component(case)
-    for row, mode in enumerate(case.extras["mode"]):
-        own = [n for n in range(len(case.group)) if case.group[n] == case.group[row] and present[n] > 0]
-        cheap = [n for n in own if case.extras["mode"][n] == 0] or own
-        share = float(np.mean([values[n] > THRESHOLD for n in cheap])) if cheap else 0.0
-        assert_close(found.rewards[row], case.rewards[row] * (1.0 if mode == 0 else 1.0 - share**2), atol=1e-6)
+    arrays = (*component(case), case.extras["mode"], case.group)
+    expected = filters.mode_cost(case.rewards, *arrays, power=2.0, threshold=THRESHOLD)
+    assert_close(found.rewards, expected, atol=1e-6)

@@ -130,6 +130,22 @@ def balanced_classes(advantage, right, valid, mask, factors, *, momentum=0.9):
     return _times(advantage, [found[int(kind)] or 0.0 for kind in right], mask), found
 
 
+def round_discount(rewards, rounds_left, *, discount=0.95):
+    """IterResearch (https://arxiv.org/abs/2511.07327): rewards of a row times gamma for each round behind it."""
+    return np.array([[value * discount ** int(left) for value in row] for row, left in zip(rewards, rounds_left, strict=True)])
+
+
+def mode_cost(rewards, value, present, mode, group, *, power=2.0, threshold=0.0):
+    """A2FM (https://arxiv.org/abs/2510.12838): dear modes lose the share p^alpha of right rows of the cheap one."""
+    result = np.array(rewards, np.float64)
+    for n in range(len(result)):
+        own = [m for m in range(len(group)) if group[m] == group[n] and present[m] > 0]
+        cheap = [m for m in own if mode[m] == 0] or own
+        share = _mean([1.0 if value[m] > threshold else 0.0 for m in cheap]) if cheap else 0.0
+        result[n] *= 1.0 if mode[n] == 0 else 1.0 - share**power
+    return result
+
+
 def _softmax(values):
     high = max(values.values(), default=0.0)
     total = sum(math.exp(value - high) for value in values.values())

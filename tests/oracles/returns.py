@@ -101,6 +101,7 @@ def step_returns(step_reward, valid, mask, turn, group, *, discount=1.0, epsilon
             turns = _turns(mask, turn, n)
             for i, places in enumerate(turns):
                 result[n, places] = sum(discount ** (k - i) * rewards[n, k] for k in range(i, len(turns)))
+    return result
 
 
 def turn_reward_to_go(token_reward, mask, turn, *, discount=1.0, lengths=False):
