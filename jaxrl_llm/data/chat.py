@@ -1,6 +1,8 @@
 """Chat messages as text under the template of a tokenizer, and the token ids of prompts."""
 
+import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +43,8 @@ def render_with(
     _check_messages(messages)
     _check_tools(variables.get("tools"))
     source = template_for(tokenizer, variables.get("tools"))
-    context = {"tools": None, "documents": None, **dict(tokenizer.special_tokens), **variables}
+    context = {"tools": None, "documents": None, **dict(tokenizer.special_tokens)}
+    context |= dict(tokenizer.template_options) | variables
     context |= {"messages": [_plain(message) for message in messages], "add_generation_prompt": add_generation_prompt}
     try:
         return render(source, context)
@@ -51,6 +54,20 @@ def render_with(
         if not isinstance(error, (jinja2.TemplateError, TypeError)):
             why = f"{type(error).__name__}: {why}"
         raise ValueError(f"the chat template refused messages with the roles {roles}: {why}") from error
+
+
+def with_options(tokenizer: Tokenizer, options: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer whose templates are told these variables, such as `enable_thinking`.
+
+    Raises ValueError: a variable that no template of it knows, or that a conversation itself says.
+    """
+    sources = [source for source in (tokenizer.chat_template, *dict(tokenizer.named_templates).values()) if source]
+    for name in options:
+        if name in ("messages", "tools", "add_generation_prompt"):
+            raise ValueError(f"template option {name!r} is what a conversation says itself; leave it out")
+        if not any(re.search(rf"\b{re.escape(name)}\b", source) for source in sources):
+            raise ValueError(f"template option {name!r} would change nothing: the chat template does not know it; leave it out")
+    return dataclasses.replace(tokenizer, template_options=tuple(sorted(options.items())))
 
 
 def template_for(tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxrl_llm.data import templates, tokenizer_files
 from jaxrl_llm.data.tokenizer_files import Span, encode_between
@@ -28,6 +28,8 @@ class Tokenizer:
     # pairs of the name and the source of further templates, such as ("tool_use", ...)
     named_templates: tuple[tuple[str, str], ...] = ()
     special_tokens: tuple[tuple[str, str], ...] = ()  # pairs such as ("bos_token", "<s>"), the names that chat templates use
+    # pairs such as ("enable_thinking", False): variables of chat templates that all conversations have
+    template_options: tuple[tuple[str, Any], ...] = ()
     # tokens after which the text of those before may still change: bytes of characters that have no token of their own, and
     # what decoding leaves out between them. Empty where bytes need no such care
     open_ids: frozenset[int] = frozenset()

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxrl_llm import data, distributed, environments, methods, networks, reading, rewards
 from jaxrl_llm.compose import require
 from jaxrl_llm.data import Tokenizer
-from jaxrl_llm.data.chat import encode_rendered
+from jaxrl_llm.data.chat import encode_rendered, with_options
 from jaxrl_llm.networks import families
 from jaxrl_llm.training.combining import depth, split_first
 from jaxrl_llm.training.config import DECAYS, REWARD_MODEL, preference_method, reinforcement_method
@@ -31,7 +31,11 @@ def build_tokenizer(config: ConfigDict) -> Tokenizer:
     name = tokenizer_name(config)
     if not name:
         raise ValueError("config.tokenizer and config.network.directory are both empty; give one of them")
-    return data.load_tokenizer(name)
+    tokenizer, options = data.load_tokenizer(name), config.task.template_options.to_dict()
+    try:
+        return with_options(tokenizer, options) if options else tokenizer
+    except ValueError as error:
+        raise ValueError(f"config.task.template_options: {error}") from error
 
 
 def tokenizer_name(config: ConfigDict) -> str:

@@ -41,8 +41,8 @@ from jaxrl_llm.training.wrapping import check_wrap
 # Their keys are the options of what is named beside them, which knows its own options and refuses others.
 FREE_SECTIONS = (
     "method.options", "method.strategy_options", "sft.options", "preference.options", "task.options", "task.test_options",
-    "rewards.options", "rewards.facts", "modules", "environment.options", "critic.options", "critic.head_options", "given",
-    "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
+    "task.template_options", "rewards.options", "rewards.facts", "modules", "environment.options", "critic.options",
+    "critic.head_options", "given", "sft.optimizer.wrap", "preference.optimizer.wrap", "rl.optimizer.wrap",
 )  # fmt: skip
 
 # Numbers that may be None.

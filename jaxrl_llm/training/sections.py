@@ -62,6 +62,8 @@ def task() -> dict:
         "chat": False,
         "system": "",
         "suffix": "",
+        # Variables of the chat template, such as {"enable_thinking": False}, or {"reasoning_effort": "low"} of gpt-oss.
+        "template_options": {},
         # Tools whose schemas the chat template shows: "calculator", "python" or "package.module:function".
         "tools": (),
         # For pairs with scores: a text such as "overall score: {}", by which prompts name the score that is wanted.

@@ -9,6 +9,7 @@ import transformers
 from data.chat_templates import CHATML, DIALOGUES, FAMILIES, LLAMA, PLAIN_CHATML, TOOLS, turns, write_family
 
 from jaxrl_llm import data
+from jaxrl_llm.data.chat import with_options
 
 QUESTION = turns("What is 2+2?")
 TOOL_DIALOGUES = {"tool", "tools", "two tools"}
@@ -57,6 +58,21 @@ def test_agrees_with_transformers(families, family, dialogue):
             ) == expected
             agreed += 1
     assert agreed == (0 if dialogue in REFUSED.get(family, ()) else 8)
+
+
+def test_options_of_a_template_are_told_everywhere(families):
+    tokenizer, theirs = families["chatml"] if "chatml" in families else next(iter(families.values()))
+    silent = with_options(tokenizer, {"enable_thinking": False})
+    expected = theirs.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    assert data.render_chat(silent, QUESTION) == expected != data.render_chat(tokenizer, QUESTION)
+    assert data.encode_prompt(silent, QUESTION) == data.encode_chat(tokenizer, QUESTION, enable_thinking=False)
+    # What is said for a conversation goes before.
+    assert data.render_chat(silent, QUESTION, enable_thinking=True) == data.render_chat(tokenizer, QUESTION)
+    ids, mask = data.encode_dialogue(silent, turns("a", "b"))
+    assert (ids, mask) == data.encode_dialogue(tokenizer, turns("a", "b"), enable_thinking=False)
+    for options, fault in (({"thinkng": 1}, "'thinkng' would change nothing"), ({"tools": []}, "a conversation says itself")):
+        with pytest.raises(ValueError, match=fault):
+            with_options(tokenizer, options)
 
 
 def test_the_date_is_of_today_unless_given():
