@@ -38,7 +38,7 @@ def test_a_student_comes_nearer_to_its_teacher(tmp_path):
 
 def test_a_teacher_must_be_there_when_it_is_needed_and_only_then(tmp_path):
     config = short("gkd")
-    with pytest.raises(ValueError, match="gkd: a method needs a teacher; set config.teacher.directory"):
+    with pytest.raises(ValueError, match="gkd: a method or reward needs a teacher; set config.teacher.directory"):
         check_config(config)
     config = short("dr_grpo")
     config.teacher.directory = str(finished("dr_grpo").workdir)
@@ -46,7 +46,7 @@ def test_a_teacher_must_be_there_when_it_is_needed_and_only_then(tmp_path):
         check_config(config)
     config = short("gkd")
     config.tokenizer, config.teacher.directory = "characters:0123456789+-*=;# ", str(finished("dr_grpo").workdir)
-    with pytest.raises(ValueError, match="the teacher in .* has 1. tokens, the student 1."):
+    with pytest.raises(ValueError, match="config.teacher.directory is .*, which has 1. tokens, the policy 1."):
         finish(config, tmp_path)
 
 
