@@ -41,8 +41,8 @@ OF_OTHER_METHODS = {
     "evaluation/label_accuracy", "evaluation/label_accuracy_error", "evolution/best", "evolution/spread", "exits",
     "fast/loss", "greedy_reward", "hindsight/rows", "label_accuracy", "labelled/count", "labelled/reward",
     "log_partition", "policy_entropy", "ranking_left_out", "resumed/waiting", "reward_center", "reward_desirable",
-    "reward_reference_point", "reward_undesirable", "speculative/kept", "spoiled/wrong", "stage", "staleness", "taught", "top_entropy",
-    "tree/leaves", "values/states",
+    "reward_reference_point", "reward_undesirable", "speculative/kept", "spoiled/wrong", "stage", "staleness", "taught",
+    "top_entropy", "tree/leaves", "values/states",
 }  # fmt: skip
 
 
