@@ -7,6 +7,7 @@ one line with the place (file and field), what was found and what is wanted. Nul
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import math
 import pathlib
@@ -27,6 +28,18 @@ def local(path: str | pathlib.Path) -> pathlib.Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
         raise ValueError(f"{path} is no folder of this machine; mount the bucket or copy what is there, and give that")
     return pathlib.Path(path).absolute()
+
+
+def imported(name: str, what: str) -> Any:
+    """What "package.module:function" names.
+
+    Raises ValueError: there is none; the message says `what` it is to be.
+    """
+    module, _, own = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), own)
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError of an empty name of a module
+        raise ValueError(f"{what} {name!r} cannot be imported: {error}; is its module on PYTHONPATH?") from error
 
 
 MOST_BYTES = 2**28  # of a file that is read into memory

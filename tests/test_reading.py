@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 from typing import Any
 
 import pytest
@@ -48,6 +50,13 @@ def test_what_is_no_json_object_is_refused_in_one_line(content, fault, tmp_path)
         reading.read_object(path)
     message = str(caught.value)
     assert message.startswith(str(path)) and fault in message and "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize("name", ["nosuch.module:f", "math:nosuch", ":f", "math:"])
+def test_what_cannot_be_imported_is_named(name):
+    assert reading.imported("math:cos", "reward") is math.cos
+    with pytest.raises(ValueError, match=f"^reward '{re.escape(name)}' cannot be imported: .*PYTHONPATH"):
+        reading.imported(name, "reward")
 
 
 def test_files_that_are_too_large_are_not_read(tmp_path, monkeypatch):

@@ -1,10 +1,10 @@
 """Several attempts at a task, with what a verifier thinks of each in between: tasks of reasoning-gym, or any reward."""
 
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxrl_llm import reading
 from jaxrl_llm.environments.base import Environment, Example, Transition
 from jaxrl_llm.rewards.answers import arithmetic, exact_match, gsm8k
 from jaxrl_llm.rewards.reasoning_gym import reasoning_gym_score
@@ -37,10 +37,12 @@ def attempts(
       discount: of an attempt for each before it.
       success: score from which on no other follows.
 
-    Raises ValueError: an unknown score, numbers out of range, or a feedback that asks for something else.
+    Raises ValueError: an unknown score or one that cannot be imported, numbers out of range, or a feedback that asks for
+      something else.
     """
     if score not in SCORES and ":" not in score:
         raise ValueError(f"score is {score!r}; give one of {sorted(SCORES)}, or 'package.module:function'")
+    _score(score)
     if most < 1 or not 0 < discount <= 1:
         raise ValueError(f"most is {most}, discount {discount}; give at least 1, and a discount above 0 and at most 1")
     try:
@@ -56,10 +58,7 @@ def _begin(example: Example, seed: int) -> tuple[Tried, Any]:
 
 @functools.cache
 def _score(name: str) -> Callable:
-    if name in SCORES:
-        return SCORES[name]
-    module, function = name.split(":", 1)
-    return getattr(importlib.import_module(module), function)
+    return SCORES[name] if name in SCORES else reading.imported(name, "score")
 
 
 def _step(score: str, most: int, feedback: str, discount: float, success: float, tried: Tried, text: str) -> Transition:

@@ -1,11 +1,11 @@
 """Roles round other environments and tasks: one advises and another acts; one solves, one criticises, one scores."""
 
 import functools
-import importlib
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxrl_llm import reading
 from jaxrl_llm.environments.base import Environment, Example, Transition
 
 ADVICE, ACTION = "{observation}\nSay how to go on: ", "{observation}\nAdvice: {advice}\nDo: "
@@ -50,8 +50,7 @@ def _inner(name: str, options: tuple) -> Environment:
 
     if ":" not in name and name not in environments.NAMED:
         raise ValueError(f"inner is {name!r}; give 'package.module:function' or one of {sorted(environments.NAMED)}")
-    module, _, function = name.rpartition(":")
-    make = getattr(importlib.import_module(module), function) if module else environments.NAMED[name]
+    make = reading.imported(name, "inner") if ":" in name else environments.NAMED[name]
     found = make(**dict(options))
     if not isinstance(found, Environment):
         raise ValueError(f"inner is {name!r}, which gives {type(found).__name__}; give an Environment")

@@ -1,11 +1,11 @@
 """Tools: functions that a model calls in the text of its turn, and what they answer as messages for its chat template."""
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from jaxrl_llm import reading
 from jaxrl_llm.environments.calculator import calculator
 from jaxrl_llm.environments.schemas import Schema, fault_of, schema_of, usage
 from jaxrl_llm.environments.syntaxes import Call, calls_in
@@ -75,11 +75,7 @@ def load_tools(names: Sequence[str]) -> list[Tool]:
 def _imported(name: str) -> Callable:
     if ":" not in name:
         raise ValueError(f"tool {name!r} is unknown; give 'package.module:function' or one of {sorted(NAMED)}")
-    module, function = name.split(":", 1)
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"tool {name!r} cannot be imported: {error}; is its module on PYTHONPATH?") from error
+    return reading.imported(name, "tool")
 
 
 def call(tools: Sequence[Tool], text: str, style: str) -> tuple[list[dict[str, Any]], Counts]:

@@ -1,14 +1,13 @@
 """The reward functions that a configuration names."""
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxrl_llm import environments, rewards
+from jaxrl_llm import environments, reading, rewards
 from jaxrl_llm.compose import near
 from jaxrl_llm.data import Tokenizer
 from jaxrl_llm.data.dialogues import encode_answer
@@ -96,7 +95,7 @@ def build_environment(config: ConfigDict, tokenizer: Tokenizer) -> Environment |
         known = sorted(environments.NAMED)
         told = f"config.environment.name is {name!r}{near(name, known)}"
         raise ValueError(f"{told}; give 'package.module:function' or one of {known}")
-    make = environments.NAMED[name] if ":" not in name else load_reward(name)
+    make = environments.NAMED[name] if ":" not in name else reading.imported(name, "config.environment.name")
     if "style" in inspect.signature(make).parameters and "style" not in options:
         options["style"] = environments.style_of(tokenizer.chat_template or "")
     try:
@@ -143,11 +142,7 @@ def load_reward(name: str) -> Callable:
             told = f"reward {name!r} is unknown{near(name, known)}"
             raise ValueError(f"{told}; give 'package.module:function' or one of {known}")
         return rewards.NAMED[name]
-    module, function = name.split(":", 1)
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {name!r} cannot be imported: {error}; is its module on PYTHONPATH?") from error
+    return reading.imported(name, "reward")
 
 
 def load_reward_model(directory: str, mesh: jax.sharding.Mesh | None = None) -> Callable:

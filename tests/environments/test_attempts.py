@@ -33,6 +33,8 @@ def test_other_verifiers_score_attempts_too():
     tries = attempts("exact_match", most=2, feedback="No, {answer} has {score:.0f}.")
     state, _ = tries.reset({"prompt": "1 + 1?", "answer": "2"}, 0)
     assert tries.step(state, "3").reply == "No, 3 has 0." and tries.step(state, "2").reward == 1.0
-    for options, words in (({"score": "luck"}, "luck"), ({"most": 0}, "most is 0"), ({"feedback": "{hint}"}, "hint")):
+    wrong = ({"score": "luck"}, "luck"), ({"most": 0}, "most is 0"), ({"feedback": "{hint}"}, "hint")
+    missing = ({"score": "nosuch.module:f"}, "score 'nosuch.module:f' cannot be imported: No module named 'nosuch'")
+    for options, words in (*wrong, missing):
         with pytest.raises(ValueError, match=words):
             attempts(**options)

@@ -22,7 +22,7 @@ def test_an_adviser_gets_what_the_actor_is_given():
         if text == "right ":
             assert told.reply == f"right>{shown}"
     assert rewards == [0.0, 0.0, 0.0, -0.1, 0.0, 1.0] and told.done and told.outcome == (0.9, 0.0)
-    for inner, words in (("kuhn_poker", "2 roles"), ("nowhere", "nowhere")):
+    for inner, words in (("kuhn_poker", "2 roles"), ("nowhere", "nowhere"), ("json:lake", "inner 'json:lake' cannot")):
         with pytest.raises(ValueError, match=words):
             advised(inner, {"opponent": ""} if inner == "kuhn_poker" else None)
 

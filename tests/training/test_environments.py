@@ -51,6 +51,11 @@ def test_environments_that_cannot_be_are_refused_by_name():
         check_config(config)
 
 
+def test_an_environment_that_cannot_be_imported_is_called_one(tmp_path):
+    with pytest.raises(ValueError, match=r"^config\.environment\.name 'training\.tiny_environments:none' cannot be imported"):
+        loop.train(playing("none"), tmp_path)
+
+
 def test_what_nobody_serves_or_would_change_nothing_is_refused(tmp_path):
     config = playing("asker")
     with pytest.raises(ValueError, match="environment.turn_tokens would change nothing"):
