@@ -37,13 +37,13 @@ def check_family(config: DecoderConfig) -> None:
     if config.family not in FAMILIES:
         raise ValueError(f"family={config.family!r} is unknown; choose one of {', '.join(FAMILIES)}, or None")
     family = FAMILIES[config.family]
-    if bool(family.experts) != (config.experts is not None) and config.family != "gemma4_text":
+    if bool(family.experts) != (config.experts is not None) and not family.experts_switch:
         raise ValueError(f"experts={config.experts} does not fit family={config.family!r}; choose another family")
     for name, fields in {"latent": family.latent, "delta": family.delta}.items():
         if bool(fields) != (getattr(config, name) is not None):
             raise ValueError(f"{name}={getattr(config, name)} does not fit family={config.family!r}; choose another family")
     wanted = [(config, name, value) for name, value in family.traits.items()]
-    wanted += [(config.experts, name, value) for name, value in family.expert_traits.items()]
+    wanted += [(config.experts, name, value) for name, value in family.expert_traits.items() if config.experts is not None]
     for owner, name, value in wanted:
         if getattr(owner, name) != value:
             raise ValueError(f"{name}={getattr(owner, name)!r} does not fit family={config.family!r}; set {name}={value!r}")
@@ -90,7 +90,8 @@ def _from_fields(theirs: Fields, settings: Fields) -> DecoderConfig:
     _check_required(theirs, family.required)
     check_fraction(kind, theirs)
     theirs = family.defaults | {_ALIASES.get((kind, name), name): value for name, value in theirs.items()}
-    needed = [*FIELDS.values(), *family.experts.values(), *(name for name in family.latent.values() if name not in _NULLABLE)]
+    needed = [*FIELDS.values(), *(name for name in family.latent.values() if name not in _NULLABLE)]
+    needed += family.experts.values() if _has_experts(theirs, family) else ()
     missing = [name for name in needed if theirs.get(name) is None]
     if missing:
         raise ValueError(f"{missing[0]} is missing; a {kind} checkpoint must have it")
@@ -149,6 +150,10 @@ def to_huggingface(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     return theirs
 
 
+def _has_experts(theirs: Fields, family: Family) -> bool:
+    return bool(family.experts) and (family.experts_switch is None or bool(theirs.get(family.experts_switch)))
+
+
 def _check_required(theirs: Fields, required: Fields) -> None:
     for name, wanted in required.items():
         if name == "quantization_config" and wanted and (theirs.get(name) or {}).get("quant_method") == wanted:
@@ -176,7 +181,7 @@ def _read_special(kind: str, theirs: Fields, family: Family) -> dict[str, Any]:
         special["qk_norm"] = "head" if theirs.get("use_qk_norm") else "none"
     if kind == "smollm3":
         special["unrotated_layers"] = _unrotated(theirs)
-    if family.experts:
+    if _has_experts(theirs, family):
         special["experts"] = _read_experts(theirs, family)
     if family.latent:
         special |= _read_latent(theirs, family)
@@ -204,15 +209,7 @@ def _read_gemma4(theirs: Fields) -> dict[str, Any]:
     width = 2 * theirs["intermediate_size"] if theirs["use_double_wide_mlp"] else None
     check = whole(1, LIMITS["head_dim"])
     sizes = {ours: check(full[name], f"per_layer_config.{name}") for name, ours in _FULL.items() if full.get(name) is not None}
-    experts = None
-    if theirs.get("enable_moe_block"):
-        names = {"count": "num_experts", "per_token": "top_k_experts", "width": "moe_intermediate_size"}
-        missing = [name for name in names.values() if theirs.get(name) is None]
-        if missing:
-            raise ValueError(f"{missing[0]} is missing; enable_moe_block=True needs it")
-        own = {ours: theirs[name] for ours, name in names.items()}
-        experts = ExpertsConfig(**own, normalize=True, beside_mlp=True, scaled_router=True)
-    return sizes | {"reusing_width": width, "experts": experts}
+    return sizes | {"reusing_width": width}
 
 
 _FULL = {"head_dim": "full_head_dim", "num_key_value_heads": "full_kv_heads"}
@@ -221,14 +218,7 @@ _FULL = {"head_dim": "full_head_dim", "num_key_value_heads": "full_kv_heads"}
 def _write_gemma4(config: DecoderConfig) -> dict[str, Any]:
     own = {name: getattr(config, ours) for name, ours in _FULL.items() if getattr(config, ours) is not None}
     full = [layer for layer, kind in enumerate(config.kind_of_layer) if config.kinds[kind].window is None]
-    theirs = {"enable_moe_block": config.experts is not None}
-    if config.experts is not None:
-        theirs |= {"num_experts": config.experts.count, "top_k_experts": config.experts.per_token}
-        theirs |= {"moe_intermediate_size": config.experts.width}
-    return theirs | {
-        "use_double_wide_mlp": config.reusing_width is not None,
-        "per_layer_config": {str(layer): own for layer in full},
-    }
+    return {"use_double_wide_mlp": config.reusing_width is not None, "per_layer_config": {str(layer): own for layer in full}}
 
 
 def _read_latent(theirs: Fields, family: Family) -> dict[str, Any]:
@@ -260,10 +250,11 @@ def _read_experts(theirs: Fields, family: Family) -> ExpertsConfig:
 
 
 def _write_experts(config: DecoderConfig, family: Family) -> dict[str, Any]:
-    experts = config.experts
+    experts, switch = config.experts, family.experts_switch
+    theirs = {} if switch is None else {switch: experts is not None}
     if experts is None:
-        return {}
-    theirs = {name: getattr(experts, ours) for ours, name in family.experts.items()}
+        return theirs
+    theirs |= {name: getattr(experts, ours) for ours, name in family.experts.items()}
     if config.family in ("qwen3_moe", "qwen3_next"):
         theirs |= {"mlp_only_layers": list(range(experts.dense_layers)), "decoder_sparse_step": 1}
     if (experts.shared_width and "shared_width" not in family.experts) or config.family == "glm4_moe":

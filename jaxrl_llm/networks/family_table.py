@@ -44,6 +44,7 @@ class Family(NamedTuple):
     # (those from a number on, and only if `use_sliding_window` says so)
     sliding: str = "none"
     experts: Fields = _NONE  # fields of `ExpertsConfig` and their names in config.json; none for dense families
+    experts_switch: str | None = None  # field of config.json that says whether there are experts; None where there always are
     latent: Fields = _NONE  # fields of `LatentConfig` and their names in config.json; none for families without it
     delta: Fields = _NONE  # fields of `DeltaConfig` and their names in config.json; none for families without it
     expert_traits: Fields = _NONE  # fields of `ExpertsConfig` and the values that they must have
@@ -52,9 +53,8 @@ class Family(NamedTuple):
     defaults: Fields = _NONE
     fused: tuple[Fused | Sorted, ...] = ()  # tensors that hold what `names` has for each expert, or in another order
     rope_option: str | None = None  # of rotary settings, that other families do not know
-    local_rope: bool = (
-        False  # whether sliding layers have rotary settings of their own, by default those of all without scaling
-    )
+    # whether sliding layers have rotary settings of their own, by default those of all without scaling
+    local_rope: bool = False
     classifier: str | None = None  # `model` of the class for sequence classification, where it is another
 
 
@@ -158,6 +158,8 @@ FAMILIES = {
     ),
     "gemma4_text": Family(
         "Gemma4", GEMMA4, _GEMMA4, _GEMMA4_FIELDS, sliding="most", local_rope=True,
+        experts={"count": "num_experts", "per_token": "top_k_experts", "width": "moe_intermediate_size"},
+        experts_switch="enable_moe_block", expert_traits={"normalize": True, "beside_mlp": True, "scaled_router": True},
         required={"quantization_config": None, "attention_bias": False}, fused=FUSED_GEMMA4,
         defaults={"tie_word_embeddings": True, "head_dim": 256, "num_key_value_heads": 4, "sliding_window": 512}
         | {"sliding_window_pattern": 6, "global_head_dim": 512, "attention_k_eq_v": False, "num_kv_shared_layers": 0}
