@@ -6,6 +6,7 @@ exist here cannot be set, neither in a file nor by `--config.a.b=c`.
 
 import difflib
 import functools
+import json
 import math
 import operator
 import pathlib
@@ -100,6 +101,19 @@ def default_config() -> ConfigDict:
 def free_section(config: ConfigDict, path: str) -> ConfigDict:
     """The section at a dotted path, such as "method.options"."""
     return functools.reduce(operator.getitem, path.split("."), config)
+
+
+def flat_config(config: ConfigDict) -> dict[str, Any]:
+    """The configuration by dotted keys, as its file has it."""
+    return flat(json.loads(json.dumps(config.to_dict())))
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of dictionaries within dictionaries by dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    prefix = prefix and f"{prefix}."
+    return {key: leaf for name, value in tree.items() for key, leaf in flat(value, prefix + name).items()}
 
 
 def read_config(path: str | pathlib.Path) -> ConfigDict:

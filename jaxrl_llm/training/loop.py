@@ -22,11 +22,12 @@ from jaxrl_llm.training import checkpoint, metrics
 from jaxrl_llm.training.ahead import Sampled, from_saved, looking_ahead, to_saved
 from jaxrl_llm.training.bucket import Folder
 from jaxrl_llm.training.compiling import use_compilation_cache
+from jaxrl_llm.training.config import flat_config
 from jaxrl_llm.training.evaluation import consequence, gap_bound, warn_of_gap
 from jaxrl_llm.training.given import Given
 from jaxrl_llm.training.phases import Params, Phase, all_phases, following
 from jaxrl_llm.training.report import live_report, say
-from jaxrl_llm.training.run import Run, flat_config, open_run
+from jaxrl_llm.training.run import Run, open_run
 from jaxrl_llm.training.state import REINFORCEMENT, SUPERVISED, Progress, TrainState
 from jaxrl_llm.training.timing import timed_step
 from jaxrl_llm.training.trackers import ROWS, Told, Tracker, open_trackers

@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, reading
-from jaxrl_llm.training.config import default_config, read_config
+from jaxrl_llm.training.config import default_config, flat_config, read_config
 from jaxrl_llm.training.metrics import DEFINITIONS, TIMINGS, read_jsonl
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
@@ -83,7 +83,7 @@ def _read(folder: pathlib.Path, most: int) -> dict[str, Any]:
     summary = reading.read_object(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     completions, left_out = _completions(folder / "completions", most)
     return {
-        "name": folder.name, "config": _flat(config), "metrics": records, "timing": read_jsonl(folder / "timing.jsonl"),
+        "name": folder.name, "config": flat_config(config), "metrics": records, "timing": read_jsonl(folder / "timing.jsonl"),
         "summary": summary | {"folder": str(folder.name), "steps": records[-1]["step"]}, "composition": _composition(config),
         "changed": _changed(config), "faults": _faults(read_jsonl(folder / "reward_failures.jsonl")),
         "warnings": read_jsonl(folder / "warnings.jsonl")[:200], "completions": completions, "left_out": left_out,
@@ -99,19 +99,10 @@ def _composition(config: ConfigDict) -> str:
         return f"{name}\n({error})"
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
-    if not isinstance(tree, Mapping) or not tree:
-        return {prefix: tree}
-    return {
-        key: leaf for name, value in tree.items() for key, leaf in _flat(value, f"{prefix}.{name}" if prefix else name).items()
-    }
-
-
 def _changed(config: ConfigDict) -> list[tuple[str, str]]:
     """Keys that are not as the defaults have them."""
-    usual = _flat(default_config())
-    return [(name, repr(value)) for name, value in sorted(_flat(config).items()) if value != usual.get(name)]
+    usual = flat_config(default_config())
+    return [(name, repr(value)) for name, value in sorted(flat_config(config).items()) if value != usual.get(name)]
 
 
 def _differences(runs: Sequence[dict]) -> list[dict[str, Any]]:

@@ -20,7 +20,14 @@ from jaxrl_llm.environments import Agent, Environment
 from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.training import bucket, build, combining, meshes, metrics, scores
 from jaxrl_llm.training.bucket import Folder
-from jaxrl_llm.training.config import check_config, preference_method, reinforcement_method, supervised_method
+from jaxrl_llm.training.config import (
+    check_config,
+    flat,
+    flat_config,
+    preference_method,
+    reinforcement_method,
+    supervised_method,
+)
 from jaxrl_llm.training.given import NOTHING, Given, named
 from jaxrl_llm.training.layout import lay_out
 from jaxrl_llm.training.lock import locked
@@ -312,7 +319,7 @@ def _check_same_run(config: ConfigDict, workdir: pathlib.Path, store: Folder) ->
     # A learning rate that falls until the last step is another one when that step moves.
     changeable = _CHANGEABLE + (("rl.steps",) if config.rl.optimizer.decay == "constant" else ())
     ours = flat_config(config)
-    theirs = _flat(reading.read_object(path)) if path.exists() else ours
+    theirs = flat(reading.read_object(path)) if path.exists() else ours
     _check_same_objects(ours, theirs, store)
     changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
     for name in changed:
@@ -348,15 +355,3 @@ def _check_same_objects(ours: dict[str, Any], theirs: dict[str, Any], workdir: F
                 f"train() is given {argument} = {now}, but the run in {workdir} was made with {then} ({name} in its "
                 f"config.json); give {argument}=... as it was to resume it, or another workdir"
             )
-
-
-def flat_config(config: ConfigDict) -> dict[str, Any]:
-    """The configuration by dotted keys, as its file has it."""
-    return _flat(json.loads(json.dumps(config.to_dict())))
-
-
-def _flat(tree, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    prefix = prefix and f"{prefix}."
-    return {key: leaf for name, value in tree.items() for key, leaf in _flat(value, prefix + name).items()}
