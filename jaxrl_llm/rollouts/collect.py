@@ -247,6 +247,10 @@ def _with_routes_of_learned(samples: Samples, prompts, prefixes) -> Samples:
 
 
 def room_for(request: Request, taken: int, most: int) -> int:
+    """Tokens that a completion may still have, of which `taken` are written and there may be `most`.
+
+    Raises ValueError: none.
+    """
     if taken >= most:
         raise ValueError(
             f"the prefix of prompt {request.prompt_id} has {taken} tokens and leaves no room in max_new_tokens = {most}; "
@@ -294,6 +298,7 @@ def _in_order(tokenizer: Tokenizer, requests: Sequence[Request], parts: list[tup
 
 
 def record_of(tokenizer: Tokenizer, request: Request, tokens: np.ndarray, start: int, end: int, reason: int) -> dict[str, Any]:
+    """What people read of a row, whose completion are the `tokens` from `start` up to `end`; `reason` is why it ended."""
     return {
         "prompt_id": request.prompt_id,
         "prompt": prompt_text(tokenizer, request.example.get("prompt", request.prompt)),

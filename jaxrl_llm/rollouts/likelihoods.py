@@ -30,7 +30,7 @@ def gold_likelihood(
     """Reward: how likely the answer of the example is behind the reasoning of the row.
 
     Args:
-      by: who reads, see above; its logits are divided by the temperature of training.
+      by: who reads, see `rollouts.asking`; its logits are divided by the temperature of training.
       statistic: of the answer's tokens: "mean_logp" and "sum_logp" (nats), "probability" of all of them (VeriFree,
         https://arxiv.org/abs/2505.21493), "mean_probability" of one (RLPR, https://arxiv.org/abs/2506.18254), or
         "perplexity" (NOVER, https://arxiv.org/abs/2505.16022).
@@ -118,7 +118,7 @@ def hidden_states(by: str = POLICY, *, pool: Literal["mean", "last"] = "mean", o
     """Fact such as "embedding" [N, D]: the last layer's states at tokens of a row, after they are read.
 
     Args:
-      by: who reads, see above.
+      by: who reads, see `rollouts.asking`.
       pool: their "mean", or the "last" one.
       of: which tokens: those of the "completion", or of the whole "row".
 
@@ -177,7 +177,7 @@ def text_contrast(
     their largest cos(h, q)) / temperature, and -1 for a completion that was cut off.
 
     Args:
-      by: who reads, see above.
+      by: who reads, see `rollouts.asking`.
       query: column of the example with the text q that the row should be near to.
       negative: column with the text n.
       spread: weight of what rows say of each other.
@@ -216,7 +216,7 @@ def log_ratio(by: str = "teacher", *, template: str = "{prompt}", against: str =
     """Reward: mean over a row's actions of log p_by - log p_against, the reward that preference learning made of a policy.
 
     Args:
-      by: who was trained on preferences, see above; it may read what the policy does not.
+      by: who was trained on preferences, see `rollouts.asking`; it may read what the policy does not.
       template: of the prompt that `by` reads, with {prompt} and columns, such as a solution that is there in training alone.
       against: "reference", or another one of the run.
 

@@ -28,7 +28,7 @@ from jaxrl_llm.sampling.standing import (
 )  # fmt: skip
 from jaxrl_llm.types import Rollouts
 
-OF_PREFIX = ("tokens", "logp", "mask", "version", "turn")
+OF_PREFIX = tuple(field.name for field in dataclasses.fields(Prefix))
 Who = tuple[str, str | None, Any]  # `by`, `beside` and `mix` of a request
 
 

@@ -1,5 +1,6 @@
 """Who is there in the RL phase: policy, critic, reference, teacher, modules and judges, and their parameters."""
 
+import functools
 from collections.abc import Callable
 
 from jaxrl_llm.methods import Method
@@ -45,7 +46,10 @@ def policies_of(run: Run, state: TrainState, reference) -> dict[str, Callable]:
     policies = run.policies(policy_params(run, state))
     if run.method.needs_reference:
         policies["reference"] = run.sampled_by(run.network, lambda: run.whole(reference_params(state, reference)))
-    return policies | {name: module.sampled_by(module.network, part(state)) for name, module, part in _module_parts(run)}
+    return policies | {
+        name: module.sampled_by(module.network, functools.partial(_module_params, run, name, state))
+        for name, module in run.modules.items()
+    }
 
 
 def policies_at_first(run: Run, params) -> dict[str, Callable]:
@@ -59,13 +63,9 @@ def policies_at_first(run: Run, params) -> dict[str, Callable]:
     }
 
 
-def _module_parts(run: Run) -> list[tuple[str, Run, Callable]]:
-    """Each module with a function `state -> () -> all its parameters`."""
-
-    def part(name: str, module: Run):
-        return lambda state: lambda: module.whole(state.modules[name].params)
-
-    return [(name, module, part(name, module)) for name, module in run.modules.items()]
+def _module_params(run: Run, name: str, state: TrainState):
+    """All parameters of a module."""
+    return run.modules[name].whole(state.modules[name].params)
 
 
 def policy_annotators(run: Run, reference) -> dict[str, Annotator]:
@@ -77,8 +77,9 @@ def policy_annotators(run: Run, reference) -> dict[str, Annotator]:
         annotators["reference"] = Annotator(network, lambda state: run.whole(reference_params(state, reference)), temperature)
     if run.teacher is not None:
         annotators["teacher"] = Annotator(run.teacher.without_params(), lambda state: run.teacher.params, temperature)
-    for name, module, part in _module_parts(run):
-        annotators[name] = Annotator(module.network.without_params(), lambda state, part=part: part(state)(), temperature)
+    for name, module in run.modules.items():
+        params = functools.partial(_module_params, run, name)
+        annotators[name] = Annotator(module.network.without_params(), params, temperature)
     for name, (judge, _) in run.judges.items():
         annotators[name] = Annotator(judge.without_params(), lambda state, judge=judge: judge.params, temperature)
     return annotators

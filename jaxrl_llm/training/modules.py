@@ -99,14 +99,10 @@ def _check_method(config: ConfigDict, name: str) -> None:
     methods_of.refuse_missing(method, told | methods_of.reinforcement_method(config).strategy.provides)
     if method.needs_teacher or method.evolution:
         raise ValueError(f"{place}.method is {method.name!r}, which has a teacher, or takes no gradient; choose another")
-    if config.rl.steps and name not in {*config.environment.by, *dict(_asked(config)).values()}:
+    by = methods_of.reinforcement_method(config).strategy.options.get("by")
+    if config.rl.steps and name not in (*config.environment.by, by):
         mend = "name it in config.environment.by, or as an option `by` of the strategy"
         raise ValueError(f"{place} would learn nothing: nobody asks it; {mend}")
-
-
-def _asked(config: ConfigDict) -> Sequence[tuple[str, Any]]:
-    strategy = methods_of.reinforcement_method(config).strategy
-    return [(name, value) for name, value in strategy.options.items() if isinstance(value, str)]
 
 
 def made_pairs(

@@ -27,26 +27,25 @@ def duel(**module):
     return config
 
 
+def written_about(method, strategy, **options):
+    """A policy about whose answers somebody else writes."""
+    config = tiny_config(method, kl_coefficient=0.0)
+    config.task.max_prompt_tokens, config.rl.row_tokens = 20, 0
+    config.method.strategy = strategy
+    config.method.strategy_options = {"template": "{prompt}{completion}#", "threshold": 0.1} | options
+    return config
+
+
 def taught(**module):
     """A policy with a verifier of its steps."""
-    config = tiny_config("rl_tango", kl_coefficient=0.0)
-    config.task.max_prompt_tokens = 20
-    config.rl.row_tokens = 0
-    config.method.strategy = "verified"
-    config.method.strategy_options = {
-        "template": "{prompt}{completion}#", "separator": "+", "step": "[+-]", "final": "[0-9]", "threshold": 0.1,
-    }  # fmt: skip
+    config = written_about("rl_tango", "verified", separator="+", step="[+-]", final="[0-9]")
     config.modules = {"verifier": {"method": "tango_verifier", "options": {"kl_coefficient": 0.0}} | module}
     return config
 
 
 def modelled(**module):
     """A policy whose answers train a reward model."""
-    config = tiny_config("cooper", kl_coefficient=0.0)
-    config.task.max_prompt_tokens = 20
-    config.rl.row_tokens = 0
-    config.method.strategy = "spoiled"
-    config.method.strategy_options = {"template": "{prompt}{completion}#", "threshold": 0.1}
+    config = written_about("cooper", "spoiled")
     config.evaluation.success = 0.1
     config.modules = {"judge": {"method": "reward_model", "reward": config.rewards.names[0]} | module}
     config.rewards.names, config.rewards.weights = (*config.rewards.names, "learned_reward"), (0.0, 1.0)
