@@ -39,9 +39,11 @@ def report(folders: Sequence[str | pathlib.Path], most_completions: int = MOST_C
       folders: of the runs.
       most_completions: of each run; of more, those of steps at even distances are taken, and the page says so.
 
-    Raises ValueError: a folder is no run, or vl-convert is not installed.
+    Raises ValueError: a folder is no run, or is given twice, or vl-convert is not installed.
     """
-    runs = [_read(reading.local(folder), most_completions) for folder in folders]
+    folders = [reading.local(folder) for folder in folders]
+    names = _names(folders)
+    runs = [_read(folder, name, most_completions) for folder, name in zip(folders, names, strict=True)]
     groups = _grouped(runs)
     data = {
         "runs": [
@@ -74,7 +76,19 @@ def _script(data: Any) -> str:
     return json.dumps(data, allow_nan=False, default=str).replace("<", "\\u003c")
 
 
-def _read(folder: pathlib.Path, most: int) -> dict[str, Any]:
+def _names(folders: Sequence[pathlib.Path]) -> list[str]:
+    """Names of the runs that tell them apart: the last parts of their paths, as many as that takes."""
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice:
+        raise ValueError(f"{twice} is given twice; name it once")
+    for count in range(1, 1 + max(len(folder.parts) for folder in folders)):
+        names = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _read(folder: pathlib.Path, name: str, most: int) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no run: it has no config.json; give the workdir of one")
     config, records = read_config(folder / "config.json"), read_jsonl(folder / "metrics.jsonl")
@@ -83,8 +97,8 @@ def _read(folder: pathlib.Path, most: int) -> dict[str, Any]:
     summary = reading.read_object(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     completions, left_out = _completions(folder / "completions", most)
     return {
-        "name": folder.name, "config": flat_config(config), "metrics": records, "timing": read_jsonl(folder / "timing.jsonl"),
-        "summary": summary | {"folder": str(folder.name), "steps": records[-1]["step"]}, "composition": _composition(config),
+        "name": name, "config": flat_config(config), "metrics": records, "timing": read_jsonl(folder / "timing.jsonl"),
+        "summary": summary | {"steps": records[-1]["step"]}, "composition": _composition(config),
         "changed": _changed(config), "faults": _faults(read_jsonl(folder / "reward_failures.jsonl")),
         "warnings": read_jsonl(folder / "warnings.jsonl")[:200], "completions": completions, "left_out": left_out,
     }  # fmt: skip

@@ -70,6 +70,16 @@ def test_one_run_has_the_intervals_that_it_measured(runs):
     assert "strategy    = grouped()" in data["runs"][0]["composition"]
 
 
+def test_runs_of_one_name_are_told_apart_by_the_folders_they_lie_in(tmp_path):
+    folders = [write_run(tmp_path / f"{parent}/run", clip=clip) for parent, clip in (("one", 0.2), ("two", 0.3))]
+    data = json.loads(part(pages.report(folders), "data"))
+    assert [run["name"] for run in data["runs"]] == ["one/run", "two/run"]
+    curve = next(curve for curve in data["curves"] if curve["name"] == "reward")
+    assert [(row["group"], row["value"]) for row in curve["rows"] if row["step"] == 1] == [("one/run", 3.0), ("two/run", 4.0)]
+    with pytest.raises(ValueError, match="run is given twice"):
+        pages.report([folders[0], folders[0]])
+
+
 def test_intervals_are_those_of_student():
     assert pages.interval([1.0]) == 0.0 and pages.interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / np.sqrt(3))
     assert pages.interval([0.0, 1.0] * 10) == pytest.approx(1.96 * np.std([0.0, 1.0] * 10, ddof=1) / np.sqrt(20))
