@@ -231,9 +231,8 @@ class DecoderConfig:
     full_kv_heads: int | None = None  # their `num_kv_heads`, likewise
     keys_as_values: bool = False  # whether values of layers without a window come of the projection to keys
     value_norm: bool = False  # whether the values of each head are normalised, without a scale
-    reusing_layers: int = (
-        0  # layers at the top that have the keys and values of the last layer below them that is of their type
-    )
+    # layers at the top that have the keys and values of the last layer below them that is of their type
+    reusing_layers: int = 0
     reusing_width: int | None = None  # their `intermediate_size`, where it is another
     per_layer_width: int = 0  # P, of a second embedding of tokens, each layer its own, that it adds at its end; 0 for none
     per_layer_vocab: int = 0  # rows of its table

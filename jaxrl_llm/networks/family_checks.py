@@ -14,8 +14,6 @@ FIELDS = {
     "num_heads": "num_attention_heads",
 }
 _TOKEN, _LAYER, _SPAN = whole(0, LIMITS["vocab_size"]), whole(0, LIMITS["num_layers"]), whole(1, LIMITS["max_length"])
-
-
 _FLAGS = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm", "attention_bias", "mlp_bias")
 _FLAGS += ("attention_out_bias", "rope_interleave", "attention_k_eq_v", "use_double_wide_mlp", "enable_moe_block")
 _FLAGS += ("attn_output_gate",)
@@ -41,7 +39,6 @@ _SCALES += (
     "swiglu_limit",
 )
 _LAYERS = ("max_window_layers", "first_k_dense_replace", "num_nextn_predict_layers")
-# What each field of config.json that is read must be.
 CHECKS = (
     {theirs: whole(1, LIMITS[ours]) for ours, theirs in FIELDS.items()}
     | {"num_key_value_heads": whole(1, LIMITS["num_kv_heads"]), "head_dim": whole(1, LIMITS["head_dim"])}
