@@ -1,6 +1,6 @@
 """PPO with a critic on the task of the quickstart: the same beginning, another method."""
 
-from configs.quickstart import get_config as quickstart
+from jaxrl_llm.configs.quickstart import get_config as quickstart
 
 
 def get_config():
