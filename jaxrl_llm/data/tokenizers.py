@@ -150,9 +150,10 @@ def _nothing_found(path: pathlib.Path) -> str:
     if not path.exists():
         return f"tokenizer {str(path)!r}: there is no such file; give {wanted}"
     found = sorted(entry.name for entry in path.iterdir())[:8]
+    given = "directory" + next((f", gguf_file={name!r}" for name in found if name.endswith(".gguf")), "")
     return (
         f"tokenizer {str(path)!r}: the directory has neither tokenizer.json nor tokenizer.model (it has {found}); "
-        "write a tokenizer.json with `transformers.AutoTokenizer.from_pretrained(directory).save_pretrained(directory)`"
+        f"write a tokenizer.json with `transformers.AutoTokenizer.from_pretrained({given}).save_pretrained(directory)`"
     )
 
 

@@ -154,6 +154,8 @@ MODELS = {
     "gemma-4-26b-a4b": Published("google/gemma-4-26B-A4B", _GEMMA4, (2816, 2112, 30, 16, 8), _GEMMA4_26B),
     "gemma-4-31b": Published("google/gemma-4-31B", _GEMMA4, (5376, 21504, 60, 32, 16), _GEMMA4_31B),
     "qwen3.5-0.8b": Published("Qwen/Qwen3.5-0.8B", _QWEN3_5, (1024, 3584, 24, 8, 2), _TIED | {"linear_num_value_heads": 16}),
+    "qwen3.5-2b": Published("Qwen/Qwen3.5-2B", _QWEN3_5, (2048, 6144, 24, 8, 2), _TIED | {"linear_num_value_heads": 16}),
+    "qwen3.5-4b": Published("Qwen/Qwen3.5-4B", _QWEN3_5, (2560, 9216, 32, 16, 4), _TIED),
     "qwen3.5-9b": Published("Qwen/Qwen3.5-9B", _QWEN3_5, (4096, 12288, 32, 16, 4)),
     "qwen3.5-27b": Published("Qwen/Qwen3.5-27B", _QWEN3_5, (5120, 17408, 64, 24, 4), {"linear_num_value_heads": 48}),
     "qwen3.5-35b-a3b": Published("Qwen/Qwen3.5-35B-A3B", _QWEN3_5_MOE, (2048, 512, 40, 16, 2)),

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed
 from jaxrl_llm.distributed import chips, hlo
+from jaxrl_llm.networks.config import DecoderConfig
 from jaxrl_llm.training.programs import PlannedRun, Program, all_programs, planned_run
 
 LANES = 128  # numbers of a register's row: shards that are narrower are not gathered but summed, which sends twice the bytes
@@ -185,7 +186,7 @@ def kernel_flops(kernel: hlo.Kernel, seen: float) -> float | None:
 
 
 def useful_flops(program: Program, run: PlannedRun) -> float:
-    """FLOPs that the model needs: 2 for each active parameter and token forward, and twice as many backward, with attention.
+    """FLOPs that the model needs: 2 for each active parameter and token forward, twice as many backward, and what mixes tokens.
 
     Source: https://arxiv.org/abs/2001.08361, section 2.1.
     """
@@ -197,10 +198,25 @@ def useful_flops(program: Program, run: PlannedRun) -> float:
         name = jax.tree_util.keystr(path)
         if "layers" in name and leaf.ndim >= 3:
             active += leaf.size * (share if "experts" in name and "router" not in name else 1.0)
-    attention = 4.0 * network.num_layers * network.num_heads * network.head_dim * program.tokens * program.seen
     length = run.config.task.max_prompt_tokens + run.config.rl.max_new_tokens
     head = program.learned * network.vocab_size * network.hidden_size
-    return passes * (2.0 * (active * program.tokens + head) + attention * length)
+    return passes * (2.0 * (active * program.tokens + head) + program.tokens * mixing_flops(network, program.seen * length))
+
+
+def mixing_flops(network: DecoderConfig, keys: float) -> float:
+    """FLOPs by which the layers of a network mix a token with `keys` others, without those of their matrices.
+
+    Per head: attention multiplies each key that is seen with a query, and its value with a weight; the delta rule reads its
+    state by a key, changes it by an outer product, and reads it by a query (https://arxiv.org/abs/2412.06464, equation 10).
+    """
+    total = 0.0
+    for kind in map(network.kinds.__getitem__, network.kind_of_layer):
+        if kind.shape.mixer == "delta":
+            total += 6.0 * network.delta.value_heads * network.delta.key_dim * network.delta.value_dim
+            continue
+        of_value = kind.shape.head_dim if network.latent is None else network.latent.value_dim
+        total += 2.0 * network.num_heads * (kind.shape.head_dim + of_value) * min(keys, kind.window or keys)
+    return total
 
 
 def narrow_shards(run: PlannedRun) -> list[str]:

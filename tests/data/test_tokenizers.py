@@ -141,6 +141,10 @@ def test_errors_say_what_was_found(tmp_path):
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(ValueError, match=r"neither tokenizer.json.*vocab.json.*save_pretrained"):
         data.load_tokenizer(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"from_pretrained\(directory, gguf_file='model.gguf'\)"):
+        data.load_tokenizer(tmp_path)
+    (tmp_path / "model.gguf").unlink()
     write_huggingface(tmp_path, eos_token="<stop>")
     with pytest.raises(ValueError, match="eos_token '<stop>' is not in the vocabulary"):
         data.load_tokenizer(tmp_path)

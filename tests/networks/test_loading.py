@@ -213,7 +213,7 @@ def test_codes_of_mxfp4_are_expanded_as_transformers_does(tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "ours" / "config.json").read_text())
 
 
-@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["BF16", "F16", "Q8_0", "Q5_1", "Q4_1", "Q4_0"])
 def test_a_gguf_file_is_read_as_what_its_codes_stand_for(kind, tmp_path):
     gguf = pytest.importorskip("gguf")
     model = tiny_huggingface.save_model("llama2", tmp_path / "theirs")

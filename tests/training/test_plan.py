@@ -10,7 +10,8 @@ import sys
 import pytest
 
 import jaxrl_llm
-from jaxrl_llm.training.plan import meshes_of
+from jaxrl_llm import networks
+from jaxrl_llm.training.plan import meshes_of, mixing_flops
 
 SKIP = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 WIDTH, INNER, LAYERS, HEADS, KEYS, HEAD, VOCABULARY = 256, 1024, 4, 4, 2, 128, 8192
@@ -88,6 +89,16 @@ def test_flops_are_those_of_the_formula(plan):
     pairs = PROMPTS * (PROMPT**2 / 2 + SAMPLES * ANSWER * (PROMPT + ANSWER / 2))
     assert update["attention"] > 11 * 2 * LAYERS * HEADS * HEAD * pairs / 4
     assert update["flops"] > update["useful"]
+
+
+def test_layers_are_counted_by_what_they_mix():
+    # Of Qwen3.5-4B 8 layers are attention of 16 heads of 256; 24 keep a state of 128 by 128 for each of 32 heads.
+    states = 24 * 32 * 6 * 128 * 128
+    assert mixing_flops(networks.config("qwen3.5-4b"), 1000) == 8 * 4 * 16 * 256 * 1000 + states
+    # Of Gemma-3-1B 22 of 26 see 512 tokens.
+    assert mixing_flops(networks.config("gemma-3-1b"), 1000) == 4 * 4 * 256 * (22 * 512 + 4 * 1000)
+    # Keys of DeepSeek-V3 have 192 numbers, and values 128.
+    assert mixing_flops(networks.config("deepseek-v3"), 10) == 61 * 2 * 128 * (192 + 128) * 10
 
 
 def test_meshes_use_all_devices():
