@@ -10,7 +10,7 @@ from jaxrl_llm.networks.config import (
     QuantizationConfig,
 )  # fmt: skip
 from jaxrl_llm.networks.experts import Routing
-from jaxrl_llm.networks.huggingface import load_huggingface, save_huggingface
+from jaxrl_llm.networks.huggingface import huggingface_config, load_huggingface, save_huggingface
 from jaxrl_llm.networks.named import config, count_parameters, names
 from jaxrl_llm.networks.network import Network, as_computed, decoder, from_apply, logical_axes
 from jaxrl_llm.networks.peft import load_peft, save_peft
@@ -20,6 +20,7 @@ from jaxrl_llm.networks.trees import join_params, split_params
 __all__ = [
     "ADAPTER", "AdapterConfig", "DecoderConfig", "DeltaConfig", "ExpertsConfig", "LatentConfig", "Network",
     "QuantizationConfig", "QuantizationGap", "Routing", "add_adapter", "as_computed", "config", "count_parameters", "decoder",
-    "dequantize", "from_apply", "join_params", "load_huggingface", "load_peft", "logical_axes", "merge_adapter", "names",
-    "quantization_gap", "quantize", "remove_adapter", "save_huggingface", "save_peft", "split_params", "unmerge_adapter",
+    "dequantize", "from_apply", "huggingface_config", "join_params", "load_huggingface", "load_peft", "logical_axes",
+    "merge_adapter", "names", "quantization_gap", "quantize", "remove_adapter", "save_huggingface", "save_peft",
+    "split_params", "unmerge_adapter",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ import contextlib
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -19,12 +19,54 @@ from jaxrl_llm.networks.gguf_files import gguf_file, read_gguf
 from jaxrl_llm.networks.network import Network, Params, decoder
 from jaxrl_llm.networks.placing import Piece, blocks, written
 from jaxrl_llm.networks.stored_names import Path, Stored
-from jaxrl_llm.networks.tensor_files import STORED_DTYPES, TensorFile, existing, find_tensors, opened, write_json, write_tensors
+from jaxrl_llm.networks.tensor_files import (
+    STORED_DTYPES,
+    TensorFile,
+    Tensors,
+    existing,
+    find_tensors,
+    opened,
+    write_json,
+    write_tensors,
+)
 from jaxrl_llm.networks.whole import Others, is_whole, tell_others, text_config, text_tensors
 
 # Tensors of old checkpoints that hold no parameters.
 _DERIVED = "rotary_emb.inv_freq"
 _HEAD = "lm_head.weight"
+
+
+class _Described(NamedTuple):
+    """A directory whose parameters are not read yet."""
+
+    config: DecoderConfig
+    ahead: int  # layers behind the network's own, which predict further tokens
+    tensors: Tensors  # of the network
+    others: Tensors  # of what it sees or hears with
+
+
+def huggingface_config(
+    directory, dtype: str = "float32", *, compute_dtype: str | None = None, value_head: int = 0, remat: str = "dots",
+    attention: str = "auto",
+) -> DecoderConfig:  # fmt: skip
+    """The configuration of what `load_huggingface` makes of a directory, with the same arguments; reads no parameter.
+
+    Raises FileNotFoundError, ValueError: as that does.
+    """
+    return _described(directory, dtype, compute_dtype, value_head, remat, attention).config
+
+
+def _described(directory, dtype: str, compute_dtype: str | None, value_head: int, remat: str, attention: str) -> _Described:
+    directory = pathlib.Path(directory)
+    path = gguf_file(directory) or existing(directory / "config.json")
+    theirs, found = read_gguf(path) if path.suffix == ".gguf" else (reading.read_object(path), find_tensors(directory))
+    others = {}
+    if is_whole(theirs):
+        theirs, (found, others) = text_config(theirs, str(path)), text_tensors(found)
+    settings = {"other_parts": str(directory.resolve())} if others else {}
+    settings |= {"remat": remat, "attention": attention} | ({"value_head": value_head} if value_head else {})
+    config = families.from_huggingface(theirs, str(path), dtype=compute_dtype or dtype, param_dtype=dtype, **settings)
+    return _Described(config, theirs.get("num_nextn_predict_layers") or 0, found, others)
 
 
 def load_huggingface(
@@ -56,17 +98,8 @@ def load_huggingface(
       ValueError: the family or an option of it is not supported, a file is damaged, or tensors are missing, unexpected or
         of another shape.
     """
-    directory = pathlib.Path(directory)
-    path = gguf_file(directory) or existing(directory / "config.json")
-    theirs, found = read_gguf(path) if path.suffix == ".gguf" else (reading.read_object(path), find_tensors(directory))
-    others = {}
-    if is_whole(theirs):
-        theirs, (found, others) = text_config(theirs, str(path)), text_tensors(found)
-    settings = {"other_parts": str(directory.resolve())} if others else {}
-    settings |= {"remat": remat, "attention": attention} | ({"value_head": value_head} if value_head else {})
-    config = families.from_huggingface(theirs, str(path), dtype=compute_dtype or dtype, param_dtype=dtype, **settings)
+    config, ahead, found, others = _described(directory, dtype, compute_dtype, value_head, remat, attention)
     network = decoder(config)
-    ahead = theirs.get("num_nextn_predict_layers") or 0
     found = _without_ignored(found, range(config.num_layers, config.num_layers + ahead))
     found = _without_lent(config, found)
     found = taken_apart(found, families.FAMILIES[config.family].fused, config)

@@ -247,7 +247,7 @@ def trained_and_frozen(config: ConfigDict, params: Any) -> tuple[Any, Any]:
 def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network:
     """The structure of `base_network`, before any parameter is read; its `config.vocab_size` are the tokens that it has.
 
-    Raises ValueError: what `families.from_huggingface` and `check_stop_ids` refuse, or an unknown family or name.
+    Raises ValueError: what `networks.huggingface_config` and `check_stop_ids` refuse, or an unknown family or name.
     """
     sizes = config.network.to_dict()
     laid_over = ("adapter", "quantization", "trains", "router", "tokenizer", "cache_dtype")
@@ -257,8 +257,8 @@ def base_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network
     if "network" in config.given:
         return networks.decoder(dataclasses.replace(given_structure(config), **_value_head(config)))
     if directory:
-        place = pathlib.Path(directory) / "config.json"
-        found = families.from_huggingface(reading.read_object(place), str(place), **computed)
+        dtypes = {"compute_dtype": computed.pop("dtype"), "dtype": computed.pop("param_dtype")}
+        found = networks.huggingface_config(directory, **dtypes, **computed)
         check_stop_ids(tokenizer, found.vocab_size, directory)
         return networks.decoder(found)
     if named:

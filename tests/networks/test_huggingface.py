@@ -14,7 +14,7 @@ import torch
 import transformers
 from networks.stepwise import stepwise_logits
 
-from jaxrl_llm.networks import DecoderConfig, decoder, families, load_huggingface, save_huggingface
+from jaxrl_llm.networks import DecoderConfig, decoder, families, huggingface_config, load_huggingface, save_huggingface
 
 LENGTHS = np.asarray([23, 40, 9])
 TOKENS = np.random.default_rng(0).integers(0, tiny_huggingface.VOCABULARY, (3, 40))
@@ -318,6 +318,7 @@ def test_the_text_part_of_a_model_that_sees_comes_and_goes_with_the_whole(name, 
     with caplog.at_level("INFO"):
         network = load_huggingface(tmp_path / "theirs")
     assert "tensors beside the text part are kept for exports: " in caplog.text
+    assert huggingface_config(tmp_path / "theirs") == network.config
     assert np.abs(logits_of(network, TOKENS) - their_logits(model, TOKENS)).max() <= TOLERANCE
     changed = jax.tree.map(lambda x: x * 1.25, network.params)
     save_huggingface(network, changed, tmp_path / "ours")

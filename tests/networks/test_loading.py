@@ -17,7 +17,7 @@ import torch
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from jaxrl_llm.distributed import RULES, make_mesh, parameter_shardings
-from jaxrl_llm.networks import gguf_files, huggingface, load_huggingface, placing, save_huggingface
+from jaxrl_llm.networks import gguf_files, huggingface, huggingface_config, load_huggingface, placing, save_huggingface
 
 INDEX = "model.safetensors.index.json"
 BENCHMARK = pathlib.Path(__file__).parents[2] / "benchmarks" / "loading.py"
@@ -247,7 +247,7 @@ def test_a_gguf_file_is_read_as_what_its_codes_stand_for(kind, tmp_path):
     assert written.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(written[name], value.astype(np.float32))
-    assert network.config.norm_epsilon == pytest.approx(1e-5)
+    assert network.config.norm_epsilon == pytest.approx(1e-5) and huggingface_config(tmp_path) == network.config
     (tmp_path / "model.gguf").write_bytes((tmp_path / "model.gguf").read_bytes()[:200])
     with pytest.raises(ValueError, match="model.gguf is truncated or no GGUF file"):
         load_huggingface(tmp_path)

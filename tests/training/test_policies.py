@@ -88,6 +88,28 @@ def test_a_run_from_a_checkpoint_keeps_its_tokenizer(chat_model, tmp_path):
     assert tokenizer.stop_ids[0] == theirs.eos_token_id
 
 
+@pytest.mark.slow
+def test_a_run_from_a_model_that_sees_learns_its_text_part(chat_model, tmp_path):
+    shutil.copytree(chat_model, tmp_path / "sees", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    tokens = json.loads((chat_model / "config.json").read_text())
+    text = {name: tokens[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id") if name in tokens}
+    text |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
+    text |= {"num_key_value_heads": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+    text |= {"linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}
+    seeing = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    kind = transformers.Qwen3_5ForConditionalGeneration
+    theirs = transformers.Qwen3_5Config(text_config=text, vision_config=seeing | {"num_position_embeddings": 16})
+    model = kind(theirs)
+    model.save_pretrained(tmp_path / "sees")
+    config = tiny_runs.grade_school_config()
+    config.network.directory, config.rl.steps = str(tmp_path / "sees"), 1
+    tiny_runs.finish(config, tmp_path / "run")
+    policies.convert(tmp_path / "run", tmp_path / "exported", to="huggingface")
+    before, after = model.state_dict(), kind.from_pretrained(tmp_path / "exported").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and changed and not any("visual" in name for name in changed)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_huggingface_to_orbax_and_back(dtype, chat_model, tmp_path):
     original, tokenizer = policies.load_policy(chat_model, dtype=dtype)
