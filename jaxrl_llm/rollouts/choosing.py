@@ -225,11 +225,8 @@ def best_and_worst_of(
     rows = []
     for group, own in enumerate(score):
         order = np.argsort(-own, kind="stable")
-        places = (
-            np.concatenate([order[:keep], order[samples - keep :]])
-            if by == "reward"
-            else _accepted(io, own, 2 * keep, beta, group)
-        )
+        ends = [*order[:keep], *order[samples - keep :]]
+        places = ends if by == "reward" else _accepted(io, own, 2 * keep, beta, group)
         rows += [group * samples + int(place) for place in places]
     return collection.take(np.array(rows)), {}
 

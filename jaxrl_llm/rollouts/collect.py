@@ -40,6 +40,11 @@ class Collection:
             self.prompt_length[rows],
         )
 
+    def changed(self, *, extras: Mapping[str, np.ndarray] | None = None, **fields) -> "Collection":
+        """The rows with other fields of the rollouts, and with `extras` beside those that they have."""
+        given = fields | ({"extras": self.rollouts.extras | extras} if extras else {})
+        return dataclasses.replace(self, rollouts=self.rollouts.replace(**given))
+
     def written_by(self, names: Sequence[str]) -> np.ndarray:
         """Numbers of the rows that one of `names` wrote."""
         return np.flatnonzero([record.get("by", POLICY) in names for record in self.records])
@@ -57,7 +62,7 @@ def arranged(parts: Sequence[Collection], rows: Sequence[tuple[int, int]], group
     """A collection of the rows `(part, row of the part)`, in these groups; the parts have equal widths."""
     first = np.cumsum([0] + [len(part.records) for part in parts])
     chosen = joined(parts).take(np.array([first[part] + row for part, row in rows]))
-    return dataclasses.replace(chosen, rollouts=chosen.rollouts.replace(group=numbered(np.asarray(group))))
+    return chosen.changed(group=numbered(np.asarray(group)))
 
 
 def fork(collection: Collection, row: int, column: int, **changes) -> Request:
@@ -101,9 +106,8 @@ def sample_requests(io, requests: Sequence[Request], uids: Sequence[int], submit
     prompts = [encoded_prompts(tokenizer, request, io.max_prompt_tokens) for request in requests]
     width = io.max_prompt_tokens + sampling["max_new_tokens"]
     parts, records, names = [], {}, _field_names(requests)
-    for who, beside, mix in dict.fromkeys((request.by, request.beside, request.mix) for request in requests):
-        asked_alike = (who, beside, mix)
-        chosen = [n for n, request in enumerate(requests) if (request.by, request.beside, request.mix) == asked_alike]
+    for who, beside, mix in dict.fromkeys(map(who_answers, requests)):
+        chosen = [n for n, request in enumerate(requests) if who_answers(request) == (who, beside, mix)]
         asked, own_rows = [requests[number] for number in chosen], np.concatenate([rows_of[number] for number in chosen])
         version = io.now
         heads = [prompts[number] for number in chosen]
@@ -124,6 +128,11 @@ def sample_requests(io, requests: Sequence[Request], uids: Sequence[int], submit
         group = np.repeat([request.group for request in asked], [request.samples for request in asked])
         parts.append((own_rows, rollouts.replace(source=source), group, samples.finish_reason))
     return _in_order(tokenizer, requests, parts, [len(learned) for _, learned in prompts], records)
+
+
+def who_answers(request: Request, by: str = "") -> tuple[str, str | None, Composable | None]:
+    """Who is asked, where he is not named otherwise."""
+    return by or request.by, request.beside, request.mix
 
 
 def _repeated(requests: Sequence[Request]) -> list[Request]:
@@ -322,8 +331,7 @@ def rewarded_collection(collection: Collection, score: Score, weights: Sequence[
         record | {"rewards": [None if np.isnan(value) else float(value) for value in values]}
         for record, values in zip(records, rewards, strict=True)
     ]
-    rollouts = collection.rollouts.replace(rewards=np.asarray(weighted, np.float32))
-    return dataclasses.replace(collection, rollouts=rollouts, records=told)
+    return dataclasses.replace(collection.changed(rewards=np.asarray(weighted, np.float32)), records=told)
 
 
 def as_call(collection: Collection) -> tuple[list[str], list[str], dict[str, list], list[tuple[int, int]]]:

@@ -117,8 +117,8 @@ def valued(
         first, last = _own(collection, row)
         for place, (start, end) in enumerate(zip([first, *own], [*own, last], strict=True)):
             before[row, start:end], behind[row, start:end], turn[row, start:end] = values[place], values[place + 1], place
-    found = rollouts.replace(turn=turn, extras=rollouts.extras | {"value_before": before, "value_behind": behind})
-    return dataclasses.replace(collection, rollouts=found), {"values/states": float(len(states))}
+    extras = {"value_before": before, "value_behind": behind}
+    return collection.changed(turn=turn, extras=extras), {"values/states": float(len(states))}
 
 
 @stateless_strategy
@@ -156,7 +156,7 @@ def _by_group(parts: list[Collection], rows: list[tuple[int, int]], groups: list
     order = np.argsort(groups, kind="stable")
     found = arranged(parts, [rows[place] for place in order], np.array(groups)[order])
     added = {name: np.array(values, np.int32)[order] for name, values in extras}
-    return dataclasses.replace(found, rollouts=found.rollouts.replace(extras=found.rollouts.extras | added))
+    return found.changed(extras=added)
 
 
 @stateless_strategy
@@ -298,9 +298,8 @@ def budgeted(
         for number, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
             before[row, start:end], behind[row, start:end] = baseline[row, number], worth[row, number]
     before[rows:], behind[rows:] = np.repeat(told.mean(axis=1), summaries)[:, None], told.reshape(-1, 1)
-    extras = found.rollouts.extras | {"value_before": before, "value_behind": behind}
     metrics = {f"budget/{budget}": float(reward[:, number].mean()) for number, budget in enumerate(budgets)}
-    return dataclasses.replace(found, rollouts=found.rollouts.replace(extras=extras)), metrics
+    return found.changed(extras={"value_before": before, "value_behind": behind}), metrics
 
 
 def _at_budgets(

@@ -155,8 +155,7 @@ class Io:
             return function
 
         def ask(known: np.ndarray | None = None) -> dict[str, Sequence]:
-            rows = collection.rollouts if known is None else collection.rollouts.replace(rewards=np.asarray(known, np.float32))
-            told = dataclasses.replace(collection, rollouts=rows)
+            told = collection if known is None else collection.changed(rewards=np.asarray(known, np.float32))
             found = {name: asked(self, told) for name, asked in self.asked[kind].items()}
             notes.update({name: own.notes for name, own in found.items() if own.notes is not None})
             return {name: own.values for name, own in found.items()}

@@ -14,17 +14,7 @@ from jaxrl_llm.sampling import LENGTH, RUNNING, STOP, Samples
 from jaxrl_llm.sampling.generate import end_of_stop_string, prepared
 from jaxrl_llm.sampling.memory import most_slots
 from jaxrl_llm.sampling.standing import (
-    Asked,
-    Drawn,
-    Standing,
-    admit,
-    advance,
-    give_up,
-    go_on,
-    has_states,
-    keep,
-    renew,
-    standing,
+    Asked, Drawn, Standing, admit, advance, give_up, go_on, has_states, keep, renew, standing,
 )  # fmt: skip
 from jaxrl_llm.types import Rollouts
 
@@ -66,11 +56,6 @@ class Player:
     engine: Standing
     free: list[int]  # slots that no episode holds
     speaking: dict[int, Row] = dataclasses.field(default_factory=dict)
-
-
-def who_answers(request: Request, by: str = "") -> Who:
-    """Who is asked, where he is not named otherwise."""
-    return by or request.by, request.beside, request.mix
 
 
 def player_for(io, who: Who, wanted: int, least: int) -> Player:

@@ -13,7 +13,7 @@ from jaxrl_llm.sampling import Samples
 from jaxrl_llm.types import Rollouts
 
 _MULTIPLE = 64
-_PER_TOKEN = {"tokens": np.int32, "mask": np.float32, "behavior_logp": np.float32, "version": np.int32, "turn": np.int32}
+PER_TOKEN = {"tokens": np.int32, "mask": np.float32, "behavior_logp": np.float32, "version": np.int32, "turn": np.int32}
 
 
 def make_rollouts(
@@ -43,7 +43,7 @@ def make_rollouts(
     rows = len(samples.length)
     counts = np.full(len(prompts), rows // max(len(prompts), 1)) if samples_of is None else np.asarray(samples_of)
     prompt_of = np.repeat(np.arange(len(prompts)), counts)
-    fields = {name: np.zeros((rows, width), kind) for name, kind in _PER_TOKEN.items()}
+    fields = {name: np.zeros((rows, width), kind) for name, kind in PER_TOKEN.items()}
     fields["version"][:] = version
     length, extras = np.zeros(rows, np.int32), {}
     if keeps_entropy:
@@ -128,10 +128,15 @@ def _with_routes(parts: Sequence[Rollouts]) -> Sequence[Rollouts]:
     return [part.replace(extras={"routes": routes} | part.extras) for part, routes in zip(parts, free, strict=True)]
 
 
+def rounded(length: int) -> int:
+    """A length filled up to a multiple, so that few programs are compiled."""
+    return -(-length // _MULTIPLE) * _MULTIPLE
+
+
 def scores_of_rows(rollouts: Rollouts) -> tuple[np.ndarray, np.ndarray]:
-    """What `estimators.row_scores` says, of rows filled up to a multiple, so that few programs are compiled."""
+    """What `estimators.row_scores` says, of as many rows as `rounded` says."""
     names = [name for name in ("rewards", "valid", "mask", "group", "token_rewards") if getattr(rollouts, name) is not None]
-    count, filling = len(rollouts.length), -len(rollouts.length) % _MULTIPLE
+    count, filling = len(rollouts.length), rounded(len(rollouts.length)) - len(rollouts.length)
     arrays = {name: np.asarray(getattr(rollouts, name)) for name in names}
     filled = {name: np.pad(array, [(0, filling)] + [(0, 0)] * (array.ndim - 1)) for name, array in arrays.items()}
     return tuple(np.asarray(found)[:count] for found in _row_scores(filled))

@@ -93,7 +93,6 @@ def in_modes(
     collection = io.sample([*plain, *all_of])
     texts = [record["completion"] for record in collection.records]
     mode = [next((place for place, own in enumerate(modes) if text.startswith(own)), len(modes)) for text in texts]
-    rollouts = collection.rollouts.replace(extras=collection.rollouts.extras | {"mode": np.array(mode, np.int32)})
     free = mode[: prompts * samples]
     metrics = {f"modes/{place}": free.count(place) / len(free) for place in range(len(modes))}
-    return dataclasses.replace(collection, rollouts=rollouts), metrics
+    return collection.changed(extras={"mode": np.array(mode, np.int32)}), metrics

@@ -57,7 +57,7 @@ def replayed(
     both = joined([fresh, again])
     if of == "prompt" and not apart:
         group = np.concatenate([fresh.rollouts.group, np.repeat(np.arange(prompts), [len(own) for own in chosen])])
-        both = dataclasses.replace(both, rollouts=both.rollouts.replace(group=group.astype(np.int32)))
+        both = both.changed(group=group.astype(np.int32))
     return both, after, metrics
 
 
@@ -157,8 +157,7 @@ def resumed(
         store = put(empty_store(capacity=capacity, row_width=row_width), collection, waiting)
     done = io.reward(collection.take(np.flatnonzero(np.repeat(over, samples))))
     older = ((done.rollouts.version < first) & (done.rollouts.mask > 0)).any(axis=1)
-    source = np.where(older, REPLAYED, 0).astype(np.int32)
-    done = dataclasses.replace(done, rollouts=done.rollouts.replace(source=source))
+    done = done.changed(source=np.where(older, REPLAYED, 0).astype(np.int32))
     return done, store, {"resumed/waiting": float((~over).sum())}
 
 
@@ -184,4 +183,4 @@ def _windowed(io: Io, store: Store, prompts: int, samples: int, window: int) -> 
     if requests:
         parts.append(io.sample(requests, rewarded=False))
     found = arranged(parts, rows, np.arange(len(rows)) // samples)
-    return dataclasses.replace(found, rollouts=found.rollouts.replace(source=np.zeros(len(rows), np.int32)))
+    return found.changed(source=np.zeros(len(rows), np.int32))

@@ -68,11 +68,9 @@ def verified(
             if number < len(words):
                 step_reward[row, end - 1] = (1.0 if words[number] else -1.0) / len(ends)
     extras = {"right": right.astype(np.int32)}
-    changed = answers.rollouts.replace(turn=turn, extras=answers.rollouts.extras | extras | {"step_reward": step_reward})
-    told = judged.rollouts.replace(extras=judged.rollouts.extras | extras)
-    judged = _with_rewards(dataclasses.replace(judged, rollouts=told), true + format_reward * complete)
+    judged = _with_rewards(judged.changed(extras=extras), true + format_reward * complete)
     metrics = {"verifier/true": float(true.mean()), "verifier/complete": float(complete.mean())}
-    return _together(dataclasses.replace(answers, rollouts=changed), judged), metrics
+    return _together(answers.changed(turn=turn, extras=extras | {"step_reward": step_reward}), judged), metrics
 
 
 @stateless_strategy(annotations=_samples_of)
@@ -99,11 +97,9 @@ def spoiled(
         return answers, {"spoiled/wrong": 0.0}
     copies = io.sample([_about(io, answers, row, template, by, group) for group, row in sorted(chosen.items())])
     wrong = ~_right(copies, component, threshold)
-    rollouts = copies.rollouts.replace(valid=np.zeros_like(copies.rollouts.valid))
-    found = _together(answers, dataclasses.replace(copies, rollouts=rollouts))
+    found = _together(answers, copies.changed(valid=np.zeros_like(copies.rollouts.valid)))
     own = np.concatenate([groups, sorted(chosen)]).astype(np.int32)  # those of the answers, which stand together
-    found = dataclasses.replace(found, rollouts=found.rollouts.replace(group=own))
-    return found, {"spoiled/wrong": float(wrong.mean())}
+    return found.changed(group=own), {"spoiled/wrong": float(wrong.mean())}
 
 
 def _about(io: Io, answers: Collection, row: int, template: str, by: str, group: int):
@@ -127,7 +123,7 @@ def _with_rewards(collection: Collection, rewards: np.ndarray) -> Collection:
     whole = np.full(collection.rollouts.rewards.shape, np.nan, np.float32)
     whole[:, 0] = rewards
     records = [record | {"rewards": [float(value)]} for record, value in zip(collection.records, rewards, strict=True)]
-    return dataclasses.replace(collection, rollouts=collection.rollouts.replace(rewards=whole), records=records)
+    return dataclasses.replace(collection.changed(rewards=whole), records=records)
 
 
 def _together(own: Collection, others: Collection) -> Collection:
