@@ -118,7 +118,6 @@ def v_trace(
 
     Args:
       rollouts: with values and both log-probabilities [N, T].
-      trace_decay: lambda.
       clip_rho: which policy's value is learnt; without bound that of the policy itself.
       clip_c: how far corrections reach back.
 
@@ -154,7 +153,6 @@ def distribution_targets(
 
     Args:
       rollouts: with what the averaged critic says, [N, T] and [N, T, n].
-      key: of the draw.
       kind: as above.
       expected: whether "returns" are the means, or else the means of the samples: of one draw, the draw.
 
@@ -184,7 +182,6 @@ def stock_advantage(rollouts: Rollouts, *, share: float = 0.25, trace_decay: flo
     Args:
       rollouts: with `extras["behavior_value_outputs"]` [N, T, n], quantiles of the return.
       share: of the returns that count.
-      trace_decay: lambda.
 
     Raises ValueError: the share is not between 0 and 1.
     Source: https://arxiv.org/abs/2501.13028, section on the conditional value at risk
@@ -204,11 +201,7 @@ def stock_advantage(rollouts: Rollouts, *, share: float = 0.25, trace_decay: flo
     return rollouts.replace(advantage=masked(advantage, mask), valid=rollouts.valid * present)
 
 
-def _greedy(options: dict) -> tuple[str, ...]:
-    return ("behavior_value", "candidates", "proximal_candidate_logp", "proximal_max_logp")
-
-
-@stateless(annotations=_greedy, provides=("returns",))
+@stateless(annotations=("behavior_value", "candidates", "proximal_candidate_logp", "proximal_max_logp"), provides=("returns",))
 def greedy_targets(rollouts: Rollouts, *, greedy: Composable, alpha: float = 0.1, discount: float = 1.0) -> Rollouts:
     """r_t + discount Q(s_{t+1}, b), b being the one candidate there, and Q = V + `alpha` (log pi(b) - log pi(likeliest token)).
 
@@ -227,11 +220,7 @@ def greedy_targets(rollouts: Rollouts, *, greedy: Composable, alpha: float = 0.1
     return found.replace(valid=rollouts.valid * present)
 
 
-def _started(*, initial: float, **options):
-    return jnp.log(jnp.float32(initial))
-
-
-@stateful(init=_started, annotations=("behavior_logp",))
+@stateful(lambda *, initial, **options: jnp.log(jnp.float32(initial)), annotations=("behavior_logp",))
 def soft_reward(rollouts: Rollouts, state, key, *, initial: float = 0.01, target: float | None = None, rate: float = 0.01):
     """Adds -alpha log pi of the sampled token to its reward; alpha rises while the entropy is below its target.
 
@@ -240,7 +229,6 @@ def soft_reward(rollouts: Rollouts, state, key, *, initial: float = 0.01, target
 
     Args:
       rollouts: with `behavior_logp` [N, T].
-      state: log alpha.
       initial: alpha at the first step, above 0.
       target: entropy of an action (nats) that is aimed at; None for a fixed alpha.
       rate: of the change.

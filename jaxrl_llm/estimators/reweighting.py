@@ -6,21 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, require
-from jaxrl_llm.estimators.base import stateful, stateless
-from jaxrl_llm.estimators.entropies import mean_entropy
+from jaxrl_llm.estimators.base import no_steps, stateful, stateless
 from jaxrl_llm.estimators.pools import classes, group_bounds, group_mean, group_sum
-from jaxrl_llm.estimators.scores import component_of, row_logp, row_scores
+from jaxrl_llm.estimators.scores import component_of, row_logp, row_mean, row_scores
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
 def _times(rollouts: Rollouts, factor) -> Rollouts:
     return rollouts.replace(advantage=masked(rollouts.advantage * factor[:, None], rollouts.mask))
-
-
-def row_advantage(rollouts: Rollouts):
-    """Mean advantage over the actions of each row, [N]; 0 for a row without actions."""
-    return safe_divide(masked(rollouts.advantage, rollouts.mask).sum(axis=1), rollouts.mask.sum(axis=1))
 
 
 def group_shares(values, present, group):
@@ -55,7 +49,8 @@ def entropy_guided_weight(rollouts: Rollouts, *, entropy_weight: float = 1.0, te
     """
     require(temperature > 0, "temperature", temperature, "positive")
     present = (rollouts.valid > 0).astype(jnp.float32)
-    merit = (row_advantage(rollouts) + entropy_weight * mean_entropy(rollouts)) / temperature
+    advantage, entropy = (row_mean(x, rollouts.mask) for x in (rollouts.advantage, rollouts.extras["proximal_entropy"]))
+    merit = (advantage + entropy_weight * entropy) / temperature
     share = group_shares(merit, present, rollouts.group)
     return _times(rollouts, share * group_sum(present, rollouts.group))
 
@@ -221,7 +216,7 @@ def _influence(rollouts: Rollouts, actions, correct):
     return jax.lax.scan(of_group, jnp.zeros(actions.shape), jnp.arange(order.size))[0]
 
 
-@stateful(lambda **options: jnp.zeros((), jnp.int32))
+@stateful(no_steps)
 def fading(rollouts: Rollouts, state, key, *, start: float = 0.5, rate: float = 0.01, rest: bool = False):
     """Multiplies advantages by a = start * exp(-rate * n) in step n, counted from 0, or by the `rest`, 1 - a.
 
