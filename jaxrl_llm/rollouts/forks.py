@@ -1,8 +1,4 @@
-"""Strategies that go on from the middle of rows: values of states by sampling from them, trees, exits, beginnings given.
-
-Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, and `samples` that of the completions
-of each.
-"""
+"""Strategies that go on from the middle of rows: values of states by sampling from them, trees, exits, beginnings given."""
 
 import dataclasses
 import math
@@ -89,7 +85,6 @@ def valued(
     are no part of the rollouts. Segments are the turns of a row, so that `turn_ratio` is theirs.
 
     Args:
-      continuations: of each cut.
       cuts: rule `(io, collection, row) -> columns`.
 
     Source: VinePPO, https://arxiv.org/abs/2410.01679; SPO, https://arxiv.org/abs/2505.23564
@@ -270,9 +265,7 @@ def budgeted(
     own, which learn nothing of thought and text, against the mean of the answers from the same cut.
 
     Args:
-      samples: thoughts of each prompt.
       budgets: tokens, rising; the last one bounds thoughts.
-      summaries: answers at each cut.
       text: that ends a thought, which nobody learns.
       prior: all budgets alike, in proportion to them, or the last one alone.
 

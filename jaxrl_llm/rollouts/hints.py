@@ -2,9 +2,6 @@
 
 Templates are texts in the notation of `str.format`, see `views.templated`: "{prompt}" is the prompt's own text, other names
 are columns of the example.
-
-Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, `samples` that of the completions of
-each, and `threshold` the total reward above which a row is right.
 """
 
 import dataclasses
@@ -96,9 +93,6 @@ def steered(
     """Groups of `samples` rows under the plain prompt and `guided` ones under a template.
 
     Args:
-      samples: of each prompt as it is.
-      guided: of each prompt in the template.
-      template: of the guided ones.
       learned: whether the learner reads the "hinted" prompt of the guided rows, or the "plain" one; then they have source 1.
       rejects_wrong: whether guided rows that are not right take no part.
 
@@ -148,7 +142,6 @@ def self_taught(
     gold answer, a demonstration, feedback.
 
     Args:
-      template: what the teacher reads.
       teacher: "proximal", the policy itself before the step; "reference", which may be its moving average; or "teacher".
       untaught: rows of which no other completion is right are "left out", or read behind their own, "plain" prompt.
 
@@ -199,7 +192,6 @@ def relabelled(
     second row.
 
     Args:
-      template: states what was achieved.
       only_wrong: False for a second row of right ones too.
 
     Source: hindsight experience replay, https://arxiv.org/abs/1707.01495

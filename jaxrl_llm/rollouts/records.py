@@ -9,7 +9,7 @@ import numpy as np
 from jaxrl_llm.estimators import row_scores
 from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.rollouts.requests import Prefix
-from jaxrl_llm.sampling import Samples
+from jaxrl_llm.sampling import LENGTH, Samples
 from jaxrl_llm.types import Rollouts
 
 _MULTIPLE = 64
@@ -74,6 +74,20 @@ def make_rollouts(
         **fields, length=length, rewards=np.asarray(rewards, np.float32), group=prompt_of.astype(np.int32),
         prompt_id=np.repeat(np.asarray(prompt_ids, np.int32), counts), extras=extras,
     )  # fmt: skip
+
+
+def rollouts_of_texts(
+    prompts: Sequence[Sequence[int]], texts: Sequence[Prefix], prompt_ids: Sequence[int], *, width: int, version: int
+) -> Rollouts:
+    """One row for each prompt with the text behind it, each a group, without rewards; see `make_rollouts`."""
+    rows = len(texts)
+    none = np.zeros((rows, 1), np.float32)
+    samples = Samples(
+        tokens=none.astype(np.int32), logp=none, tempered_logp=none, sampling_logp=none, length=np.zeros(rows, np.int32),
+        finish_reason=np.full(rows, LENGTH, np.int32),
+    )  # fmt: skip
+    missing = np.full((rows, 1), np.nan)
+    return make_rollouts(prompts, samples, missing, prompt_ids, width=width, version=version, prefixes=texts)
 
 
 def _lay_prefix(row: dict[str, np.ndarray], prefix: Prefix, place: slice, behind: slice) -> None:

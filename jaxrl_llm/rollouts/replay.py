@@ -1,8 +1,7 @@
 """Strategies that remember rows: replay beside fresh samples, drafts of the last visit, rows that go on in the next step.
 
-Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts and `samples` that of the completions of
-each, fresh ones where others are replayed. The `store` has `capacity` rows of `row_width` tokens, the columns of the rollouts,
-and `components` rewards; in a run of the program these two are what it has.
+The `samples` of a prompt are fresh ones where others are replayed. The `store` has `capacity` rows of `row_width` tokens, the
+columns of the rollouts, and `components` rewards; in a run of the program these two are what it has.
 """
 
 import dataclasses
@@ -43,10 +42,8 @@ def replayed(
         raise ValueError(f"rows of a store have no {unknown[0]!r}, which the rollouts of this run have; leave it out")
     drawn = fresh.rollouts.prompt_id[::samples]
     pools = [of_prompt(store, number) for number in drawn] if of == "prompt" else [np.flatnonzero(store["number"] > 0)]
-    chosen = []
-    for pool in pools:
-        most = taken if of == "prompt" else taken * prompts
-        chosen.append(_chosen(store, pool, min(most, len(pool)), rule, io) if len(pool) >= least else pool[:0])
+    most = taken if of == "prompt" else taken * prompts
+    chosen = [_chosen(store, pool, min(most, len(pool)), rule, io) if len(pool) >= least else pool[:0] for pool in pools]
     metrics = {"replay/rows": float(sum(map(len, chosen)))}
     after = put(store, fresh)
     places = np.concatenate(chosen).astype(np.int32)

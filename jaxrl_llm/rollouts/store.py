@@ -62,8 +62,7 @@ def stored(store: Store, places: Sequence[int], io: Io, group: Sequence[int] | N
     """Rows of a store as a collection, of source `REPLAYED`, with the log-probabilities and versions that they were put with.
 
     Args:
-      store: see `empty_store`.
-      places: of the rows.
+      places: of the rows in the store.
       io: of the run that looks up the examples of the prompts.
       group: of each row; by default rows of one prompt are a group.
     """

@@ -1,9 +1,8 @@
 """Strategies in which somebody else writes about the policy's answers: a verifier judges their steps, an assistant spoils them.
 
-Who it is says the option `by`: a module that learns from what it wrote, see `training.modules`, or "reference" or "teacher".
-Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, `samples` that of the completions of
-each, and `threshold` the reward above which a row is right, the one of number `component`, without its weight. Templates are
-those of `views.templated`, in which "{completion}" stands for the answer.
+Who it is says the option `by`: a module that learns from what it wrote, see `training.modules`, or "reference" or "teacher". A
+row is right where the reward of number `component`, without its weight, is above `threshold`. Templates are those of
+`views.templated`, in which "{completion}" stands for the answer.
 """
 
 import dataclasses
@@ -40,7 +39,6 @@ def verified(
     for a verdict of the whole that is true, and `format_reward` for one of each step and of the whole.
 
     Args:
-      by: who judges.
       template: of the verifier's prompt.
       separator: text that steps end with.
       step, final: patterns of a verdict of a step, and of the last one; "+", "1" and words such as "correct" say right.
@@ -82,10 +80,6 @@ def spoiled(
 
     The copies stand in the groups of the answers and take no part in what the policy learns; they are the wrong answers of
     pairs, see `training.modules.made_pairs`.
-
-    Args:
-      by: who writes them.
-      template: of the prompt to.
 
     Returns: With the metric "spoiled/wrong", the share of the copies that are indeed wrong.
     Source: Cooper, https://arxiv.org/abs/2508.05613
