@@ -80,7 +80,6 @@ def blended_targets(
     Args:
       rollouts: with `extras["{of}_value"]` [N, T].
       share: largest l, from 0 to 1.
-      by: as above.
       of: "behavior" or "target".
 
     Raises ValueError: an unknown `by`, or a share outside of [0, 1].
@@ -101,9 +100,8 @@ def blended_targets(
     sampled = discounted_sums(rewards, rollouts.mask, discount)
     value = masked(rollouts.extras[f"{of}_value"], rollouts.mask)
     trusted = (share * part)[:, None]
-    return _with_returns(
-        rollouts, rewards + discount * at_next_action((1.0 - trusted) * value + trusted * sampled, rollouts.mask)
-    )
+    following = at_next_action((1.0 - trusted) * value + trusted * sampled, rollouts.mask)
+    return _with_returns(rollouts, rewards + discount * following)
 
 
 @stateless(annotations=("behavior_value", "behavior_logp", "proximal_logp"), provides=("returns",))
@@ -153,7 +151,6 @@ def distribution_targets(
 
     Args:
       rollouts: with what the averaged critic says, [N, T] and [N, T, n].
-      kind: as above.
       expected: whether "returns" are the means, or else the means of the samples: of one draw, the draw.
 
     Raises ValueError: an unknown kind.
@@ -231,7 +228,6 @@ def soft_reward(rollouts: Rollouts, state, key, *, initial: float = 0.01, target
       rollouts: with `behavior_logp` [N, T].
       initial: alpha at the first step, above 0.
       target: entropy of an action (nats) that is aimed at; None for a fixed alpha.
-      rate: of the change.
 
     Source: SAC, https://arxiv.org/abs/1812.05905, sections 4 and 5
     """

@@ -27,10 +27,6 @@ def entropy_shaped_advantage(
     most, certain wrong ones lose most. Then A = (r - mean) / (std + 1e-8) over all actions of right rows of the group,
     and over those of wrong rows.
 
-    Args:
-      rollouts: with entropies.
-      base, bonus: a1 and a2.
-
     Source: GTPO, https://arxiv.org/abs/2508.04349
     """
     value, present = component_of(rollouts, component)
@@ -41,9 +37,8 @@ def entropy_shaped_advantage(
     strength = there * jnp.where(right[:, None], entropy, 1.0 / (entropy + EPSILON))
     share = strength / (group_sum(strength, verdict) + EPSILON) * group_sum(there, verdict)
     reward = there * jnp.where(right[:, None], 1.0, -1.0) * (base + bonus * share)
-    return rollouts.replace(
-        advantage=masked(back(_standardised(reward, there, verdict)), taken), valid=rollouts.valid * present
-    )
+    advantage = masked(back(_standardised(reward, there, verdict)), taken)
+    return rollouts.replace(advantage=advantage, valid=rollouts.valid * present)
 
 
 def _standardised(values, there, group):

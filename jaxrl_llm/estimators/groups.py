@@ -69,9 +69,6 @@ def token_group_advantage(
     A long answer so counts as often as it has tokens. The deviation is the population's. A group in which a size of `limit` is
     reached has the advantages of GRPO in place of these, with statistics over rows and Bessel's deviation.
 
-    Args:
-      limit: of |A|.
-
     Raises ValueError: a limit that is not positive.
     Source: HAPO, https://arxiv.org/abs/2509.16591, section 3.2, with the limit of https://github.com/starriver030515/HAPO
     """
@@ -166,9 +163,6 @@ def pass_at_k_advantage(
     With n rows of which w are wrong and C(a, b) the binomial coefficient, the mean reward of a set is m = 1 - C(w, k) / C(n, k)
     and its deviation s = sqrt(m (1 - m)). Right rows get (1 - m) / s, wrong ones (1 - m - C(w - 1, k - 1) / C(n - 1, k - 1)) /
     s. For k = 1 it is GRPO with the population's deviation. Groups with less than k rows, and those where s = 0, get 0.
-
-    Args:
-      k: size of the sets.
 
     Raises ValueError: k is below 1.
     Source: https://arxiv.org/abs/2508.10751

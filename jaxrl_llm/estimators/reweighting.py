@@ -64,7 +64,6 @@ def semantic_entropy_weight(rollouts: Rollouts, *, strength: float = 0.0417) -> 
 
     Args:
       rollouts: with `extras["answer"]` int [N], -1 where there is none.
-      strength: of the reduction.
 
     Source: SEED-GRPO, https://arxiv.org/abs/2505.12346
     """
@@ -94,10 +93,6 @@ def exponential_weight(rollouts: Rollouts, *, temperature: float = 1.0) -> Rollo
 def advantage_weight(rollouts: Rollouts, *, temperature: float = 1.0, largest: float = 20.0) -> Rollouts:
     """exp(A / temperature), at most `largest`, in place of each advantage: imitation, of better actions the more.
 
-    Args:
-      temperature: above 0.
-      largest: bound of a weight, above 0.
-
     Raises ValueError: one of them is not above 0.
     Source: AWR, https://arxiv.org/abs/1910.00177, which has the bound 20
     """
@@ -118,7 +113,6 @@ def group_gap_weight(rollouts: Rollouts, *, strength: float = 1.0, reward_weight
 
     Args:
       rollouts: with `extras["easy"]` [N], the probability p_i1 that the row is of the easy part; that of the other is 1 - p_i1.
-      strength: of the penalty on the variance between the parts.
 
     Source: group invariant learning, https://arxiv.org/abs/2310.11971
     """
@@ -235,7 +229,6 @@ def balanced_classes(rollouts: Rollouts, state, key, *, momentum: float = 0.9):
 
     Args:
       rollouts: with `extras["right"]` [N], 1 where the answer that a row judges is right.
-      momentum: of the average.
 
     Source: RL Tango, https://arxiv.org/abs/2505.15034
     """

@@ -202,9 +202,6 @@ def target_return(rollouts: Rollouts, *, target: float, reward_weights: tuple[fl
     Below the target the policy learns what is good, above it what is bad, and at the target nothing. J and the advantages are
     of the same rows, so that their product is biased by a share of 1 / N.
 
-    Args:
-      target: mean score that is aimed at.
-
     Source: CounterPol, https://arxiv.org/abs/2307.13192
     """
     score, present = row_scores(rollouts, reward_weights)

@@ -1,5 +1,7 @@
 """From reward components to one score a row, from one advantage a row to its actions, and one component by itself."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.pools import group_bounds
@@ -85,22 +87,22 @@ def by_action(mask, *arrays):
       came from.
     """
     order = jnp.argsort(mask <= 0, axis=1, stable=True)
-    return _taken(mask, arrays, order, jnp.argsort(order, axis=1))
+    return _taken(mask, arrays, order, lambda: jnp.argsort(order, axis=1))
 
 
 def by_place(mask, *arrays):
     """The same by place: in column t what stands t places behind the first action of the row, actions or not."""
     width = mask.shape[1]
     first = jnp.argmax(mask > 0, axis=1)[:, None]
-    return _taken(mask, arrays, (jnp.arange(width) + first) % width, (jnp.arange(width) - first) % width)
+    return _taken(mask, arrays, (jnp.arange(width) + first) % width, lambda: (jnp.arange(width) - first) % width)
 
 
-def _taken(mask, arrays, order, inverse):
-    """The arrays in an order of their columns [N, T], and the way back by its inverse."""
+def _taken(mask, arrays, order, inverse: Callable):
+    """The arrays in an order of their columns [N, T], and the way back by its inverse, made where it is gone."""
     there = jnp.take_along_axis(mask, order, axis=1)
 
     def back(values):
-        return masked(jnp.take_along_axis(values, inverse, axis=1), mask)
+        return masked(jnp.take_along_axis(values, inverse(), axis=1), mask)
 
     return [masked(jnp.take_along_axis(array, order, axis=1), there) for array in arrays], back
 

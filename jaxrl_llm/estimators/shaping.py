@@ -116,7 +116,6 @@ def tool_call_reward(rollouts: Rollouts, *, smoothing: float = 1.0, threshold: f
 
     Args:
       rollouts: with `extras["calls"]` int [N].
-      smoothing: c.
 
     Raises ValueError: smoothing that is not positive.
     Source: OTC, https://arxiv.org/abs/2504.14870

@@ -130,7 +130,6 @@ def role_advantage(
     Args:
       rollouts: with `extras["role"]` int [N].
       roles: number of roles; rows with another number have the baseline 0.
-      decay: of the mean.
 
     Raises ValueError: no roles.
     Source: role-conditioned advantage estimation in SPIRAL, https://arxiv.org/abs/2506.24119
@@ -185,7 +184,6 @@ def history_length_reward(
 
     Args:
       prompts: size of the table of shortest lengths; prompts numbered from there on have no history.
-      weight: of the reward.
       lowest: least reward of a right answer.
 
     Raises ValueError: no prompts.

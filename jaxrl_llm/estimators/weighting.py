@@ -140,7 +140,6 @@ def running_scale(
     Steps k ago weigh decay^k for each of their present rows. With `decay=1` it is the deviation of all scores so far.
 
     Args:
-      decay: in (0, 1].
       placement: of epsilon, as in `std_scale`.
 
     Raises ValueError: a decay out of (0, 1], or an unknown placement.
