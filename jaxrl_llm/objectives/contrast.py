@@ -36,7 +36,7 @@ def contrastive_policy_gradient(scores: Scores, batch: Batch, *, beta: float = 0
     groups = find_groups(batch)
     everyone = groups.counted
     score = _deviation(_given(batch, "score", groups), groups)
-    reward = _deviation(_reward(scores, batch, groups, evidence), groups)
+    reward = _deviation(rollout_reward(scores, batch, groups.rollout, evidence=evidence), groups)
     per_rollout = -score * reward + 0.5 * beta * jnp.square(reward)
     others = group_count(everyone, groups) - 1.0
     return rollout_to_tokens(safe_divide(group_sum(per_rollout, everyone, groups), others), groups), {}
@@ -51,7 +51,8 @@ def log_ratio_regression(scores: Scores, batch: Batch, *, beta: float, evidence:
     """
     groups = find_groups(batch)
     advantage = rollout_mean(batch.advantage, batch.mask, groups.rollout)
-    return rollout_to_tokens(jnp.square(beta * _reward(scores, batch, groups, evidence) - advantage), groups), {}
+    reward = rollout_reward(scores, batch, groups.rollout, evidence=evidence)
+    return rollout_to_tokens(jnp.square(beta * reward - advantage), groups), {}
 
 
 @composable
@@ -128,15 +129,11 @@ def group_preference(
     """
     groups = find_groups(batch)
     correct, wrong, mixed = _classes(batch, groups)
-    reward = _reward(scores, batch, groups, evidence)
+    reward = rollout_reward(scores, batch, groups.rollout, evidence=evidence)
     center = group_mean(reward, correct, groups)
     spread = group_mean(jnp.square(reward - center), correct, groups)
     loss = jax.nn.softplus(beta * (group_mean(reward, wrong, groups) - center)) + variance * spread
     return rollout_to_tokens(masked(loss, mixed), groups), {}
-
-
-def _reward(scores: Scores, batch: Batch, groups: Groups, evidence: Composable):
-    return rollout_reward(scores, batch, groups.rollout, evidence=evidence)
 
 
 def _given(batch: Batch, name: str, groups: Groups):
