@@ -1,7 +1,13 @@
 """From rewards to advantages and weights: pure functions from `Rollouts` to `Rollouts`.
 
-Everywhere `rollouts` are N rows with K reward components, `reward_weights` the factors of these, 1 by default, `state` what the
-estimator remembers, `key` that of the step, and `discount` the gamma of returns.
+Everywhere `rollouts` are N rows with K reward components, in groups that may differ in size, `reward_weights` the factors of
+these components, 1 by default, `state` what the estimator remembers, `key` that of the step, `discount` the gamma of returns
+and `trace_decay` their lambda. `component` is the reward that is read or changed. A row is right where this reward, or without
+a `component` its total reward, is above `threshold`. `epsilon` is added to a divisor; where it may be None, nothing is divided.
+
+Baselines and scales are of a pool of rows, `over`: "group", "batch", or the name of integers [N] in `rollouts.extras`, rows of
+the group that share it. A row that is `alone` in its pool has "own", its own score as baseline, so that it learns nothing, and
+the deviation of one number as scale; or "none", as in verl, a baseline of 0 and a scale of 1.
 """
 
 from jaxrl_llm.estimators.base import Estimator, chain, stateful, stateless
@@ -13,7 +19,6 @@ from jaxrl_llm.estimators.combine import among, blend
 from jaxrl_llm.estimators.confidence import (
     answer_likelihood_advantage, optimal_value, self_certainty_reward, support_reward, teacher_advantage,
 )  # fmt: skip
-from jaxrl_llm.estimators.risk import lagrangian_advantage, log_barrier_advantage, target_return
 from jaxrl_llm.estimators.critic_targets import (
     blended_targets, distribution_targets, greedy_targets, monte_carlo_targets, soft_reward, stock_advantage, td_targets,
     v_trace,
@@ -25,10 +30,6 @@ from jaxrl_llm.estimators.groups import (
     best_lead_advantage, component_advantage, group_advantage, optimal_token_baseline, pass_at_k_advantage,
     prefix_tree_advantage, token_group_advantage,
 )  # fmt: skip
-from jaxrl_llm.estimators.shaping import (
-    cosine_length_reward, efficient_length_reward, length_penalty, relative_length_reward, shortest_correct_penalty,
-)  # fmt: skip
-from jaxrl_llm.estimators.weighting import running_scale, whiten
 from jaxrl_llm.estimators.returns import (
     adaptive_kl_in_reward, gae, kl_in_advantage, kl_in_reward, length_adaptive_decay, minus_value, reward_to_go,
     rewards_per_token, state_advantage, step_returns, turn_returns, turn_reward_to_go,
@@ -37,7 +38,9 @@ from jaxrl_llm.estimators.reweighting import (
     advantage_weight, balanced_classes, entropy_guided_weight, exponential_weight, fading, group_gap_weight,
     hidden_reward_weighting, long_wrong_penalty, max_entropy_weight, semantic_entropy_weight,
 )  # fmt: skip
-from jaxrl_llm.estimators.risk import cvar_advantage, risk_advantage
+from jaxrl_llm.estimators.risk import (
+    cvar_advantage, lagrangian_advantage, log_barrier_advantage, risk_advantage, target_return,
+)  # fmt: skip
 from jaxrl_llm.estimators.scalarisation import fair_rewards, objective_advantages
 from jaxrl_llm.estimators.scores import row_scores
 from jaxrl_llm.estimators.selection import (
@@ -45,8 +48,9 @@ from jaxrl_llm.estimators.selection import (
     policy_filtration, resample_by_score, row_statistics,
 )  # fmt: skip
 from jaxrl_llm.estimators.shaping import (
-    contrasted_bonus, early_call_bonus, flaw_penalty, mode_cost, overlong_penalty, repetition_penalty, round_discount,
-    tool_call_reward, unlikeliness_reward,
+    contrasted_bonus, cosine_length_reward, early_call_bonus, efficient_length_reward, flaw_penalty, length_penalty, mode_cost,
+    overlong_penalty, relative_length_reward, repetition_penalty, round_discount, shortest_correct_penalty, tool_call_reward,
+    unlikeliness_reward,
 )  # fmt: skip
 from jaxrl_llm.estimators.tables import (
     budget_length_reward, cumulative_advantage, format_diversity_reward, history_length_reward, role_advantage,
@@ -55,7 +59,7 @@ from jaxrl_llm.estimators.tables import (
 from jaxrl_llm.estimators.trees import exit_rewards, segment_advantage, tree_advantage
 from jaxrl_llm.estimators.votes import majority_reward, novelty_reward, pseudo_label_advantage
 from jaxrl_llm.estimators.weighting import (
-    constant, named_weighting, pair_mean, sequence_mean, sequence_mean_token_sum, token_mean,
+    constant, named_weighting, pair_mean, running_scale, sequence_mean, sequence_mean_token_sum, token_mean, whiten,
 )  # fmt: skip
 
 __all__ = [

@@ -6,10 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, declared, factory_of, outstanding
 from jaxrl_llm.numerics import keep_finite
 from jaxrl_llm.types import Rollouts, missing
+
+
+def no_steps(**options):
+    """State of an estimator that counts the steps."""
+    return jnp.zeros((), jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +48,12 @@ def stateless(function=None, *, annotations=(), provides=()):
         return functools.partial(stateless, annotations=annotations, provides=provides)
 
     def build(bound: Composable) -> Estimator:
-        return Estimator(init=tuple, update=_Stateless(bound), parts=(bound,))
+        return Estimator(init=tuple, update=Composable(_keeping_nothing, (("function", bound),)), parts=(bound,))
 
     return factory_of(function, build, annotations=annotations, provides=provides)
 
 
-def no_state(**options) -> tuple:
-    """State of an estimator that keeps none."""
-    return ()
-
-
-def stateful(init: Callable[..., Any] = no_state, *, annotations=(), provides=()):
+def stateful(init: Callable[..., Any] = lambda **options: (), *, annotations=(), provides=()):
     """Decorator: `f(rollouts, state, key, **options) -> (rollouts, state)` becomes a factory of estimators.
 
     Args:
@@ -62,30 +63,23 @@ def stateful(init: Callable[..., Any] = no_state, *, annotations=(), provides=()
     """
 
     def build(bound: Composable) -> Estimator:
-        return Estimator(init=Composable(init, bound.options), update=_Stateful(bound), parts=(bound,))
+        update = Composable(_keeping_finite, (("function", bound),))
+        return Estimator(init=Composable(init, bound.options), update=update, parts=(bound,))
 
     return lambda function: factory_of(function, build, annotations=annotations, provides=provides)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stateless:
-    """Hashable `update` of a stateless estimator, so that equal estimators share one compiled program."""
-
-    function: Composable
-
-    def __call__(self, rollouts, state, key):
-        return _with_inputs(self.function, rollouts), state
+# Updates are hashable, as composables of these functions, so that equal estimators share one compiled program.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stateful:
-    """The same of an estimator with a state, which no step makes NaN or infinite: it stays what it was."""
+def _keeping_nothing(rollouts, state, key, *, function: Composable):
+    return _with_inputs(function, rollouts), state
 
-    function: Composable
 
-    def __call__(self, rollouts, state, key):
-        rollouts, new_state = _with_inputs(self.function, rollouts, state, key)
-        return rollouts, keep_finite(new_state, state)
+def _keeping_finite(rollouts, state, key, *, function: Composable):
+    """No step makes a state NaN or infinite: it stays what it was."""
+    rollouts, new_state = _with_inputs(function, rollouts, state, key)
+    return rollouts, keep_finite(new_state, state)
 
 
 def _with_inputs(function: Composable, rollouts: Rollouts, *arguments):
@@ -105,24 +99,21 @@ def _refuse_missing(rollouts: Rollouts, function: Composable) -> None:
         raise ValueError(f"{function!r} needs {place}, which is missing; fill it before the estimator runs")
 
 
-@dataclasses.dataclass(frozen=True)
-class ChainInit:
-    estimators: tuple[Estimator, ...]
-
-    def __call__(self):
-        return tuple(estimator.init() for estimator in self.estimators)
+def states_of(*estimators: Estimator) -> Composable:
+    """The `init` of an estimator that is made of others: the tuple of their states."""
+    return Composable(_states, (("estimators", estimators),))
 
 
-@dataclasses.dataclass(frozen=True)
-class _ChainUpdate:
-    estimators: tuple[Estimator, ...]
+def _states(*, estimators: tuple[Estimator, ...]):
+    return tuple(estimator.init() for estimator in estimators)
 
-    def __call__(self, rollouts, state, key):
-        states = []
-        for number, (estimator, inner) in enumerate(zip(self.estimators, state, strict=True)):
-            rollouts, inner = estimator.update(rollouts, inner, jax.random.fold_in(key, number))
-            states.append(inner)
-        return rollouts, tuple(states)
+
+def _in_turn(rollouts, state, key, *, estimators: tuple[Estimator, ...]):
+    states = []
+    for number, (estimator, inner) in enumerate(zip(estimators, state, strict=True)):
+        rollouts, inner = estimator.update(rollouts, inner, jax.random.fold_in(key, number))
+        states.append(inner)
+    return rollouts, tuple(states)
 
 
 def chain(*estimators: Estimator) -> Estimator:
@@ -133,4 +124,4 @@ def chain(*estimators: Estimator) -> Estimator:
       chain(group_advantage(), token_mean())
     """
     parts = tuple(part for estimator in estimators for part in estimator.parts)
-    return Estimator(ChainInit(estimators), _ChainUpdate(estimators), parts)
+    return Estimator(states_of(*estimators), Composable(_in_turn, (("estimators", estimators),)), parts)

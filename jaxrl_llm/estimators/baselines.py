@@ -26,9 +26,7 @@ def mean_baseline(score, present, rollouts, *, over: str = "group", virtual: tup
     """Mean score of the present rows of the pool.
 
     Args:
-      over: the pool: "group", "batch", or the name of integers [N] in `rollouts.extras`: rows of the group that share it.
       virtual: scores of samples that nobody drew, added to each pool: with (1.0,), groups of wrong answers learn too.
-      alone: the baseline of a row without others: "own", the mean of it and of the virtual ones, or "none", 0 (verl).
 
     Raises ValueError: an unknown kind of baseline for rows alone, or "none" beside virtual samples, with which no row is alone.
     Source: GRPO, https://arxiv.org/abs/2402.03300; virtual samples: NGRPO, https://arxiv.org/abs/2509.18851
@@ -43,13 +41,8 @@ def mean_baseline(score, present, rollouts, *, over: str = "group", virtual: tup
 def leave_one_out_baseline(score, present, rollouts, *, over: str = "group", alone: str = "own"):
     """Mean score of the other present rows of the pool.
 
-    Args:
-      over: the pool, as in `mean_baseline`.
-      alone: the baseline of a row without others: "own", its own score, so that it learns nothing, or "none" (verl's "rloo";
-        its "rloo_vectorized" is the first).
-
     Raises ValueError: an unknown kind of baseline for rows alone.
-    Source: RLOO, https://arxiv.org/abs/2402.14740
+    Source: RLOO, https://arxiv.org/abs/2402.14740; rows alone have "none" in verl's "rloo", "own" in its "rloo_vectorized"
     """
     pool = pool_of(rollouts, over)
     kept, others = masked(score, present), group_sum(present, pool) - present
@@ -64,10 +57,6 @@ def length_weighted_baseline(score, present, rollouts, *, over: str = "group", a
 
     It is the baseline of least variance where squared gradients of log-probabilities grow like the length.
 
-    Args:
-      over: the pool, as in `mean_baseline`.
-      alone: the baseline of a row without others: "own", its own score, or "none", 0 (verl).
-
     Raises ValueError: an unknown kind of baseline for rows alone.
     Source: OPO, https://arxiv.org/abs/2505.23585
     """
@@ -81,10 +70,6 @@ def length_weighted_baseline(score, present, rollouts, *, over: str = "group", a
 def median_baseline(score, present, rollouts, *, over: str = "group", alone: str = "own"):
     """Median score of the present rows of the pool; the mean of the middle two where their number is even.
 
-    Args:
-      over: the pool, as in `mean_baseline`.
-      alone: the baseline of a row without others: "own", its own score, or "none", 0.
-
     Raises ValueError: an unknown kind of baseline for rows alone.
     """
     pool = pool_of(rollouts, over)
@@ -93,12 +78,9 @@ def median_baseline(score, present, rollouts, *, over: str = "group", alone: str
 
 @composable
 def constant_baseline(score, present, rollouts, *, value: float):
-    """The same number for all rows. It is not relative to the group: rows of uniform groups learn too.
+    """`value` for all rows. It is not relative to the group: rows of uniform groups learn too.
 
     On samples of another policy it decides how much right answers count against wrong ones.
-
-    Args:
-      value: the number.
 
     Source: TOPR, https://arxiv.org/abs/2503.14286
     """
@@ -127,14 +109,11 @@ def std_scale(
     """Standard deviation of the scores of the pool.
 
     Args:
-      over: the pool: "group", "batch", or the name of integers [N] in `rollouts.extras`: rows of the group that share it.
       degrees_of_freedom: 0 for the population, 1 for Bessel's standard deviation.
-      epsilon: keeps the division finite.
       placement: of epsilon: "outside" of the root, "inside" it, as a "floor" of the deviation, or outside "where_positive",
         with no division elsewhere.
       virtual: as in `mean_baseline`.
       others: whether it is that of the other rows of the pool, as beside a leave-one-out baseline in NeMo-RL.
-      alone: for a row without others "own", the deviation of one number, or "none": it is divided by 1 (verl).
 
     Raises ValueError: an unknown placement or word for rows alone, or virtual samples beside `others` or `alone="none"`.
     Source: GRPO, https://arxiv.org/abs/2402.03300; over the batch: Lite-PPO, https://arxiv.org/abs/2508.08221

@@ -1,39 +1,35 @@
 """Estimators made of others: sums of advantages, and estimators that see the rows of one source alone."""
 
-import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import declared
-from jaxrl_llm.estimators.base import ChainInit, Estimator
+from jaxrl_llm.compose import Composable, declared
+from jaxrl_llm.estimators.base import Estimator, states_of
 from jaxrl_llm.types import Rollouts
 
 
-@dataclasses.dataclass(frozen=True)
-class _Blend:
-    """Hashable `update` of a blend, which prints it and says what it needs."""
-
-    terms: tuple[tuple[float, Estimator], ...]
-
-    def __call__(self, rollouts: Rollouts, state, key):
-        found, states, advantage, valid, extras = rollouts, [], 0.0, rollouts.valid, {}
-        for number, ((weight, estimator), inner) in enumerate(zip(self.terms, state, strict=True)):
-            found, inner = estimator.update(rollouts, inner, jax.random.fold_in(key, number))
-            advantage, valid, extras = advantage + weight * found.advantage, valid * (found.valid > 0), extras | found.extras
-            states.append(inner)
-        return rollouts.replace(advantage=advantage, valid=valid, extras=extras), tuple(states)
-
-    @property
-    def annotations(self) -> frozenset[str]:
-        return declared(self.terms, "annotations")
-
-    @property
-    def provides(self) -> frozenset[str]:
-        return declared(self.terms, "provides")
+class _Combination(Composable):
+    """`update` of an estimator that is made of others, which prints the call that makes it and says what they need."""
 
     def __repr__(self) -> str:
-        return f"blend({', '.join(map(repr, self.terms))})"
+        return f"{self.function.__name__[1:]}({', '.join(map(repr, dict(self.options)['arguments']))})"
+
+
+def _combined(function: Callable, init: Callable, *arguments) -> Estimator:
+    needed, given = (declared(arguments, attribute) for attribute in ("annotations", "provides"))
+    update = _Combination(function, (("arguments", arguments),), annotations=needed, provides=given)
+    return Estimator(init, update, (update,))
+
+
+def _blend(rollouts: Rollouts, state, key, *, arguments: tuple[tuple[float, Estimator], ...]):
+    found, states, advantage, valid, extras = rollouts, [], 0.0, rollouts.valid, {}
+    for number, ((weight, estimator), inner) in enumerate(zip(arguments, state, strict=True)):
+        found, inner = estimator.update(rollouts, inner, jax.random.fold_in(key, number))
+        advantage, valid, extras = advantage + weight * found.advantage, valid * (found.valid > 0), extras | found.extras
+        states.append(inner)
+    return rollouts.replace(advantage=advantage, valid=valid, extras=extras), tuple(states)
 
 
 def blend(*terms: tuple[float, Estimator]) -> Estimator:
@@ -45,39 +41,21 @@ def blend(*terms: tuple[float, Estimator]) -> Estimator:
       >>> blend((0.5, group_advantage()), (0.5, group_advantage(scale=None)))
       blend((0.5, group_advantage()), (0.5, group_advantage(scale=None)))
     """
-    update = _Blend(terms)
-    return Estimator(ChainInit(tuple(estimator for _, estimator in terms)), update, (update,))
+    return _combined(_blend, states_of(*(estimator for _, estimator in terms)), *terms)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Among:
-    """Hashable `update` of `among`, which prints it and says what it needs."""
-
-    source: int
-    inner: Estimator
-
-    def __call__(self, rollouts: Rollouts, state, key):
-        own = jnp.asarray(rollouts.source) == self.source
-        found, state = self.inner.update(rollouts.replace(valid=rollouts.valid * own), state, key)
-        rows = own[:, None]
-        merged = rollouts.replace(
-            advantage=jnp.where(rows, found.advantage, rollouts.advantage),
-            weight=jnp.where(rows, found.weight, rollouts.weight),
-            valid=jnp.where(own, found.valid, rollouts.valid),
-            extras=rollouts.extras | found.extras,
-        )
-        return merged, state
-
-    @property
-    def annotations(self) -> frozenset[str]:
-        return self.inner.annotations
-
-    @property
-    def provides(self) -> frozenset[str]:
-        return self.inner.provides
-
-    def __repr__(self) -> str:
-        return f"among({self.source}, {self.inner!r})"
+def _among(rollouts: Rollouts, state, key, *, arguments: tuple[int, Estimator]):
+    source, inner = arguments
+    own = jnp.asarray(rollouts.source) == source
+    found, state = inner.update(rollouts.replace(valid=rollouts.valid * own), state, key)
+    rows = own[:, None]
+    merged = rollouts.replace(
+        advantage=jnp.where(rows, found.advantage, rollouts.advantage),
+        weight=jnp.where(rows, found.weight, rollouts.weight),
+        valid=jnp.where(own, found.valid, rollouts.valid),
+        extras=rollouts.extras | found.extras,
+    )
+    return merged, state
 
 
 def among(source: int, inner: Estimator) -> Estimator:
@@ -94,5 +72,4 @@ def among(source: int, inner: Estimator) -> Estimator:
       >>> chain(among(0, chain(group_advantage(), sequence_mean())), among(1, token_mean()))
       chain(among(0, chain(group_advantage(), sequence_mean())), among(1, token_mean()))
     """
-    update = _Among(source, inner)
-    return Estimator(inner.init, update, (update,))
+    return _combined(_among, inner.init, source, inner)

@@ -24,7 +24,6 @@ def self_certainty_reward(rollouts: Rollouts, *, component: int = 0) -> Rollouts
 
     Args:
       rollouts: with `extras["proximal_mean_logp"]` [N, T] (nats), of the policy before this step's updates.
-      component: the reward component that is replaced.
 
     Source: Intuitor, https://arxiv.org/abs/2505.19590; self-certainty, https://arxiv.org/abs/2502.18581
     """

@@ -80,7 +80,6 @@ def blended_targets(
     Args:
       rollouts: with `extras["{of}_value"]` [N, T].
       share: largest l, from 0 to 1.
-      by: as above.
       of: "behavior" or "target".
 
     Raises ValueError: an unknown `by`, or a share outside of [0, 1].
@@ -101,9 +100,8 @@ def blended_targets(
     sampled = discounted_sums(rewards, rollouts.mask, discount)
     value = masked(rollouts.extras[f"{of}_value"], rollouts.mask)
     trusted = (share * part)[:, None]
-    return _with_returns(
-        rollouts, rewards + discount * at_next_action((1.0 - trusted) * value + trusted * sampled, rollouts.mask)
-    )
+    following = at_next_action((1.0 - trusted) * value + trusted * sampled, rollouts.mask)
+    return _with_returns(rollouts, rewards + discount * following)
 
 
 @stateless(annotations=("behavior_value", "behavior_logp", "proximal_logp"), provides=("returns",))
@@ -118,7 +116,6 @@ def v_trace(
 
     Args:
       rollouts: with values and both log-probabilities [N, T].
-      trace_decay: lambda.
       clip_rho: which policy's value is learnt; without bound that of the policy itself.
       clip_c: how far corrections reach back.
 
@@ -154,8 +151,6 @@ def distribution_targets(
 
     Args:
       rollouts: with what the averaged critic says, [N, T] and [N, T, n].
-      key: of the draw.
-      kind: as above.
       expected: whether "returns" are the means, or else the means of the samples: of one draw, the draw.
 
     Raises ValueError: an unknown kind.
@@ -184,7 +179,6 @@ def stock_advantage(rollouts: Rollouts, *, share: float = 0.25, trace_decay: flo
     Args:
       rollouts: with `extras["behavior_value_outputs"]` [N, T, n], quantiles of the return.
       share: of the returns that count.
-      trace_decay: lambda.
 
     Raises ValueError: the share is not between 0 and 1.
     Source: https://arxiv.org/abs/2501.13028, section on the conditional value at risk
@@ -204,11 +198,7 @@ def stock_advantage(rollouts: Rollouts, *, share: float = 0.25, trace_decay: flo
     return rollouts.replace(advantage=masked(advantage, mask), valid=rollouts.valid * present)
 
 
-def _greedy(options: dict) -> tuple[str, ...]:
-    return ("behavior_value", "candidates", "proximal_candidate_logp", "proximal_max_logp")
-
-
-@stateless(annotations=_greedy, provides=("returns",))
+@stateless(annotations=("behavior_value", "candidates", "proximal_candidate_logp", "proximal_max_logp"), provides=("returns",))
 def greedy_targets(rollouts: Rollouts, *, greedy: Composable, alpha: float = 0.1, discount: float = 1.0) -> Rollouts:
     """r_t + discount Q(s_{t+1}, b), b being the one candidate there, and Q = V + `alpha` (log pi(b) - log pi(likeliest token)).
 
@@ -227,11 +217,7 @@ def greedy_targets(rollouts: Rollouts, *, greedy: Composable, alpha: float = 0.1
     return found.replace(valid=rollouts.valid * present)
 
 
-def _started(*, initial: float, **options):
-    return jnp.log(jnp.float32(initial))
-
-
-@stateful(init=_started, annotations=("behavior_logp",))
+@stateful(lambda *, initial, **options: jnp.log(jnp.float32(initial)), annotations=("behavior_logp",))
 def soft_reward(rollouts: Rollouts, state, key, *, initial: float = 0.01, target: float | None = None, rate: float = 0.01):
     """Adds -alpha log pi of the sampled token to its reward; alpha rises while the entropy is below its target.
 
@@ -240,10 +226,8 @@ def soft_reward(rollouts: Rollouts, state, key, *, initial: float = 0.01, target
 
     Args:
       rollouts: with `behavior_logp` [N, T].
-      state: log alpha.
       initial: alpha at the first step, above 0.
       target: entropy of an action (nats) that is aimed at; None for a fixed alpha.
-      rate: of the change.
 
     Source: SAC, https://arxiv.org/abs/1812.05905, sections 4 and 5
     """

@@ -8,17 +8,12 @@ import jax.numpy as jnp
 
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.pools import classes, group_bounds, group_sum
-from jaxrl_llm.estimators.scores import by_action, component_of, with_component
+from jaxrl_llm.estimators.scores import by_action, component_of, row_mean, with_component
 from jaxrl_llm.estimators.weighting import sequence_mean
 from jaxrl_llm.numerics import masked, materialised, safe_divide
 from jaxrl_llm.types import Rollouts
 
 EPSILON = 1e-8
-
-
-def mean_entropy(rollouts: Rollouts):
-    """Mean entropy (nats) over the actions of each row, [N]; 0 for a row without actions."""
-    return safe_divide(masked(rollouts.extras["proximal_entropy"], rollouts.mask).sum(axis=1), rollouts.mask.sum(axis=1))
 
 
 @stateless(annotations=("proximal_entropy",))
@@ -32,13 +27,6 @@ def entropy_shaped_advantage(
     most, certain wrong ones lose most. Then A = (r - mean) / (std + 1e-8) over all actions of right rows of the group,
     and over those of wrong rows.
 
-    Args:
-      rollouts: with entropies.
-      base: a1.
-      bonus: a2.
-      threshold: rewards above it are right.
-      component: the reward component that says what is right.
-
     Source: GTPO, https://arxiv.org/abs/2508.04349
     """
     value, present = component_of(rollouts, component)
@@ -49,9 +37,8 @@ def entropy_shaped_advantage(
     strength = there * jnp.where(right[:, None], entropy, 1.0 / (entropy + EPSILON))
     share = strength / (group_sum(strength, verdict) + EPSILON) * group_sum(there, verdict)
     reward = there * jnp.where(right[:, None], 1.0, -1.0) * (base + bonus * share)
-    return rollouts.replace(
-        advantage=masked(back(_standardised(reward, there, verdict)), taken), valid=rollouts.valid * present
-    )
+    advantage = masked(back(_standardised(reward, there, verdict)), taken)
+    return rollouts.replace(advantage=advantage, valid=rollouts.valid * present)
 
 
 def _standardised(values, there, group):
@@ -80,7 +67,7 @@ def sequence_entropy_reward(
     value, present = component_of(rollouts, component)
     right = value > threshold
     verdict = classes(rollouts.group, right.astype(jnp.int32))
-    entropy = mean_entropy(rollouts)
+    entropy = row_mean(rollouts.extras["proximal_entropy"], rollouts.mask)
     strength = present * jnp.where(right, entropy, 1.0 / (entropy + EPSILON))
     share = strength / (group_sum(strength, verdict) + EPSILON) * group_sum(present, verdict)
     return with_component(rollouts, component, jnp.where(right, 1.0, -1.0) * (base + bonus * share))
@@ -94,7 +81,7 @@ def entropy_penalty(rollouts: Rollouts, *, coefficient: float = 0.1, ceiling: fl
 
     Source: GTPO, https://github.com/winstonsmith1897/GTPO
     """
-    entropy = mean_entropy(rollouts)[:, None]
+    entropy = row_mean(rollouts.extras["proximal_entropy"], rollouts.mask)[:, None]
     kept = rollouts.mask * (entropy <= ceiling)
     return rollouts.replace(advantage=masked(rollouts.advantage - coefficient * entropy, kept))
 

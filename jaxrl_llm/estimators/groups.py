@@ -25,7 +25,6 @@ def group_advantage(
     is relative to the group. Rows without any reward leave statistics and training.
 
     Args:
-      rollouts: N rows; groups may differ in size.
       baseline, scale: see `baselines`; None for none.
 
     Raises ValueError: a baseline or scale that is no function.
@@ -47,7 +46,6 @@ def component_advantage(
 
     Args:
       baseline, scale: as in `group_advantage`, of each component.
-      reward_weights: factor w_k of each component; 1 by default.
 
     Source: GDPO, https://arxiv.org/abs/2601.05242, whose second step is `whiten(over="rows")`.
     """
@@ -70,10 +68,6 @@ def token_group_advantage(
 
     A long answer so counts as often as it has tokens. The deviation is the population's. A group in which a size of `limit` is
     reached has the advantages of GRPO in place of these, with statistics over rows and Bessel's deviation.
-
-    Args:
-      limit: of |A|.
-      epsilon: added to the deviations.
 
     Raises ValueError: a limit that is not positive.
     Source: HAPO, https://arxiv.org/abs/2509.16591, section 3.2, with the limit of https://github.com/starriver030515/HAPO
@@ -111,8 +105,7 @@ def prefix_tree_advantage(
 
     Args:
       rollouts: N rows whose prompts are alike within a group, place by place.
-      baseline: b, as in `group_advantage`.
-      scale: s, as in `group_advantage`.
+      baseline, scale: b and s, as in `group_advantage`.
 
     Source: TEMPO, https://arxiv.org/abs/2509.18314
     """
@@ -146,7 +139,6 @@ def best_lead_advantage(
     without it.
 
     Args:
-      rollouts: N rows; groups may differ in size.
       scale: what the lead is divided by, as in `group_advantage`; None for nothing.
 
     Source: https://arxiv.org/abs/2503.19595; "grpo_passk" of verl
@@ -171,11 +163,6 @@ def pass_at_k_advantage(
     With n rows of which w are wrong and C(a, b) the binomial coefficient, the mean reward of a set is m = 1 - C(w, k) / C(n, k)
     and its deviation s = sqrt(m (1 - m)). Right rows get (1 - m) / s, wrong ones (1 - m - C(w - 1, k - 1) / C(n - 1, k - 1)) /
     s. For k = 1 it is GRPO with the population's deviation. Groups with less than k rows, and those where s = 0, get 0.
-
-    Args:
-      rollouts: N rows; groups may differ in size.
-      k: size of the sets.
-      threshold: scores above it are right.
 
     Raises ValueError: k is below 1.
     Source: https://arxiv.org/abs/2508.10751

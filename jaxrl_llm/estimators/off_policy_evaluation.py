@@ -47,7 +47,6 @@ def per_decision_value(logp, behavior_logp, mask, rewards, *, discount: float = 
     Args:
       logp, behavior_logp, mask: as in `trajectory_log_weight`.
       rewards: [N, T], at the actions that they follow.
-      discount: of each action.
     """
     until = jnp.cumsum(_action_log_ratio(logp, behavior_logp, mask), axis=1)
     return _mean(masked(_discounts(mask, discount) * _weight(until) * masked(rewards, mask), mask).sum(axis=1))
@@ -60,7 +59,6 @@ def doubly_robust_value(logp, behavior_logp, mask, rewards, values, action_value
       logp, behavior_logp, mask, rewards: as in `per_decision_value`.
       values: V [N, T], estimates of the policy's return from the state before each action.
       action_values: Q [N, T], of its return after the action that was taken.
-      discount: of each action.
     """
     moved = _action_log_ratio(logp, behavior_logp, mask)
     until = jnp.cumsum(moved, axis=1)

@@ -30,8 +30,6 @@ def kl_in_reward(rollouts: Rollouts, *, coefficient: float = 0.05, kind: str = "
     The policy's side is `behavior_logp`, the policy that sampled; `extras["reference_logp"]` [N, T] the reference's.
 
     Args:
-      rollouts: with both.
-      coefficient: of the penalty.
       kind: see `numerics.kl_estimate`.
       bound: largest size of an estimate (nats); OpenRLHF bounds every kind at 10.
 
@@ -54,7 +52,6 @@ def kl_in_advantage(rollouts: Rollouts, *, coefficient: float = 0.01, kind: str 
 
     Args:
       rollouts: with advantages, `behavior_logp` and `extras["reference_logp"]` [N, T].
-      coefficient: of the penalty.
       kind, bound: as in `kl_in_reward`.
 
     Raises ValueError: as in `kl_in_reward`.
@@ -103,8 +100,7 @@ def adaptive_kl_in_reward(
       initial: c at the first step.
       target: KL of a whole answer that is aimed at, nats.
       horizon: in answers; so many with an error of 0.2 change c by about the factor e^0.2.
-      kind: see `numerics.kl_estimate`.
-      bound: as in `kl_in_reward`; the KL that is measured has it too.
+      kind, bound: as in `kl_in_reward`; the KL that is measured has the bound too.
 
     Source: Ziegler et al., https://arxiv.org/abs/1909.08593, section 2.2
     """
@@ -149,7 +145,6 @@ def state_advantage(
 
     Args:
       rollouts: with `extras["state"]` int [N, T], a hash of what the turn of the token has seen of its environment.
-      epsilon: added to the deviation; None for no division.
 
     Source: GiGPO, step-level advantages, https://arxiv.org/abs/2505.10978
     """
@@ -195,8 +190,6 @@ def turn_returns(
 
     Args:
       rollouts: with `token_rewards`, such as what a turn adds to the log-probability of the right answer.
-      discount: gamma, by turn.
-      epsilon: added to the deviation; None for no division.
 
     Source: IGPO, https://arxiv.org/abs/2510.14967
     """
@@ -221,8 +214,6 @@ def step_returns(rollouts: Rollouts, *, discount: float = 1.0, epsilon: float | 
 
     Args:
       rollouts: with `extras["step_reward"]` [N, T], whose sum over a step is its reward.
-      discount: gamma, by step.
-      epsilon: added to the deviation; None for no division.
 
     Source: GRPO with process supervision, https://arxiv.org/abs/2402.03300, section 4.1.3
     """

@@ -6,21 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import Composable, require
-from jaxrl_llm.estimators.base import stateful, stateless
-from jaxrl_llm.estimators.entropies import mean_entropy
+from jaxrl_llm.estimators.base import no_steps, stateful, stateless
 from jaxrl_llm.estimators.pools import classes, group_bounds, group_mean, group_sum
-from jaxrl_llm.estimators.scores import component_of, row_logp, row_scores
+from jaxrl_llm.estimators.scores import component_of, row_logp, row_mean, row_scores
 from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
 def _times(rollouts: Rollouts, factor) -> Rollouts:
     return rollouts.replace(advantage=masked(rollouts.advantage * factor[:, None], rollouts.mask))
-
-
-def row_advantage(rollouts: Rollouts):
-    """Mean advantage over the actions of each row, [N]; 0 for a row without actions."""
-    return safe_divide(masked(rollouts.advantage, rollouts.mask).sum(axis=1), rollouts.mask.sum(axis=1))
 
 
 def group_shares(values, present, group):
@@ -55,7 +49,8 @@ def entropy_guided_weight(rollouts: Rollouts, *, entropy_weight: float = 1.0, te
     """
     require(temperature > 0, "temperature", temperature, "positive")
     present = (rollouts.valid > 0).astype(jnp.float32)
-    merit = (row_advantage(rollouts) + entropy_weight * mean_entropy(rollouts)) / temperature
+    advantage, entropy = (row_mean(x, rollouts.mask) for x in (rollouts.advantage, rollouts.extras["proximal_entropy"]))
+    merit = (advantage + entropy_weight * entropy) / temperature
     share = group_shares(merit, present, rollouts.group)
     return _times(rollouts, share * group_sum(present, rollouts.group))
 
@@ -69,7 +64,6 @@ def semantic_entropy_weight(rollouts: Rollouts, *, strength: float = 0.0417) -> 
 
     Args:
       rollouts: with `extras["answer"]` int [N], -1 where there is none.
-      strength: of the reduction.
 
     Source: SEED-GRPO, https://arxiv.org/abs/2505.12346
     """
@@ -99,10 +93,6 @@ def exponential_weight(rollouts: Rollouts, *, temperature: float = 1.0) -> Rollo
 def advantage_weight(rollouts: Rollouts, *, temperature: float = 1.0, largest: float = 20.0) -> Rollouts:
     """exp(A / temperature), at most `largest`, in place of each advantage: imitation, of better actions the more.
 
-    Args:
-      temperature: above 0.
-      largest: bound of a weight, above 0.
-
     Raises ValueError: one of them is not above 0.
     Source: AWR, https://arxiv.org/abs/1910.00177, which has the bound 20
     """
@@ -123,7 +113,6 @@ def group_gap_weight(rollouts: Rollouts, *, strength: float = 1.0, reward_weight
 
     Args:
       rollouts: with `extras["easy"]` [N], the probability p_i1 that the row is of the easy part; that of the other is 1 - p_i1.
-      strength: of the penalty on the variance between the parts.
 
     Source: group invariant learning, https://arxiv.org/abs/2310.11971
     """
@@ -221,7 +210,7 @@ def _influence(rollouts: Rollouts, actions, correct):
     return jax.lax.scan(of_group, jnp.zeros(actions.shape), jnp.arange(order.size))[0]
 
 
-@stateful(lambda **options: jnp.zeros((), jnp.int32))
+@stateful(no_steps)
 def fading(rollouts: Rollouts, state, key, *, start: float = 0.5, rate: float = 0.01, rest: bool = False):
     """Multiplies advantages by a = start * exp(-rate * n) in step n, counted from 0, or by the `rest`, 1 - a.
 
@@ -240,7 +229,6 @@ def balanced_classes(rollouts: Rollouts, state, key, *, momentum: float = 0.9):
 
     Args:
       rollouts: with `extras["right"]` [N], 1 where the answer that a row judges is right.
-      momentum: of the average.
 
     Source: RL Tango, https://arxiv.org/abs/2505.15034
     """

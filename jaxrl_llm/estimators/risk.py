@@ -39,7 +39,9 @@ def risk_advantage(
     Raises ValueError: a bundle below 1, levels that are not 0 < a < b < 1, or an unknown credit.
     Source: RiskPO, https://arxiv.org/abs/2510.00911
     """
-    _check(bundle, levels, credit)
+    require(bundle >= 1, "bundle", bundle, "at least 1 prompt")
+    require(0 < levels[0] < levels[1] < 1, "levels", levels, "two numbers between 0 and 1, the smaller one first")
+    require(credit in CREDITS, "credit", credit, f"one of {CREDITS}")
     score, present = row_scores(rollouts, reward_weights)
     score, together = masked(score, present), rollouts.group // bundle
     paper = classes(together, _number_in_group(rollouts.group, present))
@@ -49,12 +51,6 @@ def risk_advantage(
     value = _mixed_value(total, quantiles, levels, tail_weight) / spread
     advantage = value * _credit(credit, score, present, rollouts.group, paper)
     return set_row_advantage(rollouts, advantage, present), _followed(state, quantiles, total, counted, levels, rate)
-
-
-def _check(bundle: int, levels, credit: str) -> None:
-    require(bundle >= 1, "bundle", bundle, "at least 1 prompt")
-    require(0 < levels[0] < levels[1] < 1, "levels", levels, "two numbers between 0 and 1, the smaller one first")
-    require(credit in CREDITS, "credit", credit, f"one of {CREDITS}")
 
 
 def _number_in_group(group, present):
@@ -205,9 +201,6 @@ def target_return(rollouts: Rollouts, *, target: float, reward_weights: tuple[fl
 
     Below the target the policy learns what is good, above it what is bad, and at the target nothing. J and the advantages are
     of the same rows, so that their product is biased by a share of 1 / N.
-
-    Args:
-      target: mean score that is aimed at.
 
     Source: CounterPol, https://arxiv.org/abs/2307.13192
     """

@@ -9,19 +9,13 @@ from jaxrl_llm.numerics import masked, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
-def _inner_states(*, inner: Estimator, objectives: int):
-    return tuple(inner.init() for _ in range(objectives))
-
-
-@stateful(init=_inner_states, provides=("objective_advantage",))
+@stateful(lambda *, inner, objectives: tuple(inner.init() for _ in range(objectives)), provides=("objective_advantage",))
 def objective_advantages(rollouts: Rollouts, state, key, *, inner: Estimator, objectives: int):
     """Advantages of each reward component by itself, `extras["objective_advantage"]` [N, T, K], and their mean as advantage.
 
     A row must be valid for all of them. `optimizers.objective_weights` weighs the gradients of the components.
 
     Args:
-      state: of the inner estimators.
-      key: of the step.
       inner: estimator of advantages, such as `group_advantage()`.
       objectives: K.
 
@@ -42,18 +36,13 @@ def objective_advantages(rollouts: Rollouts, state, key, *, inner: Estimator, ob
     return rollouts.replace(advantage=each.mean(axis=-1), valid=valid, extras=extras), tuple(states)
 
 
-def _no_means(*, objectives: int, **options):
-    return {"mean": jnp.zeros(objectives), "count": jnp.int32(0)}
-
-
-@stateful(init=_no_means)
+@stateful(lambda *, objectives, **options: {"mean": jnp.zeros(objectives), "count": jnp.int32(0)})
 def fair_rewards(rollouts: Rollouts, state, key, *, objectives: int, floor: float = 0.1, decay: float = 0.9):
     """Each reward component times 1 / (`floor` + J_k): the gradient of sum_k log(`floor` + J_k), which a lagging one leads.
 
     J_k is a running mean of the component over the valid rows of the steps so far, this one included, of at least 0.
 
     Args:
-      state: the running means.
       objectives: K.
       floor: above 0.
       decay: share of what was known that each step keeps.

@@ -1,9 +1,11 @@
 """From reward components to one score a row, from one advantage a row to its actions, and one component by itself."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.pools import group_bounds
-from jaxrl_llm.numerics import masked, materialised
+from jaxrl_llm.numerics import masked, materialised, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
@@ -50,6 +52,11 @@ def component_weights(rollouts: Rollouts, reward_weights: tuple[float, ...] | No
     return weights
 
 
+def row_mean(per_token, mask):
+    """Mean of `per_token` [N, T] over the tokens of each row where `mask` is 1, [N]; 0 for a row without any."""
+    return safe_divide(masked(per_token, mask).sum(axis=1), mask.sum(axis=1))
+
+
 def row_logp(rollouts: Rollouts):
     """Log-probability [N] (nats) of the actions of each row under the policy that sampled it; 0 where nobody knows.
 
@@ -80,27 +87,24 @@ def by_action(mask, *arrays):
       came from.
     """
     order = jnp.argsort(mask <= 0, axis=1, stable=True)
-    there = jnp.take_along_axis(mask, order, axis=1)
-    packed = [masked(jnp.take_along_axis(array, order, axis=1), there) for array in arrays]
-
-    def back(values):
-        return masked(jnp.take_along_axis(values, jnp.argsort(order, axis=1), axis=1), mask)
-
-    return packed, back
+    return _taken(mask, arrays, order, lambda: jnp.argsort(order, axis=1))
 
 
 def by_place(mask, *arrays):
     """The same by place: in column t what stands t places behind the first action of the row, actions or not."""
     width = mask.shape[1]
     first = jnp.argmax(mask > 0, axis=1)[:, None]
-    order = (jnp.arange(width) + first) % width
+    return _taken(mask, arrays, (jnp.arange(width) + first) % width, lambda: (jnp.arange(width) - first) % width)
+
+
+def _taken(mask, arrays, order, inverse: Callable):
+    """The arrays in an order of their columns [N, T], and the way back by its inverse, made where it is gone."""
     there = jnp.take_along_axis(mask, order, axis=1)
-    moved = [masked(jnp.take_along_axis(array, order, axis=1), there) for array in arrays]
 
     def back(values):
-        return masked(jnp.take_along_axis(values, (jnp.arange(width) - first) % width, axis=1), mask)
+        return masked(jnp.take_along_axis(values, inverse(), axis=1), mask)
 
-    return moved, back
+    return [masked(jnp.take_along_axis(array, order, axis=1), there) for array in arrays], back
 
 
 def component_of(rollouts: Rollouts, component: int):

@@ -4,11 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import require
-from jaxrl_llm.estimators.base import stateful, stateless
+from jaxrl_llm.estimators.base import no_steps, stateful, stateless
 from jaxrl_llm.estimators.pools import group_bounds, group_mean, group_range, group_rank, group_sum
-from jaxrl_llm.estimators.reweighting import row_advantage
-from jaxrl_llm.estimators.scores import row_logp, row_scores, set_row_advantage
-from jaxrl_llm.estimators.tables import no_steps
+from jaxrl_llm.estimators.scores import row_logp, row_mean, row_scores, set_row_advantage
 from jaxrl_llm.numerics import masked, materialised, safe_divide
 from jaxrl_llm.types import Rollouts
 
@@ -91,7 +89,7 @@ def drop_surplus_negatives(rollouts, state, key):
 
     Source: RED-Drop, https://arxiv.org/abs/2509.24203
     """
-    advantage, present = row_advantage(rollouts), (rollouts.valid > 0).astype(jnp.float32)
+    advantage, present = row_mean(rollouts.advantage, rollouts.mask), (rollouts.valid > 0).astype(jnp.float32)
     positive, negative = (present * side for side in (advantage > 0, advantage < 0))
     luck = jax.random.uniform(key, advantage.shape)
     rank = group_rank(luck, negative, rollouts.group)
@@ -118,21 +116,17 @@ def down_sample(
     Raises ValueError: shares that are not in (0, 1], or `steps_total` below 1.
     Source: D3S, https://arxiv.org/abs/2509.22115
     """
-    _check_shares(rows, tokens, steps_total)
+    for name, shares in (("rows", rows), ("tokens", tokens)):
+        require(all(0 < share <= 1 for share in shares), name, shares, "two shares above 0 and at most 1")
+    require(steps_total >= 1, "steps_total", steps_total, "at least 1")
     way = jnp.minimum(steps / steps_total, 1.0)
     share_of_rows, share_of_tokens = (first + (last - first) * way for first, last in (rows, tokens))
-    kept = _most_varied(row_advantage(rollouts), row_logp(rollouts), rollouts.valid > 0, share_of_rows)
+    advantage = row_mean(rollouts.advantage, rollouts.mask)
+    kept = _most_varied(advantage, row_logp(rollouts), rollouts.valid > 0, share_of_rows)
     taken = rollouts.mask * kept[:, None]
     merit = jnp.abs(masked(rollouts.advantage * rollouts.extras["proximal_entropy"], taken))
     mask = rollouts.mask * _largest(merit, taken, share_of_tokens)
     return rollouts.replace(mask=mask, advantage=masked(rollouts.advantage, mask), valid=rollouts.valid * kept), steps + 1
-
-
-def _check_shares(rows, tokens, steps_total: int) -> None:
-    for name, shares in (("rows", rows), ("tokens", tokens)):
-        if not all(0 < share <= 1 for share in shares):
-            raise ValueError(f"{name} is {shares}; its shares must be above 0 and at most 1")
-    require(steps_total >= 1, "steps_total", steps_total, "at least 1")
 
 
 def _count(share, whole):
@@ -216,9 +210,6 @@ def row_statistics(rollouts: Rollouts, *, threshold: float = 0.5, reward_weights
 
     `extras["score"]` [N]; `extras["correct"]` [N], 1 where the score is above `threshold`; `extras["accuracy"]` [N], the mean
     of it over the present rows of the group. All are 0 for rows without any reward, except for the accuracy of their group.
-
-    Args:
-      threshold: scores above it are correct.
     """
     score, present = row_scores(rollouts, reward_weights)
     score = masked(score, present)

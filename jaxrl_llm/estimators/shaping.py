@@ -1,8 +1,4 @@
-"""Changes to rewards before they become advantages.
-
-Rewards for the length of an answer, in actions of its row (tokens), change one reward component, `component`, which says how
-right the answer is: right where it is above `threshold`.
-"""
+"""Changes to rewards before they become advantages; lengths of answers are numbers of actions (tokens)."""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +54,6 @@ def mode_cost(rollouts: Rollouts, *, power: float = 2.0, component: int = 0, thr
     Args:
       rollouts: with `extras["mode"]` int [N]: 0 is cheap, other modes are dear.
       power: alpha; the larger, the easier a question must be before dear modes lose.
-      component: reward that says how right a row is: right above the threshold.
 
     Raises ValueError: a power that is not positive.
     Source: A2FM, https://arxiv.org/abs/2510.12838
@@ -121,9 +116,6 @@ def tool_call_reward(rollouts: Rollouts, *, smoothing: float = 1.0, threshold: f
 
     Args:
       rollouts: with `extras["calls"]` int [N].
-      smoothing: c.
-      threshold: rewards above it are right.
-      component: the reward component that is multiplied.
 
     Raises ValueError: smoothing that is not positive.
     Source: OTC, https://arxiv.org/abs/2504.14870
@@ -182,8 +174,6 @@ def early_call_bonus(
         without.
       strength: delta.
       bound: k; below 1 it keeps the sign of the advantage.
-      threshold: rewards above it are right.
-      component: the reward component that says what is right.
 
     Source: ASPO in https://arxiv.org/abs/2508.19201
     """
@@ -250,8 +240,6 @@ def cosine_length_reward(
       max_length: in tokens.
       right: the reward of right answers at length 0 and at `max_length`.
       wrong: that of wrong answers; by default they are punished for their length, as the authors' program does when it is run.
-      threshold: rewards above it are right.
-      component: the reward component that is replaced.
 
     Raises ValueError: `max_length` is below 1.
     Source: Open-RS, https://arxiv.org/abs/2503.16219; the shape is that of https://arxiv.org/abs/2502.03373

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jaxrl_llm.compose import require
-from jaxrl_llm.estimators.base import stateful
+from jaxrl_llm.estimators.base import no_steps, stateful
 from jaxrl_llm.estimators.pools import classes, group_bounds, group_mean, group_sum, group_variance
 from jaxrl_llm.estimators.scores import component_of, row_scores, set_row_advantage, with_component
 from jaxrl_llm.numerics import masked, safe_divide
@@ -130,7 +130,6 @@ def role_advantage(
     Args:
       rollouts: with `extras["role"]` int [N].
       roles: number of roles; rows with another number have the baseline 0.
-      decay: of the mean.
 
     Raises ValueError: no roles.
     Source: role-conditioned advantage estimation in SPIRAL, https://arxiv.org/abs/2506.24119
@@ -141,11 +140,6 @@ def role_advantage(
     before = read(means, role, 0.0)
     after = write(means, role, decay * before + (1.0 - decay) * now, present)
     return set_row_advantage(rollouts, score - before, present), after
-
-
-def no_steps(**options):
-    """State of an estimator that counts the steps."""
-    return jnp.zeros((), jnp.int32)
 
 
 @stateful(no_steps)
@@ -162,7 +156,6 @@ def budget_length_reward(
       decay: factor of the budget each `interval` steps.
       interval: in steps.
       weight: reward of an answer of just that length.
-      component: the reward component that it is added to.
 
     Raises ValueError: an interval below 1.
     Source: Train Long, Think Short, https://arxiv.org/abs/2508.08940
@@ -191,10 +184,7 @@ def history_length_reward(
 
     Args:
       prompts: size of the table of shortest lengths; prompts numbered from there on have no history.
-      weight: of the reward.
       lowest: least reward of a right answer.
-      threshold: rewards above it are right.
-      component: the reward component that it is added to.
 
     Raises ValueError: no prompts.
     Source: HAPO, https://arxiv.org/abs/2505.11225
@@ -219,7 +209,6 @@ def format_diversity_reward(rollouts, steps, key, *, steps_total: int, component
     Args:
       rollouts: with `extras["format"]` int [N], number of the answer's format, -1 for none.
       steps_total: T.
-      component: the reward component that is multiplied.
 
     Raises ValueError: `steps_total` is below 1.
     Source: ARM, Ada-GRPO, https://arxiv.org/abs/2505.20258

@@ -125,10 +125,6 @@ def exit_rewards(rollouts: Rollouts, *, threshold: float = 0.0, reward_weights: 
 
     It takes the place of all reward components. Behind it stands `group_advantage(scale=None)`.
 
-    Args:
-      rollouts: with cuts.
-      threshold: total reward above which a row is right.
-
     Source: S-GRPO, https://arxiv.org/abs/2505.07686
     """
     score, present = row_scores(rollouts, reward_weights)

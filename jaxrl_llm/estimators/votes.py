@@ -5,6 +5,7 @@
 
 import jax.numpy as jnp
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators.base import stateless
 from jaxrl_llm.estimators.pools import classes, group_bounds, group_sum
 from jaxrl_llm.estimators.scores import component_of, row_scores, set_row_advantage, with_component
@@ -44,7 +45,6 @@ def novelty_reward(rollouts: Rollouts, *, component: int = 0) -> Rollouts:
 
     Args:
       rollouts: with `extras["answer"]` int [N] and `extras["embedding"]` [N, E] of the reasoning.
-      component: the reward component that is replaced.
 
     Source: EVOL-RL, https://arxiv.org/abs/2509.15194
     """
@@ -92,8 +92,7 @@ def pseudo_label_advantage(
     Raises ValueError: a width that is not positive.
     Source: RESTRAIN, https://arxiv.org/abs/2510.02172
     """
-    if width <= 0:
-        raise ValueError(f"width is {width}; it must be positive")
+    require(width > 0, "width", width, "positive")
     answer, group = rollouts.extras["answer"], rollouts.group
     _, present = row_scores(rollouts)
     votes = present * (answer >= 0)

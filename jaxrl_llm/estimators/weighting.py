@@ -109,7 +109,6 @@ def whiten(
       over: "tokens", so that long rows count more in mean and variance, or "rows": each row counts as one, its actions sharing.
       shift_mean: whether the mean is taken off.
       degrees_of_freedom: taken off the number of tokens or rows in the variance.
-      epsilon: keeps the division finite.
       placement: of epsilon, as in `std_scale`.
 
     Raises ValueError: an unknown unit or placement.
@@ -141,8 +140,6 @@ def running_scale(
     Steps k ago weigh decay^k for each of their present rows. With `decay=1` it is the deviation of all scores so far.
 
     Args:
-      decay: in (0, 1].
-      epsilon: keeps the division finite.
       placement: of epsilon, as in `std_scale`.
 
     Raises ValueError: a decay out of (0, 1], or an unknown placement.

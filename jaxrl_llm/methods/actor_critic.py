@@ -48,12 +48,9 @@ def impala(samples: int = 4, clip_rho: float = 1.0, clip_c: float = 1.0, entropy
     Defaults: Both truncations are the paper's, and so is the factor of the value. The entropy's is within the range of its
       sweeps; samples are ours, and no discount. With `rl.staleness` 0 it is an actor-critic on policy.
     """
-    return (
-        grouped(samples=samples),
-        chain(v_trace(clip_rho=clip_rho, clip_c=clip_c), token_mean()),
-        _gradient(entropy_bonus(coefficient=entropy_coefficient)),
-        Critic(loss=value_loss(clip=None)),
-    )
+    estimator = chain(v_trace(clip_rho=clip_rho, clip_c=clip_c), token_mean())
+    loss = _gradient(entropy_bonus(coefficient=entropy_coefficient))
+    return grouped(samples=samples), estimator, loss, Critic(loss=value_loss(clip=None))
 
 
 @method("Soft Actor-Critic Algorithms and Applications (Haarnoja et al., 2018)", "arXiv:1812.05905")
@@ -62,7 +59,6 @@ def sac(samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0.
 
     Defaults: `follow` is the paper's. All else is ours: samples, the target entropy (nats a token), and `td_steps`, after which
       targets read the averaged critics, where the paper has 1. `target_entropy=None` keeps alpha.
-
     Unconfirmed: the port. A token leads to one state alone, so that values of states stand for those of actions, and the policy
       learns from the score function of its samples in place of an expectation over the vocabulary.
     """
@@ -74,7 +70,6 @@ def ace(samples: int = 4, alpha: float = 0.01, every: int = 200, largest: float 
     """Soft actor-critic whose policy goes part of the way back to its beginning, the further, the more of it is dormant.
 
     Defaults: As in `sac`; all are ours. `every` are steps between resets, `largest` is a part of the way.
-
     Unconfirmed: the weights of the entropy of single actions, which the paper finds by causal discovery, are left out: they are
       those of the dimensions of an action, and a token has one.
     """
@@ -89,13 +84,10 @@ def dsac(samples: int = 4, alpha: float = 0.01, target_entropy: float | None = 0
     """Soft actor-critic with a normal distribution of the return, which learns from draws of the next state's.
 
     Defaults: `follow` is the paper's; all else is ours. `bound` is of the error that the deviation sees.
-
     Unconfirmed: the port, as in `sac`, and the paper's bound.
     """
-    loss, targets = (
-        gaussian_value_loss(bound=bound, samples="return_samples"),
-        distribution_targets(kind="gaussian", expected=False),
-    )
+    loss = gaussian_value_loss(bound=bound, samples="return_samples")
+    targets = distribution_targets(kind="gaussian", expected=False)
     return *_soft(samples, alpha, target_entropy), Critic(loss=loss, head=gaussian(), targets=targets, follow=follow)
 
 
@@ -107,23 +99,15 @@ def dsac_t(
 
     Defaults: `bound`, of the error that the deviation sees, in mean deviations, and the share of all averages are the paper's;
       all else is ours.
-
     Unconfirmed: the port, as in `sac`. Bound and scale are those of the steps before; in the first step there are none.
     """
-    followed, scalars = {"decay": 1.0 - follow}, {"bound": "deviation_bound", "scale": "gradient_scale"}
-    return (
-        *_soft(samples, alpha, target_entropy),
-        {
-            "deviation_bound": moving_average(measure="critic/deviation", factor=bound, **followed),
-            "gradient_scale": moving_average(measure="critic/variance", **followed),
-        },
-        Critic(
-            loss=gaussian_value_loss(samples="return_samples", **scalars),
-            head=gaussian(members=2),
-            targets=distribution_targets(kind="gaussian"),
-            follow=follow,
-        ),
-    )
+    controllers = {
+        "deviation_bound": moving_average(measure="critic/deviation", factor=bound, decay=1.0 - follow),
+        "gradient_scale": moving_average(measure="critic/variance", decay=1.0 - follow),
+    }
+    loss = gaussian_value_loss(samples="return_samples", bound="deviation_bound", scale="gradient_scale")
+    critic = Critic(loss=loss, head=gaussian(members=2), targets=distribution_targets(kind="gaussian"), follow=follow)
+    return *_soft(samples, alpha, target_entropy), controllers, critic
 
 
 @method("Robust Quadrupedal Locomotion via Risk-Averse Policy Learning (Shi et al., 2023)", "arXiv:2308.09405")
@@ -134,16 +118,12 @@ def risk_averse_ppo(
 
     Defaults: Decay and clip are those of PPO; all else is ours. `level` is the share of a "tail_mean" (the lowest returns
       alone), or the shift of "wang".
-
     Unconfirmed: the paper's distortion, and how it makes the targets of quantiles; here they are those of the next state's
       averaged critic.
     """
-    return *_ppo(samples), Critic(
-        loss=quantile_value_loss(samples="return_samples"),
-        head=quantiles(count=quantile_count, risk=choice("risk", risk, RISKS)(level)),
-        targets=distribution_targets(kind="quantiles"),
-        follow=follow,
-    )
+    head = quantiles(count=quantile_count, risk=choice("risk", risk, RISKS)(level))
+    loss, targets = quantile_value_loss(samples="return_samples"), distribution_targets(kind="quantiles")
+    return *_ppo(samples), Critic(loss=loss, head=head, targets=targets, follow=follow)
 
 
 @method("Optimizing Return Distributions with Distributional Dynamic Programming (Pires et al., 2025)", "arXiv:2501.13028")
@@ -151,16 +131,11 @@ def stock_cvar(samples: int = 4, share: float = 0.25, quantile_count: int = 32):
     """PPO for the mean of the lowest returns: what an answer has earned so far shifts the distribution of what is to come.
 
     Defaults: All are ours. `share` is that of the returns that count.
-
     Unconfirmed: the port. The paper learns values of actions for every stock; here the critic reads the text, from which all
       rewards follow, and the stock is added to its quantiles.
     """
-    return (
-        grouped(samples=samples),
-        chain(stock_advantage(share=share), whiten(), token_mean()),
-        clipped(),
-        Critic(loss=quantile_value_loss(), head=quantiles(count=quantile_count), targets=monte_carlo_targets()),
-    )
+    critic = Critic(loss=quantile_value_loss(), head=quantiles(count=quantile_count), targets=monte_carlo_targets())
+    return grouped(samples=samples), chain(stock_advantage(share=share), whiten(), token_mean()), clipped(), critic
 
 
 @method("Efficient Online RL Fine Tuning with Offline Pre-trained Policy Only (Xiao et al., 2025)", "arXiv:2505.16856")
@@ -168,7 +143,6 @@ def porl(samples: int = 4, warmup_steps: int = 20, kl_coefficient: float = 0.0):
     """PPO whose critic learns the returns of the policy as it is given, before that policy moves.
 
     Defaults: Decay and clip are those of PPO; all else is ours.
-
     Unconfirmed: the length of the warm-up. The paper's critic is of actions; here it learns plain returns of states, so that
       nothing of it is bootstrapped.
     """
@@ -181,7 +155,6 @@ def hubl(samples: int = 4, share: float = 0.5, by: str = "rank", follow: float =
     """PPO whose critic trusts the returns of samples the more, the better these are, and its own average for the rest.
 
     Defaults: All are ours; the paper tries "constant", "sigmoid" and "rank".
-
     Unconfirmed: the port. The paper relabels the data of offline methods; here each step's samples are relabelled.
     """
     targets = blended_targets(share=share, by=by)

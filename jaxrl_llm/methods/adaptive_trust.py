@@ -3,7 +3,7 @@
 from jaxrl_llm import objectives
 from jaxrl_llm.estimators import chain, group_advantage, token_group_advantage, token_mean
 from jaxrl_llm.methods.base import method
-from jaxrl_llm.methods.choices import TRL, VERL, standardised
+from jaxrl_llm.methods.choices import TRL, VERL, sampled, standardised
 from jaxrl_llm.objectives import clip, kl, objective, policy, unclipped
 from jaxrl_llm.rollouts import dynamic_sampling, grouped
 
@@ -38,11 +38,6 @@ def m2po(samples: int = 8, budget: float = 0.04, harmful_only: bool = False):
     return grouped(samples=samples), chain(group_advantage(), token_mean()), loss
 
 
-def _sampled(samples: int, max_rounds: int | None):
-    """Dynamic sampling, or each prompt once."""
-    return grouped(samples=samples) if max_rounds is None else dynamic_sampling(samples=samples, max_rounds=max_rounds)
-
-
 @method(
     "The Entropy Mechanism of Reinforcement Learning (Cui et al., 2025)",
     "arXiv:2505.22617",
@@ -60,9 +55,9 @@ def clip_cov(
       for `grpo`.
     """
     mask = objectives.covariance_clip_mask(share=share, lowest=lowest, highest=highest, low=clip_low, high=clip_high)
-    strategy = _sampled(samples, max_rounds)
     estimator = chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean())
-    return strategy, estimator, objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(mask,)))
+    trust = clip(low=clip_low, high=clip_high)
+    return sampled(samples, max_rounds), estimator, objective(policy(trust=trust, factors=(mask,)))
 
 
 @method(
@@ -83,7 +78,7 @@ def kl_cov(
     few = objectives.top_covariance_mask(share=share)
     estimator = chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean())
     loss = objective(policy(trust=unclipped()), kl(coefficient=coefficient, kind="abs", against="behavior", factors=(few,)))
-    return _sampled(samples, max_rounds), estimator, loss
+    return sampled(samples, max_rounds), estimator, loss
 
 
 @method(
@@ -97,7 +92,6 @@ def hapo_heterogeneous(
     """DAPO whose clip and advantages follow the entropy of each token.
 
     Defaults: All but `max_rounds` are those of the paper and of the authors' scripts.
-
     Unconfirmed: What it all does together: the paper's temperature that follows the entropy is a key of the configuration,
       `network.entropy_temperature`, with fixed numbers for its statistics of the step before. The authors' code never widens
       the lower bound, by a sign; here it does, as the text says.
@@ -119,6 +113,6 @@ def forking_tokens(
       that of a micro-batch, and its result depends on the split; its convention is its recipe for the paper. DAPO's penalty
       for long answers is left out. `None` means that each prompt is sampled once, 0 degrees of freedom and an epsilon of 1e-6.
     """
-    strategy = _sampled(samples, max_rounds)
+    estimator = chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean())
     loss = objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(objectives.top_entropy_mask(share=share),)))
-    return strategy, chain(standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()), loss
+    return sampled(samples, max_rounds), estimator, loss

@@ -109,12 +109,8 @@ def reinforce_plus_plus_baseline(
     """
     kind = kl_kind if kl_coefficient or kl_kind != "k2" else None
     penalty, terms = kl_parts(kl_place, kl_coefficient, kind, kl_unbiased, kl_bound)
-    estimator = chain(
-        group_advantage(baseline=mean_baseline(alone=alone), scale=None),
-        *penalty,
-        choice("whitening", whitening, WHITENING),
-        token_mean(),
-    )
+    advantage = group_advantage(baseline=mean_baseline(alone=alone), scale=None)
+    estimator = chain(advantage, *penalty, choice("whitening", whitening, WHITENING), token_mean())
     loss = objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)), *terms)
     return grouped(samples=samples), estimator, loss
 
@@ -147,11 +143,9 @@ def gdpo(
         "tokens": whiten(),
     }
     _, terms = kl_parts(None, kl_coefficient, kl_kind, kl_unbiased, kl_bound)
-    estimator = chain(
-        estimators.component_advantage(baseline=mean_baseline(alone=alone), scale=scale, reward_weights=reward_weights),
-        choice("whitening", whitening, final),
-        choice("aggregation", aggregation, AGGREGATIONS),
-    )
+    baseline, weighting = mean_baseline(alone=alone), choice("aggregation", aggregation, AGGREGATIONS)
+    advantage = estimators.component_advantage(baseline=baseline, scale=scale, reward_weights=reward_weights)
+    estimator = chain(advantage, choice("whitening", whitening, final), weighting)
     loss = objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)), *terms)
     return grouped(samples=samples), estimator, loss
 
@@ -170,9 +164,8 @@ def remax(
     Defaults: One sample is the paper's. Its KL penalty in the reward is left out. Two bounds take the clipped surrogate of
       several updates, as verl does, in place of the plain gradient.
     """
-    estimator = chain(
-        group_advantage(baseline=estimators.given_baseline(), scale=None), choice("aggregation", aggregation, AGGREGATIONS)
-    )
+    advantage = group_advantage(baseline=estimators.given_baseline(), scale=None)
+    estimator = chain(advantage, choice("aggregation", aggregation, AGGREGATIONS))
     return grouped_with_greedy(samples=samples), estimator, clipped_or_score(clip_low, clip_high, clip_dual)
 
 
@@ -184,10 +177,9 @@ def pvpo(samples: int = 8, anchors: int = 8, clip_low: float = 0.2, clip_high: f
       here that happens when the prompt is drawn. The choice of prompts by it, and answers of a larger model for prompts that
       the reference never solves, are left to the data.
     """
-    estimator = chain(
-        group_advantage(baseline=estimators.given_baseline(annotation="anchor_reward"), scale=None), sequence_mean()
-    )
-    return grouped_with_anchors(samples=samples, anchors=anchors), estimator, clipped(clip_low, clip_high)
+    advantage = group_advantage(baseline=estimators.given_baseline(annotation="anchor_reward"), scale=None)
+    strategy = grouped_with_anchors(samples=samples, anchors=anchors)
+    return strategy, chain(advantage, sequence_mean()), clipped(clip_low, clip_high)
 
 
 @method("Single-stream Policy Optimization (Xu and Ding, 2025)", "arXiv:2509.13232")

@@ -123,8 +123,8 @@ class When:
 class Entry:
     """A method in the catalogue: the function that composes it, and what is known about it.
 
-    The docstring of `build` begins with one sentence on what the method changes. A paragraph "Defaults: ..." says where its
-    defaults come from, and "Unconfirmed: ..." what of its formula could not be confirmed.
+    The docstring of `build` begins with one sentence on what the method changes. Behind a blank line "Defaults: ..." says where
+    its defaults come from, and "Unconfirmed: ..." what of its formula could not be confirmed.
     """
 
     # options -> (strategy, estimator, objective), and behind them a dict of controllers, a `Critic`, a `Wrap` or an `Evolution`
@@ -264,9 +264,9 @@ def _describe(name: str) -> dict[str, Any]:
 
 
 def _paragraph(text: str, name: str) -> str:
-    """The paragraph of a docstring that begins with `name:`, on one line and without the name."""
-    found = [paragraph for paragraph in text.split("\n\n") if paragraph.startswith(f"{name}:")]
-    return " ".join(found[0].removeprefix(f"{name}:").split()) if found else ""
+    """What a docstring says behind a line that begins with `name:`, up to the next name or paragraph, on one line."""
+    found = re.search(rf"^{name}:(.*?)(?=\n\n|\n(?:Defaults|Unconfirmed):|\Z)", text, re.DOTALL | re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
 
 
 def reject_inert(condition: bool, name: str, value, reason: str) -> None:

@@ -9,6 +9,7 @@ from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.estimators import Estimator, group_advantage, kl_in_reward, mean_baseline, sequence_mean, std_scale, token_mean
 from jaxrl_llm.methods.base import When, reject_inert
 from jaxrl_llm.objectives import kl, own_ratio, token_ratio
+from jaxrl_llm.rollouts import Strategy, dynamic_sampling, grouped
 
 # Which rows the deviation of each kind of scale is that of.
 SCALES = {"std": {}, "batch_std": {"over": "batch"}, "others_std": {"others": True}, "none": None}
@@ -34,14 +35,23 @@ def choice(name: str, value, known: dict):
     return known[value]
 
 
+def sampled(samples: int, max_rounds: int | None) -> Strategy:
+    """Dynamic sampling, or each prompt once."""
+    return grouped(samples=samples) if max_rounds is None else dynamic_sampling(samples=samples, max_rounds=max_rounds)
+
+
+def _needs_kl(coefficient: float, **given) -> None:
+    """Refuses options of a KL penalty that is off."""
+    for name, value in given.items():
+        reject_inert(coefficient == 0 and value is not None, name, value, "kl_coefficient is 0")
+
+
 def kl_loss(
     coefficient: float, kind: str | None, unbiased: bool | str | None = None, bound: float | None = None,
     ratio_bound: float | None = None,
 ) -> tuple:  # fmt: skip
     """The KL term of a loss; nothing, and no reference model, where the coefficient is 0."""
-    given = {"kl_kind": kind, "kl_unbiased": unbiased, "kl_bound": bound, "kl_ratio_bound": ratio_bound}
-    for name, value in given.items():
-        reject_inert(coefficient == 0 and value is not None, name, value, "kl_coefficient is 0")
+    _needs_kl(coefficient, kl_kind=kind, kl_unbiased=unbiased, kl_bound=bound, kl_ratio_bound=ratio_bound)
     if not coefficient:
         return ()
     ratio = choice("kl_unbiased", unbiased or False, KL_RATIOS)
@@ -51,18 +61,10 @@ def kl_loss(
 
 def kl_reward(coefficient: float, kind: str | None, target: float | None = None, bound: float | None = None) -> tuple:
     """The KL penalty of a reward, its coefficient fixed or following a target; nothing where the coefficient is 0."""
-    for name, value in {"kl_kind": kind, "kl_target": target, "kl_bound": bound}.items():
-        reject_inert(coefficient == 0 and value is not None, name, value, "kl_coefficient is 0")
+    _needs_kl(coefficient, kl_kind=kind, kl_target=target, kl_bound=bound)
     if target is not None:
         return (estimators.adaptive_kl_in_reward(initial=coefficient, target=target, kind=kind or "k1", bound=bound),)
     return (kl_in_reward(coefficient=coefficient, kind=kind or "k1", bound=bound),) if coefficient else ()
-
-
-def kl_advantage(coefficient: float, kind: str | None, bound: float | None = None) -> tuple:
-    """The KL penalty behind the baseline; nothing where the coefficient is 0."""
-    for name, value in {"kl_kind": kind, "kl_bound": bound}.items():
-        reject_inert(coefficient == 0 and value is not None, name, value, "kl_coefficient is 0")
-    return (estimators.kl_in_advantage(coefficient=coefficient, kind=kind or "k1", bound=bound),) if coefficient else ()
 
 
 def kl_parts(
@@ -70,13 +72,13 @@ def kl_parts(
     ratio_bound: float | None = None,
 ) -> tuple[tuple, tuple]:  # fmt: skip
     """Estimators behind the advantage, and terms of the loss, that a KL penalty in the loss (None) or another place is."""
-    reject_inert(coefficient == 0 and place is not None, "kl_place", place, "kl_coefficient is 0")
+    _needs_kl(coefficient, kl_place=place)
     if place is None:
         return (), kl_loss(coefficient, kind, unbiased, bound, ratio_bound)
     choice("kl_place", place, KL_PLACES)
     reject_inert(ratio_bound is not None, "kl_ratio_bound", ratio_bound, "kl_place is 'advantage'; kl_bound bounds it")
     reject_inert(unbiased is not None, "kl_unbiased", unbiased, "kl_place is 'advantage', which has no gradient")
-    return kl_advantage(coefficient, kind, bound), ()
+    return (estimators.kl_in_advantage(coefficient=coefficient, kind=kind or "k1", bound=bound),), ()
 
 
 def scale_of(kind: str, **options) -> Composable | None:

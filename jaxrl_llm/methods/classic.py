@@ -1,6 +1,7 @@
 """The classic methods: policy gradients with a reward-to-go or a critic, imitation, and models of rewards."""
 
 from jaxrl_llm import estimators, objectives
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators import chain, gae, group_advantage, leave_one_out_baseline, pair_mean, reward_to_go, token_mean
 from jaxrl_llm.methods.advantages import WHITENING
 from jaxrl_llm.methods.base import When, method, reject_inert
@@ -61,12 +62,8 @@ def rloo(
         reject_inert(kl_coefficient == 0, "kl_place", kl_place, "kl_coefficient is 0")
         place = choice("kl_place", kl_place, {"advantage": "advantage", "loss": None})
         before, (behind, terms) = (), kl_parts(place, kl_coefficient, kl_kind, None, kl_bound)
-    estimator = chain(
-        *before,
-        group_advantage(baseline=leave_one_out_baseline(alone=alone), scale=None),
-        *behind,
-        choice("aggregation", aggregation or usual, AGGREGATIONS),
-    )
+    advantage = group_advantage(baseline=leave_one_out_baseline(alone=alone), scale=None)
+    estimator = chain(*before, advantage, *behind, choice("aggregation", aggregation or usual, AGGREGATIONS))
     return grouped(samples=samples), estimator, objective(policy(ratio=ratio, trust=trust), *terms)
 
 
@@ -96,15 +93,12 @@ def ppo(
       `kl_kind=None` means k1, and `kl_target=None` a fixed coefficient; a number (nats an answer) is a KL that it follows.
       `whitening` is that of `reinforce_plus_plus_baseline`.
     """
-    if value_coefficient <= 0:
-        raise ValueError(f"value_coefficient is {value_coefficient}; a critic that never learns gives no baseline: take 'grpo'")
+    mend = "above 0: a critic that never learns gives no baseline, take 'grpo'"
+    require(value_coefficient > 0, "value_coefficient", value_coefficient, mend)
     bonus = (entropy_bonus(coefficient=entropy_coefficient),) if entropy_coefficient else ()
-    estimator = chain(
-        *kl_reward(kl_coefficient, kl_kind, kl_target, kl_bound),
-        gae(discount=discount, trace_decay=trace_decay),
-        choice("whitening", whitening, WHITENING),
-        token_mean(),
-    )
+    penalty = kl_reward(kl_coefficient, kl_kind, kl_target, kl_bound)
+    advantage = gae(discount=discount, trace_decay=trace_decay)
+    estimator = chain(*penalty, advantage, choice("whitening", whitening, WHITENING), token_mean())
     loss = objective(policy(trust=objectives.clip(low=clip_low, high=clip_high, dual=clip_dual)), *bonus)
     critic = Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip, huber=value_huber))
     return grouped(samples=samples), estimator, loss, critic
@@ -127,12 +121,8 @@ def reinforce_plus_plus(
     Defaults: One sample and a KL penalty of kind k1 in the reward (`kl_kind=None`) are the paper's. Its text
       (version 9) states neither clip nor coefficient: both are ours. `whitening` is that of `reinforce_plus_plus_baseline`.
     """
-    estimator = chain(
-        *kl_reward(kl_coefficient, kl_kind, bound=kl_bound),
-        reward_to_go(),
-        choice("whitening", whitening, WHITENING),
-        token_mean(),
-    )
+    penalty = kl_reward(kl_coefficient, kl_kind, bound=kl_bound)
+    estimator = chain(*penalty, reward_to_go(), choice("whitening", whitening, WHITENING), token_mean())
     loss = objective(policy(trust=objectives.clip(low=clip_low, high=clip_high, dual=clip_dual)))
     return grouped(samples=samples), estimator, loss
 

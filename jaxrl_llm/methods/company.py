@@ -17,7 +17,6 @@ def rl_tango(
     """GRPO on outcomes and, added to it with a share that fades, on what a verifier says of the steps, which learns too.
 
     Defaults: Clip, KL and the samples are ours.
-
     Unconfirmed: where the share of the steps begins and how fast it fades, and the reward of the verifier's format.
     """
     outcomes = chain(group_advantage(), fading(start=step_share, rate=step_rate, rest=True))
@@ -34,7 +33,6 @@ def tango_verifier(
     """What RL Tango's verifier learns by: GRPO on true verdicts, with those of right and of wrong answers evened out.
 
     Defaults: All are ours.
-
     Unconfirmed: the momentum of the average over steps, and whether groups are those of the answers to one prompt.
     """
     estimator = chain(group_advantage(), balanced_classes(momentum=momentum), token_mean())

@@ -53,7 +53,6 @@ def p3o_joint(clip: float = 0.2, kl_coefficient: float = 0.1):
     """P3O's second variant: one clip for both answers, of the difference of their log-ratios.
 
     Defaults: All are ours.
-
     Unconfirmed: Which quantity of the pair the second variant clips; this one has the paper's gradient on policy.
     """
     return grouped(samples=2), scored(kl_in_reward(coefficient=kl_coefficient)), objective(objectives.pairwise_clip(clip=clip))
@@ -95,9 +94,8 @@ def drpo(
     Defaults: Those of the authors' scripts; `brevity` is their lambda. In a run of the program, `max_length` is
       `rl.max_new_tokens` unless it is set.
     """
-    contrast = discriminative(
-        temperature=temperature, weighting=objectives.brevity_weight(temperature=brevity, max_length=max_length)
-    )
+    weighting = objectives.brevity_weight(temperature=brevity, max_length=max_length)
+    contrast = discriminative(temperature=temperature, weighting=weighting)
     return grouped(samples=samples), scored(), objective(contrast, squared_hinge_kl(coefficient=kl_coefficient, bound=kl_bound))
 
 
@@ -110,11 +108,8 @@ def a_star_po(samples: int = 1, anchors: int = 8, beta: float = 1e-3, value_beta
     """
     advantage = group_advantage(baseline=estimators.given_baseline(annotation="optimal_value"), scale=None)
     estimator = chain(estimators.optimal_value(beta=value_beta), advantage, sequence_mean())
-    return (
-        grouped_with_anchors(samples=samples, anchors=anchors),
-        estimator,
-        objective(objectives.log_ratio_regression(beta=beta)),
-    )
+    loss = objective(objectives.log_ratio_regression(beta=beta))
+    return grouped_with_anchors(samples=samples, anchors=anchors), estimator, loss
 
 
 @method("On-Policy Optimization with Group Equivalent Preference (Wu et al., 2025)", "arXiv:2505.12723")
@@ -125,7 +120,6 @@ def gepo(
     """REINFORCE++ plus a preference of all correct answers over all wrong ones that keeps the correct ones alike.
 
     Defaults: `variance` and `coefficient` are the paper's, all others ours.
-
     Unconfirmed: `beta`, its place and the divisor of the variance were not legible, nor the coefficient and the kind (here k3)
       of the KL penalty to the reference. In the paper the groups of the preference are given programs apart from the samples;
       here the samples are the groups.
@@ -161,7 +155,6 @@ def tpo_tree(samples: int = 8, beta: float = 0.5):
     """A ranking loss over all answers of a preference tree rather than over pairs.
 
     Defaults: `beta` is that of the authors' code.
-
     Unconfirmed: The paper's weights of steps by their likeness are left out, so that this is LiPO's loss with another
       `beta`. The authors' code has neither gains nor the same outer function, and its value rises with its ranking loss.
     """

@@ -19,18 +19,12 @@ def vapo(
 
     Defaults: Samples, decays and the clip are the paper's; the coefficient and the clip of the value are ours, and so is the
       number of first steps in which the critic alone learns.
-
     Unconfirmed: that this is enough of it. The likelihood of right answers in the paper's loss (weight 0.1) is left out.
     """
-    return (
-        grouped(samples=samples),
-        chain(
-            gae(trace_decay=estimators.length_adaptive_decay(scale=decay_scale), value_trace_decay=value_trace_decay),
-            token_mean(),
-        ),
-        clipped(clip_low, clip_high),
-        Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip), warmup_steps=warmup_steps),
-    )
+    decay = estimators.length_adaptive_decay(scale=decay_scale)
+    estimator = chain(gae(trace_decay=decay, value_trace_decay=value_trace_decay), token_mean())
+    critic = Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip), warmup_steps=warmup_steps)
+    return grouped(samples=samples), estimator, clipped(clip_low, clip_high), critic
 
 
 @method("Exploiting Tree Structure for Credit Assignment in RL Training of LLMs (Tran et al., 2025)", "arXiv:2509.18314")
@@ -103,12 +97,9 @@ def gtpo(samples: int = 8, entropy_coefficient: float = 0.1, entropy_ceiling: fl
       where the model began below it. The paper has the mean over each sequence. The program divides that by the number of
       the sequence's conflict tokens too, and sums over sequences where we have the mean: convention "authors-code".
     """
-    estimator = chain(
-        group_advantage(scale=None),
-        estimators.conflict_weighting(),
-        estimators.entropy_penalty(coefficient=entropy_coefficient, ceiling=entropy_ceiling),
-        choice("aggregation", aggregation, GTPO_AGGREGATIONS),
-    )
+    penalty = estimators.entropy_penalty(coefficient=entropy_coefficient, ceiling=entropy_ceiling)
+    weighting = choice("aggregation", aggregation, GTPO_AGGREGATIONS)
+    estimator = chain(group_advantage(scale=None), estimators.conflict_weighting(), penalty, weighting)
     return grouped(samples=samples), estimator, clipped()
 
 
@@ -117,7 +108,6 @@ def gtpo_entropy(samples: int = 8, base: float = 1.0, bonus: float = 0.1, clip_l
     """Token rewards by outcome and entropy, standardised over the tokens of right and of wrong answers by themselves.
 
     Defaults: Base, bonus and clip are the paper's as quoted by others; `samples` is ours.
-
     Unconfirmed: the paper was read through a reproduction. That standardising each side by itself takes the mean off, so that
       half of the tokens of right answers lose, is what it says.
     """
@@ -130,12 +120,10 @@ def grpo_s(samples: int = 8, base: float = 1.0, bonus: float = 0.1, clip_low: fl
     """GRPO on sequences whose rewards are shaped by their mean entropy, right ones up, certain wrong ones down.
 
     Defaults: Base, bonus and clip are the paper's as quoted by others; `samples` is ours.
-
     Unconfirmed: whether advantages are those of the whole group, as here, or of the right and wrong rows by themselves; that
       the ratio of a sequence is the arithmetic mean of those of its tokens is second-hand.
     """
-    estimator = chain(
-        estimators.sequence_entropy_reward(base=base, bonus=bonus), group_advantage(scale=std_scale()), sequence_mean()
-    )
+    reward = estimators.sequence_entropy_reward(base=base, bonus=bonus)
+    estimator = chain(reward, group_advantage(scale=std_scale()), sequence_mean())
     loss = objective(policy(ratio=arithmetic_sequence_ratio(), trust=clip(low=clip_low, high=clip_high)))
     return grouped(samples=samples), estimator, loss

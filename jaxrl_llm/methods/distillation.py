@@ -5,6 +5,7 @@ import functools
 from jaxrl_llm import estimators, objectives
 from jaxrl_llm.controllers import adaptive_entropy, entropy_band, running_mean
 from jaxrl_llm.estimators import chain, group_advantage, reward_to_go, sequence_mean, teacher_advantage, token_mean
+from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import AGGREGATIONS, TRL, choice, standardised
 from jaxrl_llm.objectives import clip, divergence, generalised_divergence, kl, objective, policy, projected, sampled, top
@@ -59,12 +60,11 @@ def iw_opd(
 
     Defaults: `emphasis` and the clips are the paper's, as TRL's documentation has them; `samples` is TRL's. TRL's trainer has
       no clip: on policy its gradient is the same.
-
     Unconfirmed: The mean over all tokens, which is TRL's; the KL penalties and the entropy bonus of the paper's runs are left
       out.
     """
-    loss = objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)))
-    return grouped(samples=samples), chain(teacher_advantage(emphasis=emphasis), token_mean()), loss
+    estimator = chain(teacher_advantage(emphasis=emphasis), token_mean())
+    return grouped(samples=samples), estimator, clipped(clip_low, clip_high, dual=clip_dual)
 
 
 @method("KDRL (Xu et al., 2025)", "arXiv:2506.02208")
@@ -72,12 +72,10 @@ def kdrl(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, coeffi
     """GRPO and distillation in one loss: a KL estimate towards a teacher takes the place of the reference.
 
     Defaults: the paper prefers the k2 estimate, whose gradient is that of the reverse KL; coefficient and samples are ours.
-
     Unconfirmed: the coefficient and its schedule.
     """
-    loss = objective(
-        policy(trust=clip(low=clip_low, high=clip_high)), kl(against="teacher", kind=kind, coefficient=coefficient)
-    )
+    taught = kl(against="teacher", kind=kind, coefficient=coefficient)
+    loss = objective(policy(trust=clip(low=clip_low, high=clip_high)), taught)
     return grouped(samples=samples), chain(group_advantage(), token_mean()), loss
 
 
@@ -86,7 +84,6 @@ def otr(count: int = 256, temperature: float = 1.3, wrong: float = -0.1):
     """Turns imitation into policy gradients: samples tokens at each place of a given text and rewards the right one.
 
     Defaults: those of second-hand descriptions of the paper.
-
     Unconfirmed: count, temperature and the reward of wrong tokens.
     """
     loss = objective(objectives.one_token_rollouts(candidates=sampled(count=count, temperature=temperature), wrong=wrong))
@@ -156,7 +153,6 @@ def chemrlformer(samples: int = 1, coefficient: float = 1.0):
     """REINFORCE on whole strings, with a penalty on being sure of them in place of a KL to the pre-trained model.
 
     Defaults: all ours.
-
     Unconfirmed: the form of the penalty, which is REINVENT's here, and its coefficient; the replay buffer is left out.
     """
     terms = policy(ratio=None, trust=objectives.score_function()), objectives.overconfidence(coefficient=coefficient)
@@ -168,10 +164,9 @@ def thr(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.2, strengt
     """GRPO that looks at tokens by their influence on the likelihood of right answers: for more of it, or for less.
 
     Defaults: `strength` and samples are ours; a negative one explores.
-
     Unconfirmed: the sign for wrong answers, the form of the factor and the values of `strength`; the scores are those of the
       authors' earlier NTHR, over the tokens that occur in the group.
     """
     weighting = estimators.hidden_reward_weighting(candidates=objectives.tokens_of_group(), strength=strength)
-    loss = objective(policy(trust=clip(low=clip_low, high=clip_high)))
-    return grouped(samples=samples), chain(group_advantage(), weighting, sequence_mean()), loss
+    estimator = chain(group_advantage(), weighting, sequence_mean())
+    return grouped(samples=samples), estimator, clipped(clip_low, clip_high)

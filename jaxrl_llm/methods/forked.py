@@ -67,7 +67,6 @@ def branch_grpo(widths: tuple[int, ...] = (4, 2, 2), segment: int = 128, clip_lo
     """A tree of segments, whose values are standardised over the nodes of the same depth.
 
     Defaults: All are ours; the paper branches steps of denoising. Pruning is left out.
-
     Unconfirmed: weights of leaves in a node's value; here all are alike.
     """
     return _tree(widths, segment), chain(tree_advantage(kind="depth"), token_mean()), clipped(clip_low, clip_high)
@@ -100,14 +99,9 @@ def s_grpo(
 
 @method("Optimizing Anytime Reasoning via Budget Relative Policy Optimization (Qi et al., 2025)", "arXiv:2505.13438")
 def brpo(
-    samples: int = 8,
-    budgets: tuple[int, ...] = (2000, 4000, 6000, 8000),
-    summaries: int = 4,
-    text: str = "\n</think>\n\n",
-    prior: str = "uniform",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-):
+    samples: int = 8, budgets: tuple[int, ...] = (2000, 4000, 6000, 8000), summaries: int = 4, text: str = "\n</think>\n\n",
+    prior: str = "uniform", clip_low: float = 0.2, clip_high: float = 0.2,
+):  # fmt: skip
     """Thoughts are cut at several budgets and answered from there: a thought is worth what its beginnings are worth.
 
     Defaults: 8 thoughts, 4 budgets up to 8000 tokens and 4 answers at each are the paper's; clip and text are ours.

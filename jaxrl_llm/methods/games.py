@@ -76,7 +76,6 @@ def srpo(alpha: float = 0.5, beta: float = 0.1):
     """A generator and a reviser of its answers, one network, learn from the same pairs in two squared errors.
 
     Defaults: Both are ours.
-
     Unconfirmed: The two errors are derived from the optimum of the paper's game; its own constants, and which of the two
       `alpha` weighs, could not be read.
     """

@@ -6,7 +6,7 @@ from jaxrl_llm.methods.base import When, method, reject_inert
 from jaxrl_llm.methods.choices import choice, kl_loss, kl_parts, standardised
 from jaxrl_llm.objectives import cispo as cispo_bound
 from jaxrl_llm.objectives import clip, objective, policy, sequence_ratio
-from jaxrl_llm.rollouts import dynamic_sampling, grouped
+from jaxrl_llm.rollouts import grouped
 
 
 @method(
@@ -75,11 +75,9 @@ def dr_grpo(
     """
     penalty, terms = kl_parts(kl_place, kl_coefficient, kl_kind, kl_unbiased, kl_bound)
     advantage = standardised("mean", scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
-    length = (
-        constant(length=max_length) if aggregation == "constant" else choice("aggregation", aggregation, choices.AGGREGATIONS)
-    )
+    weighting = choice("aggregation", aggregation, {"constant": constant(length=max_length)} | choices.AGGREGATIONS)
     loss = objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)), *terms)
-    return grouped(samples=samples), chain(advantage, *penalty, length), loss
+    return grouped(samples=samples), chain(advantage, *penalty, weighting), loss
 
 
 @method(
@@ -111,14 +109,10 @@ def dapo(
     buffer = max(max_length // 5, 1) if overlong_buffer is None else overlong_buffer
     penalty = (overlong_penalty(max_length=max_length, buffer=buffer, penalty=overlong_size),) if overlong_size else ()
     filters = () if max_rounds is None else (drop_uniform_groups(),)
-    return (
-        grouped(samples=samples) if max_rounds is None else dynamic_sampling(samples=samples, max_rounds=max_rounds),
-        chain(*filters, *penalty, standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon), token_mean()),
-        objective(
-            policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)),
-            *kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound),
-        ),
-    )
+    advantage = standardised(degrees_of_freedom=degrees_of_freedom, epsilon=epsilon)
+    terms = kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound)
+    loss = objective(policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual)), *terms)
+    return choices.sampled(samples, max_rounds), chain(*filters, *penalty, advantage, token_mean()), loss
 
 
 @method(
@@ -179,7 +173,6 @@ def cispo(
     advantage = standardised(
         baseline, scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, placement=placement, alone=alone
     )
-    loss = objective(
-        policy(trust=cispo_bound(low=clip_low, high=clip_high)), *kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound)
-    )
+    terms = kl_loss(kl_coefficient, kl_kind, kl_unbiased, kl_bound)
+    loss = objective(policy(trust=cispo_bound(low=clip_low, high=clip_high)), *terms)
     return grouped(samples=samples), chain(advantage, token_mean()), loss

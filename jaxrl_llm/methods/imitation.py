@@ -43,15 +43,11 @@ def _chord(imitation, *, samples: int, demonstrations: int, clip_low: float, cli
 
     The samples alone are the group of a prompt; the imitation is the mean over all tokens of demonstrations.
     """
-    surrogate = policy(trust=clip(low=clip_low, high=clip_high))
-    return (
-        guided(samples=samples, demonstrations=demonstrations),
-        chain(among(0, chain(group_advantage(), sequence_mean())), among(1, token_mean())),
-        objective(
-            blended(first=by_source(terms=((0, surrogate),)), second=by_source(terms=((1, imitation),)), share="imitation")
-        ),
-        {"imitation": scheduled(schedule=warm_cosine(**schedule))},
-    )
+    own = by_source(terms=((0, policy(trust=clip(low=clip_low, high=clip_high))),))
+    loss = objective(blended(first=own, second=by_source(terms=((1, imitation),)), share="imitation"))
+    estimator = chain(among(0, chain(group_advantage(), sequence_mean())), among(1, token_mean()))
+    controllers = {"imitation": scheduled(schedule=warm_cosine(**schedule))}
+    return guided(samples=samples, demonstrations=demonstrations), estimator, loss, controllers
 
 
 @method("On-Policy RL Meets Off-Policy Experts (Zhang et al., 2025)", "arXiv:2508.11408")

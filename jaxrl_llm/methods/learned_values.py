@@ -42,7 +42,6 @@ def f_dvl(
     """Upper values of the samples by a convex loss, and likelihood of tokens by the exponential of what they add to them.
 
     Defaults: The average's share is usual; all else is ours.
-
     Unconfirmed: the port. A token leads to one state alone, so that the averaged critic of the next states stands for values of
       actions; `td_steps` of rewards come before it.
     """
@@ -55,7 +54,6 @@ def iql(samples: int = 4, level: float = 0.7, temperature: float = 0.3, td_steps
     """Expectiles of the values behind the samples, and likelihood of tokens by the exponential of what they add to them.
 
     Defaults: Level, temperature (1 / 3 there) and the average's share are the paper's, for locomotion; all else is ours.
-
     Unconfirmed: the port, as in `f_dvl`.
     """
     loss = expectile_value_loss(level=level)
@@ -67,7 +65,6 @@ def q_sharp(samples: int = 4, temperature: float = 0.1, bin_count: int = 2, low:
     """The distribution of the reference policy's returns gives the best values under a KL penalty, which the policy imitates.
 
     Defaults: Two bins are the paper's for rewards of 0 and 1; all else is ours. `temperature` is that of the KL penalty.
-
     Unconfirmed: the port. The paper guides the reference in decoding by Q; here its samples teach the policy what that gives,
       each token by exp((Q - V) / temperature). That the first part of an answer is the guided policy's own is left out.
     """
@@ -87,17 +84,13 @@ def direct_advantage(samples: int = 4, beta: float = 0.1, warmup_steps: int = 20
 
     Defaults: All are ours but the cross-entropy of two outcomes, `bin_count` 2 of rewards from 0 to 1. In the first
       `warmup_steps` the critic alone learns.
-
     Unconfirmed: the paper's steps are lines and not tokens, with several candidates for each; its beta and choice of states.
     """
     loss = categorical_value_loss(low=0.0, high=1.0, smoothing=None)
     learnt = {"targets": monte_carlo_targets(), "warmup_steps": warmup_steps, "frozen": True}
-    return (
-        grouped_from_reference(samples=samples),
-        chain(gae(trace_decay=0.0), token_mean()),
-        objective(policy(ratio=token_ratio(against="reference"), trust=dro(beta=beta))),
-        Critic(loss=loss, head=bins(count=bin_count), **learnt),
-    )
+    critic = Critic(loss=loss, head=bins(count=bin_count), **learnt)
+    regression = objective(policy(ratio=token_ratio(against="reference"), trust=dro(beta=beta)))
+    return grouped_from_reference(samples=samples), chain(gae(trace_decay=0.0), token_mean()), regression, critic
 
 
 @method(
@@ -108,17 +101,12 @@ def dvpo(samples: int = 4, warmup_steps: int = 50, kl_coefficient: float = 0.2, 
 
     Defaults: Clip, decay and KL coefficient are those of the authors' program; the KL target (nats an answer) and the steps
       in which the critic learns are ours.
-
     Unconfirmed: the paper trains the critic on preference data with sample answers of the policy in front; here it learns the
       returns of the policy that the phase begins with.
     """
     learnt = {"targets": monte_carlo_targets(), "warmup_steps": warmup_steps, "frozen": True}
-    return (
-        grouped(samples=samples),
-        chain(*kl_reward(kl_coefficient, None, kl_target), gae(), whiten(), token_mean()),
-        clipped(),
-        Critic(loss=value_loss(clip=None), **learnt),
-    )
+    estimator = chain(*kl_reward(kl_coefficient, None, kl_target), gae(), whiten(), token_mean())
+    return grouped(samples=samples), estimator, clipped(), Critic(loss=value_loss(clip=None), **learnt)
 
 
 @method("B-Coder: Value-Based Deep Reinforcement Learning for Program Synthesis (Yu et al., 2023)", "arXiv:2310.03173")
@@ -126,7 +114,6 @@ def b_coder(samples: int = 4, alpha: float = 0.1):
     """The logits are advantages: values of tokens learn from that of the token which the reference would say next.
 
     Defaults: All are ours.
-
     Unconfirmed: alpha, and a discount of 1. Of the paper's losses only that of the values is here; its two value functions are
       one critic, and the likeliest token's logit has no gradient.
     """
@@ -139,7 +126,6 @@ def ipl(beta: float = 0.1, discount: float = 0.99, regularisation: float = 0.5):
     """Preferences between the sums of rewards that logits and a value head imply by the inverse Bellman operator, kept small.
 
     Defaults: `discount` is the paper's, the others are ours.
-
     Unconfirmed: `regularisation`. The paper extracts a policy from values by weighted imitation; here logits are both.
     """
     loss = inverse_preference(beta=beta, discount=discount, regularisation=regularisation)

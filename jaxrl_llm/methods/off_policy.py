@@ -97,7 +97,6 @@ def remix(
     """GRPO on samples of older policies, clipped around the present one, with KL penalties to the base and the present policy.
 
     Defaults: All are ours.
-
     Unconfirmed: The size of the KL coefficient. The paper mixes the samples of the last two policies, lets `base_share` fall
       from 1 to 0.5 and later resets the base policy; replay and schedules are left to the run.
     """
@@ -123,13 +122,10 @@ def deepseek_v32(
       for the paper. Its routing replay and its kept sampling masks are matters of the sampler.
     """
     mask = objectives.rejection(kind="k1", over="mean", high=mask_above, of="policy", among="negative")
-    estimator = chain(
-        choices.standardised("mean", scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon),
-        choice("aggregation", aggregation, choices.AGGREGATIONS),
-    )
-    loss = objective(
-        policy(trust=clip(low=clip_low, high=clip_high), factors=(mask,)), kl(coefficient=kl_coefficient, ratio=token_ratio())
-    )
+    advantage = choices.standardised("mean", scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon)
+    estimator = chain(advantage, choice("aggregation", aggregation, choices.AGGREGATIONS))
+    near = kl(coefficient=kl_coefficient, ratio=token_ratio())
+    loss = objective(policy(trust=clip(low=clip_low, high=clip_high), factors=(mask,)), near)
     return grouped(samples=samples), estimator, loss
 
 
@@ -187,7 +183,6 @@ def score_centering(samples: int = 8, count: int = 64, weight_low: float | None 
     Defaults: All are ours; by default there is no importance weight. With `weight_low` or `weight_high` each token has that of
       the policy over the sampler, within these bounds. The sampler is the policy before the step's updates, as the learner
       computes it: what its engine and an older version would say of the other tokens is not recorded.
-
     Unconfirmed: title and authors of the paper, its number of tokens, its bounds and its advantages.
     """
     weighted = (weight_low, weight_high) != (None, None)

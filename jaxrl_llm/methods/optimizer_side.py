@@ -14,11 +14,8 @@ from jaxrl_llm.rollouts import grouped
 
 def _mean_reward(samples: int) -> tuple:
     """The plain gradient of the mean reward, with the mean of the other samples as baseline."""
-    return (
-        grouped(samples=samples),
-        chain(group_advantage(baseline=leave_one_out_baseline(), scale=None), sequence_mean_token_sum()),
-        objective(policy(ratio=None, trust=score_function())),
-    )
+    estimator = chain(group_advantage(baseline=leave_one_out_baseline(), scale=None), sequence_mean_token_sum())
+    return grouped(samples=samples), estimator, objective(policy(ratio=None, trust=score_function()))
 
 
 @method("Slow-Fast Policy Optimization: Reposition-Before-Update for LLM Reasoning (Wang et al., 2025)", "arXiv:2510.04072")
@@ -26,16 +23,11 @@ def sfpo(samples: int = 8, fast_steps: int = 3, reposition: float = 0.5, clip_lo
     """GRPO whose step on a batch is several fast ones, a part of the way back, and one more from there.
 
     Defaults: All are ours. The part of the way that is kept, `reposition`, is 0 once the entropy has left its recent past.
-
     Unconfirmed: the number of fast steps, the part, window and threshold.
     """
-    return (
-        grouped(samples=samples),
-        chain(group_advantage(), token_mean()),
-        clipped(clip_low, clip_high),
-        {"reposition": until_drift(value=reposition)},
-        Wrap({"slow_fast": {"fast_steps": fast_steps, "reposition": "reposition"}}),
-    )
+    wrap = Wrap({"slow_fast": {"fast_steps": fast_steps, "reposition": "reposition"}})
+    estimator, loss = chain(group_advantage(), token_mean()), clipped(clip_low, clip_high)
+    return grouped(samples=samples), estimator, loss, {"reposition": until_drift(value=reposition)}, wrap
 
 
 @method("Enhancing Policy Gradient with the Polyak Step-Size Adaption (Li et al., 2024)", "arXiv:2404.07525")
@@ -44,7 +36,6 @@ def polyak_pg(samples: int = 8, best: float = 1.0):
 
     Defaults: All are ours; `best` is the reward of a right answer. The learning rate of the configuration bounds the step: it
       is one of plain gradients and should be large.
-
     Unconfirmed: the paper estimates the best reward by a second policy; here it is known.
     """
     return *_mean_reward(samples), Wrap({"polyak_step": {"best": best}})
@@ -72,20 +63,13 @@ def mo_tsivr_pg(samples: int = 8, components: int = 2, floor: float = 0.1, decay
     """Rewards weighed by the slope of a fair sum of their means, under a gradient that corrects those of earlier steps.
 
     Defaults: All are ours. `components` is the number of rewards, and `share` that of the new gradient alone.
-
     Unconfirmed: the scalarisation, sum_k log(`floor` + J_k), which the paper leaves open, and that one share takes the place of
       its large batches; it bounds the step, here `clip_norm`.
     """
-    return (
-        grouped(samples=samples),
-        chain(
-            fair_rewards(objectives=components, floor=floor, decay=decay),
-            group_advantage(scale=None),
-            sequence_mean_token_sum(),
-        ),
-        objective(policy(trust=unclipped())),
-        Wrap({"recursive_momentum": {"share": share}}),
-    )
+    rewards = fair_rewards(objectives=components, floor=floor, decay=decay)
+    estimator = chain(rewards, group_advantage(scale=None), sequence_mean_token_sum())
+    momentum = Wrap({"recursive_momentum": {"share": share}})
+    return grouped(samples=samples), estimator, objective(policy(trust=unclipped())), momentum
 
 
 @method("Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting (Lu et al., 2025)", "arXiv:2509.11452")
@@ -94,12 +78,9 @@ def dynamic_weights(samples: int = 8, components: int = 2, rate: float = 0.1, cl
 
     Defaults: The rate is that of the authors' program, 1e-6 / 1e-5; the others are ours. `components` is the number of rewards.
     """
-    return (
-        grouped(samples=samples),
-        chain(objective_advantages(inner=group_advantage(), objectives=components), token_mean()),
-        clipped(clip_low, clip_high),
-        Wrap({"objective_weights": {"objectives": components, "rate": rate}}),
-    )
+    estimator = chain(objective_advantages(inner=group_advantage(), objectives=components), token_mean())
+    weights = Wrap({"objective_weights": {"objectives": components, "rate": rate}})
+    return grouped(samples=samples), estimator, clipped(clip_low, clip_high), weights
 
 
 @method(
@@ -122,7 +103,6 @@ def zo_rank_sgd(samples: int = 1, pairs: int = 8, scale: float = 0.01, best: int
     """Evolution from comparisons alone: the order of the best perturbations, which are better than all others.
 
     Defaults: All are ours.
-
     Unconfirmed: noise has both signs here, and there is no search along the line, which the optimizer's step stands for.
     """
     return grouped(samples=samples), chain(), objective(), Evolution(pairs, scale, best_comparisons(best=best))

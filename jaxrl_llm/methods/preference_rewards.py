@@ -40,9 +40,8 @@ def length_regularised_dpo(beta: float = 0.1, alpha: float = 0.01):
 
     Defaults: `beta` is DPO's; the paper tunes `alpha`, in nats a token, 0.01 is ours.
     """
-    return on_pairs(
-        preference(link=sigmoid_link(beta=beta), evidence=objectives.length_bonus(bonus=alpha * inverse("beta", beta)))
-    )
+    evidence = objectives.length_bonus(bonus=alpha * inverse("beta", beta))
+    return on_pairs(preference(link=sigmoid_link(beta=beta), evidence=evidence))
 
 
 @method("WPO: Enhancing RLHF with Weighted Preference Optimization (Zhou et al., 2024)", "arXiv:2406.11827")
@@ -161,9 +160,8 @@ def slic(margin: float = 1.0, imitation: float = 0.1):
       TRL's "hinge" is this link on DPO's rewards without imitation.
     """
     link = hinge_link(beta=1.0, margin=margin)
-    return on_pairs(
-        preference(link=link, evidence=LIKELIHOOD), objectives.chosen_likelihood(coefficient=imitation, average=False)
-    )
+    likelihood = objectives.chosen_likelihood(coefficient=imitation, average=False)
+    return on_pairs(preference(link=link, evidence=LIKELIHOOD), likelihood)
 
 
 @method("Statistical Rejection Sampling Improves Preference Optimization (Liu et al., 2023)", "arXiv:2309.06657")
@@ -189,13 +187,11 @@ def dppo_pbrl(temperature: float = 0.1, bias: float = 1.0):
     """Contrast of distances to two segments: the policy gets nearer to the preferred one than to the other.
 
     Defaults: Those of the authors' code for control tasks.
-
     Unconfirmed: The paper's distance is between actions of robots. Minus the mean log-probability of a token stands for it
       here, and pairs stand for its ranking of a batch by a learned predictor.
     """
-    return on_pairs(
-        preference(link=biased_link(beta=inverse("temperature", temperature), bias=bias), evidence=LIKELIHOOD, average=True)
-    )
+    link = biased_link(beta=inverse("temperature", temperature), bias=bias)
+    return on_pairs(preference(link=link, evidence=LIKELIHOOD, average=True))
 
 
 @method("Triple Preference Optimization (Saeidi et al., 2024)", "arXiv:2405.16681")

@@ -1,6 +1,7 @@
 """Methods that compare the policy with a reference: on pairs, DPO and losses with another link, or on single answers."""
 
 from jaxrl_llm import objectives
+from jaxrl_llm.compose import require
 from jaxrl_llm.controllers import moving_average, running_total
 from jaxrl_llm.estimators import chain, pair_mean, sequence_mean
 from jaxrl_llm.methods.base import method
@@ -14,8 +15,7 @@ def on_pairs(*terms) -> tuple:
 
 def inverse(name: str, value: float) -> float:
     """1 / value; refuses an option that is not above 0."""
-    if value <= 0:
-        raise ValueError(f"{name} is {value}; it must be above 0")
+    require(value > 0, name, value, "above 0")
     return 1.0 / value
 
 

@@ -3,6 +3,7 @@
 from jaxrl_llm.estimators import budget_length_reward, chain, group_advantage, sequence_mean, token_mean
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method
+from jaxrl_llm.methods.choices import choice
 from jaxrl_llm.methods.distillation import KINDS
 from jaxrl_llm.objectives import (
     advantage_regression, by_source, clip, divergence, jensen_shannon, kl, likelihood, negative_log_likelihood, objective,
@@ -23,10 +24,8 @@ DIVERGENCES["jensen_shannon"] = jensen_shannon()
 
 def _taught(samples: int, template: str, teacher: str, count: int, kind: str, coefficient: float = 1.0, **options):
     """Strategy and term of a policy that is taught at its likeliest tokens by somebody who reads a template."""
-    if kind not in DIVERGENCES:
-        raise ValueError(f"kind is {kind!r}; it must be one of {tuple(DIVERGENCES)}")
-    candidates = top(count=count, of="proximal", with_token=True)
-    term = divergence(kind=DIVERGENCES[kind], candidates=candidates, against=teacher, coefficient=coefficient)
+    function, candidates = choice("kind", kind, DIVERGENCES), top(count=count, of="proximal", with_token=True)
+    term = divergence(kind=function, candidates=candidates, against=teacher, coefficient=coefficient)
     return self_taught(samples=samples, template=template, teacher=teacher, **options), term
 
 
@@ -119,11 +118,9 @@ def icpo(
     """
     own = policy(trust=clip(low=clip_low, high=clip_high, dual=clip_dual))
     given = policy(ratio=likelihood(), trust=shaped(gamma=gamma))
-    return (
-        steered(samples=samples, guided=guided, template=template, rejects_wrong=True),
-        chain(group_advantage(), token_mean()),
-        objective(by_source(terms=((0, own), (1, given)), others="guided"), kl(coefficient=kl_coefficient)),
-    )
+    strategy = steered(samples=samples, guided=guided, template=template, rejects_wrong=True)
+    loss = objective(by_source(terms=((0, own), (1, given)), others="guided"), kl(coefficient=kl_coefficient))
+    return strategy, chain(group_advantage(), token_mean()), loss
 
 
 @method("Thought-Augmented Policy Optimization (Wu et al., 2025)", "arXiv:2505.15692")
@@ -134,7 +131,6 @@ def thought_augmented(
     """GRPO over groups of which some rows have a pattern of thought in their prompts, the column "thought".
 
     Defaults: All are ours.
-
     Unconfirmed: how many rows are guided, how thoughts are chosen (here the data brings them), and which prompt is learned.
     """
     strategy = steered(samples=samples, guided=guided, template=template, learned=learned)
@@ -148,7 +144,6 @@ def policy_rollout(
     """GRPO over rows with and without a document of instructions in the prompt, all learned without it, to know it by heart.
 
     Defaults: All are ours. The document is the column "policy".
-
     Unconfirmed: the denominator of the ratio of guided rows; here it is the policy that sampled them, behind the document.
     """
     strategy = steered(samples=samples, guided=guided, template=template, learned="plain")
@@ -178,17 +173,13 @@ def train_long_think_short(
     Defaults: Samples, budget, decay and, from its budgets, the interval are the paper's. The weight is that of its
       accuracy-heavy mix, 0.3 for the length to 0.6 for the answer; the clip is ours. "[budget]" in the template is the budget.
     """
-    budgets, number = [budget], 0
+    budgets = [budget]
     while budgets[-1] > 1.0 and decay < 1.0:
-        number += 1
-        budgets.append(max(1.0, budget * decay**number))
+        budgets.append(max(1.0, budget * decay ** len(budgets)))
     stages = tuple((n * interval, template.replace("[budget]", f"{value:.0f}"), "") for n, value in enumerate(budgets))
     length = budget_length_reward(budget=budget, decay=decay, interval=interval, weight=length_weight)
-    return (
-        staged(samples=samples, stages=stages),
-        chain(length, group_advantage(), sequence_mean()),
-        clipped(clip_low, clip_high),
-    )
+    estimator = chain(length, group_advantage(), sequence_mean())
+    return staged(samples=samples, stages=stages), estimator, clipped(clip_low, clip_high)
 
 
 @method("Hindsight Experience Replay (Andrychowicz et al., 2017)", "arXiv:1707.01495")
@@ -243,7 +234,6 @@ def deepvideo_r1(
     """Regression of advantages on standardised log-ratios, with beginnings of the solution for prompts that are too hard.
 
     Defaults: Those of `reg_grpo` and `ghpo`.
-
     Unconfirmed: the sizes of the hints; noise on prompts that are too easy is left out.
     """
     loss = objective(advantage_regression(epsilon=epsilon), kl(coefficient=kl_coefficient))

@@ -37,9 +37,8 @@ def mixed_replay(
     Defaults: A half is the paper's, which replays earlier experiments; symmetric sampling of RLPD (arXiv:2302.02948) is the
       same. The loss, clipped against the policies that sampled, is ours.
     """
-    strategy = replayed(
-        samples=samples, taken=taken, capacity=capacity, row_width=row_width, components=components, rule="random", of="any"
-    )
+    store = {"capacity": capacity, "row_width": row_width, "components": components}
+    strategy = replayed(samples=samples, taken=taken, rule="random", of="any", **store)
     own = policy(trust=clip(low=clip_low, high=clip_high))
     terms = by_source(terms=((0, own), (2, own)), others="replay")
     return strategy, chain(group_advantage(), sequence_mean()), objective(terms)
@@ -144,7 +143,6 @@ def staged_difficulty(
     """GRPO on easy prompts first: each stage lets in prompts up to a number in a column.
 
     Defaults: All are ours.
-
     Unconfirmed: the paper's buckets and stages.
     """
     return _curriculum(samples, examples, clip_low, clip_high, draws=by_difficulty(stages=stages, column=column))

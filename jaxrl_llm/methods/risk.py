@@ -4,7 +4,7 @@ from jaxrl_llm import estimators, objectives
 from jaxrl_llm.estimators import chain, group_advantage, sequence_mean, sequence_mean_token_sum, std_scale, token_mean, whiten
 from jaxrl_llm.methods.advantages import clipped
 from jaxrl_llm.methods.base import method, reject_inert
-from jaxrl_llm.objectives import Objective, clip, cross_entropy, divergence, kl, objective, policy, score_function, vocabulary
+from jaxrl_llm.objectives import clip, cross_entropy, divergence, kl, objective, policy, score_function, vocabulary
 from jaxrl_llm.rollouts import grouped
 
 REINFORCE = policy(ratio=None, trust=score_function())
@@ -19,7 +19,6 @@ def ecrm(samples: int = 8, share: float = 0.5, level: float = 0.25):
     """REINFORCE on a mix of the mean reward of a group and of the mean of its worst answers (CVaR).
 
     Defaults: All are ours.
-
     Unconfirmed: The paper has a risk measure at each step of a process and learns its threshold as an action; an answer is one
       step here, and the threshold is the quantile of its group. With few samples the CVaR of a group is biased upwards.
     """
@@ -32,7 +31,6 @@ def counterpol(samples: int = 8, target: float = 0.5, kl_coefficient: float = 0.
     """The nearest policy with a given mean reward: descent on its squared distance from the target, with a KL to the reference.
 
     Defaults: All are ours.
-
     Unconfirmed: The paper's coefficient, and its estimate of the KL divergence (here k2, whose gradient is that of the KL). It
       takes the present policy for the reference from time to time ("pivoting"): `rl.reference.every` with `share=1`.
     """
@@ -50,7 +48,6 @@ def cal(
 
     Defaults: `initial`, `penalty` (c) and `confidence` (k) are those of the authors' program; the rest is ours. `cost` is the
       number of the reward component that is a cost, from 0 in the order of the rewards; all others are summed up.
-
     Unconfirmed: The paper's caution is about an ensemble of critics of the cost, here about the mean over the step's answers.
       Its program follows the logarithm of the multiplier with Adam; here the multiplier itself is moved, and kept from below 0.
     """
@@ -70,7 +67,6 @@ def c_morl(
     Defaults: `share` (beta), `sharpness` (t), the smallest slack and the clip are those of the authors' program. `returns` are
       the known policy's mean rewards in the components beside `component`, in their order; 0.5 stands for one that is to be
       set.
-
     Unconfirmed: Below the smallest slack, and so where a constraint is violated, the authors' program has no gradient of
       it; here the barrier goes on along its tangent and leads back. The choice of policies by crowd distance and the training
       for several weights before it are matters of the runs. The authors standardise the advantages of the one component.
@@ -101,24 +97,20 @@ def spot(
 
     Defaults: All are ours. `kind` may also be "shortfall", for a penalty below the probability `floor` alone, or "exact", for
       the cross entropy over the whole vocabulary in the loss. `floor=None` means 1e-3, and none in "exact".
-
     Unconfirmed: The paper constrains the density of continuous actions, which a variational autoencoder estimates, for a policy
       that a critic teaches; tokens, whose probabilities are known, are our reading.
     """
     if kind == "exact":
         reject_inert(floor is not None, "floor", floor, "kind is 'exact'")
-        return grouped(samples=samples), _returns(), _with_cross_entropy(clip_low, clip_high, coefficient)
+        support = {"kind": cross_entropy(), "candidates": vocabulary(of="reference"), "against": "reference"}
+        known = divergence(**support, coefficient=coefficient)
+        return grouped(samples=samples), _returns(), objective(policy(trust=clip(low=clip_low, high=clip_high)), known)
     reward = estimators.support_reward(coefficient=coefficient, floor=1e-3 if floor is None else floor, kind=kind)
     return grouped(samples=samples), _returns(reward), clipped(clip_low, clip_high)
 
 
 def _returns(*before) -> estimators.Estimator:
     return chain(*before, estimators.reward_to_go(), whiten(), token_mean())
-
-
-def _with_cross_entropy(low: float, high: float, coefficient: float) -> Objective:
-    support = {"kind": cross_entropy(), "candidates": vocabulary(of="reference"), "against": "reference"}
-    return objective(policy(trust=clip(low=low, high=high)), divergence(**support, coefficient=coefficient))
 
 
 @method("APO: Enhancing Reasoning Ability of MLLMs via Asymmetric Policy Optimization (Hong et al., 2025)", "arXiv:2506.21655")
@@ -129,12 +121,9 @@ def apo_view(
 
     Defaults: All are those of the authors' program for View-R1.
     """
-    scale = std_scale(degrees_of_freedom=1, epsilon=1e-9)
-    estimator = chain(
-        group_advantage(scale=scale), estimators.row_statistics(), estimators.long_wrong_penalty(base=base), sequence_mean()
-    )
-    loss = objective(
-        policy(trust=clip(low=clip_low, high=clip_high)),
-        kl(coefficient=kl_coefficient, factors=(objectives.difficulty_weight(),)),
-    )
+    advantage = group_advantage(scale=std_scale(degrees_of_freedom=1, epsilon=1e-9))
+    blame = estimators.long_wrong_penalty(base=base)
+    estimator = chain(advantage, estimators.row_statistics(), blame, sequence_mean())
+    near = kl(coefficient=kl_coefficient, factors=(objectives.difficulty_weight(),))
+    loss = objective(policy(trust=clip(low=clip_low, high=clip_high)), near)
     return grouped(samples=samples), estimator, loss

@@ -18,7 +18,6 @@ def d3s(
 
     Defaults: All are ours. `rows` and `tokens` are the shares at the start; both grow to 1 along a line within
       `steps_total` steps.
-
     Unconfirmed: the paper's shares at the start and at the end.
     """
     kept = down_sample(rows=(rows, 1.0), tokens=(tokens, 1.0), steps_total=steps_total)
@@ -34,15 +33,10 @@ def pf_ppo(
 
     Defaults: Samples, rows kept and KL coefficient are those of the authors' program; the others are ours, as in `ppo`.
     """
-    return (
-        grouped(samples=samples),
-        chain(
-            estimators.policy_filtration(keep=keep), estimators.kl_in_reward(coefficient=kl_coefficient),
-            gae(trace_decay=trace_decay), whiten(), token_mean(),
-        ),
-        clipped(clip_low, clip_high),
-        Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip)),
-    )  # fmt: skip
+    before = estimators.policy_filtration(keep=keep), estimators.kl_in_reward(coefficient=kl_coefficient)
+    estimator = chain(*before, gae(trace_decay=trace_decay), whiten(), token_mean())
+    critic = Critic(loss=value_loss(coefficient=value_coefficient, clip=value_clip))
+    return grouped(samples=samples), estimator, clipped(clip_low, clip_high), critic
 
 
 @method("Group-Relative REINFORCE Is Secretly an Off-Policy Algorithm (Yao et al., 2025)", "arXiv:2509.24203")
@@ -50,7 +44,6 @@ def red_drop(samples: int = 8):
     """REINFORCE with group advantages, on no more bad answers than good ones of each group.
 
     Defaults: `samples` is ours.
-
     Unconfirmed: how many bad answers the paper leaves (as many as there are good ones, here), and which (drawn by chance).
     """
     estimator = chain(group_advantage(scale=None), estimators.drop_surplus_negatives(), token_mean())
@@ -88,7 +81,6 @@ def egsw(
     """GRPO whose answers count by a softmax, over the group, of their advantage and entropy.
 
     Defaults: All are ours.
-
     Unconfirmed: the paper's numbers, and whether the weights have a gradient (they have none here).
     """
     weight = estimators.entropy_guided_weight(entropy_weight=entropy_weight, temperature=temperature)
@@ -109,9 +101,8 @@ def seed_grpo(
       changes little; the paper's form is a function of a Monte-Carlo entropy. `max_length` is that of `dr_grpo`; the rest
       is ours.
     """
-    estimator = chain(
-        group_advantage(scale=None), estimators.semantic_entropy_weight(strength=strength), constant(length=max_length)
-    )
+    weight = estimators.semantic_entropy_weight(strength=strength)
+    estimator = chain(group_advantage(scale=None), weight, constant(length=max_length))
     return grouped(samples=samples), estimator, clipped(clip_low, clip_high)
 
 
@@ -123,7 +114,6 @@ def group_invariant(samples: int = 8, strength: float = 1.0, clip_low: float = 0
     """GRPO with weights that close the gap between the rewards of an easy and a hard part of the data.
 
     Defaults: All are ours: the paper gives no number.
-
     Unconfirmed: the paper was read through a review. It learns what is easy with a classifier beside the critic; here `easy` is
       given, the probability of each row. Its policy is PPO's, and its KL penalty is scaled by `easy`, which is left out.
     """

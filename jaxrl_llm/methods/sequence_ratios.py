@@ -1,9 +1,9 @@
 """Methods whose importance ratio is that of a sequence, of its tokens together, or of a prefix."""
 
 from jaxrl_llm import estimators, objectives
-from jaxrl_llm.estimators import chain, group_advantage, kl_in_reward, sequence_mean, sequence_mean_token_sum, token_mean
+from jaxrl_llm.estimators import chain, group_advantage, sequence_mean, sequence_mean_token_sum, token_mean
 from jaxrl_llm.methods.base import method, reject_inert
-from jaxrl_llm.methods.choices import TRL, TRL_KL, TUNIX, TUNIX_KL, VERL, kl_parts, standardised
+from jaxrl_llm.methods.choices import TRL, TRL_KL, TUNIX, TUNIX_KL, VERL, kl_parts, kl_reward, standardised
 from jaxrl_llm.objectives import clip, objective, policy, unclipped
 from jaxrl_llm.rollouts import grouped, grouped_with_anchors
 
@@ -110,13 +110,11 @@ def p3o(clip_low: float = 0.2, clip_high: float = 0.2, kl_coefficient: float = 0
     """Clipped ratios of whole answers with half the difference of two rewards as advantage: a pairwise policy gradient.
 
     Defaults: Two samples are the method. Clip and coefficient are ours. `kl_kind=None` means k1.
-
     Unconfirmed: The exact surrogate. This is version 1, each answer clipped by itself; version 2 clips the pair as a whole.
     """
-    reject_inert(kl_coefficient == 0 and kl_kind is not None, "kl_kind", kl_kind, "kl_coefficient is 0")
-    penalty = (kl_in_reward(coefficient=kl_coefficient, kind=kl_kind or "k1"),) if kl_coefficient else ()
+    estimator = chain(*kl_reward(kl_coefficient, kl_kind), group_advantage(scale=None), sequence_mean())
     loss = objective(policy(ratio=objectives.sequence_total_ratio(), trust=clip(low=clip_low, high=clip_high)))
-    return grouped(samples=2), chain(*penalty, group_advantage(scale=None), sequence_mean()), loss
+    return grouped(samples=2), estimator, loss
 
 
 @method("Improving Language Models with Advantage-based Offline Policy Gradients (Baheti et al., 2023)", "arXiv:2305.14718")
@@ -127,17 +125,7 @@ def a_lol(samples: int = 4, anchors: int = 4, clip_low: float = 0.9, clip_high: 
       proportion to the advantage, and has a value head on the reference for its mean reward, which is sampled here
       ("anchor_reward").
     """
-    return (
-        grouped_with_anchors(samples=samples, anchors=anchors),
-        chain(
-            group_advantage(baseline=estimators.given_baseline(annotation="anchor_reward"), scale=None),
-            sequence_mean_token_sum(),
-        ),
-        objective(
-            policy(
-                ratio=objectives.sequence_total_ratio(against="reference"),
-                trust=objectives.cispo(low=clip_low, high=clip_high),
-                factors=(objectives.positive_advantage(),),
-            )
-        ),
-    )
+    advantage = group_advantage(baseline=estimators.given_baseline(annotation="anchor_reward"), scale=None)
+    ratio, trust = objectives.sequence_total_ratio(against="reference"), objectives.cispo(low=clip_low, high=clip_high)
+    loss = objective(policy(ratio=ratio, trust=trust, factors=(objectives.positive_advantage(),)))
+    return grouped_with_anchors(samples=samples, anchors=anchors), chain(advantage, sequence_mean_token_sum()), loss

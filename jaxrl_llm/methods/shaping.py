@@ -12,7 +12,6 @@ def otc(samples: int = 8, smoothing: float = 1.0, clip_low: float = 0.2, clip_hi
     """GRPO whose reward is multiplied by how near an answer is to the least number of tool calls that a right one took.
 
     Defaults: `smoothing` is that of a reproduction; the rest is ours. `calls` is the number of tool calls of the row.
-
     Unconfirmed: the paper's smoothing. It keeps the least number of calls of a prompt over the training; here it is the
       group's.
     """
@@ -30,9 +29,8 @@ def aspo_tools(
     Defaults: Samples, strength and bound are the paper's conservative setting, the clip is DAPO's; `max_rounds` is ours.
       `first_call` is the number of actions before the first call, -1 without. DAPO's overlong penalty is left out.
     """
-    estimator = chain(
-        estimators.drop_uniform_groups(), group_advantage(), early_call_bonus(strength=strength, bound=bound), token_mean()
-    )
+    bonus = early_call_bonus(strength=strength, bound=bound)
+    estimator = chain(estimators.drop_uniform_groups(), group_advantage(), bonus, token_mean())
     return dynamic_sampling(samples=samples, max_rounds=max_rounds), estimator, clipped(clip_low, clip_high)
 
 
@@ -48,12 +46,8 @@ def fapo(
       what a judge says.
     """
     buffer = max(max_length // 5, 1) if overlong_buffer is None else overlong_buffer
-    estimator = chain(
-        flaw_penalty(penalty=flaw_size),
-        estimators.overlong_penalty(max_length=max_length, buffer=buffer),
-        group_advantage(),
-        token_mean(),
-    )
+    overlong = estimators.overlong_penalty(max_length=max_length, buffer=buffer)
+    estimator = chain(flaw_penalty(penalty=flaw_size), overlong, group_advantage(), token_mean())
     return grouped(samples=samples), estimator, clipped(clip_low, clip_high, dual=clip_dual)
 
 
@@ -93,12 +87,8 @@ def open_rs(
       the format, weighed 1 to 2: give two components and `reward_weights=(2.0, 1.0)`. Wrong answers are punished for
       their length, as their script does.
     """
-    scale = std_scale(degrees_of_freedom=1, epsilon=1e-4)
-    estimator = chain(
-        estimators.cosine_length_reward(max_length=max_length),
-        group_advantage(scale=scale, reward_weights=reward_weights),
-        token_mean(),
-    )
+    advantage = group_advantage(scale=std_scale(degrees_of_freedom=1, epsilon=1e-4), reward_weights=reward_weights)
+    estimator = chain(estimators.cosine_length_reward(max_length=max_length), advantage, token_mean())
     return grouped(samples=samples), estimator, clipped(clip_low, clip_high, kl_coefficient=kl_coefficient)
 
 
@@ -107,7 +97,6 @@ def grpo_lambda(samples: int = 8, share: float = 0.2, strength: float = 0.6, cli
     """GRPO that rewards short right answers only for the prompts of the step that are solved most often.
 
     Defaults: The share is the paper's example, the strength that of a reproduction; the rest is ours.
-
     Unconfirmed: the paper's strength, and what it does with groups that tie for the last place among the best (all are taken).
     """
     estimator = chain(estimators.efficient_length_reward(share=share, strength=strength), group_advantage(), sequence_mean())

@@ -104,10 +104,8 @@ def dppo(
     mask = objectives.divergence_mask(kind=divergence, low=bound_low, high=bound_high)
     trust = unclipped() if weight_cap is None else objectives.cispo(high=weight_cap - 1.0)
     near = (kl(coefficient=penalty, kind="k2", against="behavior"),) if penalty else ()
-    estimator = chain(
-        standardised("mean", scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone), token_mean()
-    )
-    return grouped(samples=samples), estimator, objective(policy(trust=trust, factors=(mask,)), *near)
+    advantage = standardised("mean", scale, degrees_of_freedom=degrees_of_freedom, epsilon=epsilon, alone=alone)
+    return grouped(samples=samples), chain(advantage, token_mean()), objective(policy(trust=trust, factors=(mask,)), *near)
 
 
 @method("On the Design of KL-Regularized Policy Gradient Algorithms for LLM Reasoning (Zhang et al., 2025)", "arXiv:2505.17508")
@@ -157,7 +155,6 @@ def mdpo(samples: int = 8, steps_total: int = 1000):
     Defaults: The step size falls from 1 to 0 over the run, as in the authors' program; `steps_total` is to be the number of its
       steps. They take 10 updates a step: `rl.epochs` or `rl.minibatches`. Group means in the place of a critic and `samples`
       are ours.
-
     Unconfirmed: How the KL is estimated where it has no closed form. Here it is 1 - r + r log r of each token, of which both
       mean and gradient are those of the KL to the sampler. The off-policy variant, which needs a Q function, is left out.
     """
@@ -176,7 +173,6 @@ def grpo_guard(samples: int = 8, by: str = "position", buckets: int = 8, clip_lo
     """GRPO whose log-ratios have one mean and one deviation over the length of an answer, so that the clip binds everywhere.
 
     Defaults: All are ours.
-
     Unconfirmed: The paper is about steps of denoising, whose mean and deviation are known; for tokens, parts of the answer (or
       of the entropies, `by="entropy"`) and statistics of the batch are our reading. Its second factor, which makes the
       gradients of all steps alike, is left to the division by the deviation. The shares of clipped tokens of either sign of
@@ -194,11 +190,9 @@ def delay_adapted(samples: int = 8, clip_low: float = 0.2, clip_high: float = 0.
     """GRPO whose late samples count by min(p / q, 1), p of the policy when they arrive and q of the one that drew them.
 
     Defaults: All are ours. The name of the paper, DAPO, is that of another method.
-
     Unconfirmed: The ratio pi / max(q, p) is that of the paper's estimator; where its PPO clips is not known. Here the clip is
       round the policy p before the step's updates, so that it is TIS with the bound 1, for either sign of the advantage.
     """
-    adapted = policy(
-        ratio=token_ratio(against="proximal"), trust=clip(low=clip_low, high=clip_high), factors=(importance_weight(high=1.0),)
-    )
+    ratio, trust = token_ratio(against="proximal"), clip(low=clip_low, high=clip_high)
+    adapted = policy(ratio=ratio, trust=trust, factors=(importance_weight(high=1.0),))
     return grouped(samples=samples), chain(group_advantage(), token_mean()), objective(adapted)

@@ -40,7 +40,6 @@ def restrain(
     """GRPO without labels: each answer is taken for the right one with a weight by its frequency; without agreement all lose.
 
     Defaults: All are ours.
-
     Unconfirmed: every number of the paper. Its weight of a prompt by the agreement of the base model, measured
       beforehand, is left out. The loss of the paper is a weighted sum of clipped losses, one for each answer; here the
       advantages are summed, which is the same where nothing is clipped.

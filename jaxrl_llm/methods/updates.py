@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from jaxrl_llm.compose import Composable
+from jaxrl_llm.compose import Composable, require
 from jaxrl_llm.estimators import Estimator
 from jaxrl_llm.objectives.heads import plain, width
 from jaxrl_llm.optimizers.evolution import centred_ranks
@@ -42,8 +42,8 @@ class Critic:
     frozen: bool = False  # whether it stays as the warm-up has left it
 
     def __post_init__(self):
-        if self.follow is not None and not 0 < self.follow <= 1:
-            raise ValueError(f"follow is {self.follow}; it must be above 0 and at most 1, or None for no average")
+        wanted = "above 0 and at most 1, or None for no average"
+        require(self.follow is None or 0 < self.follow <= 1, "follow", self.follow, wanted)
         if self.warmup_steps < 0 or (self.frozen and not self.warmup_steps):
             raise ValueError(f"warmup_steps is {self.warmup_steps}; a critic that is frozen needs at least 1, others 0 or more")
 

@@ -1,6 +1,7 @@
 """Methods without an importance ratio in the loss: masks, squares, likelihoods and regressions keep the policy near."""
 
 from jaxrl_llm import estimators, objectives
+from jaxrl_llm.compose import require
 from jaxrl_llm.estimators import chain, drop_uniform_groups, group_advantage, mean_scale, sequence_mean, token_mean
 from jaxrl_llm.methods.advantages import BESSEL
 from jaxrl_llm.methods.base import method, reject_inert
@@ -22,17 +23,13 @@ def gpg(samples: int = 8, alpha: str = "informative", f_norm: float = 1.0, alone
       than 0, and "none" is 1. The paper's `f_norm`, which divides the advantages, is 1. `alone=None` means that a row
       without others learns nothing.
     """
-    if f_norm <= 0:
-        raise ValueError(f"f_norm is {f_norm}; it must be above 0")
+    require(f_norm > 0, "f_norm", f_norm, "above 0")
     plain = None if f_norm == 1 else estimators.constant_scale(value=f_norm)
-    scale = choice(
-        "alpha", alpha, {"informative": plain, "nonzero": estimators.nonzero_share_scale(factor=f_norm), "none": plain}
-    )
+    scales = {"informative": plain, "nonzero": estimators.nonzero_share_scale(factor=f_norm), "none": plain}
+    baseline, scale = estimators.mean_baseline(alone=alone or "own"), choice("alpha", alpha, scales)
     filters = (drop_uniform_groups(),) if alpha == "informative" else ()
     reject_inert(bool(filters) and alone is not None, "alone", alone, "alpha 'informative' leaves groups of one out")
-    estimator = chain(
-        *filters, group_advantage(baseline=estimators.mean_baseline(alone=alone or "own"), scale=scale), token_mean()
-    )
+    estimator = chain(*filters, group_advantage(baseline=baseline, scale=scale), token_mean())
     return grouped(samples=samples), estimator, objective(policy(ratio=None, trust=score_function()))
 
 
@@ -142,7 +139,6 @@ def flowrl(samples: int = 8, beta: float = 15.0, clip_low: float = 0.2, clip_hig
 
     Defaults: `beta` is the paper's, the bounds of the weight are those of the authors' script; `samples` is ours. log Z is a
       value head on the state before the first action; the authors' module has three layers.
-
     Unconfirmed: what their module reads of the prompt, and whether the policy has a gradient through it, as here.
     """
     weight = importance_weight(of="policy", ratio=sequence_ratio(), low=1.0 - clip_low, high=1.0 + clip_high)

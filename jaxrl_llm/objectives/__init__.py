@@ -1,13 +1,15 @@
 """From scores to losses: pure, hashable functions `(Scores, Batch) -> (loss, metrics)`.
 
 Everywhere `coefficient` is the factor of a whole term: a number or, where it may be a text, the name of a scalar in
-`batch.coefficients`.
+`batch.coefficients`. Where nothing else is said, `ratio` is a log importance ratio and `against` names the other policy in it,
+as in `token_ratio`; `low`, `high` and `dual` are those of `clip`; `huber` is the threshold of a Huber loss, None for squares.
+In losses on whole rollouts `evidence` is what a token tells (nats) and `beta` the weight of the divergence from the reference;
+of a group of more than `members` rollouts none has a part.
 """
 
 from jaxrl_llm.objectives.adaptive_clips import (
     balanced_clip, bucket_normalised, entropy_clip, entropy_scale, probability_clip, proximal_clip,
 )  # fmt: skip
-from jaxrl_llm.objectives.valuation import trajectory_balance
 from jaxrl_llm.objectives.base import Objective, by_source, objective, scaled, traits, weighted, weighted_sum
 from jaxrl_llm.objectives.batch_statistics import token_uniform
 from jaxrl_llm.objectives.candidates import group_tokens, sampled, tokens_of_group, top, vocabulary
@@ -30,7 +32,8 @@ from jaxrl_llm.objectives.masks import (
 from jaxrl_llm.objectives.off_policy import batch_normalised, importance_weight, rejection, renormalised
 from jaxrl_llm.objectives.policy import policy, policy_gap
 from jaxrl_llm.objectives.preference import (
-    bradley_terry, chosen_likelihood, chosen_token_likelihood, preference, quantile_preference,
+    bradley_terry, chosen_likelihood, chosen_token_likelihood, controlled_reference_point, given_reference_point, logistic_link,
+    mean_reference_point, preference, quantile_preference, running_reference_point, saturating_link, unpaired,
 )  # fmt: skip
 from jaxrl_llm.objectives.preference_links import (
     apo_down_link, apo_zero_link, bco_link, biased_link, discopop_link, exo_link, hinge_link, ipo_link, nca_link, positive_link,
@@ -51,11 +54,7 @@ from jaxrl_llm.objectives.trust import (
     cispo, clip, discovered_drift, flipped, gradient_preserving_clip, rpg, sapo, score_function, shaped, tapered, unclipped,
     vespo,
 )  # fmt: skip
-from jaxrl_llm.objectives.preference import (
-    controlled_reference_point, given_reference_point, logistic_link, mean_reference_point, running_reference_point,
-    saturating_link, unpaired,
-)  # fmt: skip
-from jaxrl_llm.objectives.valuation import advantage_regression, dro, nft, rover
+from jaxrl_llm.objectives.valuation import advantage_regression, dro, nft, rover, trajectory_balance
 from jaxrl_llm.objectives.values import (
     categorical_value_loss, dual_value_loss, dueling_value_loss, ensemble_value_loss, expectile_value_loss,
     gaussian_value_loss, inverse_preference, quantile_value_loss, value_loss,

@@ -7,7 +7,7 @@ from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, over_segments, safe_divide
 from jaxrl_llm.numerics import log_ratio as difference
 from jaxrl_llm.objectives.base import logp_name, logp_of
-from jaxrl_llm.objectives.batch_statistics import action_mean, action_quantile, counted
+from jaxrl_llm.objectives.batch_statistics import action_quantile, counted, masked_mean
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO, segment_total
 from jaxrl_llm.objectives.trust import clipped_loss
 from jaxrl_llm.types import Batch, Scores
@@ -29,9 +29,6 @@ def probability_clip(
     of the token under the old policy.
 
     Args:
-      low: bound of the change below.
-      high: bound of the change above.
-      dual: as in `clip`.
       against: whose probability q is, that of the ratio: "behavior" or "proximal".
 
     Source: DCPO, https://arxiv.org/abs/2509.02333
@@ -72,7 +69,6 @@ def balanced_clip(
       upper: first and last upper bound of the ratio.
       step: distance of two bounds on the grid, which has at most 10,000 of them.
       positive_share: between 0 and 1.
-      dual: as in `clip`.
 
     Raises ValueError: falling ranges, or a `step` of 0 or less, or one too small for the ranges.
     Source: BAPO, https://arxiv.org/abs/2510.18927
@@ -116,10 +112,8 @@ def entropy_clip(
     With h in [-1, 1] of `relative_entropy`: from 1 - low (1 + `widening` max(-h, 0)) to 1 + high (1 + `widening` max(h, 0)).
 
     Args:
-      low, high: as in `clip`.
       widening: alpha, 0 for `clip`.
       level: quantile of the log-entropies at which h is 0.
-      dual: as in `clip`.
 
     Source: HAPO, https://arxiv.org/abs/2509.16591; its released code has the lower bounds never widen, by a sign
     """
@@ -143,10 +137,8 @@ def entropy_scale(
     of low entropy count less where it is still within; 1 elsewhere.
 
     Args:
-      low, high, widening: as in `entropy_clip`.
+      low, high, widening, level: as in `entropy_clip`.
       strength: beta, between 0 and 1.
-      level: as in `entropy_clip`.
-      ratio: log importance ratio.
 
     Source: HAPO, https://arxiv.org/abs/2509.16591, with the widened bounds of https://github.com/starriver030515/HAPO
     """
@@ -181,7 +173,6 @@ def bucket_normalised(
     stay so, with their own gradient.
 
     Args:
-      ratio: of a token.
       by: "position", the place of the action among those of its sequence, or "entropy" (`proximal_entropy`), its rank among
         all actions. Actions without a weight do not count.
       buckets: number of equal parts of the sequence, or of the ranks.
@@ -198,7 +189,7 @@ def bucket_normalised(
     bucket = (_place if by == "position" else _entropy_rank)(batch, actions, buckets)
     values = masked(jax.lax.stop_gradient(found), actions)
     centred = masked(values - _bucket_mean(values, actions, bucket, buckets), actions)
-    deviation = jnp.sqrt(action_mean(jnp.square(centred), actions))
+    deviation = jnp.sqrt(masked_mean(jnp.square(centred), actions))
     own = jnp.sqrt(_bucket_mean(jnp.square(centred), actions, bucket, buckets))
     small = shrinkage * deviation + EPSILON
     scaled = (found - values + centred) * (deviation + small) / (own + small)

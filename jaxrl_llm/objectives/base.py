@@ -163,24 +163,16 @@ def by_source(scores: Scores, batch: Batch, *, terms: tuple[tuple[int, Composabl
 
 @composable
 def scaled(scores: Scores, batch: Batch, *, term: Composable, coefficient: float | str):
-    """`coefficient` times a term.
-
-    Args:
-      term: any term of an objective.
-    """
+    """`coefficient` times a `term`, any one of an objective."""
     token_loss, metrics = term(scores, batch)
     return coefficient_value(coefficient, batch) * token_loss, metrics
 
 
 @composable(annotations=lambda options: (own_weight(options["name"]),))
 def weighted(scores: Scores, batch: Batch, *, term: Composable, name: str):
-    """A term of an objective with shares of its own, those that `estimators.named_weighting(name=...)` has written.
+    """A `term` of an objective with shares of its own, those that `estimators.named_weighting(name=...)` has written.
 
     It stands in the objective itself, and what changes a term, such as `scaled`, within it.
-
-    Args:
-      term: any term of an objective.
-      name: of the shares.
 
     Raises ValueError: it stands within another term, which would take the shares of all.
     """

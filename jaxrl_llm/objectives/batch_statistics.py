@@ -13,9 +13,9 @@ def counted(batch: Batch):
     return ((batch.mask > 0) & (batch.weight != 0)).astype(jnp.float32)
 
 
-def action_mean(values, actions):
-    """Mean of `values` [B, T] where `actions` is positive; 0 where there is none."""
-    return safe_divide(masked(values, actions).sum(), actions.sum())
+def masked_mean(values, mask):
+    """Mean of `values`, of any shape, where `mask` is positive; 0 where there is none."""
+    return safe_divide(masked(values, mask).sum(), mask.sum())
 
 
 def action_quantile(values, actions, level: float):
@@ -68,7 +68,7 @@ def log_probability_covariance(logp, batch: Batch):
     """
     actions = counted(batch)
     logp, advantage = without_infinities(masked(logp, actions)), masked(batch.advantage, actions)
-    return masked((logp - action_mean(logp, actions)) * (advantage - action_mean(advantage, actions)), actions)
+    return masked((logp - masked_mean(logp, actions)) * (advantage - masked_mean(advantage, actions)), actions)
 
 
 def token_uniform(batch: Batch, seed: int):

@@ -58,13 +58,7 @@ def top(log_probabilities, tokens, keys, *, count: int, mass: float = 1.0, with_
 @composable
 @_picks
 def sampled(log_probabilities, tokens, keys, *, count: int, temperature: float = 1.0, of: str = "proximal"):
-    """`count` independent samples at a temperature, with repetitions.
-
-    Args:
-      count: K.
-      temperature: divides the log-probabilities.
-      of: whose distribution.
-    """
+    """K = `count` independent samples, with repetitions, of log-probabilities divided by the `temperature`."""
 
     def draw(logp, key):
         return jax.random.categorical(key, logp / temperature, shape=(count,))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import logp_name
-from jaxrl_llm.objectives.batch_statistics import action_mean, counted
+from jaxrl_llm.objectives.batch_statistics import counted, masked_mean
 from jaxrl_llm.objectives.groups import (
     Groups, find_groups, group_count, group_logmeanexp, group_mean, group_sum, rollout_mean, rollout_sum, rollout_to_tokens,
     rollout_value,
@@ -36,7 +36,7 @@ def contrastive_policy_gradient(scores: Scores, batch: Batch, *, beta: float = 0
     groups = find_groups(batch)
     everyone = groups.counted
     score = _deviation(_given(batch, "score", groups), groups)
-    reward = _deviation(_reward(scores, batch, groups, evidence), groups)
+    reward = _deviation(rollout_reward(scores, batch, groups.rollout, evidence=evidence), groups)
     per_rollout = -score * reward + 0.5 * beta * jnp.square(reward)
     others = group_count(everyone, groups) - 1.0
     return rollout_to_tokens(safe_divide(group_sum(per_rollout, everyone, groups), others), groups), {}
@@ -51,7 +51,8 @@ def log_ratio_regression(scores: Scores, batch: Batch, *, beta: float, evidence:
     """
     groups = find_groups(batch)
     advantage = rollout_mean(batch.advantage, batch.mask, groups.rollout)
-    return rollout_to_tokens(jnp.square(beta * _reward(scores, batch, groups, evidence) - advantage), groups), {}
+    reward = rollout_reward(scores, batch, groups.rollout, evidence=evidence)
+    return rollout_to_tokens(jnp.square(beta * reward - advantage), groups), {}
 
 
 @composable
@@ -108,14 +109,9 @@ def squared_hinge_kl(scores: Scores, batch: Batch, *, coefficient: float = 1e3, 
 
     It is one number for the whole batch, whatever the weights sum to.
 
-    Args:
-      coefficient: of the square.
-      bound: of the divergence that costs nothing.
-      against: pi_old, as in `token_ratio`.
-
     Source: DisCO, https://arxiv.org/abs/2505.12366
     """
-    divergence = -action_mean(token_ratio.function(scores, batch, against=against), counted(batch))
+    divergence = -masked_mean(token_ratio.function(scores, batch, against=against), counted(batch))
     value = 0.5 * coefficient * jnp.square(jax.nn.relu(divergence - bound))
     share = safe_divide(value, masked(batch.weight, batch.mask).sum())
     return jnp.broadcast_to(share, batch.mask.shape), {"constrained_kl": divergence}
@@ -133,15 +129,11 @@ def group_preference(
     """
     groups = find_groups(batch)
     correct, wrong, mixed = _classes(batch, groups)
-    reward = _reward(scores, batch, groups, evidence)
+    reward = rollout_reward(scores, batch, groups.rollout, evidence=evidence)
     center = group_mean(reward, correct, groups)
     spread = group_mean(jnp.square(reward - center), correct, groups)
     loss = jax.nn.softplus(beta * (group_mean(reward, wrong, groups) - center)) + variance * spread
     return rollout_to_tokens(masked(loss, mixed), groups), {}
-
-
-def _reward(scores: Scores, batch: Batch, groups: Groups, evidence: Composable):
-    return rollout_reward(scores, batch, groups.rollout, evidence=evidence)
 
 
 def _given(batch: Batch, name: str, groups: Groups):
@@ -195,18 +187,12 @@ def self_improving(
 
     A group counts by the sum of its weights; one that does not have exactly one rollout of each of the six contributes 0.
 
-    Args:
-      alpha: share of the reviser.
-      beta: weight of the divergences from the reference.
-      evidence: what a token tells (nats).
-
     Source: SRPO, https://arxiv.org/abs/2406.01660
     """
     groups = find_groups(batch)
     reward = rollout_reward(scores, batch, groups.rollout, evidence=evidence)
-    answer, shown = (
-        jnp.sign(rollout_mean(batch.extras[name], batch.mask, groups.rollout)) for name in ("preference", "revises")
-    )
+    marks = (batch.extras[name] for name in ("preference", "revises"))
+    answer, shown = (jnp.sign(rollout_mean(mark, batch.mask, groups.rollout)) for mark in marks)
     win, lose = ((answer == side).astype(jnp.float32) for side in (1, -1))
     alone, of_win, of_lose = ((shown == side).astype(jnp.float32) for side in (0, 1, -1))
 
@@ -219,6 +205,6 @@ def self_improving(
     counts = [group_count(side * condition, groups) for side in (win, lose) for condition in (alone, of_win, of_lose)]
     complete = (jnp.stack(counts) == 1).all(axis=0).astype(jnp.float32)
     ahead = masked(gap(alone), complete)
-    accuracy = safe_divide(masked(0.5 * (jnp.sign(ahead) + 1.0), complete).sum(), complete.sum())
+    accuracy = masked_mean(0.5 * (jnp.sign(ahead) + 1.0), complete)
     metrics = {"pair_accuracy": accuracy, "pair_margin": safe_divide(ahead.sum(), complete.sum())}
     return rollout_to_tokens(masked((1.0 - alpha) * generator + alpha * reviser, complete), groups), metrics

@@ -126,7 +126,6 @@ def one_token_rollouts(scores: Scores, batch: Batch, *, candidates: Composable, 
 
     Args:
       candidates: the rule that draws them, such as `sampled(count=256, temperature=1.3)`.
-      wrong: reward of a candidate that is not the given token.
 
     Source: One-Token Rollout, https://arxiv.org/abs/2509.26313
     """

@@ -41,8 +41,6 @@ def bins(outputs, *, count: int = 51, low: float = 0.0, high: float = 1.0, risk:
 
     Args:
       count: of bins, at least 2.
-      low: value of the first.
-      high: value of the last, above `low`.
       risk: what is read of the distribution; None for its mean.
 
     Raises ValueError: fewer than two bins, or a range that does not rise.
@@ -75,10 +73,7 @@ def quantiles(outputs, *, count: int = 32, risk: Composable | None = None):
 @composable
 @_outputs(lambda options: 2 * options["members"])
 def gaussian(outputs, *, members: int = 1):
-    """The mean of a normal distribution whose mean and deviation are a pair of outputs; of several pairs, the least mean.
-
-    Args:
-      members: pairs.
+    """The mean of a normal distribution whose mean and deviation are a pair of outputs; of `members` pairs, the least mean.
 
     Raises ValueError: no pair.
     Source: DSAC, https://arxiv.org/abs/2001.02811; twin distributions: DSAC-T, https://arxiv.org/abs/2310.05858
@@ -91,10 +86,7 @@ def gaussian(outputs, *, members: int = 1):
 @composable
 @_outputs(lambda options: options["count"])
 def ensemble(outputs, *, count: int = 2):
-    """Several plain outputs, of which the least is the value.
-
-    Args:
-      count: of members, at least 2.
+    """`count` plain outputs, 2 or more, of which the least is the value.
 
     Raises ValueError: fewer than two members.
     Source: clipped double Q-learning, https://arxiv.org/abs/1802.09477

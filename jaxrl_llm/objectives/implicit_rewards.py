@@ -48,9 +48,6 @@ def rollout_reward(
 def anchored_ratio(scores: Scores, batch: Batch, *, share: float):
     """log pi - `share` log pi_reference - (1 - `share`) log pi_proximal: against a geometric mixture of two policies.
 
-    Args:
-      share: of the reference; the rest belongs to the policy at the beginning of the step.
-
     Source: iterative Nash policy optimization, https://arxiv.org/abs/2407.00617
     """
     to_reference, to_proximal = (token_ratio.function(scores, batch, against=who) for who in ("reference", "proximal"))

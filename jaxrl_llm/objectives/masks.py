@@ -64,11 +64,9 @@ def ring_mask(
     that lead back from far outside.
 
     Args:
-      low, high: as in `clip`.
       far_low: of the ring; below 1 - `far_low` positive advantages train again.
       far_high: of the ring; above 1 + `far_high` negative advantages train again.
       two_sided: whether both bounds hold for every advantage.
-      ratio: log importance ratio.
 
     Raises ValueError: bounds of a ring that is not two-sided.
     Source: REC, https://arxiv.org/abs/2509.24203
@@ -180,7 +178,6 @@ def second_moment_mask(
       budget: squared nats.
       harmful_only: whether only actions that the clip of PPO could touch (A > 0 and r > 1, or A < 0 and r < 1) are counted
         and masked, as in the authors' code; by default all are, as in the paper.
-      ratio: log importance ratio.
 
     Source: M2PO, https://arxiv.org/abs/2510.01161
     """

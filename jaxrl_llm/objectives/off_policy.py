@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxrl_llm.compose import Composable, composable, require
 from jaxrl_llm.numerics import kl_estimate, masked, over_segments, safe_divide
 from jaxrl_llm.objectives.base import logp_of
-from jaxrl_llm.objectives.batch_statistics import action_mean, counted
+from jaxrl_llm.objectives.batch_statistics import counted, masked_mean
 from jaxrl_llm.objectives.groups import find_groups, rollout_mean, rollout_sum
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO, segment_mean, segment_total
 from jaxrl_llm.types import Batch, Scores
@@ -38,8 +38,7 @@ def importance_weight(
     """exp(ratio), bounded: importance weight of a token, of a sequence or of its geometric mean, by the `ratio`.
 
     Args:
-      low: lower bound of the weight.
-      high: upper bound of the weight.
+      low, high: bounds of the weight.
       outside: "truncate" to the bounds (truncated importance sampling), or "mask": 0 outside of them (IcePop).
       of: whose probability stands above: "proximal" or "policy".
       ratio: `token_ratio()`, `sequence_total_ratio()`, `sequence_ratio()` (geometric mean).
@@ -68,10 +67,10 @@ def batch_normalised(scores: Scores, batch: Batch, *, factor: Composable):
     actions = counted(batch)
     value = masked(factor(scores, batch), actions)
     if not of_sequences(factor):
-        return safe_divide(value, action_mean(value, actions))
+        return safe_divide(value, masked_mean(value, actions))
     groups = find_groups(batch)
     per_sequence = rollout_mean(value, actions, groups.rollout)
-    return safe_divide(value, safe_divide(masked(per_sequence, groups.counted).sum(), groups.counted.sum()))
+    return safe_divide(value, masked_mean(per_sequence, groups.counted))
 
 
 def of_sequences(factor: Composable) -> bool:
@@ -96,8 +95,7 @@ def rejection(
       kind: "k1" (log mu - log pi), "k2" or "k3", see `numerics.kl_estimate`, or "tv": |pi / mu - 1|, twice the total variation
         on average.
       over: "token", or "sum", "mean" or "max" over the actions of the sequence.
-      low: lower bound, nats.
-      high: upper bound, nats.
+      low, high: bounds, nats.
       among: which actions may be dropped: "all", "negative" (A < 0) or "leaving" (A > 0 where pi > mu, A < 0 where pi < mu:
         those that take pi further from mu).
       of: "proximal" or "policy".

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import MAX_LOG_RATIO, kl_estimate, masked, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import logp_name, logp_of, weighted_sum, with_factors
-from jaxrl_llm.objectives.batch_statistics import action_mean, counted
+from jaxrl_llm.objectives.batch_statistics import counted, masked_mean
 from jaxrl_llm.objectives.groups import find_groups, rollout_mean, rollout_sum
 from jaxrl_llm.objectives.ratios import TOKEN_RATIO, token_ratio
 from jaxrl_llm.objectives.trust import clip
@@ -26,7 +26,7 @@ def policy(
     positive and with negative advantage are reported apart.
 
     Args:
-      ratio: log importance ratio; None for methods that use none.
+      ratio: None for methods that use none.
       trust: token loss from the log-ratio.
       factors: functions `(scores, batch) -> factor` [B, T] of the token loss, without gradient: corrections of off-policy
         samples, masks of tokens. The weights of the batch, and so every denominator, stay as they are.
@@ -86,28 +86,21 @@ def policy_gap(scores: Scores, batch: Batch, *, against: str = "behavior"):
     * "gap/chi_squared": mean of rho^2, less 1, and "gap/chi_squared_sequence" of R^2: the variance of importance weights;
     * "gap/effective_sample_size": (mean rho)^2 / mean(rho^2), the share of the actions that so weighted samples are worth.
 
-    Args:
-      against: as in `token_ratio`.
-
     Source: diagnostics of verl, https://verl.readthedocs.io/en/latest/algo/rollout_corr.html
     """
     actions, groups = counted(batch), find_groups(batch)
     moved = jax.lax.stop_gradient(token_ratio.function(scores, batch, against=against))
     ratio = jnp.exp(moved)
-    square = action_mean(jnp.square(ratio), actions)
+    square = masked_mean(jnp.square(ratio), actions)
     own, other = (without_infinities(masked(logp, actions)) for logp in (scores.logp, logp_of(against, batch)))
     own, other = (rollout_mean(jax.lax.stop_gradient(logp), actions, groups.rollout) for logp in (own, other))
     product = jnp.clip(rollout_sum(moved, actions, groups.rollout), -MAX_LOG_RATIO, MAX_LOG_RATIO)
-
-    def mean(per_rollout):
-        return safe_divide(masked(per_rollout, groups.counted).sum(), groups.counted.sum())
-
     some = (actions.sum() > 0).astype(jnp.float32)
     metrics = {
-        "gap/perplexity": mean(jnp.exp(jnp.minimum(-own, MAX_LOG_RATIO))),
-        "gap/perplexity_ratio": mean(jnp.exp(jnp.clip(other - own, -MAX_LOG_RATIO, MAX_LOG_RATIO))),
+        "gap/perplexity": masked_mean(jnp.exp(jnp.minimum(-own, MAX_LOG_RATIO)), groups.counted),
+        "gap/perplexity_ratio": masked_mean(jnp.exp(jnp.clip(other - own, -MAX_LOG_RATIO, MAX_LOG_RATIO)), groups.counted),
         "gap/chi_squared": square - some,
-        "gap/chi_squared_sequence": mean(jnp.exp(2.0 * product)) - some,
-        "gap/effective_sample_size": safe_divide(jnp.square(action_mean(ratio, actions)), square),
+        "gap/chi_squared_sequence": masked_mean(jnp.exp(2.0 * product), groups.counted) - some,
+        "gap/effective_sample_size": safe_divide(jnp.square(masked_mean(ratio, actions)), square),
     }
     return jnp.zeros_like(scores.logp), metrics

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxrl_llm.compose import Composable, composable
 from jaxrl_llm.numerics import MAX_LOG_RATIO, masked, safe_divide, without_infinities
 from jaxrl_llm.objectives.base import coefficient_value, traits
+from jaxrl_llm.objectives.batch_statistics import masked_mean
 from jaxrl_llm.objectives.groups import (
     Groups, at_end, find_groups, find_pairs, pair_statistics, pair_to_tokens, rollout_mean, rollout_sum, rollout_to_tokens,
     two_sides,
@@ -167,7 +168,7 @@ def mean_reference_point(reward, labelled, batch: Batch, groups: Groups):
 
     Source: in place of KTO's, whose mean is over mismatched pairs of prompt and answer, see `given_reference_point`
     """
-    return jnp.maximum(safe_divide(masked(reward, labelled).sum(), labelled.sum()), 0.0)
+    return jnp.maximum(masked_mean(reward, labelled), 0.0)
 
 
 @composable(annotations=lambda options: (options["annotation"],), coupled=True)
@@ -179,7 +180,7 @@ def given_reference_point(reward, labelled, batch: Batch, groups: Groups, *, ann
     Source: KTO, https://arxiv.org/abs/2402.01306, section 4.1
     """
     given = rollout_mean(batch.extras[annotation], batch.mask, groups.rollout)
-    return jnp.maximum(safe_divide(masked(given, labelled).sum(), labelled.sum()), 0.0)
+    return jnp.maximum(masked_mean(given, labelled), 0.0)
 
 
 @composable
@@ -217,8 +218,6 @@ def unpaired(
 
     Args:
       link: loss from what is gained, `saturating_link()` or `logistic_link()`.
-      beta: weight of the divergence from the reference.
-      evidence: what a token tells (nats).
       reference_point: function `(reward [S], labelled [S], batch, groups) -> scalar`; 0 by default.
       desirable: factor of preferred rollouts.
       undesirable: factor of the others.
@@ -238,7 +237,7 @@ def unpaired(
 
 def _statistics(reward, side, point) -> dict[str, jax.Array]:
     """Mean rewards (nats) of desirable and undesirable rollouts, their mean, and what rewards are compared with."""
-    means = [safe_divide(masked(reward, members).sum(), members.sum()) for members in (side > 0, side < 0)]
+    means = [masked_mean(reward, members) for members in (side > 0, side < 0)]
     right = 0.5 * (jnp.sign(side * (reward - point)) + 1.0)
     accuracy = safe_divide(masked(right, jnp.abs(side)).sum(), jnp.abs(side).sum())
     found = {"reward_desirable": means[0], "reward_undesirable": means[1], "reward_center": sum(means) / 2}

@@ -20,7 +20,6 @@ def sigmoid_link(chosen, rejected, *, beta: float = 0.1, smoothing: float = 0.0,
     """-(1 - e) log s(z) - e log s(-z) with z = `beta` (c - r) - `margin` and e = `smoothing`.
 
     Args:
-      beta: weight of the divergence from the reference.
       smoothing: probability that a label is wrong, for conservative DPO; from 0 up to 1/2.
       margin: what the scaled difference has to exceed, gamma in SimPO.
 

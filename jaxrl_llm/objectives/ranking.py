@@ -50,11 +50,6 @@ def plackett_luce(
     r is `extras["score"]` and l the sum over the actions of a rollout of `evidence`. It is the negative log-likelihood of the
     ranking; of rollouts with equal scores nobody says which comes first, and each competes with those below alone.
 
-    Args:
-      beta: weight of the divergence from the reference.
-      evidence: what a token tells (nats).
-      members: most rollouts of a group; a larger group has no part.
-
     Source: DPO, https://arxiv.org/abs/2305.18290, appendix A.3
     """
     groups, reward, score, slot, there, metrics = pairwise(scores, batch, evidence, members)
@@ -77,10 +72,7 @@ def pairwise_ranking(
     Otherwise d_ij is 1 / (number of such pairs of the group).
 
     Args:
-      beta: weight of the divergence from the reference.
-      evidence: what a token tells (nats).
       gains: weigh pairs by gains, as LambdaLoss does.
-      members: most rollouts of a group; a larger group has no part.
 
     Source: LiPO, https://arxiv.org/abs/2402.01878
     """
@@ -105,8 +97,6 @@ def pairwise_clip(scores: Scores, batch: Batch, *, clip: float = 0.2, evidence: 
 
     Args:
       clip: of the difference of two log-ratios (nats).
-      evidence: what a token tells; the log-ratio to the sampler.
-      members: most rollouts of a group; a larger group has no part.
 
     Source: P3O, https://arxiv.org/abs/2310.00212, its second variant, which clips a pair as a whole
     """

@@ -52,7 +52,6 @@ def sequence_ratio(scores: Scores, batch: Batch, *, against: str = "behavior", h
     """Mean over the actions of a sequence of their log-ratios, at every action of it: the length-normalised ratio.
 
     Args:
-      against: as in `token_ratio`.
       highest: largest mean (nats), beyond which it has no gradient; None for none.
 
     Source: GSPO, https://arxiv.org/abs/2507.18071
@@ -117,7 +116,6 @@ def sequence_token_ratio(scores: Scores, batch: Batch, *, against: str = "behavi
     that of `sequence_ratio`.
 
     Args:
-      against: as in `token_ratio`.
       highest: as in `sequence_ratio`; 10 in verl and Tunix.
 
     Source: GSPO-token, https://arxiv.org/abs/2507.18071, section 4.3
@@ -139,7 +137,6 @@ def geometric_ratio(scores: Scores, batch: Batch, *, low: float = 0.4, high: flo
     Args:
       low: largest fall of a token's log-probability (nats) that counts.
       high: largest rise.
-      against: as in `token_ratio`.
 
     Source: GMPO, https://arxiv.org/abs/2507.20673, equation 4
     """

@@ -61,7 +61,7 @@ def top_entropy_bonus(scores: Scores, batch: Batch, *, coefficient: float | str 
     """-`coefficient` times the entropy (nats) of each action's distribution without its least likely entries.
 
     Args:
-      coefficient: a number, or the name of a scalar in `batch.coefficients`, such as one of `controllers.entropy_band`.
+      coefficient: such as one of `controllers.entropy_band`.
       cut: share of the vocabulary that is left out, the least likely entries first.
 
     Source: AEnt, https://arxiv.org/abs/2509.03493
@@ -81,8 +81,7 @@ def smoothed_entropy(
     authors' code it comes from a comparison and so has no gradient: it changes the value of the loss alone.
 
     Args:
-      coefficient: factor of the whole term, or the name of a scalar in `batch.coefficients`.
-      smoothing: beta_k of the penalty, or such a name.
+      smoothing: beta_k of the penalty, or a name as for `coefficient`.
       history: mean entropy (nats) of earlier steps, or such a name (`controllers.running_mean`); 0 for none yet.
       low: lower end of the band.
       high: its upper end.

@@ -14,7 +14,6 @@ def negative_log_likelihood(scores: Scores, batch: Batch, *, coefficient: float 
     """-`coefficient` log pi(token) of each token of the mask, in nats, times `factors`.
 
     Args:
-      coefficient: of the whole term.
       factors: functions `(scores, batch) -> factor` [B, T], without gradient, such as `probability()`.
     """
     loss = -coefficient * without_infinities(masked(scores.logp, batch.mask))

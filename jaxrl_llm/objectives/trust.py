@@ -142,8 +142,6 @@ def gradient_preserving_clip(
     where A > 0 and r > 1 + high, and 1 elsewhere. With both factors 0 the gradient is that of `clip`.
 
     Args:
-      low: 1 - low is the lower bound.
-      high: 1 + high is the upper bound.
       low_gradient: beta_1, what is left at clipped tokens of negative advantage: more of it lowers the entropy.
       high_gradient: beta_2, what is left at clipped tokens of positive advantage: more of it raises the entropy.
       dual: as in `clip`; beyond it there is no gradient.
@@ -239,7 +237,6 @@ def rpg(
       style: "reinforce" clips w times the regularised advantage, A less `beta` times the derivative of the divergence by w
         (times w, by log pi), without gradient; "differentiable" clips w A and adds the divergence itself. Inside of the
         bounds the gradients are equal.
-      low, high, dual: as in `clip`.
 
     Raises ValueError: an unknown direction or style, or a bad `dual`.
     Source: RPG, https://arxiv.org/abs/2505.17508, tables 1 and 2, section 3.3

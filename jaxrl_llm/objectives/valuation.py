@@ -90,7 +90,6 @@ def advantage_regression(scores: Scores, batch: Batch, *, epsilon: float = 1e-4,
 
     Args:
       epsilon: keeps the division finite, above 0.
-      ratio: log-ratio of a token.
 
     Raises ValueError: `epsilon` is 0 or less.
     Source: Reg-GRPO, https://arxiv.org/abs/2506.07464, equations 7 and 8, without `epsilon`

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_llm.compose import composable, require
-from jaxrl_llm.numerics import masked, safe_divide, without_infinities
+from jaxrl_llm.numerics import masked, without_infinities
 from jaxrl_llm.objectives.base import coefficient_value, traits
+from jaxrl_llm.objectives.batch_statistics import masked_mean
 from jaxrl_llm.objectives.groups import find_pairs, pair_statistics, pair_to_tokens, rollout_mean, rollout_sum, two_sides
 from jaxrl_llm.types import Batch, Scores
 
@@ -22,7 +23,6 @@ def value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.5, clip: 
 
     Args:
       clip: largest change of the value that is not penalised again; None for none.
-      huber: threshold of the Huber loss; None for squares.
 
     Source: PPO, https://arxiv.org/abs/1707.06347, with value clipping as in https://arxiv.org/abs/2005.12729
     """
@@ -48,8 +48,7 @@ def categorical_value_loss(
     distance of two bins, within half a distance of the bin; shares sum to 1. Returns beyond the range count as its ends.
 
     Args:
-      low: value of the first bin, as in `heads.bins`.
-      high: value of the last bin.
+      low, high: values of the first and of the last bin, as in `heads.bins`.
       smoothing: above 0; None shares the return out between the two bins beside it, so that their mean is the return.
 
     Raises ValueError: `high` is not above `low`, or `smoothing` not above 0.
@@ -95,9 +94,6 @@ def quantile_value_loss(
 @composable(needs=("value_outputs",), annotations=("returns",))
 def ensemble_value_loss(scores: Scores, batch: Batch, *, coefficient: float = 0.5, huber: float | None = None):
     """`coefficient` times the mean over the members of a critic of (V_i - R)^2, or of a Huber loss.
-
-    Args:
-      huber: threshold of the Huber loss; None for squares.
 
     Source: https://arxiv.org/abs/1802.09477
     """
@@ -151,10 +147,7 @@ def gaussian_value_loss(
     loss = factor * (of_scale + of_mean + 0.5 * jnp.log(2.0 * jnp.pi))
     counted = batch.mask * (batch.weight > 0)
     measures = {"deviation": still, "variance": jnp.square(still)}
-    means = {
-        f"critic/{name}": safe_divide(masked(value.mean(axis=-1), counted).sum(), counted.sum())
-        for name, value in measures.items()
-    }
+    means = {f"critic/{name}": masked_mean(value.mean(axis=-1), counted) for name, value in measures.items()}
     return coefficient * loss.mean(axis=-1), means
 
 
@@ -186,7 +179,6 @@ def dual_value_loss(
 
     Args:
       share: lambda, between 0 and 1; the larger, the nearer to the best return.
-      divergence: as above.
       bound: of z, beyond which "gumbel" goes on along its tangent.
 
     Raises ValueError: an unknown divergence, or a share that is not between 0 and 1.
@@ -240,7 +232,6 @@ def inverse_preference(scores: Scores, batch: Batch, *, beta: float = 0.1, disco
     Args:
       beta: temperature of the values.
       discount: gamma.
-      regularisation: of rewards.
 
     Source: Inverse preference learning, https://arxiv.org/abs/2305.15363, equation 5
     """

@@ -59,11 +59,9 @@ def objective_weights(*, objectives: int, rate: float = 0.1) -> optax.GradientTr
     Raises ValueError: fewer than 2 objectives; in `update`, advantages of another number of them or of none.
     Source: https://arxiv.org/abs/2509.11452, gradient-based weights, where the rate is 1e-6 / 1e-5
     """
-    if objectives < 2:
-        raise ValueError(f"objectives is {objectives}; give 2 or more")
+    require(objectives >= 2, "objectives", objectives, "2 or more")
 
     def init(params):
-        del params
         return {"log_weight": jnp.full((objectives,), -jnp.log(float(objectives)))}
 
     def update(updates, state, params=None, *, batch=None, gradient=None, **extra):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm.compose import require
+
 
 class Average(NamedTuple):
     """A pair in the manner of optax."""
@@ -25,10 +27,8 @@ def polyak(*, share: float, every: int = 1) -> Average:
     Raises ValueError: an impossible share or number of steps.
     Source: TR-DPO, https://arxiv.org/abs/2404.09656, which has share 0.6 every 512 steps
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it must be above 0 and at most 1")
-    if every < 1:
-        raise ValueError(f"every is {every} steps; it must be at least 1")
+    require(0 < share <= 1, "share", share, "above 0 and at most 1")
+    require(every >= 1, "every", every, "at least 1 step")
 
     def init(params):
         # A copy, as parameters are donated to updates.
@@ -58,21 +58,17 @@ def bema(*, power: float = 0.5, bias_power: float = 0.2, lag: float = 1.0, scale
     """
 
     def init(params):
-        def copy():
-            return jax.tree.map(jnp.array, params)
-
-        return {"start": copy(), "average": copy(), "count": jnp.zeros((), jnp.int32)}
+        start, average = (jax.tree.map(jnp.array, params) for _ in range(2))
+        return {"start": start, "average": average, "count": jnp.zeros((), jnp.int32)}
 
     def update(params, state):
+        def towards(mean, new, start):
+            return (mean + time**-bias_power * (new - start)).astype(new.dtype)
+
         time = lag + scale * state["count"].astype(jnp.float32)
         share = jnp.minimum(time**-power, 1.0)
         average = jax.tree.map(lambda old, new: (1.0 - share) * old + share * new, state["average"], params)
-        corrected = jax.tree.map(
-            lambda mean, new, start: (mean + time**-bias_power * (new - start)).astype(new.dtype),
-            average,
-            params,
-            state["start"],
-        )
+        corrected = jax.tree.map(towards, average, params, state["start"])
         average = jax.tree.map(lambda mean, new: mean.astype(new.dtype), average, params)
         return corrected, state | {"average": average, "count": state["count"] + 1}
 
@@ -92,15 +88,10 @@ def extrapolate_every(every: int, *, share: float = 0.3) -> optax.GradientTransf
     An iteration is `every` steps against one reference policy; after it the extrapolated policy is the next reference and
     the next sampler. Share 0 is the plain iterated method.
 
-    Args:
-      every: steps of an iteration.
-      share: alpha.
-
     Raises ValueError: `every` is below 1.
     Source: https://arxiv.org/abs/2410.06293; that the practical step is one on parameters could not be confirmed
     """
-    if every < 1:
-        raise ValueError(f"every is {every} steps; it must be at least 1")
+    require(every >= 1, "every", every, "at least 1 step")
 
     def init(params):
         return ExtrapolationState(jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32))
@@ -135,8 +126,7 @@ def slow_fast(update: Callable, *, fast_steps: int = 3, reposition: float | str 
     Raises ValueError: `fast_steps` is below 1.
     Source: SFPO, https://arxiv.org/abs/2510.04072
     """
-    if fast_steps < 1:
-        raise ValueError(f"fast_steps is {fast_steps}; it must be at least 1")
+    require(fast_steps >= 1, "fast_steps", fast_steps, "at least 1")
 
     def wrapped(state, batch, frozen=None):
         fast, first = update(state, batch, frozen)

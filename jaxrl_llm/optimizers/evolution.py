@@ -64,10 +64,6 @@ def best_comparisons(fitness, *, best: int = 1):
 
     Each of the `best` is better than those behind it in the order, and than all others, which are not compared with each other.
 
-    Args:
-      fitness: of all members.
-      best: number of members whose order is known.
-
     Raises ValueError: `best` is not from 1 to the number of members.
     Source: ZO-RankSGD, https://arxiv.org/abs/2303.03751, with the mean over comparisons times the number of members
     """

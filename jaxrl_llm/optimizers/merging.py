@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.numerics import materialised
 
 
@@ -28,7 +29,7 @@ def task_vector(tuned, base, *, density: float = 1.0, bound: float = 1.0):
     Raises ValueError: the density is not in (0, 1].
     Source: https://arxiv.org/abs/2405.17931
     """
-    _check_density(density)
+    require(0 < density <= 1, "density", density, "above 0 and at most 1")
     return jax.tree.map(lambda a, b: jnp.clip(_largest(a - b, density), -bound, bound), tuned, base)
 
 
@@ -44,10 +45,9 @@ def online_dare(direction, *, keep: float, mix: float, seed: int = 0) -> optax.G
     Raises ValueError: `keep` is not in (0, 1].
     Source: https://arxiv.org/abs/2405.17931; the authors' script has keep 0.01 and mix 1e-7
     """
-    _check_density(keep, "keep")
+    require(0 < keep <= 1, "keep", keep, "above 0 and at most 1")
 
     def update(updates, state: MergingState, params=None):
-        del params
         key = jax.random.fold_in(jax.random.key(seed), state.count)
         leaves, structure = jax.tree.flatten(updates)
 
@@ -76,7 +76,7 @@ def online_ties(direction, *, density: float, mix: float) -> optax.GradientTrans
     Raises ValueError: the density is not in (0, 1].
     Source: https://arxiv.org/abs/2405.17931
     """
-    _check_density(density)
+    require(0 < density <= 1, "density", density, "above 0 and at most 1")
 
     def merged(leaf, towards):
         kept = _largest(leaf, density)
@@ -85,7 +85,6 @@ def online_ties(direction, *, density: float, mix: float) -> optax.GradientTrans
         return mix * of_direction + (1.0 - mix) * jnp.where(jnp.sign(kept) == sign, kept, 0.0)
 
     def update(updates, state: MergingState, params=None):
-        del params
         return jax.tree.map(merged, updates, state.direction), state._replace(count=state.count + 1)
 
     return optax.GradientTransformation(_begin(direction), update)
@@ -101,8 +100,3 @@ def _largest(leaf, density: float):
     sizes = materialised(jnp.abs(leaf))
     lowest = jax.lax.top_k(sizes.ravel(), count)[0][-1]
     return jnp.where(sizes >= lowest, leaf, 0.0)
-
-
-def _check_density(value: float, name: str = "density") -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} is {value}; it must be above 0 and at most 1")

@@ -22,7 +22,6 @@ def polyak_step(largest: optax.Schedule, *, best: float = 1.0, epsilon: float = 
     require(epsilon > 0, "epsilon", epsilon, "above 0")
 
     def init(params):
-        del params
         return {"count": jnp.zeros((), jnp.int32)}
 
     def update(updates, state, params=None, *, batch=None, **extra):

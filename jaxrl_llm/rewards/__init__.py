@@ -4,15 +4,8 @@ Importing this loads no JAX: the worker processes of the pool import it too.
 """
 
 from jaxrl_llm.rewards.answers import (
-    answer_of,
-    arithmetic,
-    environment,
-    exact_match,
-    final_answer,
-    final_number,
-    gsm8k,
-    marked_answer,
-)
+    answer_of, arithmetic, environment, exact_match, final_answer, final_number, gsm8k, marked_answer,
+)  # fmt: skip
 from jaxrl_llm.rewards.code import code
 from jaxrl_llm.rewards.judges import judge
 from jaxrl_llm.rewards.learned import RewardModel, reward_model

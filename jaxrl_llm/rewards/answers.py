@@ -49,8 +49,6 @@ def gsm8k(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[A
     last number at all. Numbers are compared exactly, however they are written: "1,200.0", "1{,}200" and "1.2e3" are equal.
 
     Args:
-      prompts: not looked at.
-      completions: texts.
       answer: numbers, or worked solutions of the data set (arXiv:2110.14168) that end in "#### number".
 
     Raises ValueError: an `answer` without a number.

@@ -37,10 +37,10 @@ def _agrees(gold: str, completion: str) -> bool:
     target, found = notation.last_box(gold) or gold, notation.last_box(completion)
     if found is not None and (equal := _equal_numbers(notation.number(target), notation.number(found))) is not None:
         return equal
-    expressions = _parse(_delimited(target))
+    expressions = math_verify.parse(_delimited(target), parsing_timeout=None)
     if not expressions:
         raise ValueError(f"answer {gold!r} is no expression that math-verify can read; correct the column 'answer'")
-    answer = _parse(completion if found is None else _boxed(found))
+    answer = math_verify.parse(completion if found is None else _boxed(found), parsing_timeout=None)
     return math_verify.verify(expressions, answer, timeout_seconds=None)
 
 
@@ -64,7 +64,3 @@ def _boxed(text: str) -> str:
     # A number as math-verify reads it, whatever its digits were grouped by.
     plain = f"{value:f}" if isinstance(value, decimal.Decimal) else text
     return f"\\boxed{{{plain}}}"
-
-
-def _parse(text: str) -> list[Any]:
-    return math_verify.parse(text, parsing_timeout=None)

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.rewards.worker import LARGEST_REWARD
 
 _ROW = (
@@ -90,8 +91,7 @@ def judge(
     form = form_of(template, pattern, scope)
     bounds = {"seconds": (seconds, 1e-3), "attempts": (attempts, 1), "budget": (budget, 0), "max_tokens": (max_tokens, 1)}
     for name, (number, least) in bounds.items():
-        if number < least:
-            raise ValueError(f"{name} is {number}; give at least {least:g}")
+        require(number >= least, name, number, f"at least {least:g}")
     reward = functools.partial(_asked, Judge(form, url, model, seconds, attempts, budget, max_tokens, key, folder))
     setattr(reward, "whole_groups" if scope in WHOLE_GROUPS else "rowwise", True)
     reward.row_seconds = attempts * seconds + _WAIT_SECONDS * 2**attempts
@@ -115,8 +115,7 @@ def form_of(template: str = "", pattern: str = "", scope: str = "row") -> Form:
 
     Raises ValueError: an unknown scope, or a pattern without a group.
     """
-    if scope not in TEMPLATES:
-        raise ValueError(f"scope is {scope!r}; give one of {sorted(TEMPLATES)}")
+    require(scope in TEMPLATES, "scope", scope, f"one of {sorted(TEMPLATES)}")
     pattern = pattern or PATTERNS[scope]
     if re.compile(pattern).groups < 1:
         raise ValueError(f"pattern is {pattern!r}; it has no group in brackets, which the score is")

@@ -18,8 +18,6 @@ def maths(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[A
     after 10 seconds. A `RewardPool` uses its own workers; a call by hand starts one, which takes about a second.
 
     Args:
-      prompts: not looked at.
-      completions: texts.
       answer: expressions, bare ("1/2", "\\frac12", "(1, 2]") or within "$...$" or `\\boxed{}`.
 
     Returns: 1.0 or 0.0, which is also that of a row that took too long; None where `answer` is None or no expression.

@@ -80,26 +80,26 @@ class _Task:
         left = len(self.job.rows) - self.done
         return min(1, left) if self.job.by_row else left
 
-    def start_clock(self, row_seconds: float) -> None:
+    def start_clock(self) -> None:
         self.loaded = True
         self.ends = time.monotonic() + self.job.seconds
-        self.start_row(row_seconds)
+        self.start_row()
 
-    def end_row(self, row_seconds: float) -> None:
+    def end_row(self) -> None:
         self.slowest = max(self.slowest, time.monotonic() - self.began)
-        self.start_row(row_seconds)
+        self.start_row()
 
-    def start_row(self, row_seconds: float) -> None:
+    def start_row(self) -> None:
         self.began = time.monotonic()
         left = self.ends - self.began
         # Of the time that is left one row may use a quarter, so that a few hanging rows leave some for the others.
         share = left / max(1, min(4, len(self.job.rows) - self.done))
-        self.allowed = min(row_seconds, share) if self.job.by_row else left
+        self.allowed = min(self.job.row_seconds, share) if self.job.by_row else left
         self.expires = self.ends - left + self.allowed
 
-    def had_a_chance(self, row_seconds: float) -> bool:
+    def had_a_chance(self) -> bool:
         """Whether the row that is late took too long, rather than the rows before it."""
-        return not self.job.by_row or self.allowed >= min(row_seconds, max(LEAST_SECONDS, self.slowest))
+        return not self.job.by_row or self.allowed >= min(self.job.row_seconds, max(LEAST_SECONDS, self.slowest))
 
     def late(self) -> str:
         if not self.loaded:
@@ -115,18 +115,11 @@ class _Sheet:
         self.values = np.full((rows, len(names)), np.nan, object)
         self.failures: list[RewardFailure] = []
 
-    def record(self, job: _Job, place: int, result: protocol.Result, *, timed_out: bool = False) -> None:
-        self._note(job.name, job.rows[place], result, timed_out)
-
     def record_missing(self, job: _Job, start: int, reason: str) -> None:
         for row in job.rows[start:]:
-            self._note(job.name, row, protocol.Result(protocol.MISSING, reason))
+            self.record(job.name, row, protocol.Result(protocol.MISSING, reason))
 
-    def record_all(self, name: str, results: Sequence[protocol.Result]) -> None:
-        for row, result in enumerate(results):
-            self._note(name, row, result)
-
-    def _note(self, name: str, row: int, result: protocol.Result, timed_out: bool = False) -> None:
+    def record(self, name: str, row: int, result: protocol.Result, timed_out: bool = False) -> None:
         self.values[row, self.names.index(name)] = result.value
         if result.reason:
             self.failures.append(RewardFailure(name, row, protocol.shorten(result.reason), timed_out))
@@ -217,7 +210,8 @@ class RewardPool:
         waiting: collections.deque[_Job] = collections.deque()
         for name, reward in rewards.items():
             if getattr(reward, "in_process", False):
-                sheet.record_all(name, _evaluate_here(reward, call))
+                for row, result in enumerate(_evaluate_here(reward, call)):
+                    sheet.record(name, row, result)
             else:
                 waiting.extend(self._first_jobs(name, reward, call, deadline_seconds))
         running: list[_Task] = []
@@ -302,7 +296,7 @@ class RewardPool:
             case protocol.Received() if not task.received:
                 task.received, task.expires = True, time.monotonic() + LOAD_SECONDS
             case protocol.Loaded() if not task.loaded:
-                task.start_clock(task.job.row_seconds)
+                task.start_clock()
             case protocol.Unloadable(reason) if not task.loaded:
                 self._release(task)
                 self._warn_of_thread(task.job.name, reason)
@@ -327,9 +321,9 @@ class RewardPool:
             task.done = len(results)
             return self._split(task.job.one_by_one(deadline))
         for result in results:
-            sheet.record(task.job, task.done, result)
+            sheet.record(task.job.name, task.job.rows[task.done], result)
             task.done += 1
-        task.end_row(task.job.row_seconds)
+        task.end_row()
         return []
 
     def _lost(
@@ -352,9 +346,9 @@ class RewardPool:
         following = dataclasses.replace(job, by_row=True, seconds=left, slowest=task.slowest, fresh=False)
         if died and not job.in_thread and left > 0 and job.suspect != rest[0]:
             return [dataclasses.replace(following, rows=rest, fresh=True, suspect=rest[0])]
-        wrong = late and task.had_a_chance(task.job.row_seconds)
+        wrong = late and task.had_a_chance()
         of_late = protocol.MISSING if isinstance(job.reward, protocol.Fact | protocol.Told) else self._timeout
-        sheet.record(job, task.done, protocol.Result(of_late if wrong else protocol.MISSING, reason), timed_out=wrong)
+        sheet.record(job.name, rest[0], protocol.Result(of_late if wrong else protocol.MISSING, reason), wrong)
         if left > 0 and rest[1:]:
             return [dataclasses.replace(following, rows=rest[1:])]
         sheet.record_missing(job, task.done + 1, reason)

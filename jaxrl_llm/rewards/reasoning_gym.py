@@ -19,8 +19,6 @@ def reasoning_gym_score(
     ends aside.
 
     Args:
-      prompts: not looked at.
-      completions: texts.
       entry: problems as their generators made them.
       generator: name and options of the generators, as `data.reasoning_gym_source` gives them.
     """

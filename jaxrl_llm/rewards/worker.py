@@ -300,12 +300,9 @@ def _as_fact(value: Any) -> Result:
     plain = int(plain) if isinstance(plain, bool) else plain
     if _is_value(plain):
         return Result(plain)
-    told = shorten(repr(value))[:80]
-    return Result(
-        MISSING,
-        f"returned {told} for a row; give a number within +-{LARGEST_REWARD:g}, a list of up to "
-        f"{LARGEST_FACT} of them, or spans [first character, the one behind the last, value]",
-    )
+    told, spans = shorten(repr(value))[:80], "spans [first character, the one behind the last, value]"
+    wanted = f"a number within +-{LARGEST_REWARD:g}, a list of up to {LARGEST_FACT} of them, or {spans}"
+    return Result(MISSING, f"returned {told} for a row; give {wanted}")
 
 
 def _as_told(value: Any) -> Result:

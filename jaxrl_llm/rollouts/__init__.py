@@ -1,4 +1,8 @@
-"""Strategies that turn prompts into scored rollouts."""
+"""Strategies that turn prompts into scored rollouts.
+
+Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, `samples` that of the completions of
+each, and `threshold` the total reward above which a row is right.
+"""
 
 from jaxrl_llm.rollouts.choosing import best_and_worst_of, chosen
 from jaxrl_llm.rollouts.collect import Collection, arranged, fork, joined

@@ -9,11 +9,11 @@ import numpy as np
 from jaxrl_llm.data.chat import encode_prompt
 from jaxrl_llm.rollouts.collect import Collection
 from jaxrl_llm.rollouts.facts import token_span
+from jaxrl_llm.rollouts.records import rounded
 from jaxrl_llm.rollouts.requests import POLICY
 from jaxrl_llm.types import Rollouts
 
 OF_RUN = (POLICY, "reference", "teacher")
-_MULTIPLE = 64  # of the width of rows that are scored, so that few are compiled
 
 
 class Told(NamedTuple):
@@ -32,11 +32,6 @@ def asking(function: Callable, by: str, /, *arguments, scores: bool) -> Asked:
     found = functools.partial(function, *arguments)
     found.asks, found.scores = by, scores  # whether it scores, which evaluations cannot
     return found
-
-
-def rounded(length: int) -> int:
-    """The length, filled up so that few are compiled."""
-    return -(-length // _MULTIPLE) * _MULTIPLE
 
 
 def rows_to_score(parts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Rollouts:

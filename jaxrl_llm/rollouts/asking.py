@@ -15,16 +15,12 @@ import numpy as np
 
 from jaxrl_llm.compose import require
 from jaxrl_llm.rewards import judges
-from jaxrl_llm.rollouts.asked import Asked, Told, asking, logp_behind, rounded
+from jaxrl_llm.rollouts.asked import Asked, Told, asking, logp_behind
 from jaxrl_llm.rollouts.collect import Collection, as_call
 from jaxrl_llm.rollouts.likelihoods import (
-    gold_likelihood,
-    hidden_states,
-    information_gain,
-    learned_reward,
-    log_ratio,
-    text_contrast,
+    gold_likelihood, hidden_states, information_gain, learned_reward, log_ratio, text_contrast,
 )  # fmt: skip
+from jaxrl_llm.rollouts.records import rounded
 from jaxrl_llm.rollouts.requests import POLICY, Request, prompt_ids_of
 
 SUCCESS = 1.0  # first reward of a right answer

@@ -1,8 +1,4 @@
-"""Which prompts are drawn and how often each is sampled, by what earlier steps have shown of them: a table in the state.
-
-Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, and `samples` that of the completions
-of each.
-"""
+"""Which prompts are drawn and how often each is sampled, by what earlier steps have shown of them: a table in the state."""
 
 import dataclasses
 from typing import Any, Literal
@@ -24,9 +20,8 @@ TINY = 1e-9  # weight of prompts that are only drawn when no others are left
 def empty_table(*, examples: int = LARGEST, **options) -> Table:
     """Of each prompt the rows so far, and means over visits of the share of right rows, the variance and |r - mean r|."""
     require(examples >= 1, "examples", examples, "a number of prompts, at least 1")
-    return {"visits": np.zeros(examples, np.int32)} | {
-        name: np.zeros(examples, np.float32) for name in ("success", "variance", "spread")
-    }
+    means = {name: np.zeros(examples, np.float32) for name in ("success", "variance", "spread")}
+    return {"visits": np.zeros(examples, np.int32)} | means
 
 
 # Rules of what is drawn: (table, io) -> weights [examples], or None for the order of the epoch.
@@ -179,9 +174,9 @@ def chosen(
       draws: rule `(table, io) -> weights`, by which prompts are drawn; the table that it sees has the size of the source.
       shares: rule `(success, known, total) -> counts`.
       momentum: of the means of a prompt, what stays of the earlier visits; 0 keeps the last visit alone.
-      threshold: total reward above which a row is right.
     """
-    known = {name: _resized(values, len(io.examples)) for name, values in table.items()}
+    size = len(io.examples)
+    known = {name: np.pad(values[:size], (0, max(0, size - len(values)))) for name, values in table.items()}
     drawn, numbers = io.draw(prompts, draws(known, io))
     numbers = np.asarray(numbers)
     counts = shares(known["success"][numbers], known["visits"][numbers] > 0, prompts * samples)
@@ -189,10 +184,6 @@ def chosen(
     collection = io.sample(asked)
     metrics = {"chosen/success": float(known["success"][numbers].mean()), "chosen/largest": float(counts.max())}
     return collection, seen(table, collection, momentum, threshold), metrics
-
-
-def _resized(values: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(values[:size], (0, max(0, size - len(values))))
 
 
 def seen(table: Table, collection: Collection, momentum: float = 0.0, threshold: float = 0.0) -> Table:
@@ -225,11 +216,8 @@ def best_and_worst_of(
     rows = []
     for group, own in enumerate(score):
         order = np.argsort(-own, kind="stable")
-        places = (
-            np.concatenate([order[:keep], order[samples - keep :]])
-            if by == "reward"
-            else _accepted(io, own, 2 * keep, beta, group)
-        )
+        ends = [*order[:keep], *order[samples - keep :]]
+        places = ends if by == "reward" else _accepted(io, own, 2 * keep, beta, group)
         rows += [group * samples + int(place) for place in places]
     return collection.take(np.array(rows)), {}
 

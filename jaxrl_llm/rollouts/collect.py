@@ -33,12 +33,13 @@ class Collection:
 
     def take(self, rows: np.ndarray) -> "Collection":
         """The given rows, their groups numbered anew."""
-        return Collection(
-            select_rows(self.rollouts, rows),
-            [self.records[row] for row in rows],
-            [self.requests[row] for row in rows],
-            self.prompt_length[rows],
-        )
+        records, requests = ([each[row] for row in rows] for each in (self.records, self.requests))
+        return Collection(select_rows(self.rollouts, rows), records, requests, self.prompt_length[rows])
+
+    def changed(self, *, extras: Mapping[str, np.ndarray] | None = None, **fields) -> "Collection":
+        """The rows with other fields of the rollouts, and with `extras` beside those that they have."""
+        given = fields | ({"extras": self.rollouts.extras | extras} if extras else {})
+        return dataclasses.replace(self, rollouts=self.rollouts.replace(**given))
 
     def written_by(self, names: Sequence[str]) -> np.ndarray:
         """Numbers of the rows that one of `names` wrote."""
@@ -57,7 +58,7 @@ def arranged(parts: Sequence[Collection], rows: Sequence[tuple[int, int]], group
     """A collection of the rows `(part, row of the part)`, in these groups; the parts have equal widths."""
     first = np.cumsum([0] + [len(part.records) for part in parts])
     chosen = joined(parts).take(np.array([first[part] + row for part, row in rows]))
-    return dataclasses.replace(chosen, rollouts=chosen.rollouts.replace(group=numbered(np.asarray(group))))
+    return chosen.changed(group=numbered(np.asarray(group)))
 
 
 def fork(collection: Collection, row: int, column: int, **changes) -> Request:
@@ -87,8 +88,7 @@ def sample_requests(io, requests: Sequence[Request], uids: Sequence[int], submit
     """Samples of requests, without rewards; see `Io.sample`.
 
     Args:
-      io: the `Io` of the step.
-      requests: in the order of the rows.
+      io, requests: see there.
       uids: number of each row within the step.
       submit: told of rows as they end.
     """
@@ -101,9 +101,8 @@ def sample_requests(io, requests: Sequence[Request], uids: Sequence[int], submit
     prompts = [encoded_prompts(tokenizer, request, io.max_prompt_tokens) for request in requests]
     width = io.max_prompt_tokens + sampling["max_new_tokens"]
     parts, records, names = [], {}, _field_names(requests)
-    for who, beside, mix in dict.fromkeys((request.by, request.beside, request.mix) for request in requests):
-        asked_alike = (who, beside, mix)
-        chosen = [n for n, request in enumerate(requests) if (request.by, request.beside, request.mix) == asked_alike]
+    for who, beside, mix in dict.fromkeys(map(who_answers, requests)):
+        chosen = [n for n, request in enumerate(requests) if who_answers(request) == (who, beside, mix)]
         asked, own_rows = [requests[number] for number in chosen], np.concatenate([rows_of[number] for number in chosen])
         version = io.now
         heads = [prompts[number] for number in chosen]
@@ -126,6 +125,11 @@ def sample_requests(io, requests: Sequence[Request], uids: Sequence[int], submit
     return _in_order(tokenizer, requests, parts, [len(learned) for _, learned in prompts], records)
 
 
+def who_answers(request: Request, by: str = "") -> tuple[str, str | None, Composable | None]:
+    """Who is asked, where he is not named otherwise."""
+    return by or request.by, request.beside, request.mix
+
+
 def _repeated(requests: Sequence[Request]) -> list[Request]:
     """The request of each row."""
     return [request for request in requests for _ in range(request.samples)]
@@ -134,15 +138,8 @@ def _repeated(requests: Sequence[Request]) -> list[Request]:
 def _finished(tokenizer, asked, own_rows, names, records: dict, submit: Submit | None, numbers: np.ndarray, found) -> None:
     """Writes the records of rows that are over while others are sampled, and tells `submit` of them.
 
-    Args:
-      tokenizer: of the completions.
-      asked: request of each of the policy's rows.
-      own_rows: numbers of these rows within the collection.
-      names: of the columns for the rewards.
-      records: added to, by number of the row.
-      submit: see `sample_requests`.
-      numbers: which of the policy's rows are over.
-      found: see `generate`.
+    They are `numbers` among the policy's rows, whose requests are `asked` and whose places in the collection, by which records
+    are kept, are `own_rows`.
     """
     for number in numbers:
         tokens, prefix = found.tokens[number, : found.length[number]], asked[number].prefix
@@ -206,10 +203,8 @@ def _generated(network, params, requests: Sequence[Request], prompts, sampling: 
     """Samples of requests to one policy; what the requests leave open is as in `sampling`, and `others` go to `generate`."""
     prefixes = [[] if request.prefix is None else request.prefix.tokens.tolist() for request in requests]
     options = {name: value for name, value in sampling.items() if name != "max_new_tokens"}
-    room = [
-        room_for(request, len(prefix), sampling["max_new_tokens"]) for request, prefix in zip(requests, prefixes, strict=True)
-    ]
-    limits = [most if request.limit is None else min(request.limit, most) for request, most in zip(requests, room, strict=True)]
+    most = sampling["max_new_tokens"]
+    limits = [room_for(request, len(prefix), most) for request, prefix in zip(requests, prefixes, strict=True)]
     if any(request.temperature is not None for request in requests):
         usual = options.get("temperature", 1.0)
         options["temperature"] = [usual if own.temperature is None else own.temperature for own in requests]
@@ -220,7 +215,7 @@ def _generated(network, params, requests: Sequence[Request], prompts, sampling: 
         options["logit_mask"] = _masks(requests, options.get("logit_mask"))
     samples = generate(
         network, params, [[*prompt, *prefix] for (prompt, _), prefix in zip(prompts, prefixes, strict=True)],
-        max_new_tokens=sampling["max_new_tokens"], limits=None if set(limits) == {sampling["max_new_tokens"]} else limits,
+        max_new_tokens=most, limits=None if set(limits) == {most} else limits,
         num_samples=[request.samples for request in requests], **others, **options,
     )  # fmt: skip
     return samples if samples.routes is None else _with_routes_of_learned(samples, prompts, prefixes)
@@ -247,7 +242,7 @@ def _with_routes_of_learned(samples: Samples, prompts, prefixes) -> Samples:
 
 
 def room_for(request: Request, taken: int, most: int) -> int:
-    """Tokens that a completion may still have, of which `taken` are written and there may be `most`.
+    """New tokens that a request may get, of whose completion `taken` are written, and which may have `most`.
 
     Raises ValueError: none.
     """
@@ -256,7 +251,7 @@ def room_for(request: Request, taken: int, most: int) -> int:
             f"the prefix of prompt {request.prompt_id} has {taken} tokens and leaves no room in max_new_tokens = {most}; "
             "cut it, or raise max_new_tokens"
         )
-    return most - taken
+    return most - taken if request.limit is None else min(request.limit, most - taken)
 
 
 def given_samples(tokenizer: Tokenizer, requests: Sequence[Request], width: int) -> Samples:
@@ -322,8 +317,7 @@ def rewarded_collection(collection: Collection, score: Score, weights: Sequence[
         record | {"rewards": [None if np.isnan(value) else float(value) for value in values]}
         for record, values in zip(records, rewards, strict=True)
     ]
-    rollouts = collection.rollouts.replace(rewards=np.asarray(weighted, np.float32))
-    return dataclasses.replace(collection, rollouts=rollouts, records=told)
+    return dataclasses.replace(collection.changed(rewards=np.asarray(weighted, np.float32)), records=told)
 
 
 def as_call(collection: Collection) -> tuple[list[str], list[str], dict[str, list], list[tuple[int, int]]]:

@@ -18,9 +18,9 @@ import numpy as np
 from jaxrl_llm.data.dialogues import continue_dialogue
 from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.environments.base import Reply, Transition
-from jaxrl_llm.rollouts.collect import Collection, record_of
+from jaxrl_llm.rollouts.collect import Collection, record_of, who_answers
 from jaxrl_llm.rollouts.facts import with_facts
-from jaxrl_llm.rollouts.players import Player, Row, Who, begin_turns, draw, hold, player_for, rollouts_of, row_for, who_answers
+from jaxrl_llm.rollouts.players import Player, Row, Who, begin_turns, draw, hold, player_for, rollouts_of, row_for
 from jaxrl_llm.rollouts.records import numbered
 from jaxrl_llm.rollouts.requests import GIVEN, POLICY, Example, Prefix, Prompt, Request, Turn, prompt_ids_of
 from jaxrl_llm.sampling import LENGTH

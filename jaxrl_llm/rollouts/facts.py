@@ -1,6 +1,7 @@
 """Facts: what functions of a user say of rows and of their tokens, beside rewards."""
 
-import dataclasses
+import bisect
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -24,8 +25,7 @@ def with_facts(collection: Collection, found: Mapping[str, Sequence[Value]], tok
 
     Raises ValueError: values of several kinds under one name, or vectors of several lengths.
     """
-    rollouts = collection.rollouts
-    added, valid = {}, np.asarray(rollouts.valid)
+    added, valid = {}, np.asarray(collection.rollouts.valid)
     for name, values in found.items():
         missing = np.array([isinstance(value, float) and value != value for value in values])
         valid = valid * ~missing
@@ -33,8 +33,7 @@ def with_facts(collection: Collection, found: Mapping[str, Sequence[Value]], tok
         is_array = isinstance(values, np.ndarray)  # of a network that was asked
         added[name] = values if is_array else _array(name, values, missing, known, collection, tokenizer)
     rewards = {TOKEN_REWARDS: added.pop(TOKEN_REWARDS)} if TOKEN_REWARDS in added else {}
-    rollouts = rollouts.replace(valid=valid.astype(np.float32), extras=rollouts.extras | added, **rewards)
-    return dataclasses.replace(collection, rollouts=rollouts)
+    return collection.changed(valid=valid.astype(np.float32), extras=added, **rewards)
 
 
 def _array(name: str, values, missing: np.ndarray, known: list[Value], collection: Collection, tokenizer) -> np.ndarray:
@@ -51,9 +50,8 @@ def _array(name: str, values, missing: np.ndarray, known: list[Value], collectio
         if beyond:
             told = "whole numbers must fit into 32 bits, from -2147483648 to 2147483647"
             raise ValueError(f"the fact {name!r} is {beyond[0]} of a row; {told}: give a smaller one, or a fraction")
-        return np.array(
-            [0 if lost else value for value, lost in zip(values, missing, strict=True)], np.int32 if whole else np.float32
-        )
+        numbers = [0 if lost else value for value, lost in zip(values, missing, strict=True)]
+        return np.array(numbers, np.int32 if whole else np.float32)
     lengths = {len(value) for value in known}
     if len(lengths) > 1:
         raise ValueError(f"the fact {name!r} has vectors of {sorted(lengths)} numbers; give all rows as many")
@@ -94,14 +92,7 @@ def token_span(tokenizer: Tokenizer, ids: Sequence[int], first: int, end: int) -
 
 def _fewest(tokenizer: Tokenizer, ids: Sequence[int], characters: int) -> int:
     """The fewest tokens from the beginning whose text has so many characters; one more than there are where none do."""
-    low, high = 0, len(ids) + 1
-    while low < high:
-        middle = (low + high) // 2
-        if _characters(tokenizer, ids, middle) >= characters:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return bisect.bisect_left(range(len(ids) + 1), characters, key=functools.partial(_characters, tokenizer, ids))
 
 
 def _characters(tokenizer: Tokenizer, ids: Sequence[int], count: int) -> float:

@@ -1,8 +1,4 @@
-"""Strategies that go on from the middle of rows: values of states by sampling from them, trees, exits, beginnings given.
-
-Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, and `samples` that of the completions
-of each.
-"""
+"""Strategies that go on from the middle of rows: values of states by sampling from them, trees, exits, beginnings given."""
 
 import dataclasses
 import math
@@ -89,7 +85,6 @@ def valued(
     are no part of the rollouts. Segments are the turns of a row, so that `turn_ratio` is theirs.
 
     Args:
-      continuations: of each cut.
       cuts: rule `(io, collection, row) -> columns`.
 
     Source: VinePPO, https://arxiv.org/abs/2410.01679; SPO, https://arxiv.org/abs/2505.23564
@@ -117,8 +112,8 @@ def valued(
         first, last = _own(collection, row)
         for place, (start, end) in enumerate(zip([first, *own], [*own, last], strict=True)):
             before[row, start:end], behind[row, start:end], turn[row, start:end] = values[place], values[place + 1], place
-    found = rollouts.replace(turn=turn, extras=rollouts.extras | {"value_before": before, "value_behind": behind})
-    return dataclasses.replace(collection, rollouts=found), {"values/states": float(len(states))}
+    extras = {"value_before": before, "value_behind": behind}
+    return collection.changed(turn=turn, extras=extras), {"values/states": float(len(states))}
 
 
 @stateless_strategy
@@ -156,7 +151,7 @@ def _by_group(parts: list[Collection], rows: list[tuple[int, int]], groups: list
     order = np.argsort(groups, kind="stable")
     found = arranged(parts, [rows[place] for place in order], np.array(groups)[order])
     added = {name: np.array(values, np.int32)[order] for name, values in extras}
-    return dataclasses.replace(found, rollouts=found.rollouts.replace(extras=found.rollouts.extras | added))
+    return found.changed(extras=added)
 
 
 @stateless_strategy
@@ -270,9 +265,7 @@ def budgeted(
     own, which learn nothing of thought and text, against the mean of the answers from the same cut.
 
     Args:
-      samples: thoughts of each prompt.
       budgets: tokens, rising; the last one bounds thoughts.
-      summaries: answers at each cut.
       text: that ends a thought, which nobody learns.
       prior: all budgets alike, in proportion to them, or the last one alone.
 
@@ -298,9 +291,8 @@ def budgeted(
         for number, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
             before[row, start:end], behind[row, start:end] = baseline[row, number], worth[row, number]
     before[rows:], behind[rows:] = np.repeat(told.mean(axis=1), summaries)[:, None], told.reshape(-1, 1)
-    extras = found.rollouts.extras | {"value_before": before, "value_behind": behind}
     metrics = {f"budget/{budget}": float(reward[:, number].mean()) for number, budget in enumerate(budgets)}
-    return dataclasses.replace(found, rollouts=found.rollouts.replace(extras=extras)), metrics
+    return found.changed(extras={"value_before": before, "value_behind": behind}), metrics
 
 
 def _at_budgets(

@@ -11,9 +11,8 @@ from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.environments.base import Transition
 from jaxrl_llm.rollouts.collect import Collection
 from jaxrl_llm.rollouts.facts import with_facts
-from jaxrl_llm.rollouts.records import numbered
-from jaxrl_llm.rollouts.requests import POLICY, Example, Request, prompt_text
-from jaxrl_llm.types import Rollouts
+from jaxrl_llm.rollouts.records import numbered, rollouts_of_texts
+from jaxrl_llm.rollouts.requests import POLICY, Example, Request, make_prefix, prompt_text
 
 # Fields of requests that are for whoever samples: an agent asks as it likes.
 _DECIDED = ("beside", "prefix", "learned_prompt", "temperature", "limit", "mask", "episode")
@@ -53,9 +52,7 @@ def played_by_agents(io, requests: Sequence[Request], agents: Agents) -> Collect
     its call.
 
     Args:
-      io: the `Io` of the step.
       requests: whose examples the agents are given, who decide all else by themselves.
-      agents: who asks.
 
     Raises ValueError: a request that wants what agents decide, or no agent has sampled anything, with the first reason.
     """
@@ -86,26 +83,16 @@ def played_by_agents(io, requests: Sequence[Request], agents: Agents) -> Collect
 def _collected(rollouts: Sequence[_Rollout], tokenizer: Tokenizer, width: int, version: int) -> Collection:
     flat = [(number, rollout, row) for number, rollout in enumerate(rollouts) for row in rollout.rows]
     left = [place for rollout in rollouts for place in reversed(range(len(rollout.rows)))]
-    shape = (len(flat), width)
-    tokens, turn = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    mask, logp = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    length, start = np.zeros(len(flat), np.int32), np.zeros(len(flat), np.int32)
-    for place, (_, _, row) in enumerate(flat):
-        start[place], length[place] = len(row.prompt), len(row.prompt) + len(row.tokens)
-        own = slice(start[place], length[place])
-        tokens[place, : start[place]] = row.prompt
-        tokens[place, own], mask[place, own], logp[place, own], turn[place, own] = row.tokens, row.mask, row.logp, row.turn
-    failed = np.array([isinstance(rollout.answer, str) for _, rollout, _ in flat])
-    made = Rollouts(
-        tokens=tokens, length=length, mask=mask, behavior_logp=logp, turn=turn, version=np.full(shape, version, np.int32),
-        rewards=np.full((len(flat), 1), np.nan, np.float32), valid=(~failed).astype(np.float32),
+    prompts, numbers = [row.prompt for _, _, row in flat], [rollout.request.prompt_id for _, rollout, _ in flat]
+    texts = [make_prefix(row.tokens, logp=row.logp, mask=row.mask, version=version, turn=row.turn) for _, _, row in flat]
+    made = rollouts_of_texts(prompts, texts, numbers, width=width, version=version).replace(
+        valid=np.array([not isinstance(rollout.answer, str) for _, rollout, _ in flat], np.float32),
         group=numbered(np.array([rollout.request.group for _, rollout, _ in flat])),
-        prompt_id=np.array([rollout.request.prompt_id for _, rollout, _ in flat], np.int32),
         extras={"episode": np.array([number for number, _, _ in flat], np.int32), "rounds_left": np.array(left, np.int32)},
-    )  # fmt: skip
+    )
     records = [_record(tokenizer, rollout, row) for _, rollout, row in flat]
     requests = [_answered(rollout) for _, rollout, _ in flat]
-    whole = Collection(made, records, requests, start)
+    whole = Collection(made, records, requests, np.array([len(prompt) for prompt in prompts], np.int32))
     facts = [{} if isinstance(rollout.answer, str) else rollout.answer.facts for _, rollout, _ in flat]
     names = sorted({name for own in facts for name in own})
     return with_facts(whole, {name: [own.get(name, float("nan")) for own in facts] for name in names}, tokenizer)

@@ -2,9 +2,6 @@
 
 Templates are texts in the notation of `str.format`, see `views.templated`: "{prompt}" is the prompt's own text, other names
 are columns of the example.
-
-Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, `samples` that of the completions of
-each, and `threshold` the total reward above which a row is right.
 """
 
 import dataclasses
@@ -12,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxrl_llm.compose import require
 from jaxrl_llm.rewards import final_answer
 from jaxrl_llm.rollouts.collect import Collection, arranged, joined
 from jaxrl_llm.rollouts.io import Io
@@ -70,8 +68,7 @@ def escalated(
     flat = [row for own in rows for row in own]
     found = arranged(parts, flat, np.repeat(np.arange(prompts), samples))
     if learned == "plain":
-        source = np.array([part > 0 for part, _ in flat], np.int32)
-        found = dataclasses.replace(found, rollouts=found.rollouts.replace(source=source))
+        found = found.changed(source=np.array([part > 0 for part, _ in flat], np.int32))
     return found, metrics
 
 
@@ -80,11 +77,11 @@ def _hinted(io: Io, request: Request, template: str, column: str, share: float, 
     if not isinstance(text, str):
         raise ValueError(f"example {request.prompt_id} has no text in the column {column!r}, of which a hint is to be made")
     hinted = under(request, template, io.tokenizer, part=text[: round(share * len(text))])
-    return dataclasses.replace(hinted, samples=samples, **_learning(request, learned))
+    return _guided(request, hinted, samples, learned)
 
 
-def _learning(request: Request, learned: str) -> dict:
-    return {"learned_prompt": request.prompt} if learned == "plain" else {}
+def _guided(request: Request, hinted: Request, samples: int, learned: str) -> Request:
+    return dataclasses.replace(hinted, samples=samples, learned_prompt=request.prompt if learned == "plain" else None)
 
 
 @stateless_strategy(provides=("rows_of_guided",))
@@ -96,9 +93,6 @@ def steered(
     """Groups of `samples` rows under the plain prompt and `guided` ones under a template.
 
     Args:
-      samples: of each prompt as it is.
-      guided: of each prompt in the template.
-      template: of the guided ones.
       learned: whether the learner reads the "hinted" prompt of the guided rows, or the "plain" one; then they have source 1.
       rejects_wrong: whether guided rows that are not right take no part.
 
@@ -106,17 +100,14 @@ def steered(
     https://arxiv.org/abs/2510.09474
     """
     plain = requests_for(*io.draw(prompts), samples=samples)
-    hinted = [
-        dataclasses.replace(under(request, template, io.tokenizer), samples=guided, **_learning(request, learned))
-        for request in plain
-    ]
+    hinted = [_guided(request, under(request, template, io.tokenizer), guided, learned) for request in plain]
     collection = io.sample([*plain, *hinted])
     is_guided, right = np.arange(prompts * (samples + guided)) >= prompts * samples, scores_of(collection) > threshold
     changed = {"source": is_guided.astype(np.int32)} if learned == "plain" else {}
     if rejects_wrong:
         changed["valid"] = np.asarray(collection.rollouts.valid) * (~is_guided | right)
     metrics = {"hints/right": float(right[is_guided].mean())}
-    return dataclasses.replace(collection, rollouts=collection.rollouts.replace(**changed)), metrics
+    return collection.changed(**changed), metrics
 
 
 @stateless_strategy
@@ -133,8 +124,7 @@ def staged(
     Source: TFPI, https://arxiv.org/abs/2509.26226; "Train Long, Think Short", https://arxiv.org/abs/2508.08940
     """
     begun = [stage for stage in sorted(stages) if stage[0] <= io.step]
-    if not begun:
-        raise ValueError(f"stages is {stages}; one must begin at step 0")
+    require(bool(begun), "stages", stages, "stages, of which one must begin at step 0")
     _, template, beginning = begun[-1]
     prefix = make_prefix(io.tokenizer.encode(beginning)) if beginning else None
     asked = [under(request, template, io.tokenizer) for request in requests_for(*io.draw(prompts), samples=samples)]
@@ -152,7 +142,6 @@ def self_taught(
     gold answer, a demonstration, feedback.
 
     Args:
-      template: what the teacher reads.
       teacher: "proximal", the policy itself before the step; "reference", which may be its moving average; or "teacher".
       untaught: rows of which no other completion is right are "left out", or read behind their own, "plain" prompt.
 
@@ -203,7 +192,6 @@ def relabelled(
     second row.
 
     Args:
-      template: states what was achieved.
       only_wrong: False for a second row of right ones too.
 
     Source: hindsight experience replay, https://arxiv.org/abs/1707.01495
@@ -221,12 +209,11 @@ def relabelled(
         for request, row in zip(part.requests, rows, strict=True)
     ]
     again = _behind(io, part, told)
-    ones = np.ones_like(again.rollouts.rewards)
-    alone = np.arange(len(rows), dtype=np.int32)
-    rollouts = again.rollouts.replace(rewards=ones, source=np.ones(len(rows), np.int32), group=alone)
-    if rollouts.token_rewards is not None:
-        rollouts = rollouts.replace(token_rewards=np.zeros_like(rollouts.token_rewards))
-    return joined([collection, dataclasses.replace(again, rollouts=rollouts)]), metrics
+    ones, alone = np.ones_like(again.rollouts.rewards), np.arange(len(rows), dtype=np.int32)
+    again = again.changed(rewards=ones, source=np.ones(len(rows), np.int32), group=alone)
+    if again.rollouts.token_rewards is not None:
+        again = again.changed(token_rewards=np.zeros_like(again.rollouts.token_rewards))
+    return joined([collection, again]), metrics
 
 
 @stateless_strategy
@@ -240,7 +227,7 @@ def doubled(
     collection = io.sample(requests_for(*io.draw(prompts), samples=samples))
     told = [templated(request.prompt, template, request.example, io.tokenizer) for request in collection.requests]
     both = joined([collection, _behind(io, collection, told)])
-    return dataclasses.replace(both, rollouts=both.rollouts.replace(group=np.tile(collection.rollouts.group, 2))), {}
+    return both.changed(group=np.tile(collection.rollouts.group, 2)), {}
 
 
 def _behind(io: Io, collection: Collection, told: list) -> Collection:

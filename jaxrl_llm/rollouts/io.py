@@ -76,7 +76,6 @@ class Io:
         """The next `count` examples of the source and their numbers.
 
         Args:
-          count: number of examples.
           weights: [examples of the source], at least 0: they are drawn without replacement in proportion to them, from noise
             that depends on the seed and the place in the data alone; None takes them in the order of the epoch.
 
@@ -104,21 +103,17 @@ class Io:
         """Rollouts of all requests, in their order, the samples of each together.
 
         Args:
-          requests: whom to ask for what.
           rewarded: whether the rewards are asked at once; otherwise all are NaN, see `reward`.
 
         Raises ValueError: a prompt of more than `max_prompt_tokens` tokens, a completion for which no room is left, an example
           without the completion that it is to give, a policy that the run does not have, or a reward out of range.
         """
-        if self.environment is not None:
-            collection = self.environment.collect(self, requests)
-            return self.reward(collection) if rewarded else collection
-        uids = self.numbers(requests)
-        if rewarded and self.ahead is not None:
+        one_turn = self.environment is None
+        if one_turn and rewarded and self.ahead is not None:
             with self.ahead() as (submit, score):
-                return self._rewarded(self.turn(requests, uids, submit), score)
-        collection = self.turn(requests, uids)
-        return self.reward(collection) if rewarded else collection
+                return self._rewarded(self.turn(requests, self.numbers(requests), submit), score)
+        found = self.turn(requests, self.numbers(requests)) if one_turn else self.environment.collect(self, requests)
+        return self.reward(found) if rewarded else found
 
     def numbers(self, requests: Sequence[Request], each: int = 1) -> range:
         """Numbers that no other sample of the step has, so many for each sample of the requests."""
@@ -155,8 +150,7 @@ class Io:
             return function
 
         def ask(known: np.ndarray | None = None) -> dict[str, Sequence]:
-            rows = collection.rollouts if known is None else collection.rollouts.replace(rewards=np.asarray(known, np.float32))
-            told = dataclasses.replace(collection, rollouts=rows)
+            told = collection if known is None else collection.changed(rewards=np.asarray(known, np.float32))
             found = {name: asked(self, told) for name, asked in self.asked[kind].items()}
             notes.update({name: own.notes for name, own in found.items() if own.notes is not None})
             return {name: own.values for name, own in found.items()}

@@ -61,13 +61,18 @@ def _gold(by: str, statistic: str, behind: str, lead: str, column: str, against:
     gold = [tokenizer.encode(str(collection.requests[row].example[column])) for row in rows]
     ends = [own if not own or own[-1] not in tokenizer.stop_ids else own[:-1] for _, own in begun]
     parts = [([*prompt, *end, *between], own) for (prompt, _), end, own in zip(begun, ends, gold, strict=True)]
-    found = [float(STATISTICS[statistic](logp)) for logp in logp_behind(io, by, parts)]
+    found = _measured(io, by, statistic, parts)
     if against:
-        bare = logp_behind(io, by, [([*prompt, *between], own) for (prompt, _), own in zip(begun, gold, strict=True)])
-        pairs = zip(found, [float(STATISTICS[statistic](logp)) for logp in bare], strict=True)
+        bare = [([*prompt, *between], own) for (prompt, _), own in zip(begun, gold, strict=True)]
+        pairs = zip(found, _measured(io, by, statistic, bare), strict=True)
         found = [min(max(own - base, 0.0), 1.0) if against == "difference" else base / own - 1.0 for own, base in pairs]
     values = dict(zip(rows, found, strict=True))
     return Told([values.get(row) for row in range(len(collection.records))])
+
+
+def _measured(io, by: str, statistic: str, parts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+    """A statistic of the likelihood of each end behind its beginning."""
+    return [float(STATISTICS[statistic](logp)) for logp in logp_behind(io, by, parts)]
 
 
 def information_gain(by: str = POLICY, *, statistic: str = "mean_probability", lead: str = "", column: str = "answer") -> Asked:
@@ -97,10 +102,7 @@ def _gains(by: str, statistic: str, lead: str, column: str, io, collection: Coll
         ends = [turn.end for turn in request.episode or () if turn.end] or [len(own)]
         parts += [([*prompt, *own[:end], *between], gold) for end in (0, *ends)]
         places.append(ends)
-    found, gains = (
-        iter([float(STATISTICS[statistic](logp)) for logp in logp_behind(io, by, parts)]),
-        np.zeros_like(rollouts.mask),
-    )
+    found, gains = iter(_measured(io, by, statistic, parts)), np.zeros_like(rollouts.mask)
     for row, ends in enumerate(places):
         values = [next(found) for _ in range(len(ends) + 1)]
         gains[row, start[row] + np.array(ends) - 1] = np.diff(values)

@@ -8,23 +8,13 @@ import numpy as np
 
 from jaxrl_llm.networks.axes import current_row_shards
 from jaxrl_llm.rollouts.collect import encoded_prompts, mixed, room_for
-from jaxrl_llm.rollouts.records import make_rollouts
-from jaxrl_llm.rollouts.requests import POLICY, Prefix, Request, Turn
-from jaxrl_llm.sampling import LENGTH, RUNNING, STOP, Samples
+from jaxrl_llm.rollouts.records import rollouts_of_texts
+from jaxrl_llm.rollouts.requests import POLICY, Prefix, Request, Turn, make_prefix
+from jaxrl_llm.sampling import RUNNING, STOP
 from jaxrl_llm.sampling.generate import end_of_stop_string, prepared
 from jaxrl_llm.sampling.memory import most_slots
 from jaxrl_llm.sampling.standing import (
-    Asked,
-    Drawn,
-    Standing,
-    admit,
-    advance,
-    give_up,
-    go_on,
-    has_states,
-    keep,
-    renew,
-    standing,
+    Asked, Drawn, Standing, admit, advance, give_up, go_on, has_states, keep, renew, standing,
 )  # fmt: skip
 from jaxrl_llm.types import Rollouts
 
@@ -68,11 +58,6 @@ class Player:
     speaking: dict[int, Row] = dataclasses.field(default_factory=dict)
 
 
-def who_answers(request: Request, by: str = "") -> Who:
-    """Who is asked, where he is not named otherwise."""
-    return by or request.by, request.beside, request.mix
-
-
 def player_for(io, who: Who, wanted: int, least: int) -> Player:
     """The player of a policy.
 
@@ -107,9 +92,8 @@ def _asked(io, row: Row) -> Asked:
     sampling, request, tokens = io.sampling, row.request, row.text["tokens"]
     usual = {name: sampling[name] for name in ("temperature", "top_k", "top_p", "min_p") if sampling.get(name) is not None}
     usual |= {} if request.temperature is None else {"temperature": request.temperature}
-    left = room_for(request, len(tokens), sampling["max_new_tokens"])
+    limit = room_for(request, len(tokens), sampling["max_new_tokens"])
     unread = [*row.prompt, *tokens] if row.read is None else tokens[row.read :]
-    limit = left if request.limit is None else min(request.limit, left)
     return Asked(unread, limit, (io.seed, io.step, row.uid), mask=request.mask, **usual)
 
 
@@ -197,16 +181,10 @@ def row_for(io, request: Request, uid: int, role: int, turns: list[Turn]) -> Row
 
 def rollouts_of(io, rows: Sequence[Row]) -> Rollouts:
     """The rows, each a group, without rewards."""
-    none, kinds = np.zeros((len(rows), 1), np.float32), (np.int32, np.float32, np.float32, np.int32, np.int32)
-    samples = Samples(
-        tokens=none.astype(np.int32), logp=none, tempered_logp=none, sampling_logp=none, length=np.zeros(len(rows), np.int32),
-        finish_reason=np.full(len(rows), LENGTH, np.int32),
-    )  # fmt: skip
-    texts = [Prefix(*(np.asarray(row.text[name], kind) for name, kind in zip(OF_PREFIX, kinds, strict=True))) for row in rows]
-    found = make_rollouts(
-        [row.learned for row in rows], samples, np.full((len(rows), 1), np.nan), [row.request.prompt_id for row in rows],
-        width=io.max_prompt_tokens + io.sampling["max_new_tokens"], version=io.now, prefixes=texts,
-    )  # fmt: skip
+    texts = [make_prefix(**{name: row.text[name] for name in OF_PREFIX}) for row in rows]
+    prompts, numbers = [row.learned for row in rows], [row.request.prompt_id for row in rows]
+    width = io.max_prompt_tokens + io.sampling["max_new_tokens"]
+    found = rollouts_of_texts(prompts, texts, numbers, width=width, version=io.now)
     extras, whole = {}, found.tokens.shape
     if io.keeps_entropy:
         extras["behavior_entropy"] = np.zeros(whole, np.float32)

@@ -9,11 +9,11 @@ import numpy as np
 from jaxrl_llm.estimators import row_scores
 from jaxrl_llm.rewards import LARGEST_REWARD
 from jaxrl_llm.rollouts.requests import Prefix
-from jaxrl_llm.sampling import Samples
+from jaxrl_llm.sampling import LENGTH, Samples
 from jaxrl_llm.types import Rollouts
 
 _MULTIPLE = 64
-_PER_TOKEN = {"tokens": np.int32, "mask": np.float32, "behavior_logp": np.float32, "version": np.int32, "turn": np.int32}
+PER_TOKEN = {"tokens": np.int32, "mask": np.float32, "behavior_logp": np.float32, "version": np.int32, "turn": np.int32}
 
 
 def make_rollouts(
@@ -43,7 +43,7 @@ def make_rollouts(
     rows = len(samples.length)
     counts = np.full(len(prompts), rows // max(len(prompts), 1)) if samples_of is None else np.asarray(samples_of)
     prompt_of = np.repeat(np.arange(len(prompts)), counts)
-    fields = {name: np.zeros((rows, width), kind) for name, kind in _PER_TOKEN.items()}
+    fields = {name: np.zeros((rows, width), kind) for name, kind in PER_TOKEN.items()}
     fields["version"][:] = version
     length, extras = np.zeros(rows, np.int32), {}
     if keeps_entropy:
@@ -74,6 +74,20 @@ def make_rollouts(
         **fields, length=length, rewards=np.asarray(rewards, np.float32), group=prompt_of.astype(np.int32),
         prompt_id=np.repeat(np.asarray(prompt_ids, np.int32), counts), extras=extras,
     )  # fmt: skip
+
+
+def rollouts_of_texts(
+    prompts: Sequence[Sequence[int]], texts: Sequence[Prefix], prompt_ids: Sequence[int], *, width: int, version: int
+) -> Rollouts:
+    """One row for each prompt with the text behind it, each a group, without rewards; see `make_rollouts`."""
+    rows = len(texts)
+    none = np.zeros((rows, 1), np.float32)
+    samples = Samples(
+        tokens=none.astype(np.int32), logp=none, tempered_logp=none, sampling_logp=none, length=np.zeros(rows, np.int32),
+        finish_reason=np.full(rows, LENGTH, np.int32),
+    )  # fmt: skip
+    missing = np.full((rows, 1), np.nan)
+    return make_rollouts(prompts, samples, missing, prompt_ids, width=width, version=version, prefixes=texts)
 
 
 def _lay_prefix(row: dict[str, np.ndarray], prefix: Prefix, place: slice, behind: slice) -> None:
@@ -128,10 +142,15 @@ def _with_routes(parts: Sequence[Rollouts]) -> Sequence[Rollouts]:
     return [part.replace(extras={"routes": routes} | part.extras) for part, routes in zip(parts, free, strict=True)]
 
 
+def rounded(length: int) -> int:
+    """A length filled up to a multiple, so that few programs are compiled."""
+    return -(-length // _MULTIPLE) * _MULTIPLE
+
+
 def scores_of_rows(rollouts: Rollouts) -> tuple[np.ndarray, np.ndarray]:
-    """What `estimators.row_scores` says, of rows filled up to a multiple, so that few programs are compiled."""
+    """What `estimators.row_scores` says, of as many rows as `rounded` says."""
     names = [name for name in ("rewards", "valid", "mask", "group", "token_rewards") if getattr(rollouts, name) is not None]
-    count, filling = len(rollouts.length), -len(rollouts.length) % _MULTIPLE
+    count, filling = len(rollouts.length), rounded(len(rollouts.length)) - len(rollouts.length)
     arrays = {name: np.asarray(getattr(rollouts, name)) for name in names}
     filled = {name: np.pad(array, [(0, filling)] + [(0, 0)] * (array.ndim - 1)) for name, array in arrays.items()}
     return tuple(np.asarray(found)[:count] for found in _row_scores(filled))

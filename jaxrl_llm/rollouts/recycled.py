@@ -1,8 +1,4 @@
-"""Strategies whose prompts are made of the step's own samples, and whose samples begin in modes.
-
-Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, `samples` that of the completions of
-each, and `threshold` the total reward above which a row is right.
-"""
+"""Strategies whose prompts are made of the step's own samples, and whose samples begin in modes."""
 
 import dataclasses
 
@@ -33,7 +29,6 @@ def recycled(
 
     Args:
       judge, compare, reflect: templates, see `views.templated`; "" leaves them out.
-      judged_alone: see above.
       most: prompts of judging and comparing, and as many of mending; those that are too long for a prompt are left out.
 
     Source: SPARK, https://arxiv.org/abs/2509.22624
@@ -93,7 +88,6 @@ def in_modes(
     collection = io.sample([*plain, *all_of])
     texts = [record["completion"] for record in collection.records]
     mode = [next((place for place, own in enumerate(modes) if text.startswith(own)), len(modes)) for text in texts]
-    rollouts = collection.rollouts.replace(extras=collection.rollouts.extras | {"mode": np.array(mode, np.int32)})
     free = mode[: prompts * samples]
     metrics = {f"modes/{place}": free.count(place) / len(free) for place in range(len(modes))}
-    return dataclasses.replace(collection, rollouts=rollouts), metrics
+    return collection.changed(extras={"mode": np.array(mode, np.int32)}), metrics

@@ -1,8 +1,7 @@
 """Strategies that remember rows: replay beside fresh samples, drafts of the last visit, rows that go on in the next step.
 
-Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts and `samples` that of the completions of
-each, fresh ones where others are replayed. The `store` has `capacity` rows of `row_width` tokens, the columns of the rollouts,
-and `components` rewards; in a run of the program these two are what it has.
+The `samples` of a prompt are fresh ones where others are replayed. The `store` has `capacity` rows of `row_width` tokens, the
+columns of the rollouts, and `components` rewards; in a run of the program these two are what it has.
 """
 
 import dataclasses
@@ -43,10 +42,8 @@ def replayed(
         raise ValueError(f"rows of a store have no {unknown[0]!r}, which the rollouts of this run have; leave it out")
     drawn = fresh.rollouts.prompt_id[::samples]
     pools = [of_prompt(store, number) for number in drawn] if of == "prompt" else [np.flatnonzero(store["number"] > 0)]
-    chosen = []
-    for pool in pools:
-        most = taken if of == "prompt" else taken * prompts
-        chosen.append(_chosen(store, pool, min(most, len(pool)), rule, io) if len(pool) >= least else pool[:0])
+    most = taken if of == "prompt" else taken * prompts
+    chosen = [_chosen(store, pool, min(most, len(pool)), rule, io) if len(pool) >= least else pool[:0] for pool in pools]
     metrics = {"replay/rows": float(sum(map(len, chosen)))}
     after = put(store, fresh)
     places = np.concatenate(chosen).astype(np.int32)
@@ -57,7 +54,7 @@ def replayed(
     both = joined([fresh, again])
     if of == "prompt" and not apart:
         group = np.concatenate([fresh.rollouts.group, np.repeat(np.arange(prompts), [len(own) for own in chosen])])
-        both = dataclasses.replace(both, rollouts=both.rollouts.replace(group=group.astype(np.int32)))
+        both = both.changed(group=group.astype(np.int32))
     return both, after, metrics
 
 
@@ -157,8 +154,7 @@ def resumed(
         store = put(empty_store(capacity=capacity, row_width=row_width), collection, waiting)
     done = io.reward(collection.take(np.flatnonzero(np.repeat(over, samples))))
     older = ((done.rollouts.version < first) & (done.rollouts.mask > 0)).any(axis=1)
-    source = np.where(older, REPLAYED, 0).astype(np.int32)
-    done = dataclasses.replace(done, rollouts=done.rollouts.replace(source=source))
+    done = done.changed(source=np.where(older, REPLAYED, 0).astype(np.int32))
     return done, store, {"resumed/waiting": float((~over).sum())}
 
 
@@ -184,4 +180,4 @@ def _windowed(io: Io, store: Store, prompts: int, samples: int, window: int) -> 
     if requests:
         parts.append(io.sample(requests, rewarded=False))
     found = arranged(parts, rows, np.arange(len(rows)) // samples)
-    return dataclasses.replace(found, rollouts=found.rollouts.replace(source=np.zeros(len(rows), np.int32)))
+    return found.changed(source=np.zeros(len(rows), np.int32))

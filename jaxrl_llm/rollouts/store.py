@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxrl_llm.compose import require
-from jaxrl_llm.rollouts.collect import Collection
+from jaxrl_llm.rollouts.collect import Collection, record_of
 from jaxrl_llm.rollouts.io import Io
-from jaxrl_llm.rollouts.requests import prompt_text, requests_for
+from jaxrl_llm.rollouts.records import PER_TOKEN
+from jaxrl_llm.rollouts.requests import requests_for
 from jaxrl_llm.sampling import LENGTH, STOP, finish_name
 from jaxrl_llm.types import Rollouts
 
 # Number of the source of rows that were sampled in earlier steps.
 REPLAYED = 2
 Store = dict[str, np.ndarray]
-_PER_TOKEN = {"tokens": np.int32, "mask": np.float32, "behavior_logp": np.float32, "version": np.int32, "turn": np.int32}
 
 
 def empty_store(*, capacity: int, row_width: int = 768, components: int = 1, **options) -> Store:
@@ -22,7 +22,7 @@ def empty_store(*, capacity: int, row_width: int = 768, components: int = 1, **o
     require(capacity >= 1, "capacity", capacity, "at least 1")
     columns = "at least 1, the columns of the rollouts: task.max_prompt_tokens + rl.max_new_tokens"
     require(row_width >= 1, "row_width", row_width, columns)
-    store = {name: np.zeros((capacity, row_width), kind) for name, kind in _PER_TOKEN.items()}
+    store = {name: np.zeros((capacity, row_width), kind) for name, kind in PER_TOKEN.items()}
     store |= {name: np.zeros(capacity, np.int32) for name in ("length", "start", "prompt_id", "number", "ended")}
     return store | {"rewards": np.zeros((capacity, components), np.float32), "count": np.zeros((), np.int32)}
 
@@ -42,7 +42,7 @@ def put(store: Store, collection: Collection, rows: Sequence[int] | None = None)
     capacity = len(store["number"])
     for row in range(len(rollouts.length)) if rows is None else rows:
         place = int(store["count"]) % capacity
-        for name in _PER_TOKEN:
+        for name in PER_TOKEN:
             store[name][place] = getattr(rollouts, name)[row]
         for name, values in per_row.items():
             store[name][place] = values[row]
@@ -62,30 +62,21 @@ def stored(store: Store, places: Sequence[int], io: Io, group: Sequence[int] | N
     """Rows of a store as a collection, of source `REPLAYED`, with the log-probabilities and versions that they were put with.
 
     Args:
-      store: see `empty_store`.
-      places: of the rows.
+      places: of the rows in the store.
       io: of the run that looks up the examples of the prompts.
       group: of each row; by default rows of one prompt are a group.
     """
     places = np.asarray(places, np.int32)
     numbers = store["prompt_id"][places]
     groups = np.unique(numbers, return_inverse=True)[1] if group is None else np.asarray(group)
-    fields = {name: store[name][places] for name in (*_PER_TOKEN, "length", "prompt_id", "rewards")}
+    fields = {name: store[name][places] for name in (*PER_TOKEN, "length", "prompt_id", "rewards")}
     source = np.full(len(places), REPLAYED, np.int32)
     rollouts = Rollouts(**fields, group=groups.astype(np.int32), source=source)
     requests = requests_for([io.example(int(number)) for number in numbers], numbers)
-    start, ended = store["start"][places], store["ended"][places]
-    rows = zip(requests, rollouts.tokens, start, rollouts.length, rollouts.rewards, ended, strict=True)
+    start, reasons = store["start"][places], np.where(store["ended"][places], STOP, LENGTH)
+    rows = zip(requests, rollouts.tokens, start, rollouts.length, reasons, strict=True)
     records = [
-        {
-            "prompt_id": request.prompt_id,
-            "prompt": prompt_text(io.tokenizer, request.prompt),
-            "completion": io.tokenizer.decode(tokens[start:end]),
-            "answer": request.example.get("answer"),
-            "rewards": [None if np.isnan(value) else float(value) for value in rewards],
-            "length": int(end - start),
-            "finish_reason": finish_name(STOP if ended else LENGTH),
-        }
-        for request, tokens, start, end, rewards, ended in rows
+        record_of(io.tokenizer, *row) | {"rewards": [None if np.isnan(value) else float(value) for value in rewards]}
+        for row, rewards in zip(rows, rollouts.rewards, strict=True)
     ]
     return Collection(rollouts, records, requests, start)

@@ -1,7 +1,5 @@
 """Strategies: which prompts are sampled, how often, and what of it is kept."""
 
-import dataclasses
-
 import numpy as np
 
 from jaxrl_llm.compose import Composable, require
@@ -57,7 +55,8 @@ def grouped_with_greedy(io: Io, prompts: int, *, samples: int = 1) -> tuple[Coll
     collection = io.sample(requests_for(*drawn, samples=samples))
     greedy = io.sample(requests_for(*drawn, temperature=0.0)).rollouts
     rewards = np.nansum(np.asarray(greedy.rewards, np.float32), axis=1)
-    return _with_extras(collection, greedy_reward=np.repeat(rewards, samples)), {"greedy_reward": float(rewards.mean())}
+    added = {"greedy_reward": np.repeat(rewards, samples)}
+    return collection.changed(extras=added), {"greedy_reward": float(rewards.mean())}
 
 
 @stateless_strategy(annotations=("reference_samples",), provides=("anchor_reward", "anchor_rewards"))
@@ -76,7 +75,7 @@ def grouped_with_anchors(io: Io, prompts: int, *, samples: int = 8, anchors: int
     rewards = np.nansum(np.asarray(of_reference.rewards, np.float32), axis=1).reshape(prompts, anchors)
     repeated = np.repeat(rewards, samples, axis=0)
     added = {"anchor_rewards": repeated, "anchor_reward": repeated.mean(axis=1)}
-    return _with_extras(collection, **added), {"anchor_reward": float(rewards.mean())}
+    return collection.changed(extras=added), {"anchor_reward": float(rewards.mean())}
 
 
 @stateless_strategy(provides=("rows_of_demonstrations",))
@@ -103,8 +102,3 @@ def mixed(io: Io, prompts: int, *, samples: int = 2, plain: int = 0, mix: Compos
     drawn = io.draw(prompts)
     own = requests_for(*drawn, samples=plain) if plain else []
     return io.sample([*own, *requests_for(*drawn, samples=samples, beside="reference", mix=mix)]), {}
-
-
-def _with_extras(collection: Collection, **added: np.ndarray) -> Collection:
-    rollouts = collection.rollouts
-    return dataclasses.replace(collection, rollouts=rollouts.replace(extras=rollouts.extras | added))

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from jaxrl_llm.compose import Composable, factory_of
+from jaxrl_llm.compose import Composable, bind, factory_of
 
 Metrics = dict[str, float]
 
@@ -39,15 +39,9 @@ class Strategy:
         return repr(self.function)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stateless:
-    """Hashable `run` of a function that keeps nothing."""
-
-    function: Composable
-
-    def __call__(self, io, state, prompts: int):
-        collection, metrics = self.function(io, prompts)
-        return collection, state, metrics
+def _keeping_nothing(io, state, prompts: int, *, function: Composable):
+    collection, metrics = function(io, prompts)
+    return collection, state, metrics
 
 
 def stateless_strategy(function=None, *, annotations=(), provides=()):
@@ -56,7 +50,7 @@ def stateless_strategy(function=None, *, annotations=(), provides=()):
         return functools.partial(stateless_strategy, annotations=annotations, provides=provides)
 
     def build(bound: Composable) -> Strategy:
-        return Strategy(init=tuple, run=_Stateless(bound), function=bound)
+        return Strategy(init=tuple, run=bind(_keeping_nothing, {"function": bound}), function=bound)
 
     return factory_of(function, build, annotations=annotations, provides=provides)
 
@@ -66,8 +60,7 @@ def stateful_strategy(init: Callable[..., Any], *, annotations=(), provides=()):
 
     Args:
       init: `init(**options) -> state` before the first step, a pytree of arrays whose sizes never change.
-      annotations: as in `composable`.
-      provides: as in `composable`.
+      annotations, provides: as in `composable`.
     """
 
     def build(bound: Composable) -> Strategy:

@@ -1,9 +1,8 @@
 """Strategies in which somebody else writes about the policy's answers: a verifier judges their steps, an assistant spoils them.
 
-Who it is says the option `by`: a module that learns from what it wrote, see `training.modules`, or "reference" or "teacher".
-Everywhere `io` is the world of the step, see `Io`, `prompts` the number of its prompts, `samples` that of the completions of
-each, and `threshold` the reward above which a row is right, the one of number `component`, without its weight. Templates are
-those of `views.templated`, in which "{completion}" stands for the answer.
+Who it is says the option `by`: a module that learns from what it wrote, see `training.modules`, or "reference" or "teacher". A
+row is right where the reward of number `component`, without its weight, is above `threshold`. Templates are those of
+`views.templated`, in which "{completion}" stands for the answer.
 """
 
 import dataclasses
@@ -40,7 +39,6 @@ def verified(
     for a verdict of the whole that is true, and `format_reward` for one of each step and of the whole.
 
     Args:
-      by: who judges.
       template: of the verifier's prompt.
       separator: text that steps end with.
       step, final: patterns of a verdict of a step, and of the last one; "+", "1" and words such as "correct" say right.
@@ -68,11 +66,9 @@ def verified(
             if number < len(words):
                 step_reward[row, end - 1] = (1.0 if words[number] else -1.0) / len(ends)
     extras = {"right": right.astype(np.int32)}
-    changed = answers.rollouts.replace(turn=turn, extras=answers.rollouts.extras | extras | {"step_reward": step_reward})
-    told = judged.rollouts.replace(extras=judged.rollouts.extras | extras)
-    judged = _with_rewards(dataclasses.replace(judged, rollouts=told), true + format_reward * complete)
+    judged = _with_rewards(judged.changed(extras=extras), true + format_reward * complete)
     metrics = {"verifier/true": float(true.mean()), "verifier/complete": float(complete.mean())}
-    return _together(dataclasses.replace(answers, rollouts=changed), judged), metrics
+    return _together(answers.changed(turn=turn, extras=extras | {"step_reward": step_reward}), judged), metrics
 
 
 @stateless_strategy(annotations=_samples_of)
@@ -85,10 +81,6 @@ def spoiled(
     The copies stand in the groups of the answers and take no part in what the policy learns; they are the wrong answers of
     pairs, see `training.modules.made_pairs`.
 
-    Args:
-      by: who writes them.
-      template: of the prompt to.
-
     Returns: With the metric "spoiled/wrong", the share of the copies that are indeed wrong.
     Source: Cooper, https://arxiv.org/abs/2508.05613
     """
@@ -99,11 +91,9 @@ def spoiled(
         return answers, {"spoiled/wrong": 0.0}
     copies = io.sample([_about(io, answers, row, template, by, group) for group, row in sorted(chosen.items())])
     wrong = ~_right(copies, component, threshold)
-    rollouts = copies.rollouts.replace(valid=np.zeros_like(copies.rollouts.valid))
-    found = _together(answers, dataclasses.replace(copies, rollouts=rollouts))
+    found = _together(answers, copies.changed(valid=np.zeros_like(copies.rollouts.valid)))
     own = np.concatenate([groups, sorted(chosen)]).astype(np.int32)  # those of the answers, which stand together
-    found = dataclasses.replace(found, rollouts=found.rollouts.replace(group=own))
-    return found, {"spoiled/wrong": float(wrong.mean())}
+    return found.changed(group=own), {"spoiled/wrong": float(wrong.mean())}
 
 
 def _about(io: Io, answers: Collection, row: int, template: str, by: str, group: int):
@@ -127,7 +117,7 @@ def _with_rewards(collection: Collection, rewards: np.ndarray) -> Collection:
     whole = np.full(collection.rollouts.rewards.shape, np.nan, np.float32)
     whole[:, 0] = rewards
     records = [record | {"rewards": [float(value)]} for record, value in zip(collection.records, rewards, strict=True)]
-    return dataclasses.replace(collection, rollouts=collection.rollouts.replace(rewards=whole), records=records)
+    return dataclasses.replace(collection.changed(rewards=whole), records=records)
 
 
 def _together(own: Collection, others: Collection) -> Collection:

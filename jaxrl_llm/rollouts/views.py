@@ -8,10 +8,10 @@ import numpy as np
 
 from jaxrl_llm.data.tokenizers import Tokenizer
 from jaxrl_llm.rollouts.collect import Collection
+from jaxrl_llm.rollouts.records import rounded
 from jaxrl_llm.rollouts.requests import Prompt, Request, prompt_ids_of, prompt_text
 from jaxrl_llm.types import Rollouts
 
-_MULTIPLE = 64  # of the width of views, so that few are compiled
 HOME = "view_from"
 
 
@@ -52,9 +52,7 @@ def view_of(collection: Collection, prompts: Sequence[Prompt], tokenizer: Tokeni
 
 def with_view(rollouts: Rollouts, who: str, view: View) -> Rollouts:
     """The rollouts whose rows `who`, "proximal", "reference" or "teacher", reads behind the prompts of the view."""
-    width = max(map(len, view.prompts))
-    width = -(-width // _MULTIPLE) * _MULTIPLE
-    prompts = np.full((len(view.prompts), width), -1, np.int32)
+    prompts = np.full((len(view.prompts), rounded(max(map(len, view.prompts)))), -1, np.int32)
     for row, ids in enumerate(view.prompts):
         prompts[row, : len(ids)] = ids
     return rollouts.replace(extras=rollouts.extras | {f"{who}_view": prompts, HOME: np.asarray(view.home, np.int32)})
@@ -75,11 +73,10 @@ def seen_behind(rollouts: Rollouts, view: View) -> Rollouts:
     """The rows with the prompts of the view in front of their completions: tokens, mask and candidates move along."""
     starts = np.array([len(prompt) for prompt in view.prompts], np.int32)
     length = np.asarray(rollouts.length) + starts - view.home
-    width = -(-int(length.max()) // _MULTIPLE) * _MULTIPLE
     moved = {"tokens": np.asarray(rollouts.tokens), "mask": np.asarray(rollouts.mask)}
     if "candidates" in rollouts.extras:
         moved["candidates"] = np.asarray(rollouts.extras["candidates"])
-    found = _moved(moved, rollouts, view, width)
+    found = _moved(moved, rollouts, view, rounded(int(length.max())))
     extras = {name: found.pop(name) for name in ("candidates",) if name in found}
     return Rollouts(**found, length=length, rewards=np.asarray(rollouts.rewards), group=rollouts.group, extras=extras)
 
