@@ -54,6 +54,10 @@ def gsm8k(completion, answer):
         ("#### 1. Add\n5+3=8\n#### 2. Answer\nIt is 8.", "8", 1.0),
         ("#### 8\n\n#### Note 1\nChecked.", "8", 1.0),
         ("#### The answer is 8", "8", 1.0),
+        # Behind a number a sign with a space is an operator: who only repeats the question has not answered it.
+        ("What is 0 - 2", "-2", 0.0),
+        ("0 - 2 is - 2", "-2", 1.0),
+        ("(3) - 4", "4", 1.0),
     ],
 )
 def test_gsm8k(completion, answer, expected):
