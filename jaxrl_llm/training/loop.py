@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import pathlib
@@ -29,6 +28,7 @@ from jaxrl_llm.training.phases import Params, Phase, all_phases, following
 from jaxrl_llm.training.report import live_report, say
 from jaxrl_llm.training.run import Run, open_run
 from jaxrl_llm.training.state import REINFORCEMENT, SUPERVISED, Progress, TrainState
+from jaxrl_llm.training.summary import summarise
 from jaxrl_llm.training.timing import timed_step
 from jaxrl_llm.training.trackers import ROWS, Told, Tracker, open_trackers
 
@@ -91,7 +91,10 @@ def train(
             phase = after
             state, progress, measured = _run_phase(run, files, phase, state, progress)
         _save(run, files, state, progress, measured)
-        return _summary(run, files, phase, progress)
+        told = summarise(run, phase, progress, time.monotonic() - files.started)
+        for tracker in files.trackers:
+            tracker.summary(told)
+        return told
 
 
 @contextlib.contextmanager
@@ -307,31 +310,3 @@ def _save(
     told = progress.to_json() | ({"samples": plain} if plain else {})
     run.copy()
     checkpoint.save(files.manager, progress.step, state, told, metrics_of_best, arrays)
-
-
-def _shares(run: Run) -> dict[str, float]:
-    """Means over the steps of what was missing, cut or skipped; what no step measured is left out."""
-    records = metrics.read_jsonl(run.workdir / "metrics.jsonl")
-    found = {
-        name: [record[name] for record in records if name in record] for name in ("reward_missing", "truncated", "skipped")
-    }
-    return {name: sum(values) / len(values) for name, values in found.items() if values and None not in values}
-
-
-def _summary(run: Run, files: Files, phase: Phase, progress: Progress) -> dict[str, Any]:
-    summary = {
-        "measure": phase.measure.removeprefix("evaluation/"),
-        # Without a phase behind the supervised one there is one measurement, after it.
-        "accuracy_before": progress.accuracy_before,
-        "accuracy_after": progress.accuracy,
-        "steps": progress.step,
-        "wall_seconds": time.monotonic() - files.started,
-        "method": phase.method.name,
-        "seed": run.config.seed,
-        "workdir": str(run.store),
-    }
-    summary |= {"data": run.counts} | _shares(run)
-    metrics.write_atomically(run.workdir / "summary.json", [json.dumps(summary, indent=2) + "\n"])
-    for tracker in files.trackers:
-        tracker.summary(summary)
-    return summary
