@@ -47,8 +47,10 @@ def svg(points: list[dict]) -> str:
     x = {"field": "step", "type": "quantitative", "title": "step of GRPO", "scale": {"domain": [0, points[-1]["step"]]}}
     y = {"type": "quantitative", "scale": {"domain": [0, 1]}, "axis": {"format": "%"}, "title": None}
     colour = {"field": "series", "scale": {"domain": [*SERIES.values()], "range": COLOURS}}
-    colour |= {"legend": {"orient": "bottom-right", "title": None, "labelColor": GREY, "labelFontSize": 13, "labelLimit": 300}}
-    band = {"mark": {"type": "area", "opacity": 0.25}, "encoding": {"y": y | {"field": "low"}, "y2": {"field": "high"}}}
+    legend = {"orient": "bottom-right", "title": None, "symbolType": "stroke", "labelColor": GREY, "labelFontSize": 13}
+    colour["legend"] = legend | {"labelLimit": 300}
+    band = {"mark": {"type": "area", "opacity": 1, "fillOpacity": 0.25}}
+    band["encoding"] = {"y": y | {"field": "low"}, "y2": {"field": "high"}}
     line = {"mark": {"type": "line", "strokeWidth": 2.5}, "encoding": {"y": y | {"field": "value"}}}
     dots = {"mark": {"type": "point", "filled": True, "size": 40, "opacity": 1}, "encoding": line["encoding"]}
     dots["transform"] = [{"filter": {"field": "series", "equal": SERIES["evaluation/accuracy"]}}]
