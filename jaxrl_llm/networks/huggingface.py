@@ -28,8 +28,8 @@ _HEAD = "lm_head.weight"
 
 
 def load_huggingface(
-    directory, dtype: str = "float32", *, compute_dtype: str | None = None, value_head: int = 0, remat: str = "dots",
-    attention: str = "auto", shardings: Callable[[Network], Any] | None = None, progress: bool = False,
+    directory: str | pathlib.Path, dtype: str = "float32", *, compute_dtype: str | None = None, value_head: int = 0,
+    remat: str = "dots", attention: str = "auto", shardings: Callable[[Network], Any] | None = None, progress: bool = False,
 ) -> Network:  # fmt: skip
     """Network with the parameters of a directory that `transformers` could load.
 
@@ -77,7 +77,9 @@ def load_huggingface(
     return network.with_params(_read(network, layout, found, shardings, progress))
 
 
-def save_huggingface(network: Network, params: Params, directory, max_shard_bytes: int = 5_000_000_000) -> None:
+def save_huggingface(
+    network: Network, params: Params, directory: str | pathlib.Path, max_shard_bytes: int = 5_000_000_000
+) -> None:
     """Writes `params` as a directory that `transformers` loads as a causal language model.
 
     A network without a language head is written as a sequence classification model; the text part of a model that sees or

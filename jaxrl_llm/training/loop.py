@@ -51,7 +51,7 @@ class Files:
 
 
 def train(
-    config: ConfigDict, workdir: str | pathlib.Path, *, rewards: Sequence[Callable | str] = (),
+    config: ConfigDict, workdir: str | pathlib.Path, *, rewards: Sequence[Callable[..., Any] | str] = (),
     data: Sequence[Mapping[str, Any]] | None = None, held_out: Sequence[Mapping[str, Any]] | None = None,
     network: Network | None = None, callbacks: Sequence[Callable[..., None]] = (),
 ) -> dict[str, Any]:  # fmt: skip
