@@ -11,7 +11,7 @@ import sys
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "jaxrl_llm"
 # Lowest first. A room imports only rooms of earlier lines, never one of its own line or a later one.
 LEVELS = (
-    ("__init__", "__version__", "types", "compose", "numerics", "failures", "reading"),
+    ("__init__", "__version__", "types", "compose", "numerics", "failures", "progress", "reading"),
     ("controllers", "optimizers"),
     ("estimators", "objectives", "networks"),
     ("distributed", "dense", "head"),
