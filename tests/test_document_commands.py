@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Clouds, clusters and containers.
-OTHERS = {"gcloud", "xpk", "docker", "srun", "git", "sudo", "cd", "gcsfuse", "pytest", "mkdocs", "ruff"}
+OTHERS = {"printf", "twine", "gcloud", "xpk", "docker", "srun", "git", "sudo", "cd", "gcsfuse", "pytest", "mkdocs", "ruff"}
 DRAWINGS = {"architecture.md": 2}  # blocks that are no code
 PROGRAM = re.compile(r"(?:jaxrl-llm|python -m jaxrl_llm)((?: [^`\n\"'&|\\;]*(?:\"[^\"`\n]*\"|'[^'`\n]*')?)*)")
 
@@ -100,19 +100,18 @@ def test_every_block_is_of_a_kind_that_is_checked(path):
 
 def is_known(line: str) -> bool:
     """Whether each command of a line is the program, one of others, or something of this project that is there."""
-    return all(
-        part.startswith("jaxrl-llm ") or part.split()[0] in OTHERS or _is_ours(part.partition(" #")[0].split())
-        for part in re.split(r" (?:&&|\|) ", re.sub("[\"']", "", line))
-    )
+    parts = re.split(r" (?:&&|\|) ", re.sub("[\"']", "", line))
+    return all(_is_known(re.sub(r"^(\w+=\S+ +)+", "", part).partition(" #")[0].split()) for part in parts)
 
 
-def _is_ours(words: list[str]) -> bool:
-    if words[0] == "python" and len(words) > 1:
+def _is_known(words: list[str]) -> bool:
+    name = words[0].rpartition("/bin/")[2]
+    if name == "python":
         return words[1] == "-m" or (ROOT / words[1]).is_file()
-    if words[:2] != ["pip", "install"]:
-        return False
-    asked = {extra for word in words for extra in re.findall(r"\[([\w,]+)\]", word)}
-    return {extra for extras in asked for extra in extras.split(",")} <= extras_of_the_package()
+    if name == "pip":
+        asked = {extra for word in words for extra in re.findall(r"\[([\w,]+)\]", word)}
+        return {extra for extras in asked for extra in extras.split(",")} <= extras_of_the_package()
+    return name in {"jaxrl-llm", *OTHERS} or (ROOT / name).is_file()
 
 
 def extras_of_the_package() -> set[str]:
