@@ -70,7 +70,7 @@ def words(summaries: list[dict], figure: str) -> str:
 Means of three seeds: held-out accuracy {100 * before:.0f}% after imitation of careless demonstrations, {100 * after:.1f}% after
 GRPO; bands are 95% intervals over the seeds. The first held-out prompt whose reward changed:
 
-```
+```text
 prompt  {sample["prompt"]}
 before  {sample["before"]}
 after   {sample["after"]}

@@ -13,7 +13,10 @@ from typing import Any
 import jaxrl_llm
 from jaxrl_llm.compose import near
 from jaxrl_llm.failures import explain
+from jaxrl_llm.progress import shown
 
+# Verbs that say how far they are; `train` does where `config.log.live` is on.
+LONG = ("evaluate", "sample", "serve", "convert", "plan")
 CONFIGS = pathlib.Path(jaxrl_llm.__file__).parent / "configs"
 
 
@@ -34,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if hosts:
             hosts.start(options.coordinator, options.processes, options.process)
-        return options.run(options, rest)
+        with shown(options.verb in LONG and not (hosts and not hosts.is_first())):
+            return options.run(options, rest)
     except KeyboardInterrupt as error:
         mend = "; the same command goes on from the last checkpoint" if options.verb == "train" else ""
         print(f"jaxrl-llm {options.verb}: interrupted{mend}", file=sys.stderr)

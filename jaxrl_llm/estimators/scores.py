@@ -1,5 +1,6 @@
 """From reward components to one score a row, from one advantage a row to its actions, and one component by itself."""
 
+import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.pools import group_bounds
@@ -7,7 +8,7 @@ from jaxrl_llm.numerics import masked, materialised
 from jaxrl_llm.types import Rollouts
 
 
-def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = None):
+def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = None) -> tuple[jax.Array, jax.Array]:
     """Total reward of each row and whether the row takes part.
 
     A missing component (NaN) counts as 0; a row without any component is missing as a whole. Where the sums of a group differ

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
@@ -21,6 +21,7 @@ from jaxrl_llm.networks.placing import Piece, blocks, written
 from jaxrl_llm.networks.stored_names import Path, Stored
 from jaxrl_llm.networks.tensor_files import STORED_DTYPES, TensorFile, existing, find_tensors, opened, write_json, write_tensors
 from jaxrl_llm.networks.whole import Others, is_whole, tell_others, text_config, text_tensors
+from jaxrl_llm.progress import advancing, shown
 
 # Tensors of old checkpoints that hold no parameters.
 _DERIVED = "rotary_emb.inv_freq"
@@ -28,8 +29,8 @@ _HEAD = "lm_head.weight"
 
 
 def load_huggingface(
-    directory, dtype: str = "float32", *, compute_dtype: str | None = None, value_head: int = 0, remat: str = "dots",
-    attention: str = "auto", shardings: Callable[[Network], Any] | None = None, progress: bool = False,
+    directory: str | pathlib.Path, dtype: str = "float32", *, compute_dtype: str | None = None, value_head: int = 0,
+    remat: str = "dots", attention: str = "auto", shardings: Callable[[Network], Any] | None = None, progress: bool = False,
 ) -> Network:  # fmt: skip
     """Network with the parameters of a directory that `transformers` could load.
 
@@ -47,7 +48,7 @@ def load_huggingface(
       remat, attention: as in `DecoderConfig`.
       shardings: gives the sharding of each parameter of a network, such as `distributed.parameter_shardings` on a mesh;
         by default, parameters are on the default device.
-      progress: whether to show a progress bar.
+      progress: whether to say how far it is; within `progress.shown` it does anyway.
 
     Returns: A network whose `config` remembers the family, so that `save_huggingface` can write it.
 
@@ -74,10 +75,13 @@ def load_huggingface(
     _check_tensors(network, layout, found)
     if others:
         tell_others(others, directory)
-    return network.with_params(_read(network, layout, found, shardings, progress))
+    with shown(True) if progress else contextlib.nullcontext():
+        return network.with_params(_read(network, layout, found, shardings))
 
 
-def save_huggingface(network: Network, params: Params, directory, max_shard_bytes: int = 5_000_000_000) -> None:
+def save_huggingface(
+    network: Network, params: Params, directory: str | pathlib.Path, max_shard_bytes: int = 5_000_000_000
+) -> None:
     """Writes `params` as a directory that `transformers` loads as a causal language model.
 
     A network without a language head is written as a sequence classification model; the text part of a model that sees or
@@ -225,7 +229,7 @@ def _check_tied(found: dict[str, TensorFile]) -> None:
             raise ValueError(f"{_HEAD} differs from the embedding; set tie_word_embeddings to false in config.json")
 
 
-def _read(network: Network, layout: dict[str, list[Piece]], found, shardings, progress: bool) -> Params:
+def _read(network: Network, layout: dict[str, list[Piece]], found, shardings) -> Params:
     abstract = _abstract(network)
     placed = dict.fromkeys(abstract)
     if shardings is not None:
@@ -233,7 +237,7 @@ def _read(network: Network, layout: dict[str, list[Piece]], found, shardings, pr
     flat = {path: jnp.zeros(leaf.shape, leaf.dtype, device=placed[path]) for path, leaf in abstract.items()}
     names = [name for name in layout if name in found]
     last = None
-    with _progress_bar(sum(found[name].bytes for name in names), progress) as advance:
+    with advancing("loading parameters", sum(found[name].bytes for name in names), "bytes") as advance:
         for name in names:
             with opened(found[name]) as read:
                 for piece in layout[name]:
@@ -242,19 +246,6 @@ def _read(network: Network, layout: dict[str, list[Piece]], found, shardings, pr
                         last = flat[piece.path] = written(flat[piece.path], piece, block, at)
             advance(found[name].bytes)
     return flax.traverse_util.unflatten_dict(flat)
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    if not shown:
-        yield lambda done: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("loading parameters", total=total)
-        yield lambda done: bar.update(task, advance=done)
 
 
 def _check_params(flat: dict[Path, np.ndarray], network: Network) -> None:

@@ -35,19 +35,6 @@ def say(text: str, *, enabled: bool = True) -> None:
         _CONSOLE.print(Text(text), soft_wrap=True)
 
 
-def counter(what: str, *, enabled: bool = True) -> Callable[[int, int], None]:
-    """`told(done, total)` says how far something is: at its beginning, and then every few seconds."""
-    last = float("-inf")
-
-    def told(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > SECONDS_BETWEEN_LINES and done < total:
-            last = time.monotonic()
-            say(f"{what}: {done}/{total}", enabled=enabled)
-
-    return told
-
-
 @contextlib.contextmanager
 def live_report(title: str, done: int, total: int, *, enabled: bool = True) -> Iterator[Show]:
     """Context with `show(metrics, records)`, to be called after each step.
