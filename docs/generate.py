@@ -1,4 +1,4 @@
-"""Writes docs/methods.md, docs/papers.md, docs/conventions.md, docs/metrics.md and the tables of docs/networks.md.
+"""Writes the generated pages, those of `PAGES`, and the tables of docs/networks.md.
 
 `python docs/generate.py`, after a change; docs/proofs.md is written by docs/prove.py.
 
@@ -18,6 +18,7 @@ from jaxrl_llm.training import metrics
 FOLDER = pathlib.Path(__file__).parent
 sys.path.append(str(FOLDER))
 
+import coming_from  # noqa: E402
 import conventions  # noqa: E402
 import papers  # noqa: E402
 
@@ -176,6 +177,7 @@ PAGES = {
     "methods.md": methods_page,
     "papers.md": papers.page,
     "conventions.md": conventions.page,
+    "coming_from.md": coming_from.page,
     "metrics.md": metrics_page,
     "networks.md": networks_page,
 }

@@ -2,7 +2,10 @@
 
 import importlib
 import pkgutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxrl_llm.training.loop import train as train
 
 __version__ = "0.1.0"
 

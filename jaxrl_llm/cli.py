@@ -13,7 +13,10 @@ from typing import Any
 import jaxrl_llm
 from jaxrl_llm.compose import near
 from jaxrl_llm.failures import explain
+from jaxrl_llm.progress import shown
 
+# Verbs that say how far they are; `train` does where `config.log.live` is on.
+LONG = ("evaluate", "sample", "serve", "convert", "plan")
 CONFIGS = pathlib.Path(jaxrl_llm.__file__).parent / "configs"
 
 
@@ -34,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if hosts:
             hosts.start(options.coordinator, options.processes, options.process)
-        return options.run(options, rest)
+        with shown(options.verb in LONG and not (hosts and not hosts.is_first())):
+            return options.run(options, rest)
     except KeyboardInterrupt as error:
         mend = "; the same command goes on from the last checkpoint" if options.verb == "train" else ""
         print(f"jaxrl-llm {options.verb}: interrupted{mend}", file=sys.stderr)
@@ -237,6 +241,7 @@ def _train(options, overrides: list[str]) -> int:
     from jaxrl_llm import distributed
     from jaxrl_llm.training.loop import Stopped, train
     from jaxrl_llm.training.rounds import train_in_rounds
+    from jaxrl_llm.training.summary import in_words
 
     config = load_config(options.config, overrides)
     workdir = options.workdir or str(pathlib.Path("runs") / pathlib.Path(options.config).stem)
@@ -252,29 +257,8 @@ def _train(options, overrides: list[str]) -> int:
         return 0
     for name, summary in summaries.items() if distributed.is_first() else ():
         print(name, end=": " if name else "")
-        _print_summary(summary)
+        print(in_words(summary))
     return 0
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    def shown(value):
-        if value is None or value != value:
-            return "not measured"
-        return f"{value:.4g} nats a token" if summary["measure"] == "loss" else f"{100 * value:.1f}%"
-
-    dropped = {name: summary["data"][name] for name in ("dropped", "held_out_dropped") if summary["data"][name]}
-    shares = {name: summary[name] for name in ("reward_missing", "truncated", "skipped") if summary.get(name)}
-    use = f"Sample from it: jaxrl-llm sample {summary['workdir']}"
-    if summary["method"] == "reward_model":
-        use = f"Learn from it: --config.rewards.names=\"('reward_model',)\" --config.rewards.model={summary['workdir']}"
-    print(
-        f"\nHeld-out {summary['measure'].replace('_', ' ')} {shown(summary['accuracy_before'])} before, "
-        f"{shown(summary['accuracy_after'])} after {summary['method']} "
-        f"({summary['steps']} steps, {summary['wall_seconds']:.0f} s).\n"
-        + "".join(f"{name.replace('_', ' ')}: {count} examples, too long.\n" for name, count in dropped.items())
-        + "".join(f"{name.replace('_', ' ')}: {100 * share:.1f}% (mean over steps).\n" for name, share in shares.items())
-        + f"The run lies in {summary['workdir']}; the same command resumes it.\n{use}"
-    )
 
 
 def _config_of(policy: str, path: str | None, overrides: list[str]):

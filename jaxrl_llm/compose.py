@@ -11,7 +11,11 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+
+Options = ParamSpec("Options")  # keyword-only, and what a factory takes
+Made = TypeVar("Made", covariant=True)
+Names = Iterable[str] | Callable[[dict[str, Any]], Iterable[str]]  # of arrays, or what says them of the options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Composable:
     provides: frozenset[str] = frozenset()  # arrays that it adds for what comes after it, such as "returns"
     coupled: bool = False  # whether what it says of a row depends on other rows
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments, **dict(self.options))
 
     def __repr__(self) -> str:
@@ -35,13 +39,40 @@ class Composable:
         return f"{self.function.__name__}({', '.join(shown)})"
 
 
+class Factory(Protocol[Options, Made]):
+    """What makes a value of options, `clip(high=0.3)`, of the function `f.function`."""
+
+    function: Callable[..., Any]
+    __name__: str
+
+    def __call__(self, *nothing: Options.args, **options: Options.kwargs) -> Made: ...
+
+
+# Functions of one to four arrays: what stands behind them are the options.
+_Of1 = Callable[Concatenate[Any, Options], Any]
+_Of2 = Callable[Concatenate[Any, Any, Options], Any]
+_Of3 = Callable[Concatenate[Any, Any, Any, Options], Any]
+_Of4 = Callable[Concatenate[Any, Any, Any, Any, Options], Any]
+
+
+class _Composing(Protocol):
+    @overload
+    def __call__(self, function: _Of4[Options], /) -> Factory[Options, Composable]: ...
+    @overload
+    def __call__(self, function: _Of3[Options], /) -> Factory[Options, Composable]: ...
+    @overload
+    def __call__(self, function: _Of2[Options], /) -> Factory[Options, Composable]: ...
+    @overload
+    def __call__(self, function: _Of1[Options], /) -> Factory[Options, Composable]: ...
+
+
 def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """Keyword-only options of `function` with their defaults."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def declared(values, attribute: str) -> frozenset[str]:
+def declared(values: Iterable[Any], attribute: str) -> frozenset[str]:
     """Union of `attribute` ("needs" or "annotations") over those `values`, nested tuples included, that declare it."""
     found = frozenset()
     for value in values:
@@ -50,7 +81,7 @@ def declared(values, attribute: str) -> frozenset[str]:
     return found
 
 
-def outstanding(parts, attribute: str = "annotations") -> frozenset[str]:
+def outstanding(parts: Iterable[Any], attribute: str = "annotations") -> frozenset[str]:
     """Union of `attribute` over `parts` that are run in order, without what an earlier part provides."""
     found, provided = frozenset(), frozenset()
     for part in parts:
@@ -59,12 +90,14 @@ def outstanding(parts, attribute: str = "annotations") -> frozenset[str]:
     return found
 
 
-def any_coupled(values) -> bool:
+def any_coupled(values: Iterable[Any]) -> bool:
     """Whether one of `values`, nested tuples included, is coupled."""
     return any(any_coupled(value) if isinstance(value, tuple) else getattr(value, "coupled", False) for value in values)
 
 
-def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annotations=(), provides=()) -> Composable:
+def bind(
+    function: Callable[..., Any], options: dict[str, Any], needs: Names = (), annotations: Names = (), provides: Names = ()
+) -> Composable:
     """Binds `options` to `function`, with its defaults filled in.
 
     `needs`, `annotations` and `provides` are names, or functions from the options to names, as in `composable`.
@@ -87,7 +120,7 @@ def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annota
             raise ValueError(f"{function.__name__}: {name} is {value!r}; it must be one of {choices}")
     values = [value for _, value in bound]
 
-    def named(names) -> frozenset[str]:
+    def named(names: Names) -> frozenset[str]:
         return frozenset(names(dict(bound)) if callable(names) else names)
 
     return Composable(
@@ -100,7 +133,19 @@ def bind(function: Callable[..., Any], options: dict[str, Any], needs=(), annota
     )
 
 
-def composable(function=None, *, needs=(), annotations=(), provides=(), coupled: bool = False):
+@overload
+def composable(function: _Of4[Options], /) -> Factory[Options, Composable]: ...
+@overload
+def composable(function: _Of3[Options], /) -> Factory[Options, Composable]: ...
+@overload
+def composable(function: _Of2[Options], /) -> Factory[Options, Composable]: ...
+@overload
+def composable(function: _Of1[Options], /) -> Factory[Options, Composable]: ...
+@overload
+def composable(*, needs: Names = (), annotations: Names = (), provides: Names = (), coupled: bool = False) -> _Composing: ...
+def composable(
+    function: Any = None, *, needs: Names = (), annotations: Names = (), provides: Names = (), coupled: bool = False
+) -> Any:
     """Decorator: `f(*arrays, **options)` becomes a factory `f(**options) -> Composable`.
 
     The undecorated function stays at hand as `f.function`. Where `needs`, `annotations` or `provides` depend on the options,
@@ -123,7 +168,14 @@ def composable(function=None, *, needs=(), annotations=(), provides=(), coupled:
     return factory_of(function, lambda bound: bound, needs=needs, annotations=annotations, provides=provides)
 
 
-def factory_of(function, build: Callable[[Composable], Any], *, needs=(), annotations=(), provides=()):
+def factory_of(
+    function: Callable[..., Any],
+    build: Callable[[Composable], Made],
+    *,
+    needs: Names = (),
+    annotations: Names = (),
+    provides: Names = (),
+) -> Factory[..., Made]:
     """The factory `f(**options) -> build(Composable)` of a function; the function stays at hand as `f.function`."""
 
     @functools.wraps(function)
@@ -140,7 +192,7 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
-def require(condition: bool, name: str, value, wanted: str) -> None:
+def require(condition: bool, name: str, value: Any, wanted: str) -> None:
     """Refuses an option of this name and value unless `condition` holds; `wanted` says what it must be."""
     if not condition:
         raise ValueError(f"{name} is {repr(value) if isinstance(value, str) else value}; it must be {wanted}")

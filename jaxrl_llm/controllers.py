@@ -7,11 +7,11 @@ the step measured; `measure` is the name of one metric of it. All of this is pur
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Concatenate
 
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, factory_of
+from jaxrl_llm.compose import Composable, Factory, Options, factory_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,12 @@ class Controller:
         return repr(self.value)
 
 
-def controlled(*, init=None, update=None):
+_Value = Callable[Concatenate[Any, Any, Options], Any]
+
+
+def controlled(
+    *, init: Callable[..., Any] | None = None, update: Callable[..., Any] | None = None
+) -> Callable[[_Value[Options]], Factory[Options, Controller]]:
     """Decorator: `value(state, step, **options)` becomes a factory of controllers.
 
     Args:

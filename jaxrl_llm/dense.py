@@ -3,19 +3,22 @@
 They cost a second pass through the unembedding, and are computed only where an objective asks for them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.numerics import materialised
-from jaxrl_llm.types import Batch
+from jaxrl_llm.types import Array, Batch
 
 DENSE = frozenset({"candidate_logp", "log_collision", "top_entropy"})
 LOGITS = 2**24  # of a chunk: 64 MB in float32
 
 
-def dense_statistics(head: Callable, inputs: tuple, batch: Batch, needs) -> dict[str, jax.Array]:
+def dense_statistics(
+    head: Callable[..., Any], inputs: tuple[Any, ...], batch: Batch, needs: Iterable[str]
+) -> dict[str, jax.Array]:
     """Those of `DENSE` that are needed, float32, in nats.
 
     "candidate_logp" [B, T, K] are the log-probabilities of `batch.extras["candidates"]`, -inf for a candidate of -1;
@@ -49,7 +52,9 @@ def dense_statistics(head: Callable, inputs: tuple, batch: Batch, needs) -> dict
     return _by_chunks(statistics, head, inputs, (ids,))
 
 
-def pick_candidates(head: Callable, inputs: tuple, batch: Batch, key, pick: Callable) -> jax.Array:
+def pick_candidates(
+    head: Callable[..., Any], inputs: tuple[Any, ...], batch: Batch, key: jax.Array, pick: Callable[..., jax.Array]
+) -> jax.Array:
     """Ids [B, T, K] that `pick(log_probabilities [n, V], tokens [n], keys [n])` chooses at each token.
 
     The keys are those of rollout and position, so that the packing does not change what is drawn.
@@ -67,17 +72,17 @@ def pick_candidates(head: Callable, inputs: tuple, batch: Batch, key, pick: Call
     return jax.lax.stop_gradient(_by_chunks(choose, head, inputs, (batch.tokens, keys)))
 
 
-def at_candidates(logp, ids):
+def at_candidates(logp: jax.Array, ids: Array) -> jax.Array:
     """Entries of `logp` [n, V] at `ids` [n, K]; -inf where an id is -1."""
     return jnp.where(ids >= 0, jnp.take_along_axis(logp, jnp.maximum(ids, 0), axis=-1), -jnp.inf)
 
 
-def collision(logp):
+def collision(logp: jax.Array) -> jax.Array:
     """log of the sum of squared probabilities, [n]."""
     return jax.nn.logsumexp(2.0 * logp, axis=-1)
 
 
-def top_entropy(logp, cut: float):
+def top_entropy(logp: jax.Array, cut: float) -> jax.Array:
     """Entropy [n] of the distribution without its floor(cut V) least likely entries."""
     sizes = materialised(logp)
     lowest = jnp.sort(sizes, axis=-1)[..., int(cut * logp.shape[-1]), None]

@@ -6,7 +6,7 @@ running sums (an online log-sum-exp); the backward pass builds each block's logi
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ VOCABULARY_CHUNK = 2048
 
 
 def token_statistics(
-    hidden, matrix, targets, temperature: float = 1.0, needs: frozenset[str] = frozenset(), *, softcap: float | None = None,
+    hidden: jax.Array, matrix: jax.Array, targets: jax.Array, temperature: float = 1.0,
+    needs: frozenset[str] = frozenset(), *, softcap: float | None = None,
     token_chunk: int = TOKEN_CHUNK, vocabulary_chunk: int = VOCABULARY_CHUNK,
 ) -> dict[str, jax.Array]:  # fmt: skip
     """Statistics of softmax(hidden @ matrix.T / temperature) at each token, with the products capped where a cap is given.
@@ -78,23 +79,23 @@ class Head(NamedTuple):
     scale: float
     softcap: float | None
 
-    def rows(self, matrix, start, dtype, width: tuple[str, ...] = ()):
+    def rows(self, matrix: jax.Array, start: jax.Array | int, dtype: Any, width: tuple[str, ...] = ()) -> jax.Array:
         """Rows [chunk, D] of the matrix from `start` on, whole where mesh axes split their width."""
         rows = jax.lax.dynamic_slice_in_dim(matrix, start, self.chunk).astype(dtype)
         return jax.lax.all_gather(rows, width, axis=1, tiled=True) if width else rows
 
-    def logits(self, hidden, rows):
+    def logits(self, hidden: jax.Array, rows: jax.Array) -> jax.Array:
         """Logits [N, chunk] of hidden states [N, D] and rows [chunk, D]."""
         products = jnp.einsum("nd,vd->nv", hidden, rows, preferred_element_type=jnp.float32)
         if self.softcap is None:
             return self.scale * products
         return self.scale * self.softcap * jnp.tanh(products / self.softcap)
 
-    def all_logits(self, hidden, matrix):
+    def all_logits(self, hidden: jax.Array, matrix: jax.Array) -> jax.Array:
         """Logits [N, V] of all rows of the matrix at once; the head's chunk has to be all of them."""
         return self.logits(hidden, self.rows(matrix, 0, hidden.dtype))
 
-    def slope(self, logits):
+    def slope(self, logits: jax.Array) -> jax.Array | float:
         """d logit / d product."""
         if self.softcap is None:
             return self.scale

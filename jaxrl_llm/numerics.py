@@ -1,8 +1,14 @@
 """Numerical primitives that estimators and objectives share: total functions with finite gradients everywhere."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+Array = jax.Array | np.ndarray
 
 # exp(20) = 4.9e8 keeps products with advantages and squared terms finite in float32.
 MAX_LOG_RATIO = 20.0
@@ -11,18 +17,18 @@ MAX_EXPONENT = 80.0
 KL_KINDS = ("k1", "k2", "k3", "abs", "k1+", "k3+", "abs+")
 
 
-def masked(value, mask):
+def masked(value: Array, mask: Array) -> jax.Array:
     """`value` where `mask` is positive and 0 elsewhere; what stands elsewhere, NaN included, has no influence."""
     return jnp.where(mask > 0, value, 0.0)
 
 
-def safe_divide(numerator, denominator):
+def safe_divide(numerator: Array | float, denominator: Array) -> jax.Array:
     """`numerator / denominator`, and 0 where the denominator is 0; gradients are finite in both cases."""
     nonzero = denominator != 0
     return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1.0), 0.0)
 
 
-def over_segments(reduction, values, segment):
+def over_segments(reduction: Callable[..., jax.Array], values: Array, segment: Array) -> jax.Array:
     """`jax.ops.segment_sum`, `_min` or `_max` of `values` [B, T] over each token's own segment of its row, at each, [B, T].
 
     Args:
@@ -37,7 +43,7 @@ def over_segments(reduction, values, segment):
     return jax.vmap(row)(values, jnp.asarray(segment))
 
 
-def keep_finite(new, old):
+def keep_finite(new: Any, old: Any) -> Any:
     """`new`, a pytree, or `old` as a whole where a number of `new` is NaN, or infinite where that of `old` is finite."""
 
     def lost(after, before):
@@ -49,12 +55,12 @@ def keep_finite(new, old):
     return jax.tree.map(lambda after, before: jnp.where(spoiled, before, after), new, old)
 
 
-def without_infinities(logp):
+def without_infinities(logp: Array) -> jax.Array:
     """`logp` with infinite entries replaced by 0: a token that the policy cannot produce carries no loss or gradient."""
     return jnp.where(jnp.isinf(logp), 0.0, logp)
 
 
-def materialised(value):
+def materialised(value: Array) -> jax.Array:
     """`value` without gradient, computed once for all its uses, whatever the compiler fuses under `jax.jit`.
 
     A compiler may compute a number anew for each use and round a multiplication and an addition together in one and apart in
@@ -86,7 +92,7 @@ def _through_a_loop(value):
     return lax.while_loop(lambda carry: carry[0] < turns, turn, (jnp.zeros_like(turns), value))[1]
 
 
-def log_ratio(logp, other_logp, bound: float | None = MAX_LOG_RATIO):
+def log_ratio(logp: Array, other_logp: Array, bound: float | None = MAX_LOG_RATIO) -> jax.Array:
     """`logp - other_logp` in nats, kept within +-`bound`, 20 by default; None for no bound.
 
     Equal infinities give 0, one infinity gives the bound of its sign (20 without any); beyond the bounds the gradient is 0.
@@ -100,7 +106,7 @@ def log_ratio(logp, other_logp, bound: float | None = MAX_LOG_RATIO):
     return jnp.where(known, bounded, jnp.where(broken, jnp.nan, infinite))
 
 
-def kl_estimate(logp, reference_logp, kind: str, bound: float | None = MAX_LOG_RATIO):
+def kl_estimate(logp: Array, reference_logp: Array, kind: str, bound: float | None = MAX_LOG_RATIO) -> jax.Array:
     """Single-sample estimate of KL(policy || reference), in nats, from a token that the policy sampled.
 
     With x = reference_logp - logp: "k1" is -x (unbiased, of either sign), "k2" is x^2 / 2 (its gradient is that of the

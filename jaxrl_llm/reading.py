@@ -177,21 +177,21 @@ def real(least: float = -LARGEST, most: float = LARGEST, *, above: float | None 
     return check
 
 
-def flag(value, place: str) -> bool:
+def flag(value: Any, place: str) -> bool:
     """True or false."""
     if isinstance(value, bool):
         return value
     raise wrong(value, place, "true or false")
 
 
-def text(value, place: str) -> str:
+def text(value: Any, place: str) -> str:
     """A string."""
     if isinstance(value, str):
         return value
     raise wrong(value, place, "a string")
 
 
-def anything(value, place: str) -> Any:
+def anything(value: Any, place: str) -> Any:
     """What others check."""
     return value
 

@@ -1,7 +1,7 @@
 """Per-token statistics of a policy on a batch; those of a network with `hidden` never build the logits, see `head`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxrl_llm.dense import DENSE, dense_statistics, pick_candidates
 from jaxrl_llm.head import Head, token_statistics
 from jaxrl_llm.networks.axes import constrain
-from jaxrl_llm.types import Batch, Scores
+from jaxrl_llm.types import Array, Batch, Scores
 
 Scorer = Callable[[Any, Batch], Scores]
 STATISTICS = frozenset({"entropy", "mean_logp", "max_logp", "value", "value_outputs", "hidden", "router_logits", *DENSE})
@@ -19,7 +19,12 @@ _OF_NETWORKS = frozenset({"value", "value_outputs", "hidden", "router_logits"})
 
 
 def make_scorer(
-    policy, needs=(), *, temperature: float = 1.0, replay_routes: bool = False, value: Callable | None = None
+    policy: Any,
+    needs: Iterable[str] = (),
+    *,
+    temperature: float = 1.0,
+    replay_routes: bool = False,
+    value: Callable[..., Any] | None = None,
 ) -> Scorer:
     """A pure function `scorer(params, batch) -> Scores` for a policy.
 
@@ -61,7 +66,7 @@ def make_scorer(
     return lambda params, batch: of_values({"policy": params, "critic": params}, batch)
 
 
-def actor_critic_scorer(actor: Scorer, critic, needs=("value",)) -> Scorer:
+def actor_critic_scorer(actor: Scorer, critic: Any, needs: Iterable[str] = ("value",)) -> Scorer:
     """A scorer over `params = {"policy": ..., "critic": ...}` whose values come from a network of their own.
 
     Args:
@@ -94,7 +99,7 @@ def _with_values(actor: Scorer, critic: Callable, params, batch: Batch) -> Score
     return actor(params["policy"], batch).replace(value=value)
 
 
-def is_first(batch: Batch):
+def is_first(batch: Batch) -> Array:
     """1 where a token opens its sequence (or is padding): nothing comes before it, so it has no log-probability."""
     if batch.forest is not None:
         return (batch.index < 0) | (batch.segment == 0)
@@ -191,7 +196,9 @@ def _score_logits(policy, needs: frozenset[str], temperature: float, params, bat
     return Scores(**{name: _none_at(first, values) for name, values in statistics.items()})
 
 
-def make_picker(policy, pick, *, temperature: float = 1.0) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+def make_picker(
+    policy: Any, pick: Callable[..., jax.Array], *, temperature: float = 1.0
+) -> Callable[[Any, Batch, jax.Array], jax.Array]:
     """Builds `candidates(params, batch, key) -> ids [B, T, K]`: tokens that the policy might have said, without gradient.
 
     Args:

@@ -6,7 +6,8 @@ of JAX, which rebuild records from leaves of other ranks, are not checked.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self, dataclass_transform
 
 import chex
 import jax
@@ -15,38 +16,50 @@ import numpy as np
 
 Array = jax.Array | np.ndarray
 # Shapes in the annotations below: N rollouts of T tokens with K reward components; B packed rows of T tokens.
-FloatNT = IntNT = FloatBT = IntBT = Array
+FloatNT = Array
+IntNT = Array
+FloatBT = Array
+IntBT = Array
 # Begins the names of needs that are no arrays but rows of a kind, "rows_of_demonstrations": who gives them, says so.
 ROWS_OF = "rows_of_"
 
 
-def record(cls):
-    """Frozen dataclass, registered as a pytree whose unflattening skips the checks of the constructor.
+@dataclass_transform(eq_default=False, kw_only_default=True, frozen_default=True)
+class Record:
+    """A class of it is a frozen dataclass, registered as a pytree whose unflattening skips the checks of the constructor.
 
     `flax.struct.dataclass` runs `__post_init__` on every unflattening, where leaves may be tracers of another rank,
     shardings or sentinels; shape checks there would break `vmap` and `tree.map`.
     """
-    cls = dataclasses.dataclass(frozen=True, eq=False, kw_only=True)(cls)
-    names = tuple(f.name for f in dataclasses.fields(cls))
 
-    def flatten_with_keys(node):
-        return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names], None
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, eq=False, kw_only=True)(cls)
+        names = tuple(f.name for f in dataclasses.fields(cls))
 
-    def flatten(node):
-        return [getattr(node, name) for name in names], None
+        def flatten_with_keys(node):
+            return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in names], None
 
-    def unflatten(_, leaves):
-        node = object.__new__(cls)
-        for name, leaf in zip(names, leaves, strict=True):
-            object.__setattr__(node, name, leaf)
-        return node
+        def flatten(node):
+            return [getattr(node, name) for name in names], None
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    cls.replace = dataclasses.replace
-    return cls
+        def unflatten(_, leaves):
+            node = object.__new__(cls)
+            for name, leaf in zip(names, leaves, strict=True):
+                object.__setattr__(node, name, leaf)
+            return node
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+    def replace(self, **fields: Any) -> Self:
+        """The record with some fields changed, and checked again."""
+        return dataclasses.replace(self, **fields)
 
 
-def missing(node, names) -> tuple[str, ...]:
+# Of fields that the constructor fills where nobody gives them, so that nobody reads a None.
+FILLED: Any = None
+
+
+def missing(node: Any, names: Iterable[str]) -> tuple[str, ...]:
     """Those of `names` that a record has neither as a field nor among its `extras`, sorted; "rows_of_..." name no array."""
     arrays = sorted(name for name in names if not name.startswith(ROWS_OF))
     found = {name: getattr(node, name) if hasattr(node, name) else node.extras.get(name) for name in arrays}
@@ -82,8 +95,7 @@ def _numpy_for(tokens):
     return np if isinstance(tokens, np.ndarray) else jnp
 
 
-@record
-class Rollouts:
+class Rollouts(Record):
     """Sampled sequences, one a row: N rows of T tokens.
 
     Only `tokens`, `length`, `mask` and `rewards` must be given; the rest is filled with the plain case.
@@ -93,20 +105,20 @@ class Rollouts:
     length: Array  # int [N], tokens of the row that are real
     mask: FloatNT  # float [N, T], 1 where the token is an action of the policy that trains
     rewards: Array  # float [N, K], named components kept apart until an estimator combines them; NaN marks a missing value
-    group: Array | None = None  # int [N], rows that answer the same prompt share a number in [0, N); groups may differ in size
-    prompt_id: Array | None = None  # int [N], number of the prompt in its data set
+    group: Array = FILLED  # int [N], rows that answer the same prompt share a number in [0, N); groups may differ in size
+    prompt_id: Array = FILLED  # int [N], number of the prompt in its data set
     token_rewards: FloatNT | None = None  # float [N, T] or None, rewards that belong to a token
     # float [N, T] or None, log-probability (nats) of each token under the policy that sampled it
     behavior_logp: FloatNT | None = None
-    turn: IntNT | None = None  # int [N, T], number of the turn that the token belongs to
-    source: Array | None = None  # int [N], who wrote the row (0 = the policy)
-    version: IntNT | None = None  # int [N, T], training step of the parameters that sampled the token
-    valid: Array | None = None  # float [N], 1 where the row takes part in training
-    advantage: FloatNT | None = None  # float [N, T]
-    weight: FloatNT | None = None  # float [N, T], share of the token in the loss
+    turn: IntNT = FILLED  # int [N, T], number of the turn that the token belongs to
+    source: Array = FILLED  # int [N], who wrote the row (0 = the policy)
+    version: IntNT = FILLED  # int [N, T], training step of the parameters that sampled the token
+    valid: Array = FILLED  # float [N], 1 where the row takes part in training
+    advantage: FloatNT = FILLED  # float [N, T]
+    weight: FloatNT = FILLED  # float [N, T], share of the token in the loss
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)  # arrays that methods add, of shape [N, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_rank(self, self.tokens)
         rows, width = self.tokens.shape
         xp = _numpy_for(self.tokens)
@@ -126,8 +138,7 @@ class Rollouts:
         _check_extras(self, (rows,))
 
 
-@record
-class Forest:
+class Forest(Record):
     """What networks read of a batch: sequences of tokens, what they begin with in common once, in B rows of W columns.
 
     Such sequences are trees of tokens, laid out depth first, so that what goes on from a token stands in the columns up to its
@@ -139,13 +150,12 @@ class Forest:
     reach: Array  # int [B, W], first column behind all that goes on from the token, more than its own; 0 for padding
     routes: Array | None = None  # int [B, W, layers, k] or None, experts that the sampler sent the token to
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_rank(self, self.tokens)
         _check(self, ("positions", "reach"), self.tokens.shape)
 
 
-@record
-class Batch:
+class Batch(Record):
     """Packed rows of tokens with everything per token: B rows of T tokens.
 
     Only `tokens` and `mask` must be given; the rest is filled with the plain case of one sequence a row. What has no plain
@@ -155,14 +165,14 @@ class Batch:
 
     tokens: IntBT  # int [B, T]
     mask: FloatBT  # float [B, T], 1 where the token is an action of the policy that trains
-    positions: IntBT | None = None  # int [B, T], place of the token in its own sequence
-    segment: IntBT | None = None  # int [B, T], number of the sequence within the row, from 1; 0 is padding
-    rollout: IntBT | None = None  # int [B, T], number of the sequence within the step
+    positions: IntBT = FILLED  # int [B, T], place of the token in its own sequence
+    segment: IntBT = FILLED  # int [B, T], number of the sequence within the row, from 1; 0 is padding
+    rollout: IntBT = FILLED  # int [B, T], number of the sequence within the step
     group: IntBT | None = None  # int [B, T] or None, number of the prompt within the step; the two rollouts of a pair share one
     advantage: FloatBT | None = None  # float [B, T] or None
     # float [B, T], share of the token in the loss; an additive loss is `sum(weight * token_loss)`. By default each masked token
     # has the share 1 / (number of masked tokens)
-    weight: FloatBT | None = None
+    weight: FloatBT = FILLED
     behavior_logp: FloatBT | None = None  # float [B, T] or None, log-probability (nats) under the policy that sampled the token
     reference_logp: FloatBT | None = None  # float [B, T] or None, log-probability (nats) under the reference policy
     returns: FloatBT | None = None  # float [B, T] or None, targets of the critic
@@ -179,7 +189,7 @@ class Batch:
     # scalars from schedules and controllers, traced, so that a change never recompiles
     coefficients: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_rank(self, self.tokens)
         shape = self.tokens.shape
         _check(self, ("mask",), shape)
@@ -194,8 +204,7 @@ class Batch:
         _check_extras(self, shape)
 
 
-@record
-class Scores:
+class Scores(Record):
     """What a policy says about a `Batch`; statistics beyond `logp` are None unless somebody needs them."""
 
     logp: FloatBT  # float [B, T], log-probability (nats) of each token given those before it in its sequence
@@ -214,7 +223,7 @@ class Scores:
     # float [B, T, layers, E], what the routers of layers with experts said when the token was read
     router_logits: Array | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_rank(self, self.logp, "logp")
         _check(self, ("entropy", "mean_logp", "max_logp", "top_entropy", "log_collision", "value"), self.logp.shape)
         _check(self, ("hidden", "value_outputs", "candidate_logp"), (*self.logp.shape, None))

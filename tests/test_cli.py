@@ -163,7 +163,14 @@ def test_train_ends_with_what_to_do_next_and_again(tiny, monkeypatch, capsys):
     workdir = tiny.parent / "runs" / "tiny"
     assert status == 0 and (workdir / "summary.json").is_file()
     assert re.search(r"Held-out accuracy [\d.]+% before, [\d.]+% after dr_grpo \(1 steps, \d+ s\)", out)
-    assert f"jaxrl-llm sample {workdir}" in out
+    # An answer before and after, as it stands in the file of what was answered; names are those seen from here.
+    sample = json.loads((workdir / "summary.json").read_text())["sample"]
+    first, last = sorted((workdir / "held_out").iterdir())
+    for name, file in {"before": first, "after": last}.items():
+        (record,) = (row for row in map(json.loads, file.open()) if row["prompt"] == sample["prompt"])
+        assert record["completion"] == sample[name] and record["rewards"] == [sample[f"reward_{name}"]]
+        assert f"  {name:6} {' '.join(sample[name].split())}  (reward {sample[f'reward_{name}']})" in out
+    assert "jaxrl-llm sample runs/tiny\n" in out and "jaxrl-llm report runs/tiny\n" in out
     before = (workdir / "metrics.jsonl").read_bytes()
     status, again, _ = run(capsys, "train", f"--config={tiny}", "--config.rl.steps=1")
     assert status == 0 and (workdir / "metrics.jsonl").read_bytes() == before

@@ -64,8 +64,11 @@ def test_the_examples_of_a_page_run(path, monkeypatch):
     # A page may register a method of its own, which the generated pages must not find.
     monkeypatch.setattr(methods.base, "_ENTRIES", dict(methods.base._ENTRIES))
     for block in code_blocks(path):
-        namespace: dict = {}
+        # What sets keys begins with a configuration, and ends with one that is possible.
+        namespace: dict = {"config": training.default_config()} if block.startswith("config.") else {}
         exec(compile(block, str(path), "exec"), namespace)
+        if block.startswith("config."):
+            training.check_config(namespace["config"])
         for name in (node.name for node in ast.parse(block).body if isinstance(node, ast.FunctionDef)):
             assert callable(namespace[name])
 

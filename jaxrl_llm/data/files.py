@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxrl_llm import reading
+from jaxrl_llm.progress import advancing
 
 Row = tuple[str, dict[str, Any]]
 TABLES = (".parquet", ".arrow")
@@ -91,8 +92,11 @@ def _rows_of(file: pathlib.Path) -> Iterator[Row]:
 def _lines(file: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Places and texts of the lines that are not blank."""
     try:
-        with _opened(file) as stream:
+        # Of what is compressed nobody knows how long it is.
+        size = 0 if file.suffix.lower() in _COMPRESSED else file.stat().st_size
+        with _opened(file) as stream, advancing(f"reading {file}", size, "bytes") as advance:
             for number, line in enumerate(stream, 1):
+                advance(len(line))
                 place = f"{file}, line {number}"
                 text = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, place)
                 if text.strip():

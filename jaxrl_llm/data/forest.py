@@ -8,7 +8,7 @@ path of the one before it.
 """
 
 import bisect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,8 +115,8 @@ def width_of(leaves: Leaves, groups: np.ndarray, **placing) -> int:
 
 
 def pack_forest(
-    rollouts: Rollouts, width: int | None = None, *, keep: np.ndarray | None = None, step: int = 0, coefficients=None,
-    columns: int = 1, **placing,
+    rollouts: Rollouts, width: int | None = None, *, keep: np.ndarray | None = None, step: int = 0,
+    coefficients: dict[str, Any] | None = None, columns: int = 1, **placing: Any,
 ) -> Batch:  # fmt: skip
     """Lays rollouts into a forest, which reads what they begin with in common once, and their actions into the batch.
 

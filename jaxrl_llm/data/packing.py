@@ -1,7 +1,8 @@
 """Rollouts into packed rows: after this, everything is per token."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from jaxrl_llm.types import Batch, Rollouts, own_weight
 _COPIED = ("tokens", "mask", "advantage", "weight", "behavior_logp")
 
 
-def first_fit(lengths, width: int) -> list[list[int]]:
+def first_fit(lengths: Sequence[int] | np.ndarray, width: int) -> list[list[int]]:
     """Places sequences into rows of `width` tokens: each, longest first, goes to the first row with room.
 
     Args:
@@ -109,7 +110,7 @@ def place_rows(
 
 def pack(
     rollouts: Rollouts, width: int, *, keep: np.ndarray | None = None, rows: int | None = None, multiple: int = 1,
-    parts: int = 0, part_tokens: int = 0, step: int = 0, coefficients=None, columns: int = 1,
+    parts: int = 0, part_tokens: int = 0, step: int = 0, coefficients: dict[str, Any] | None = None, columns: int = 1,
 ) -> Batch:  # fmt: skip
     """Lays rollouts into rows of fixed width; numbers of group, source and turn travel with the tokens.
 
@@ -151,14 +152,14 @@ def pack(
     return as_batch(packed, step, coefficients)
 
 
-def as_batch(fields: dict, step: int, coefficients=None) -> Batch:
+def as_batch(fields: dict, step: int, coefficients: dict[str, Any] | None = None) -> Batch:
     """The batch of these arrays; those that are no fields of it are extras."""
     own = {field.name for field in dataclasses.fields(Batch)}
     extras = {name: fields.pop(name) for name in list(fields) if name not in own}
     return Batch(**fields, extras=extras, step=np.int32(step), coefficients=coefficients or {})
 
 
-def batch_from(rollouts: Rollouts, *, step: int = 0, coefficients=None) -> Batch:
+def batch_from(rollouts: Rollouts, *, step: int = 0, coefficients: dict[str, Any] | None = None) -> Batch:
     """The batch of estimated rollouts, one a row, for an update in a loop of your own; `pack` lays several into a row.
 
     Args:

@@ -15,6 +15,7 @@ from jaxrl_llm.compose import require
 from jaxrl_llm.data.chat import encode_prompt
 from jaxrl_llm.data.dialogues import assistant_turns, encode_example
 from jaxrl_llm.data.tokenizers import Tokenizer
+from jaxrl_llm.progress import advancing
 
 Example = dict[str, Any]
 
@@ -142,17 +143,19 @@ def _filter(
 ) -> tuple[Sequence[Example], int]:  # fmt: skip
     """Those of the examples whose ids, by the kind of text that they are, are at most `limit`, and the number of others."""
     kept = []
-    for index in range(len(source)):
-        place = place_of(source, index)
-        try:
-            kind, ids = encode(source[index])
-        except (ValueError, UnicodeError) as error:
-            raise ValueError(f"{place}: {error}") from error
-        check_ids(ids, vocab_size, f"{place}: the {kind}")
-        if len(ids) <= limit:
-            kept.append(index)
-        elif not drop:
-            raise ValueError(f"{_whose(source, kind, index)} has {len(ids)} tokens, more than {limit}; {mend}")
+    with advancing(f"encoding {getattr(source, 'name', 'examples')}", len(source), "examples") as advance:
+        for index in range(len(source)):
+            place = place_of(source, index)
+            try:
+                kind, ids = encode(source[index])
+            except (ValueError, UnicodeError) as error:
+                raise ValueError(f"{place}: {error}") from error
+            check_ids(ids, vocab_size, f"{place}: the {kind}")
+            if len(ids) <= limit:
+                kept.append(index)
+            elif not drop:
+                raise ValueError(f"{_whose(source, kind, index)} has {len(ids)} tokens, more than {limit}; {mend}")
+            advance(1)
     if not kept:
         name = getattr(source, "name", "examples")
         raise ValueError(f"{name}: none of its {len(source)} {kind}s fits into {limit} tokens; {mend}")

@@ -72,7 +72,7 @@ def _keep(key: tuple, past: Past, live: _Live) -> None:
     _kept[(*key, past)] = live
 
 
-def gymnasium(name: str, actions: Sequence[str] = (), **options) -> Environment:
+def gymnasium(name: str, actions: Sequence[str] = (), **options: Any) -> Environment:
     """An environment of Gymnasium (https://gymnasium.farama.org) with discrete actions; what it renders as text is read.
 
     Args:
@@ -137,7 +137,7 @@ def _step_gymnasium(key: tuple, name: str, options: dict, words: tuple[str, ...]
     return Transition(past, f"\n{shown}\n> ", float(reward), ended or cut, {"illegal": 0, "state": shown})
 
 
-def textarena(name: str, roles: int = 1, **options) -> Environment:
+def textarena(name: str, roles: int = 1, **options: Any) -> Environment:
     """A game of TextArena (https://www.textarena.ai): each role reads what is new to it, and their rewards are the outcome.
 
     Args:
@@ -208,7 +208,7 @@ def _step_textarena(key: tuple, name: str, roles: int, options: dict, past: Past
     return Transition(past, done=True, outcome=[float((rewards or {}).get(own, 0.0)) for own in range(roles)])
 
 
-def verifiers(name: str, taskset: Mapping[str, Any] | None = None, **environment) -> Agent:
+def verifiers(name: str, taskset: Mapping[str, Any] | None = None, **environment: Any) -> Agent:
     """An environment of verifiers (https://github.com/PrimeIntellect-ai/verifiers), whose agents ask the run's server.
 
     An example names its task: by the column "number", as those of the source "numbered" do, its place among the taskset's.

@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
     name: str = ""
     arguments: Any = None
-    places: tuple = ()
+    places: tuple[Any, ...] = ()
     fault: str = ""
 
 

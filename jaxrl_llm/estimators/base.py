@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, overload
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.compose import Composable, declared, factory_of, outstanding
+from jaxrl_llm.compose import Composable, Factory, Names, Options, declared, factory_of, outstanding
 from jaxrl_llm.numerics import keep_finite
 from jaxrl_llm.types import Rollouts, missing
 
@@ -42,7 +42,16 @@ class Estimator:
         return inner if len(self.parts) == 1 else f"chain({inner})"
 
 
-def stateless(function=None, *, annotations=(), provides=()):
+_Function = Callable[Concatenate[Rollouts, Options], Rollouts]
+
+
+@overload
+def stateless(function: _Function[Options], /) -> Factory[Options, Estimator]: ...
+@overload
+def stateless(
+    *, annotations: Names = (), provides: Names = ()
+) -> Callable[[_Function[Options]], Factory[Options, Estimator]]: ...
+def stateless(function: Any = None, *, annotations: Names = (), provides: Names = ()) -> Any:
     """Decorator: a pure function `f(rollouts, **options) -> rollouts` becomes a factory of estimators."""
     if function is None:
         return functools.partial(stateless, annotations=annotations, provides=provides)
@@ -53,7 +62,12 @@ def stateless(function=None, *, annotations=(), provides=()):
     return factory_of(function, build, annotations=annotations, provides=provides)
 
 
-def stateful(init: Callable[..., Any] = lambda **options: (), *, annotations=(), provides=()):
+_Stepping = Callable[Concatenate[Rollouts, Any, Any, Options], tuple[Rollouts, Any]]
+
+
+def stateful(
+    init: Callable[..., Any] = lambda **options: (), *, annotations: Names = (), provides: Names = ()
+) -> Callable[[_Stepping[Options]], Factory[Options, Estimator]]:
     """Decorator: `f(rollouts, state, key, **options) -> (rollouts, state)` becomes a factory of estimators.
 
     Args:

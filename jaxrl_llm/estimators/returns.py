@@ -11,7 +11,7 @@ from jaxrl_llm.numerics import kl_estimate, masked, over_segments, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
-def rewards_per_token(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = None):
+def rewards_per_token(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = None) -> tuple[jax.Array, jax.Array]:
     """Rewards [N, T] at the actions they follow: components at the last action, token rewards at their own.
 
     Returns: rewards [N, T] and present [N].

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.estimators.pools import group_bounds
@@ -9,7 +10,7 @@ from jaxrl_llm.numerics import masked, materialised, safe_divide
 from jaxrl_llm.types import Rollouts
 
 
-def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = None):
+def row_scores(rollouts: Rollouts, reward_weights: tuple[float, ...] | None = None) -> tuple[jax.Array, jax.Array]:
     """Total reward of each row and whether the row takes part.
 
     A missing component (NaN) counts as 0; a row without any component is missing as a whole. Where the sums of a group differ

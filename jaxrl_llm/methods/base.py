@@ -5,7 +5,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
 
 from jaxrl_llm.compose import Composable, near, require
 from jaxrl_llm.controllers import Controller
@@ -140,7 +140,12 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def method(paper: str, url: str, *, certainty: str | None = None, conventions: dict[str, dict[str, Any]] | None = None):
+_Options = ParamSpec("_Options")
+
+
+def method(
+    paper: str, url: str, *, certainty: str | None = None, conventions: dict[str, dict[str, Any]] | None = None
+) -> Callable[[Callable[_Options, tuple[Any, ...]]], Callable[_Options, Method]]:
     """Decorator: a function of keyword options that returns what `Entry.build` does is a method.
 
     The arguments are those of `Entry`; "arXiv:2402.03300" is a url too. Without a certainty a method is a "sketch"
@@ -160,7 +165,7 @@ def method(paper: str, url: str, *, certainty: str | None = None, conventions: d
     return register
 
 
-def get(name: str, *, convention: str = "paper", **options) -> Method:
+def get(name: str, *, convention: str = "paper", **options: Any) -> Method:
     """The method of that name.
 
     Args:
@@ -193,8 +198,8 @@ def get(name: str, *, convention: str = "paper", **options) -> Method:
     if critic is not None:
         objective = make_objective(*objective.terms, critic.loss)
         estimator = estimator if critic.targets is None else chain(estimator, critic.targets)
-    options = tuple((known | chosen).items())
-    method = Method(name, entry.paper, entry.url, strategy, estimator, objective, options, pairs, **found)
+    whole = tuple((known | chosen).items())
+    method = Method(name, entry.paper, entry.url, strategy, estimator, objective, whole, pairs, **found)
     _refuse_half_a_critic(method)
     return method
 

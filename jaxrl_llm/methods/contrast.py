@@ -1,7 +1,16 @@
 """Methods that contrast the samples of a group with one another, as wholes, or learn from their order."""
 
 from jaxrl_llm import estimators, objectives
-from jaxrl_llm.estimators import chain, group_advantage, kl_in_reward, row_statistics, sequence_mean, token_mean, whiten
+from jaxrl_llm.estimators import (
+    Estimator,
+    chain,
+    group_advantage,
+    kl_in_reward,
+    row_statistics,
+    sequence_mean,
+    token_mean,
+    whiten,
+)
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import kl_loss
 from jaxrl_llm.methods.preferences import inverse
@@ -11,7 +20,7 @@ from jaxrl_llm.rollouts import grouped, grouped_with_anchors
 BEHAVIOR_RATIO = objectives.token_ratio()
 
 
-def scored(*before) -> tuple:
+def scored(*before: Estimator) -> Estimator:
     """An estimator that marks rows with their scores and leaves out those without any; groups of equal size count alike."""
     return chain(*before, group_advantage(baseline=None, scale=None), row_statistics(), sequence_mean())
 

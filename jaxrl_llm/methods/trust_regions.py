@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxrl_llm import objectives
 from jaxrl_llm.compose import composable, require
 from jaxrl_llm.controllers import scheduled
-from jaxrl_llm.estimators import chain, cumulative_advantage, group_advantage, sequence_mean, token_mean, whiten
+from jaxrl_llm.estimators import Estimator, chain, cumulative_advantage, group_advantage, sequence_mean, token_mean, whiten
 from jaxrl_llm.methods.base import method
 from jaxrl_llm.methods.choices import TRL, TRL_KL, VERL, VERL_KL, kl_parts, standardised
 from jaxrl_llm.objectives import clip, importance_weight, kl, objective, policy, token_ratio, unclipped
@@ -126,7 +126,7 @@ def rpg(
     return strategy, chain(group_advantage(scale=None), token_mean()), objective(policy(trust=trust))
 
 
-def _whitened() -> tuple:
+def _whitened() -> Estimator:
     """Differences from the mean of the group, standardised over the step: what PPO does to a critic's advantages."""
     return chain(group_advantage(scale=None), whiten(), token_mean())
 

@@ -23,7 +23,7 @@ class Evolution:
     scale: float = 0.01  # standard deviation of the noise on each parameter
     shaping: Composable = centred_ranks()  # mean rewards [pairs, 2] -> weights of the same shape, see `optimizers.evolution`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pairs < 1 or self.scale <= 0:
             raise ValueError(f"pairs={self.pairs}, scale={self.scale}: give at least one pair, and a scale above 0")
 
@@ -41,7 +41,7 @@ class Critic:
     warmup_steps: int = 0  # first steps of the phase, in which the critic alone learns
     frozen: bool = False  # whether it stays as the warm-up has left it
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         wanted = "above 0 and at most 1, or None for no average"
         require(self.follow is None or 0 < self.follow <= 1, "follow", self.follow, wanted)
         if self.warmup_steps < 0 or (self.frozen and not self.warmup_steps):

@@ -51,7 +51,7 @@ class ExpertsConfig:
     normalize: bool = False  # whether the weights of a token's experts are divided by their sum
     scale: float = 1.0  # the weights are multiplied by it at last
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         config_checks.check_choice("experts.score", self.score, ROUTER_SCORES)
         for name in ("count", "per_token", "width", "groups", "top_groups"):
             if getattr(self, name) < 1:
@@ -86,7 +86,7 @@ class AdapterConfig:
     # the changed matrix has a length that is trained by itself (https://arxiv.org/abs/2402.09353)
     kind: str = "lora"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         config_checks.check_choice("adapter.kind", self.kind, ADAPTERS)
         config_checks.check_pattern("adapter.pattern", self.pattern)
         if self.rank < 1:
@@ -107,7 +107,7 @@ class QuantizationConfig:
     kind: str  # "int8", one scale for each output; "int4" or "nf4", one for every 64 inputs of an output. See `codes`
     pattern: str = ""  # regular expression, searched in the names of the matrices of layers; the empty one is found in all
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         config_checks.check_choice("quantization.kind", self.kind, QUANTIZATIONS)
         config_checks.check_pattern("quantization.pattern", self.pattern)
 
@@ -122,7 +122,7 @@ class LatentConfig:
     rotary_dim: int  # those that are; their key is one for all heads
     value_dim: int  # of each head's value
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None and not 1 <= value <= config_checks.LIMITS["head_dim"]:
@@ -139,7 +139,7 @@ class DeltaConfig:
     value_dim: int  # of each head's value
     kernel: int = 4  # tokens that the convolution of queries, keys and values reads
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not 1 <= value <= config_checks.LIMITS["num_heads"]:
@@ -264,7 +264,7 @@ class DecoderConfig:
     # attention with latents, is "xla" in its place
     attention: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
         if self.latent is not None:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -30,6 +30,7 @@ from jaxrl_llm.networks.tensor_files import (
     write_tensors,
 )
 from jaxrl_llm.networks.whole import Others, is_whole, tell_others, text_config, text_tensors
+from jaxrl_llm.progress import advancing, shown
 
 # Tensors of old checkpoints that hold no parameters.
 _DERIVED = "rotary_emb.inv_freq"
@@ -46,8 +47,8 @@ class _Described(NamedTuple):
 
 
 def huggingface_config(
-    directory, dtype: str = "float32", *, compute_dtype: str | None = None, value_head: int = 0, remat: str = "dots",
-    attention: str = "auto",
+    directory: str | pathlib.Path, dtype: str = "float32", *, compute_dtype: str | None = None, value_head: int = 0,
+    remat: str = "dots", attention: str = "auto",
 ) -> DecoderConfig:  # fmt: skip
     """The configuration of what `load_huggingface` makes of a directory, with the same arguments; reads no parameter.
 
@@ -56,7 +57,9 @@ def huggingface_config(
     return _described(directory, dtype, compute_dtype, value_head, remat, attention).config
 
 
-def _described(directory, dtype: str, compute_dtype: str | None, value_head: int, remat: str, attention: str) -> _Described:
+def _described(
+    directory: str | pathlib.Path, dtype: str, compute_dtype: str | None, value_head: int, remat: str, attention: str
+) -> _Described:
     directory = pathlib.Path(directory)
     path = gguf_file(directory) or existing(directory / "config.json")
     theirs, found = read_gguf(path) if path.suffix == ".gguf" else (reading.read_object(path), find_tensors(directory))
@@ -70,8 +73,8 @@ def _described(directory, dtype: str, compute_dtype: str | None, value_head: int
 
 
 def load_huggingface(
-    directory, dtype: str = "float32", *, compute_dtype: str | None = None, value_head: int = 0, remat: str = "dots",
-    attention: str = "auto", shardings: Callable[[Network], Any] | None = None, progress: bool = False,
+    directory: str | pathlib.Path, dtype: str = "float32", *, compute_dtype: str | None = None, value_head: int = 0,
+    remat: str = "dots", attention: str = "auto", shardings: Callable[[Network], Any] | None = None, progress: bool = False,
 ) -> Network:  # fmt: skip
     """Network with the parameters of a directory that `transformers` could load.
 
@@ -89,7 +92,7 @@ def load_huggingface(
       remat, attention: as in `DecoderConfig`.
       shardings: gives the sharding of each parameter of a network, such as `distributed.parameter_shardings` on a mesh;
         by default, parameters are on the default device.
-      progress: whether to show a progress bar.
+      progress: whether to say how far it is; within `progress.shown` it does anyway.
 
     Returns: A network whose `config` remembers the family, so that `save_huggingface` can write it.
 
@@ -107,10 +110,13 @@ def load_huggingface(
     _check_tensors(network, layout, found)
     if others:
         tell_others(others, directory)
-    return network.with_params(_read(network, layout, found, shardings, progress))
+    with shown(True) if progress else contextlib.nullcontext():
+        return network.with_params(_read(network, layout, found, shardings))
 
 
-def save_huggingface(network: Network, params: Params, directory, max_shard_bytes: int = 5_000_000_000) -> None:
+def save_huggingface(
+    network: Network, params: Params, directory: str | pathlib.Path, max_shard_bytes: int = 5_000_000_000
+) -> None:
     """Writes `params` as a directory that `transformers` loads as a causal language model.
 
     A network without a language head is written as a sequence classification model; the text part of a model that sees or
@@ -258,7 +264,7 @@ def _check_tied(found: dict[str, TensorFile]) -> None:
             raise ValueError(f"{_HEAD} differs from the embedding; set tie_word_embeddings to false in config.json")
 
 
-def _read(network: Network, layout: dict[str, list[Piece]], found, shardings, progress: bool) -> Params:
+def _read(network: Network, layout: dict[str, list[Piece]], found, shardings) -> Params:
     abstract = _abstract(network)
     placed = dict.fromkeys(abstract)
     if shardings is not None:
@@ -266,7 +272,7 @@ def _read(network: Network, layout: dict[str, list[Piece]], found, shardings, pr
     flat = {path: jnp.zeros(leaf.shape, leaf.dtype, device=placed[path]) for path, leaf in abstract.items()}
     names = [name for name in layout if name in found]
     last = None
-    with _progress_bar(sum(found[name].bytes for name in names), progress) as advance:
+    with advancing("loading parameters", sum(found[name].bytes for name in names), "bytes") as advance:
         for name in names:
             with opened(found[name]) as read:
                 for piece in layout[name]:
@@ -275,19 +281,6 @@ def _read(network: Network, layout: dict[str, list[Piece]], found, shardings, pr
                         last = flat[piece.path] = written(flat[piece.path], piece, block, at)
             advance(found[name].bytes)
     return flax.traverse_util.unflatten_dict(flat)
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    if not shown:
-        yield lambda done: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("loading parameters", total=total)
-        yield lambda done: bar.update(task, advance=done)
 
 
 def _check_params(flat: dict[Path, np.ndarray], network: Network) -> None:

@@ -173,7 +173,7 @@ def names() -> tuple[str, ...]:
     return tuple(MODELS)
 
 
-def config(name: str, **changes) -> DecoderConfig:
+def config(name: str, **changes: Any) -> DecoderConfig:
     """Configuration of a published model, to make, plan or measure a network of its shape without its weights.
 
     A name is that of the model on the Hugging Face Hub, in lower case: "qwen3-8b", "llama-3.2-1b", "gemma-2-9b". Models

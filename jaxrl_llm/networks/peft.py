@@ -64,7 +64,7 @@ class Found(NamedTuple):
     alpha: float
 
 
-def save_peft(network: Network, params: Params, directory, *, base: str | None = None) -> None:
+def save_peft(network: Network, params: Params, directory: str | pathlib.Path, *, base: str | None = None) -> None:
     """Writes the adapter as a directory that `peft.PeftModel.from_pretrained(model, directory)` loads.
 
     The base is not written. Every array must be whole on this process. An adapter of experts is written as one of each
@@ -100,7 +100,7 @@ def save_peft(network: Network, params: Params, directory, *, base: str | None =
     write_json(directory / CONFIG, _settings(config, targets) | {"base_model_name_or_path": base})
 
 
-def load_peft(network: Network, params: Params, directory) -> tuple[Network, Params]:
+def load_peft(network: Network, params: Params, directory: str | pathlib.Path) -> tuple[Network, Params]:
     """The network with the adapter of a directory that `peft` saved, and its parameters; those of `params` are shared.
 
     The adapted matrices are those that have tensors, so that target_modules may be of any form. Ranks and scales may

@@ -66,7 +66,9 @@ def _encoded(kind: str, config: DecoderConfig, inputs: int, leading: int, leaves
     return jax.lax.map(lambda own: encode(kind, dense(config, own, inputs, leading - 1)), leaves)
 
 
-def quantization_gap(network: Network, params: Params, other: Network, its_params: Params, tokens, segments=None):
+def quantization_gap(
+    network: Network, params: Params, other: Network, its_params: Params, tokens: jax.Array, segments: jax.Array | None = None
+) -> dict[str, jax.Array]:
     """How far `other`, for instance a quantised copy, is from `network` on texts.
 
     Args:

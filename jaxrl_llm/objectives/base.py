@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ class Objective:
         """Whether some term reads `scores.logp`; where none does, no logits need to be computed."""
         return any(getattr(_innermost(term).function, "reads_logp", True) for term in self.terms)
 
-    def __call__(self, scores: Scores, batch: Batch):
+    def __call__(self, scores: Scores, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         self._check(scores, batch)
         loss, metrics = jnp.float32(0.0), {}
         for term in self.terms:
@@ -118,7 +119,10 @@ def objective(*terms: Composable) -> Objective:
     return Objective(tuple(terms), any_coupled(terms))
 
 
-def traits(*, coupled: bool = False, reads_logp: bool = True, level: str = "token") -> Callable[[Callable], Callable]:
+_Marked = TypeVar("_Marked", bound=Callable[..., Any])
+
+
+def traits(*, coupled: bool = False, reads_logp: bool = True, level: str = "token") -> Callable[[_Marked], _Marked]:
     """Decorator, below `composable`, of a term, ratio or factor that is unlike most.
 
     Args:
@@ -179,7 +183,7 @@ def weighted(scores: Scores, batch: Batch, *, term: Composable, name: str):
     raise ValueError(f"weighted(name={name!r}) stands within another term; make it a term of the objective, around {term!r}")
 
 
-def weighted_sum(per_token, batch: Batch):
+def weighted_sum(per_token: jax.Array, batch: Batch) -> jax.Array:
     """`sum(weight * per_token)` over the actions of the batch; what stands at other tokens has no influence."""
     weight = masked(batch.weight, batch.mask)
     return jnp.sum(weight * masked(per_token, jnp.abs(weight)))

@@ -71,7 +71,7 @@ def log_probability_covariance(logp, batch: Batch):
     return masked((logp - masked_mean(logp, actions)) * (advantage - masked_mean(advantage, actions)), actions)
 
 
-def token_uniform(batch: Batch, seed: int):
+def token_uniform(batch: Batch, seed: int) -> jax.Array:
     """A number from [0, 1) for each token, [B, T], drawn by the step, the actions of its sequence and its place among them.
 
     It depends neither on the number nor on the row of the sequence, nor on the micro-batch. Sequences with the same actions

@@ -17,7 +17,7 @@ class MergingState(NamedTuple):
     count: jax.Array  # int32 [], steps done
 
 
-def task_vector(tuned, base, *, density: float = 1.0, bound: float = 1.0):
+def task_vector(tuned: Any, base: Any, *, density: float = 1.0, bound: float = 1.0) -> Any:
     """`tuned - base`, of each leaf only the share `density` of largest magnitude, clipped to +-`bound`.
 
     Args:
@@ -33,7 +33,7 @@ def task_vector(tuned, base, *, density: float = 1.0, bound: float = 1.0):
     return jax.tree.map(lambda a, b: jnp.clip(_largest(a - b, density), -bound, bound), tuned, base)
 
 
-def online_dare(direction, *, keep: float, mix: float, seed: int = 0) -> optax.GradientTransformation:
+def online_dare(direction: Any, *, keep: float, mix: float, seed: int = 0) -> optax.GradientTransformation:
     """OnDARE: update <- mix * direction + (1 - mix) * Bernoulli(keep) * update / keep, to be chained behind Adam.
 
     Args:
@@ -62,7 +62,7 @@ def online_dare(direction, *, keep: float, mix: float, seed: int = 0) -> optax.G
     return optax.GradientTransformation(_begin(direction), update)
 
 
-def online_ties(direction, *, density: float, mix: float) -> optax.GradientTransformation:
+def online_ties(direction: Any, *, density: float, mix: float) -> optax.GradientTransformation:
     """OnTIES: entries of the direction and of the update count where they agree with the sign of the two together.
 
     With d the largest entries of the update and s = sign(direction + d):

@@ -15,12 +15,16 @@ from jaxrl_llm.rewards.notation import Number
 Answer = Callable[[str], Hashable | None]
 
 
-def environment(prompts: Sequence[Any], completions: Sequence[str], environment_reward: Sequence[float | None]) -> list:
+def environment(
+    prompts: Sequence[Any], completions: Sequence[str], environment_reward: Sequence[float | None]
+) -> list[float | None]:
     """What the environment gave for the last turn of each episode, see `rollouts.episodes`."""
     return list(environment_reward)
 
 
-def exact_match(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns) -> list[float | None]:
+def exact_match(
+    prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns: Any
+) -> list[float | None]:
     """Whether the whole completion is `answer`, white space at both ends aside; numbers of JSON however they are written."""
     return [_agreement(completion, gold) for completion, gold in zip(completions, answer, strict=True)]
 
@@ -37,12 +41,12 @@ def marked_answer(marker: str) -> Callable[..., list[float | None]]:
     return reward
 
 
-def arithmetic(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns) -> list[float | None]:
+def arithmetic(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float | None]:
     """Whether what follows the last "#" of the completion is `answer`, as in the built-in arithmetic task."""
     return _marked_answer("#", prompts, completions, answer)
 
 
-def gsm8k(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns) -> list[float | None]:
+def gsm8k(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float | None]:
     """Whether the final number of the completion equals that of `answer`.
 
     The final number is the first one after the last "####" that is no heading; else that of the last `\\boxed{...}`; else the
@@ -99,7 +103,7 @@ exact_match.answer = whole_answer
 gsm8k.answer = final_number
 
 
-def _marked_answer(marker, /, prompts, completions, answer, **columns) -> list[float | None]:
+def _marked_answer(marker, /, prompts, completions, answer, **columns: Any) -> list[float | None]:
     found = [completion.rpartition(marker) for completion in completions]
     pairs = zip(found, answer, strict=True)
     return [_agreement(tail, gold) if mark or gold is None else 0.0 for (_, mark, tail), gold in pairs]

@@ -21,7 +21,7 @@ _DELIMITERS = ("\\(", "\\[")
 ABSOLUTE, RELATIVE = fractions.Fraction(1, 10**6), fractions.Fraction(1, 10**5)
 
 
-def equivalent(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns) -> list[float | None]:
+def equivalent(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float | None]:
     """1.0 where the final expression of the completion equals `answer`, else 0.0; None where that is None. May hang.
 
     Raises ValueError: an `answer` that is no mathematical expression.

@@ -39,7 +39,9 @@ class RewardModel:
     batch: int
     in_process = True
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str], conversation=None, **columns) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[str], conversation: Sequence[Any] | None = None, **columns: Any
+    ) -> list[float]:
         asked = prompts if conversation is None else [c or p for c, p in zip(conversation, prompts, strict=True)]
         rows = [self.encode(prompt, completion) for prompt, completion in zip(asked, completions, strict=True)]
         parts = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]

@@ -9,7 +9,7 @@ from jaxrl_llm.rewards.pool import RewardPool
 ROW_SECONDS = 10.0
 
 
-def maths(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns) -> list[float | None]:
+def maths(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float | None]:
     """Whether the final expression of the completion is mathematically equal to `answer`, by math-verify.
 
     The final expression is the last `\\boxed{...}` or `\\fbox{...}` that is not empty, words round an answer aside; else what

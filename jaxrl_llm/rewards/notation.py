@@ -24,8 +24,8 @@ def _decimal(separator: str) -> str:
     return rf"(?:{_digits(separator)}(?:\.\d+|\.(?!\w))?|\.\d+){power}?"
 
 
-# A sign counts where no digit, letter or bracket comes before it, nor a digit or bracket before a space on both of its sides, so
-# that the last number of "10-5" and of "10 - 5" is 5.
+# A sign counts where no digit, letter or bracket comes before it; one with a space behind it where no digit or bracket comes
+# before a space, so that the last number of "10-5" and of "10 - 5" is 5.
 _SIGN = r"(?:(?<![\w.)}])[-+]\s?)?\\?\$?\s?"
 _IN_TEXT = re.compile(rf"(?<![\w.)}}])(?:(?<![\d)}}]\s)[-+]\s|[-+])\\?\$?{_decimal(_GROUPING)}|{_decimal(_GROUPING)}")
 _AT_START = re.compile(rf"{_SIGN}{_decimal(_LOOSE)}")

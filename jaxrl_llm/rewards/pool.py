@@ -176,7 +176,7 @@ class RewardPool:
     def __enter__(self) -> "RewardPool":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -186,7 +186,7 @@ class RewardPool:
         self._guard.close()
 
     def score(
-        self, rewards: Mapping[str, Callable], prompts: Sequence[Any], completions: Sequence[str],
+        self, rewards: Mapping[str, Callable[..., Any]], prompts: Sequence[Any], completions: Sequence[str],
         columns: Mapping[str, Sequence[Any]] | None = None, deadline_seconds: float = 60.0,
         groups: Sequence[tuple[int, int]] = (),
     ) -> tuple[np.ndarray, list[RewardFailure]]:  # fmt: skip

@@ -11,7 +11,7 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 def reasoning_gym_score(
     prompts: Sequence[Any], completions: Sequence[str], entry: Sequence[Mapping[str, Any]],
-    generator: Sequence[Mapping[str, Any]], **columns,
+    generator: Sequence[Mapping[str, Any]], **columns: Any,
 ) -> list[float]:  # fmt: skip
     """What the generator of each problem thinks of the answer, in [0, 1]; some give part marks.
 

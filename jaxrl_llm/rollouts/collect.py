@@ -61,7 +61,7 @@ def arranged(parts: Sequence[Collection], rows: Sequence[tuple[int, int]], group
     return chosen.changed(group=numbered(np.asarray(group)))
 
 
-def fork(collection: Collection, row: int, column: int, **changes) -> Request:
+def fork(collection: Collection, row: int, column: int, **changes: Any) -> Request:
     """The request that goes on from a row's tokens in front of a column; `changes` are fields of the request.
 
     The prefix keeps log-probabilities, versions, turns, and what of it is learned. An episode goes on from the state that its

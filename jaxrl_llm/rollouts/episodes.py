@@ -11,7 +11,7 @@ import functools
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Played(NamedTuple):
 
     reset: Callable[[list[Example], list[int]], Answers]
     step: Callable[[list[bytes], list[str]], Callable[[], Answers]]  # begins, and gives a function that waits for the answers
-    tools: tuple = ()  # as in `Environment`
+    tools: tuple[Any, ...] = ()  # as in `Environment`
     stop: tuple[str, ...] = ()  # as in `Environment`
     roles: int = 1  # as in `Environment`
     by: tuple[str, ...] = ()  # who plays each role, "" for whom the request asks
@@ -48,7 +48,7 @@ class Played(NamedTuple):
     turn_tokens: int = 0  # most tokens of a turn; 0 for as many as there is room for
     overlap: int = 8  # tokens that others draw before anybody waits for answers
 
-    def collect(self, io, requests: Sequence[Request]) -> Collection:
+    def collect(self, io: Any, requests: Sequence[Request]) -> Collection:
         """What answers requests, see `play`."""
         return play(io, requests, self)
 

@@ -27,7 +27,7 @@ class Agents(NamedTuple):
     # `(addresses, examples)`; of the answers, reward and facts
     run: Callable[[list[str], list[Example]], list[Transition | str]]
 
-    def collect(self, io, requests: Sequence[Request]) -> Collection:
+    def collect(self, io: Any, requests: Sequence[Request]) -> Collection:
         """What answers requests, see `played_by_agents`."""
         return played_by_agents(io, requests, self)
 

@@ -41,7 +41,7 @@ class Io:
     in_flight: tuple[int, Callable[[], Mapping[str, Any]]] | None = None
     rewards: Score | None = None  # `(prompts, completions, columns) -> rewards [N, K]`, within +-1e6, NaN where missing
     # "rewards" and "facts", by name, that networks of the run give, see `rollouts.asking`
-    asked: Mapping[str, Mapping[str, Callable]] = dataclasses.field(default_factory=dict)
+    asked: Mapping[str, Mapping[str, Callable[..., Any]]] = dataclasses.field(default_factory=dict)
     tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)  # of policies that have one of their own
     facts: Facts | None = None  # what else is found out about rows that are rewarded, see `with_facts`; None for nothing
     # a context of `(submit, rewards)`: the rewards of rows that `submit` is told of, by number, are asked for while others are
@@ -51,7 +51,9 @@ class Io:
     drawing: Draw | None = None  # draws examples
     cursor: Any = None  # place in the data, moved by `draw`
     examples: Sequence[Example] | None = None  # of the run, by their numbers
-    columns: dict[tuple, list] = dataclasses.field(default_factory=dict)  # what `column` has read, kept from step to step
+    columns: dict[tuple[Any, ...], list[Any]] = dataclasses.field(
+        default_factory=dict
+    )  # what `column` has read, kept from step to step
     # whom the policy talks with: what answers a request is an episode then; None for one turn
     environment: Played | Agents | None = None
     statistics: Statistics | None = None  # scores rollouts under a policy
@@ -88,7 +90,7 @@ class Io:
         """The example of that number, whether it was drawn in this step or not."""
         return self._part("examples")[number]
 
-    def column(self, name: str, convert: Callable[[Any], Any] = str) -> list:
+    def column(self, name: str, convert: Callable[[Any], Any] = str) -> list[Any]:
         """The column of that name of all examples, converted; read once.
 
         Raises ValueError: an example has no such column, or one that cannot be converted.

@@ -28,7 +28,7 @@ class Prefix:
     version: np.ndarray  # int [n], training step of the parameters that sampled the token
     turn: np.ndarray  # int [n], number of the turn that the token belongs to; what is sampled continues the last one
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             found = np.shape(getattr(self, field.name))
             if found != np.shape(self.tokens) or len(found) != 1:
@@ -48,7 +48,7 @@ class Turn(NamedTuple):
     fault: str = ""  # why the environment failed
 
 
-def make_prefix(tokens: Sequence[int], *, logp=0.0, mask=0.0, version=0, turn=0) -> Prefix:
+def make_prefix(tokens: Sequence[int], *, logp: Any = 0.0, mask: Any = 0.0, version: Any = 0, turn: Any = 0) -> Prefix:
     """A prefix of these tokens; what is one number holds for all of them. By default they are read and not learned."""
     shape = (len(tokens),)
     kinds = {"logp": np.float32, "mask": np.float32, "version": np.int32, "turn": np.int32}
@@ -81,7 +81,7 @@ class Request:
     # turns of the episode that the prefix is a part of, the last of which goes on; None for one that begins, or for none
     episode: tuple[Turn, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.samples >= 1, "Request.samples", self.samples, "at least 1")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"Request.limit is {self.limit}; it must be at least 1, or None for as many as the run allows")
@@ -95,7 +95,7 @@ class Request:
             raise ValueError(f"Request.{inert[0]} would change nothing: by={GIVEN!r} samples nothing; leave it out")
 
 
-def requests_for(examples: Sequence[Example], prompt_ids: Sequence[int], **options) -> list[Request]:
+def requests_for(examples: Sequence[Example], prompt_ids: Sequence[int], **options: Any) -> list[Request]:
     """One request for each example, each a group of its own; `options` are fields of `Request` that all share.
 
     An example without a "prompt" has an empty one, which whoever encodes it refuses.

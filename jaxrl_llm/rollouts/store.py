@@ -1,6 +1,7 @@
 """A store of rows: a ring of fixed size in the state of a strategy, and so in the checkpoint."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ REPLAYED = 2
 Store = dict[str, np.ndarray]
 
 
-def empty_store(*, capacity: int, row_width: int = 768, components: int = 1, **options) -> Store:
+def empty_store(*, capacity: int, row_width: int = 768, components: int = 1, **options: Any) -> Store:
     """A store of `capacity` rows of `row_width` tokens with `components` rewards each; nothing is in it."""
     require(capacity >= 1, "capacity", capacity, "at least 1")
     columns = "at least 1, the columns of the rollouts: task.max_prompt_tokens + rl.max_new_tokens"

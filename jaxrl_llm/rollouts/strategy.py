@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, overload
 
-from jaxrl_llm.compose import Composable, bind, factory_of
+from jaxrl_llm.compose import Composable, Factory, Names, Options, bind, factory_of
 
 Metrics = dict[str, float]
 
@@ -44,7 +44,16 @@ def _keeping_nothing(io, state, prompts: int, *, function: Composable):
     return collection, state, metrics
 
 
-def stateless_strategy(function=None, *, annotations=(), provides=()):
+_Function = Callable[Concatenate[Any, Any, Options], tuple[Any, Metrics]]
+
+
+@overload
+def stateless_strategy(function: _Function[Options], /) -> Factory[Options, Strategy]: ...
+@overload
+def stateless_strategy(
+    *, annotations: Names = (), provides: Names = ()
+) -> Callable[[_Function[Options]], Factory[Options, Strategy]]: ...
+def stateless_strategy(function: Any = None, *, annotations: Names = (), provides: Names = ()) -> Any:
     """Decorator: `f(io, prompts, **options) -> (Collection, metrics)` becomes a factory of strategies."""
     if function is None:
         return functools.partial(stateless_strategy, annotations=annotations, provides=provides)
@@ -55,7 +64,12 @@ def stateless_strategy(function=None, *, annotations=(), provides=()):
     return factory_of(function, build, annotations=annotations, provides=provides)
 
 
-def stateful_strategy(init: Callable[..., Any], *, annotations=(), provides=()):
+_Stepping = Callable[Concatenate[Any, Any, Any, Options], tuple[Any, Any, Metrics]]
+
+
+def stateful_strategy(
+    init: Callable[..., Any], *, annotations: Names = (), provides: Names = ()
+) -> Callable[[_Stepping[Options]], Factory[Options, Strategy]]:
     """Decorator: `f(io, state, prompts, **options) -> (Collection, state, metrics)` becomes a factory of strategies.
 
     Args:

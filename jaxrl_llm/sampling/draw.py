@@ -13,7 +13,9 @@ _BLOCK = 128
 _LOWEST = np.finfo(np.float32).min
 
 
-def draw(logits: jax.Array, uniforms: jax.Array, sampling: Sampling, forced: jax.Array | None = None):
+def draw(
+    logits: jax.Array, uniforms: jax.Array, sampling: Sampling, forced: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """As `draw_with_entropy`, without the entropy."""
     return draw_with_entropy(logits, uniforms, sampling, forced)[:2]
 

@@ -22,13 +22,12 @@ from jaxrl_llm.networks.mixture import parts_of_experts
 from jaxrl_llm.networks.past import Sight
 from jaxrl_llm.sampling.draw import draw_with_entropy
 from jaxrl_llm.sampling.records import LENGTH, RUNNING, STOP, Sampling
-from jaxrl_llm.types import Array, record
+from jaxrl_llm.types import Array, Record
 
 STRIDE = 8  # steps of shards between two looks whether any of them goes on
 
 
-@record
-class Queue:
+class Queue(Record):
     """Requests in the order in which slots take them: of each shard's R / Q the first `size`, behind which stands filling."""
 
     size: Array  # int32 [Q]
@@ -39,8 +38,7 @@ class Queue:
     sampling: Sampling  # of R rows
 
 
-@record
-class Log:
+class Log(Record):
     """What was drawn in each of W columns by each of S slots."""
 
     token: Array  # int32 [W, S]
@@ -51,8 +49,7 @@ class Log:
     routes: Array | None = None  # int16 [W, S, layers, k] or None, experts of the token that was read, the one before
 
 
-@record
-class Slots:
+class Slots(Record):
     """S slots at work."""
 
     tails: Any  # keys and values of each slot's own tokens, W columns

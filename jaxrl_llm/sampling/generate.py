@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxrl_llm.compose import require
+from jaxrl_llm.networks import Network
 from jaxrl_llm.networks.axes import current_row_shards
 from jaxrl_llm.sampling.cacheless import Cacheless
 from jaxrl_llm.sampling.harvest import Found, Work, evened, first_of, progress, samples_of
@@ -20,8 +22,8 @@ _FINISHED_CHUNK = 64
 
 
 def generate(
-    network,
-    params,
+    network: Network | Callable[..., Any],
+    params: Any,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -38,7 +40,7 @@ def generate(
     stop_strings: Sequence[str] | Sequence[Sequence[str]] = (),
     detokenize: Callable[[Sequence[int]], str] | None = None,
     buckets: Sequence[int] | None = None,
-    logit_mask=None,
+    logit_mask: ArrayLike | None = None,
     record_routes: bool = False,
     slots: int | None = None,
     finished: Callable[[np.ndarray, Found], None] | None = None,
@@ -113,15 +115,15 @@ def _last(parts: Iterator[Found], finished: Callable[[np.ndarray, Found], None] 
 
 
 def stream(
-    network,
-    params,
+    network: Network | Callable[..., Any],
+    params: Any,
     prompt: Sequence[int],
     *,
     max_new_tokens: int,
     chunk: int = 8,
     stop_strings: Sequence[str] = (),
     detokenize: Callable[[Sequence[int]], str] | None = None,
-    **options,
+    **options: Any,
 ) -> Iterator[list[int]]:
     """Yields the tokens that `generate` samples for one prompt, as they come: one, then `chunk` at a time.
 
@@ -205,9 +207,9 @@ def _work(
     step=0,
     uids=None,
     buckets=None,
-    logit_mask=None,
+    logit_mask: ArrayLike | None = None,
     record_routes=False,
-    **options,
+    **options: Any,
 ) -> Work:
     """Checks the arguments of `generate`; `options` are those of `make_sampling`."""
     network, vocab_size = prepared(network, first_of(params))

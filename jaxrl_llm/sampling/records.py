@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jaxrl_llm.types import Array, record
+from jaxrl_llm.types import Array, Record
 
 # Values of `Samples.finish_reason`.
 RUNNING, STOP, LENGTH = 0, 1, 2
@@ -28,8 +29,7 @@ def finish_name(code: int) -> str:
     return _FINISH_NAMES[int(code)]
 
 
-@record
-class Samples:
+class Samples(Record):
     """Completions of N rows in L columns. Past `length`, tokens, log-probabilities and entropies are 0."""
 
     tokens: Array  # int32 [N, L], sampled tokens, a stop id included
@@ -51,8 +51,7 @@ class Samples:
     older: Array | None = None  # int32 [N] or None, first tokens that were drawn before the parameters changed; None for all
 
 
-@record
-class Sampling:
+class Sampling(Record):
     """How each of N rows is sampled. Every value is traced: none of them ever recompiles or is frozen into a program."""
 
     temperature: Array  # float32 [N], 0 is greedy
@@ -67,8 +66,9 @@ class Sampling:
 
 
 def make_sampling(
-    rows: int, vocab_size: int, *, max_new_tokens, temperature=1.0, top_k=None, top_p=None, min_p=None,
-    stop_ids: Sequence[int] = (), logit_mask=None, forced=None,
+    rows: int, vocab_size: int, *, max_new_tokens: ArrayLike, temperature: ArrayLike = 1.0, top_k: ArrayLike | None = None,
+    top_p: ArrayLike | None = None, min_p: ArrayLike | None = None, stop_ids: Sequence[int] = (),
+    logit_mask: ArrayLike | None = None, forced: ArrayLike | None = None,
 ) -> Sampling:  # fmt: skip
     """Checked `Sampling` of `rows` rows; numbers may be given once for all rows or as [rows].
 
@@ -145,7 +145,7 @@ def _checked_forced(forced, rows, vocab_size) -> np.ndarray | None:
     return forced
 
 
-def row_keys(seed: int, step, uids) -> jax.Array:
+def row_keys(seed: int, step: int | Array, uids: ArrayLike) -> jax.Array:
     """Keys [N] of rows: `fold_in(fold_in(key(seed), step), uid)`.
 
     Decoding folds in the position of each token. A row's noise is thus a function of (seed, step, uid, position) alone:

@@ -191,7 +191,7 @@ def base_network(
         computed = {"compute_dtype": wanted.dtype, "remat": wanted.remat} | _value_head(config)
         if mesh is not None:
             computed |= {"shardings": functools.partial(distributed.parameter_shardings, mesh=mesh)}
-        return networks.load_huggingface(wanted.directory, wanted.param_dtype, progress=config.log.live, **computed)
+        return networks.load_huggingface(wanted.directory, wanted.param_dtype, **computed)
     return network.with_params(distributed.init_params(network, jax.random.key(config.seed), mesh))
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import operator
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -56,7 +56,18 @@ DECAYS = ("constant", "linear", "cosine")
 LARGEST_SEED = 2**31
 
 
-def default_config() -> ConfigDict:
+if TYPE_CHECKING:
+
+    class Config(ConfigDict):
+        """Keys are attributes; of themselves pyright would take each for any of the types that there are."""
+
+        def __getattr__(self, attribute: str) -> Any: ...
+
+else:
+    Config = ConfigDict
+
+
+def default_config() -> Config:
     """All keys with their defaults; lengths are in tokens."""
     config = ConfigDict(
         {

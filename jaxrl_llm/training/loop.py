@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
+import functools
 import logging
 import math
 import pathlib
@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxrl_llm import distributed
 from jaxrl_llm.networks import Network
+from jaxrl_llm.progress import lasting, shown
 from jaxrl_llm.training import checkpoint, metrics
 from jaxrl_llm.training.ahead import Sampled, from_saved, looking_ahead, to_saved
 from jaxrl_llm.training.bucket import Folder
@@ -29,6 +30,7 @@ from jaxrl_llm.training.phases import Params, Phase, all_phases, following
 from jaxrl_llm.training.report import live_report, say
 from jaxrl_llm.training.run import Run, open_run
 from jaxrl_llm.training.state import REINFORCEMENT, SUPERVISED, Progress, TrainState
+from jaxrl_llm.training.summary import summarise
 from jaxrl_llm.training.timing import timed_step
 from jaxrl_llm.training.trackers import ROWS, Told, Tracker, open_trackers
 
@@ -51,7 +53,7 @@ class Files:
 
 
 def train(
-    config: ConfigDict, workdir: str | pathlib.Path, *, rewards: Sequence[Callable | str] = (),
+    config: ConfigDict, workdir: str | pathlib.Path, *, rewards: Sequence[Callable[..., Any] | str] = (),
     data: Sequence[Mapping[str, Any]] | None = None, held_out: Sequence[Mapping[str, Any]] | None = None,
     network: Network | None = None, callbacks: Sequence[Callable[..., None]] = (),
 ) -> dict[str, Any]:  # fmt: skip
@@ -81,7 +83,8 @@ def train(
         raise ValueError("config.rounds is set; `jaxrl-llm train` and `training.rounds.train_in_rounds` run rounds")
     use_compilation_cache(config.log.compilation_cache)
     given = Given(tuple(rewards), data, held_out, network, tuple(callbacks))
-    with open_run(config, workdir, given) as run, _open_files(run) as files:
+    speaks = shown(config.log.live and distributed.is_first())
+    with speaks, open_run(config, workdir, given) as run, _open_files(run) as files:
         phases = all_phases(run)
         state, progress, kept = _resume(run, files, phases)
         phase = phases[progress.phase]
@@ -91,7 +94,10 @@ def train(
             phase = after
             state, progress, measured = _run_phase(run, files, phase, state, progress)
         _save(run, files, state, progress, measured)
-        return _summary(run, files, phase, progress)
+        told = summarise(run, phase, progress, time.monotonic() - files.started)
+        for tracker in files.trackers:
+            tracker.summary(told)
+        return told
 
 
 @contextlib.contextmanager
@@ -222,7 +228,8 @@ def _run_phase(
     reference = _reference(run, phase)
     end, overlap = progress.step + phase.steps - progress.phase_step, run.config.rl.staleness > 0 and run.config.rl.overlap
     evaluate = phase.make_evaluation(reference)
-    say(f"{phase.name}: {phase.steps} steps of {phase.method.name}; the first compiles", enabled=run.config.log.live)
+    tell = functools.partial(say, enabled=run.config.log.live)
+    tell(f"{phase.name}: {phase.steps} steps of {phase.method.name}; the first compiles{_compiled_before(run, phase)}")
     with (
         looking_ahead(kept, end, overlap=overlap and phase.name == REINFORCEMENT) as ahead,
         live_report(progress.phase, progress.phase_step, phase.steps, enabled=run.config.log.live) as show,
@@ -249,6 +256,13 @@ def _run_phase(
             if not last and progress.phase_step % run.config.checkpoint.every == 0:
                 _save(run, files, state, progress, measured, ahead.finished())
     return state, progress, measured
+
+
+def _compiled_before(run: Run, phase: Phase) -> str:
+    """How long a step of this run has compiled, where one has for long."""
+    records = metrics.read_jsonl(run.workdir / "timing.jsonl")
+    seconds = max((record.get("compile_seconds", 0.0) for record in records if record["phase"] == phase.name), default=0.0)
+    return f", which took {lasting(seconds)} before" if seconds >= 1.0 else ""
 
 
 def _due(every: int, progress: Progress) -> bool:
@@ -307,31 +321,3 @@ def _save(
     told = progress.to_json() | ({"samples": plain} if plain else {})
     run.copy()
     checkpoint.save(files.manager, progress.step, state, told, metrics_of_best, arrays)
-
-
-def _shares(run: Run) -> dict[str, float]:
-    """Means over the steps of what was missing, cut or skipped; what no step measured is left out."""
-    records = metrics.read_jsonl(run.workdir / "metrics.jsonl")
-    found = {
-        name: [record[name] for record in records if name in record] for name in ("reward_missing", "truncated", "skipped")
-    }
-    return {name: sum(values) / len(values) for name, values in found.items() if values and None not in values}
-
-
-def _summary(run: Run, files: Files, phase: Phase, progress: Progress) -> dict[str, Any]:
-    summary = {
-        "measure": phase.measure.removeprefix("evaluation/"),
-        # Without a phase behind the supervised one there is one measurement, after it.
-        "accuracy_before": progress.accuracy_before,
-        "accuracy_after": progress.accuracy,
-        "steps": progress.step,
-        "wall_seconds": time.monotonic() - files.started,
-        "method": phase.method.name,
-        "seed": run.config.seed,
-        "workdir": str(run.store),
-    }
-    summary |= {"data": run.counts} | _shares(run)
-    metrics.write_atomically(run.workdir / "summary.json", [json.dumps(summary, indent=2) + "\n"])
-    for tracker in files.trackers:
-        tracker.summary(summary)
-    return summary

@@ -8,15 +8,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxrl_llm import methods, rewards
-from jaxrl_llm.training import company, preference, reinforcement, supervised
+from jaxrl_llm.progress import paced
+from jaxrl_llm.training import company, metrics, preference, reinforcement, supervised
 from jaxrl_llm.training.ahead import Ahead
 from jaxrl_llm.training.evaluation import evaluate_source
 from jaxrl_llm.training.evolution import make_evolution_step
-from jaxrl_llm.training.report import counter
+from jaxrl_llm.training.report import say
 from jaxrl_llm.training.run import Run
 from jaxrl_llm.training.scores import timeouts
 from jaxrl_llm.training.state import PREFERENCE, REINFORCEMENT, SUPERVISED, TrainState
 
+HELD_OUT = "held_out"  # folder of what the policy answered to held-out prompts, with the file names of `completions`
 Params = Any
 Step = Callable[..., tuple[TrainState, Any, dict[str, float], list[dict[str, Any]]]]
 Evaluate = Callable[..., dict[str, float]]
@@ -119,7 +121,11 @@ def evaluate_samples(
         policies = company.policies_of(run, state, reference)
     io = run.evaluation_io(params, number, failures, policies=policies)
     reward = run.rewards[run.config.evaluation.reward or run.config.rewards.names[0]]
-    told = counter(f"evaluating held-out prompts at step {number}", enabled=run.config.log.live)
+    tell, what = functools.partial(say, enabled=run.config.log.live), f"evaluating held-out prompts at step {number}"
+    tell(what)
     network = run.network.with_params(run.whole(params))
-    measured, _ = evaluate_source(run.config, io.sample, run.test_source, reward, network, run.mesh, told=told)
+    told = paced(tell, what)
+    measured, records = evaluate_source(run.config, io.sample, run.test_source, reward, network, run.mesh, told=told)
+    if run.config.log.completions_every:
+        metrics.write_table(run.workdir / HELD_OUT / f"step_{number:06d}.jsonl", records)
     return measured | {"evaluation/timeouts": timeouts(failures)}

@@ -23,25 +23,16 @@ SHOWN = (
 )  # fmt: skip
 SECONDS_BETWEEN_LINES = 5.0
 
+# One for all that is said: its panel moves aside for a line, into which another console would write.
+_CONSOLE = Console()
+
 Show = Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None]
 
 
 def say(text: str, *, enabled: bool = True) -> None:
     """One line on the console, above the panel where there is one; of several processes the first speaks."""
-    Console(quiet=not (enabled and distributed.is_first())).print(Text(text), soft_wrap=True)
-
-
-def counter(what: str, *, enabled: bool = True) -> Callable[[int, int], None]:
-    """`told(done, total)` says how far something is: at its beginning, and then every few seconds."""
-    last = float("-inf")
-
-    def told(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > SECONDS_BETWEEN_LINES and done < total:
-            last = time.monotonic()
-            say(f"{what}: {done}/{total}", enabled=enabled)
-
-    return told
+    if enabled and distributed.is_first():
+        _CONSOLE.print(Text(text), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -55,12 +46,13 @@ def live_report(title: str, done: int, total: int, *, enabled: bool = True) -> I
       enabled: False shows nothing.
     """
     enabled = enabled and distributed.is_first()
-    console = Console(quiet=not enabled)
-    if console.is_terminal and enabled:
-        with _live_panel(console, title, done, total) as show:
+    if not enabled:
+        yield lambda metrics, records: None
+    elif _CONSOLE.is_terminal:
+        with _live_panel(_CONSOLE, title, done, total) as show:
             yield show
     else:
-        yield _plain_lines(console, title, done, total)
+        yield _plain_lines(_CONSOLE, title, done, total)
 
 
 @contextlib.contextmanager
@@ -73,7 +65,8 @@ def _live_panel(console: Console, title: str, done: int, total: int) -> Iterator
         def show(metrics, records):
             seen.update(metrics)
             progress.advance(task)
-            live.update(Group(progress, _metrics_table(seen), *(_sample_panel(record) for record in records[:2])))
+            samples = map(_sample_panel, records[:2])
+            live.update(Group(progress, _metrics_table(seen, console.width), *samples))
 
         yield show
 
@@ -92,11 +85,12 @@ def _plain_lines(console: Console, title: str, done: int, total: int) -> Show:
     return show
 
 
-def _metrics_table(metrics: Mapping[str, Any]) -> Table:
+def _metrics_table(metrics: Mapping[str, Any], width: int) -> Table:
     names = [name for name in SHOWN if metrics.get(name) is not None]
     table = Table.grid(padding=(0, 2))
-    for start in range(0, len(names), 3):
-        cells = [f"[dim]{name}[/] {metrics[name]:.4g}" for name in names[start : start + 3]]
+    beside = 3 if width >= 120 else 2  # of the longest names
+    for start in range(0, len(names), beside):
+        cells = [f"[dim]{name}[/] {metrics[name]:.4g}" for name in names[start : start + beside]]
         table.add_row(*cells)
     return table
 

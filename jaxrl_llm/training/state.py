@@ -11,8 +11,7 @@ import optax
 from jaxrl_llm.data import Cursor
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that an update changes."""
 
     step: jax.Array  # int32 [], updates done, skipped ones included
@@ -26,7 +25,13 @@ class TrainState:
 
     @classmethod
     def create(
-        cls, params, optimizer: optax.GradientTransformation, *, method_state=(), key=None, modules=None
+        cls,
+        params: Any,
+        optimizer: optax.GradientTransformation,
+        *,
+        method_state: Any = (),
+        key: jax.Array | None = None,
+        modules: dict[str, "TrainState"] | None = None,
     ) -> "TrainState":
         """State before the first update; the key defaults to `jax.random.key(0)`.
 

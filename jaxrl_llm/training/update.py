@@ -7,7 +7,7 @@ micro-batches, on the packing or on the mesh, beyond rounding.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +15,27 @@ import optax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxrl_llm.networks import join_params
+from jaxrl_llm.networks import Network, join_params
 from jaxrl_llm.networks.axes import check_columns, check_rows
 from jaxrl_llm.scoring import Scorer, make_scorer
 from jaxrl_llm.training.state import TrainState
 from jaxrl_llm.types import Batch, Scores
 
 Metrics = dict[str, jax.Array]
-Update = Callable[..., tuple[TrainState, Metrics]]
+
+
+class Update(Protocol):
+    """What `make_update` makes."""
+
+    def __call__(self, state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Metrics]: ...
+
+
+Loss = Callable[[Scores, Batch], tuple[jax.Array, dict[str, jax.Array]]]  # an `Objective`, or anything like it
 
 
 def make_update(
-    apply_fn, objective, optimizer: optax.GradientTransformation, *, micro_batches: int = 0, temperature: float = 1.0,
-    scorer: Scorer | None = None,
+    apply_fn: Network | Callable[..., Any], objective: Loss, optimizer: optax.GradientTransformation, *,
+    micro_batches: int = 0, temperature: float = 1.0, scorer: Scorer | None = None,
 ) -> Update:  # fmt: skip
     """Builds `update(state, batch, frozen=None) -> (state, metrics)`, a pure function to jit, shard or call anywhere.
 
@@ -80,7 +88,7 @@ def make_update(
     return update
 
 
-def make_gradient(score: Scorer, objective, micro_batches: int = 0) -> Callable[..., tuple[Scores, Any]]:
+def make_gradient(score: Scorer, objective: Loss, micro_batches: int = 0) -> Callable[..., tuple[Scores, Any]]:
     """Builds `gradient(params, batch, frozen=None) -> (scores of the whole batch, gradient by params)`.
 
     Where `frozen` is given, the network's parameters are `join_params(params, frozen)`.

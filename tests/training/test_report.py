@@ -42,7 +42,7 @@ def test_nothing_where_it_is_turned_off(capsys):
 
 def test_the_panel_of_a_terminal(monkeypatch):
     output = io.StringIO()
-    monkeypatch.setattr(report, "Console", lambda **options: Console(file=output, force_terminal=True, width=100, **options))
+    monkeypatch.setattr(report, "_CONSOLE", Console(file=output, force_terminal=True, width=100))
     with live_report("rl", 3, 10) as show:
         show(METRICS, RECORDS)
         # What was measured once stays on the panel until it is measured again.
@@ -54,3 +54,16 @@ def test_the_panel_of_a_terminal(monkeypatch):
     with live_report("rl", 0, 10) as show:
         show(METRICS, RECORDS)
     assert "[bold]1+1=2#2" in output.getvalue() and "reward [1.0, None]" in output.getvalue()
+
+
+def test_a_line_stands_above_the_panel_and_not_in_it(monkeypatch):
+    output = io.StringIO()
+    monkeypatch.setattr(report, "_CONSOLE", Console(file=output, force_terminal=True, width=80))
+    with live_report("rl", 0, 10) as show:
+        show(METRICS | {"surrogate/negative_advantage": -0.299, "surrogate/positive_advantage": 0.299}, RECORDS)
+        report.say("compiling")  # the panel is painted below it
+        report.say("evaluating held-out prompts")
+    # The panel is erased, the line is written from its first column on, and the panel is painted anew below it.
+    erased, line, rest = output.getvalue().rpartition("evaluating held-out prompts")
+    assert line and erased.endswith("\x1b[2K") and "1/10" in rest
+    assert "surrogate/negative_advantage" in rest  # names are whole in a narrow window
