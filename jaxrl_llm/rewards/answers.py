@@ -6,7 +6,7 @@ its attribute `answer`, by which majority votes and methods that compare answers
 
 import decimal
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from jaxrl_llm.rewards import notation
@@ -125,6 +125,13 @@ def _agreement(text: str, gold: Any) -> float | None:
     if isinstance(gold, bool):
         return float(text.lower() == wanted)
     return float(text == wanted.strip() or (not isinstance(gold, str) and notation.number(text) == notation.number(wanted)))
+
+
+def text_of(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """A prompt as a text: itself, or who says what in a chat."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
 
 
 def written(gold: Any) -> str:

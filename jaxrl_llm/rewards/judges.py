@@ -14,9 +14,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxrl_llm.compose import require
+from jaxrl_llm.rewards.answers import text_of
 from jaxrl_llm.rewards.worker import LARGEST_REWARD
 
 _ROW = (
@@ -131,7 +132,7 @@ def questions(form: Form, prompts: Sequence, completions: Sequence[str], columns
     """What is asked of these rows, which are one group where the scope looks at whole ones."""
 
     def filled(row: int, **texts: str) -> str:
-        own = {name: values[row] for name, values in columns.items()} | {"prompt": _text(prompts[row])} | texts
+        own = {name: values[row] for name, values in columns.items()} | {"prompt": text_of(prompts[row])} | texts
         try:
             return form.template.format(**own)
         except (KeyError, IndexError, ValueError) as error:
@@ -198,12 +199,6 @@ def _of_steps(scope: str, steps: Sequence[tuple[int, int, str]], numbers: Sequen
     merged = itertools.groupby(zip(steps, numbers, strict=True), key=lambda pair: pair[1])
     runs = [(value, [step for step, _ in run]) for value, run in merged]
     return [[float(run[0][0]), float(run[-1][1]), value] for value, run in runs]
-
-
-def _text(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
 
 
 def _number(text: str | float | None) -> float | None:

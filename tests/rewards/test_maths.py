@@ -48,6 +48,26 @@ def test_equivalences():
     assert dict(zip(CASES, found, strict=True)) == dict(zip(CASES, expected, strict=True))
 
 
+REPEATED = [
+    ("What is 8 - 2?", "To find the final answer, 8 - 2 equals 5.", "6", 0.0),
+    ("What is 8 - 2?", "To find the final answer, 8 - 2 equals 6.", "6", 1.0),
+    ("What is 8 - 2?", "8-2", "6", 0.0),
+    ("What is 8 - 2?", "\\boxed{8 - 2}", "6", 0.0),
+    ("What is 8 - 2?", "\\boxed{6}", "6", 1.0),
+    ("What is 12 - 8 - 2?", "\\boxed{8 - 6}", "2", 1.0),
+    ([{"role": "user", "content": "What is $\\int_0^1 x dx$?"}], "It is $\\int_0^1 x dx$.", "1/2", 0.0),
+    ("Which is larger, 3/4 or 2/3?", "\\boxed{3/4}", "0.75", 1.0),
+    ("Which of $x^2 + 1$ and $x^3$ is even?", "It is $x^2+1$.", "x^2 + 1", 1.0),
+    ("Simplify $\\frac{x^2}{x}$.", "\\boxed{x}", "x", 1.0),
+    ("How far is -5 from 0?", "The answer is -5", "-5", 1.0),
+]
+
+
+def test_what_is_repeated_from_the_question_does_not_answer_it():
+    prompts, completions, answers, expected = (list(column) for column in zip(*REPEATED, strict=True))
+    assert equivalence.equivalent(prompts, completions, answers) == expected
+
+
 def test_an_answer_that_is_no_expression_is_missing():
     assert rewards.maths(["p"] * 2, ["1", "1"], answer=["", "1"]) == [None, 1.0]
 
