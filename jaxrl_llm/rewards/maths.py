@@ -13,8 +13,8 @@ def maths(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[A
     """Whether the final expression of the completion is mathematically equal to `answer`, by math-verify.
 
     The final expression is the last `\\boxed{...}` or `\\fbox{...}` that is not empty, words round an answer aside; else what
-    math-verify takes for it (LaTeX, then plain numbers). Numbers are compared exactly, however small they are. An expression that
-    stands in the prompt is no answer to it, unless the gold one is written like that: "8 - 2" is equal to what "8 - 2 = ?" asks.
+    math-verify takes for it (LaTeX, then plain numbers). Numbers are compared exactly, however small they are. What the prompt
+    asks to compute does not answer it, though it is equal, as "8 - 2" is to 6; unless the gold answer is written like that.
     Computer algebra may hang on adversarial input, so that every row is evaluated in a worker process that is killed
     after 10 seconds. A `RewardPool` uses its own workers; a call by hand starts one, which takes about a second.
 
