@@ -20,15 +20,16 @@ GREY, COLOURS = "#7b7b7b", ("#2f81f7", "#d9822b")
 SERIES = {"reward": "reward at temperature 1", "evaluation/accuracy": "held-out accuracy, greedy"}
 
 
-def curves(runs: list[list[dict]]) -> list[dict]:
+def curves(runs: list[list[dict]], series: dict[str, str]) -> list[dict]:
     """Means over runs of both measures by step of the RL phase, with 95% intervals within 0 and 1.
 
     Args:
       runs: records of `metrics.jsonl` of each run.
+      series: what they are called, by measure.
     """
     begin = sum(record["phase"] != "rl" for record in runs[0])
     points = []
-    for measure, name in SERIES.items():
+    for measure, name in series.items():
         for records in zip(*runs, strict=True):
             values = [record[measure] for record in records if measure in record]
             if values:
@@ -39,21 +40,22 @@ def curves(runs: list[list[dict]]) -> list[dict]:
 
 
 def svg(points: list[dict]) -> str:
-    """The figure of `curves`: lines with bands, on no background."""
+    """The figure of `curves`: lines with bands, and dots where measures are rare, on no background."""
     import vl_convert
 
     axis = {"labelColor": GREY, "titleColor": GREY, "domainColor": GREY, "tickColor": GREY, "gridColor": GREY}
     axis |= {"gridOpacity": 0.25, "labelFontSize": 13, "titleFontSize": 13, "titleFontWeight": "normal"}
     x = {"field": "step", "type": "quantitative", "title": "step of GRPO", "scale": {"domain": [0, points[-1]["step"]]}}
     y = {"type": "quantitative", "scale": {"domain": [0, 1]}, "axis": {"format": "%"}, "title": None}
-    colour = {"field": "series", "scale": {"domain": [*SERIES.values()], "range": COLOURS}}
+    names = list(dict.fromkeys(point["series"] for point in points))
+    colour = {"field": "series", "scale": {"domain": names, "range": COLOURS}}
     legend = {"orient": "bottom-right", "title": None, "symbolType": "stroke", "labelColor": GREY, "labelFontSize": 13}
     colour["legend"] = legend | {"labelLimit": 300}
     band = {"mark": {"type": "area", "opacity": 1, "fillOpacity": 0.25}}
     band["encoding"] = {"y": y | {"field": "low"}, "y2": {"field": "high"}}
     line = {"mark": {"type": "line", "strokeWidth": 2.5}, "encoding": {"y": y | {"field": "value"}}}
     dots = {"mark": {"type": "point", "filled": True, "size": 40, "opacity": 1}, "encoding": line["encoding"]}
-    dots["transform"] = [{"filter": {"field": "series", "equal": SERIES["evaluation/accuracy"]}}]
+    dots["transform"] = [{"filter": {"field": "series", "equal": names[-1]}}]
     spec = {
         "data": {"values": points}, "width": 620, "height": 260, "encoding": {"x": x, "color": colour},
         "layer": [band, line, dots], "config": {"background": None, "view": {"stroke": None}, "axis": axis},
@@ -86,7 +88,7 @@ def main() -> None:
         config = cli.load_config("configs/quickstart.py", [f"--config.seed={seed}", "--config.evaluation.every=4"])
         summaries.append(train(config, folder / str(seed)))
         runs.append(read_jsonl(folder / str(seed) / "metrics.jsonl"))
-    (ROOT / "docs" / "quickstart.svg").write_text(svg(curves(runs)), encoding="utf-8")
+    (ROOT / "docs" / "quickstart.svg").write_text(svg(curves(runs, SERIES)), encoding="utf-8")
     for page, figure in {"README.md": "docs/quickstart.svg", "docs/index.md": "quickstart.svg"}.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         block = rf"\g<1>{words(summaries, figure)}\g<2>"

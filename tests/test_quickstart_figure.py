@@ -18,7 +18,7 @@ def test_curves_are_means_over_runs_with_intervals_within_bounds():
         rl = [{"phase": "rl", "step": 2 + number, "reward": value} for number, value in enumerate(rewards)]
         return [sft, rl[0], rl[1] | {"evaluation/accuracy": after}]
 
-    points = quickstart.curves([run(0.2, (0.4, 0.5), 1.0), run(0.4, (0.6, 0.5), 1.0)])
+    points = quickstart.curves([run(0.2, (0.4, 0.5), 1.0), run(0.4, (0.6, 0.5), 1.0)], quickstart.SERIES)
     reward, accuracy = ([point for point in points if point["series"] == name] for name in quickstart.SERIES.values())
     assert [(point["step"], point["value"]) for point in reward] == [(1, 0.5), (2, 0.5)]
     assert [(point["step"], point["value"]) for point in accuracy] == [(0, pytest.approx(0.3)), (2, 1.0)]

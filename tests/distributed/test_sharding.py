@@ -14,7 +14,7 @@ from test_forest_scores import forked
 from jaxrl_llm import methods
 from jaxrl_llm.data import pack, pack_forest
 from jaxrl_llm.distributed import AXES, batch_sharding, make_mesh, parameter_shardings, shard_params, shard_rows, sharded
-from jaxrl_llm.networks import DecoderConfig, ExpertsConfig, decoder, from_apply
+from jaxrl_llm.networks import DecoderConfig, DeltaConfig, ExpertsConfig, LatentConfig, decoder, from_apply
 from jaxrl_llm.sampling import generate
 from jaxrl_llm.scoring import make_scorer
 from jaxrl_llm.training import TrainState, make_update
@@ -31,7 +31,20 @@ NETWORK = decoder(CONFIG)
 SPARSE = decoder(dataclasses.replace(
     CONFIG, experts=ExpertsConfig(count=8, per_token=2, width=12, shared_width=8, dense_layers=1, normalize=True)
 ))  # fmt: skip
-NETWORKS = {"dense": NETWORK, "experts": SPARSE}
+# Layers with a state, whose attention has gates; latents; layers that use the keys and values of others, sinks, and embeddings
+# of layers.
+STATES = decoder(dataclasses.replace(
+    CONFIG, delta=DeltaConfig(key_heads=2, value_heads=4, key_dim=4, value_dim=6), layer_types=("delta", "full"),
+    attention_gate=True,
+))  # fmt: skip
+LATENTS = decoder(dataclasses.replace(
+    CONFIG, qk_norm="none", latent=LatentConfig(rank=8, query_rank=6, plain_dim=4, rotary_dim=2, value_dim=6)
+))  # fmt: skip
+LENT = decoder(dataclasses.replace(
+    CONFIG, num_layers=4, layer_types=("sliding", "full") * 2, sliding_window=4, reusing_layers=2, full_head_dim=8, sinks=True,
+    per_layer_width=4, per_layer_vocab=48,
+))  # fmt: skip
+NETWORKS = {"dense": NETWORK, "experts": SPARSE, "states": STATES, "latents": LATENTS, "lent": LENT}
 MESHES = [
     {"data": 8},
     {"data": 2, "fsdp": 2, "tensor": 2},
@@ -160,8 +173,12 @@ def step_alone(name):
     return metrics["loss"], state.opt_state, state.params
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("sizes", "micro_batches"), [*((sizes, 1) for sizes in MESHES), (MESHES[1], 2), (MESHES[8], 2)])
+STEPS = [(name, sizes, 1) for name in ("dense", "experts") for sizes in MESHES]
+STEPS += [(name, MESHES[number], 2) for name in ("dense", "experts") for number in (1, 8)]
+STEPS += [(name, MESHES[number], 1) for name in ("states", "latents", "lent") for number in (1, 3, 10)]
+
+
+@pytest.mark.parametrize(("name", "sizes", "micro_batches"), STEPS)
 def test_a_step_does_not_depend_on_the_mesh(name, sizes, micro_batches):
     mesh, (loss, gradients, stepped) = make_mesh(**sizes), step_alone(name)
     with sharded(mesh):
@@ -196,7 +213,9 @@ def test_parameters_optimizer_and_rows_are_really_split(params):
         assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), tree, split))
 
 
-@pytest.mark.parametrize(("name", "sizes"), [*(("dense", MESHES[n]) for n in (0, 1, 3)), ("experts", MESHES[8])])
+@pytest.mark.parametrize(
+    ("name", "sizes"), [*(("dense", MESHES[n]) for n in (0, 1, 3)), ("experts", MESHES[8]), ("states", MESHES[3])]
+)
 def test_samples_do_not_depend_on_the_mesh(name, sizes):
     """Three prompts, which no mesh divides, and 24 rows."""
     network, params = NETWORKS[name], params_of(name)
