@@ -36,7 +36,7 @@ class Collection:
         records, requests = ([each[row] for row in rows] for each in (self.records, self.requests))
         return Collection(select_rows(self.rollouts, rows), records, requests, self.prompt_length[rows])
 
-    def changed(self, *, extras: Mapping[str, np.ndarray] | None = None, **fields) -> "Collection":
+    def changed(self, *, extras: Mapping[str, np.ndarray] | None = None, **fields: Any) -> "Collection":
         """The rows with other fields of the rollouts, and with `extras` beside those that they have."""
         given = fields | ({"extras": self.rollouts.extras | extras} if extras else {})
         return dataclasses.replace(self, rollouts=self.rollouts.replace(**given))

@@ -10,7 +10,7 @@ import json
 import math
 import operator
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -56,18 +56,7 @@ DECAYS = ("constant", "linear", "cosine")
 LARGEST_SEED = 2**31
 
 
-if TYPE_CHECKING:
-
-    class Config(ConfigDict):
-        """Keys are attributes; of themselves pyright would take each for any of the types that there are."""
-
-        def __getattr__(self, attribute: str) -> Any: ...
-
-else:
-    Config = ConfigDict
-
-
-def default_config() -> Config:
+def default_config() -> sections.Config:
     """All keys with their defaults; lengths are in tokens."""
     config = ConfigDict(
         {
@@ -180,11 +169,9 @@ def check_config(config: ConfigDict) -> None:
     _check_sampling(config)
     require(0 <= config.seed < LARGEST_SEED, "config.seed", config.seed, f"from 0 to {LARGEST_SEED - 1}")
     require(config.rewards.deadline_seconds > 0, "config.rewards.deadline_seconds", config.rewards.deadline_seconds, "above 0")
-    if config.rewards.memory_gb < 0:
-        raise ValueError(f"config.rewards.memory_gb is {config.rewards.memory_gb}; give 0 for no limit, or more")
-    late = config.rewards.timeout_value
-    if not abs(late or 0.0) <= LARGEST_REWARD:
-        raise ValueError(f"config.rewards.timeout_value is {late}; rewards lie within +-{LARGEST_REWARD:g}")
+    memory, late = config.rewards.memory_gb, config.rewards.timeout_value
+    require(memory >= 0, "config.rewards.memory_gb", memory, "0 for no limit, or more")
+    require(abs(late or 0.0) <= LARGEST_REWARD, "config.rewards.timeout_value", late, f"within +-{LARGEST_REWARD:g}")
     require(math.isfinite(config.evaluation.success), "config.evaluation.success", config.evaluation.success, "a finite number")
     if not config.rewards.names and (config.rl.steps or config.evaluation.reward):
         raise ValueError("config.rewards.names is empty; name at least one reward")

@@ -1,6 +1,18 @@
 """The keys of the larger sections of a configuration, with their defaults; lengths are in tokens."""
 
-from ml_collections import config_dict
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict, config_dict
+
+if TYPE_CHECKING:
+
+    class Config(ConfigDict):
+        """Keys are attributes; of themselves pyright would take each for any of the types that there are."""
+
+        def __getattr__(self, attribute: str) -> Any: ...
+
+else:
+    Config = ConfigDict
 
 
 def network() -> dict:

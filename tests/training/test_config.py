@@ -229,8 +229,8 @@ def test_init_of_a_seed_is_repeatable():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("memory_gb", -1.0, "memory_gb is -1.0; give 0"),
-        ("timeout_value", 1e7, r"timeout_value is 10000000.0; rewards lie within"),
+        ("memory_gb", -1.0, "memory_gb is -1.0; it must be 0 for no limit"),
+        ("timeout_value", 1e7, r"timeout_value is 10000000.0; it must be within"),
     ],
 )
 def test_settings_of_rewards(name, value, message):
