@@ -134,7 +134,7 @@ class Decoder(nn.Module):
         angles = tuple(rotary.angles(kind, self.config.rotary_width(kind), positions) for kind in kinds)
         windows = tuple(jnp.int32(WITHOUT_WINDOW if kind.window is None else kind.window) for kind in kinds)
         blocks = tuple(blocks_of(self.config, reach, positions, window) for window in windows)
-        chunks = chunks_of(constrain(going_on, "batch", None)) if self.config.delta else None
+        chunks = chunks_of(going_on) if self.config.delta else None
         return Shared(angles, gains_of(self.config, positions), reach, positions, windows, blocks, chunks)
 
     def unembedding(self) -> Array:

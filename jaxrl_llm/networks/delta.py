@@ -37,13 +37,10 @@ class DeltaRule(nn.Module):
         sizes = self.config.delta
         of_keys, of_values = (sizes.key_heads, sizes.key_dim), (sizes.value_heads, sizes.value_dim)
         heads = {"query": of_keys, "key": of_keys, "value": of_values}
-        # A state goes through all columns of a row: where devices share these out, each has all of them here.
-        inputs = [constrain(self.projected(name, size, x), "batch", None, "heads", None) for name, size in heads.items()]
+        inputs = [self.projected(name, size, x) for name, size in heads.items()]
         filters = [self.filter(name, size) for name, size in heads.items()]
-        strength, decay = (
-            constrain(self.projected(name, of_values[:1], x), "batch", None, "heads") for name in ("strength", "decay")
-        )
-        strength, decay = jax.nn.sigmoid(strength.astype(jnp.float32)), self.decay(decay)
+        strength = jax.nn.sigmoid(self.projected("strength", (sizes.value_heads,), x).astype(jnp.float32))
+        decay = self.decay(self.projected("decay", (sizes.value_heads,), x))
         if isinstance(own.past, State):
             return self.behind(x, inputs, filters, decay, strength, own.past, shared)
         if own.past is not None:

@@ -221,9 +221,14 @@ def with_new_parts(network: networks.Network, params: Any, whole: Any, seed: int
 def network_structure(config: ConfigDict, tokenizer: Tokenizer) -> networks.Network:
     """The network of the run without parameters.
 
-    Raises ValueError: an unknown family, sizes that do not go together, or a pattern that is found nowhere.
+    Raises ValueError: an unknown family, sizes that do not go together, a pattern that is found nowhere, or columns that
+      devices are to share out under layers with a state.
     """
     wanted, base = config.network, base_structure(config, tokenizer)
+    whole = config.mesh.context == 1 or base.config.delta is None
+    require(
+        whole, "config.mesh.context", config.mesh.context, "1, as the network has layers whose state goes through whole rows"
+    )
     quantization = networks.QuantizationConfig(wanted.quantization) if wanted.quantization else None
     adapter = networks.AdapterConfig(**wanted.adapter) if wanted.adapter.pattern else None
     return networks.decoder(dataclasses.replace(base.config, quantization=quantization, adapter=adapter))

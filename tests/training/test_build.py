@@ -228,6 +228,16 @@ def test_networks_that_cannot_be():
         build.network_structure(config, tokenizer)
 
 
+def test_columns_are_not_shared_out_where_a_state_goes_through_them():
+    config = default_config()
+    config.network.name, config.tokenizer = "qwen3.5-0.8b", "bytes"
+    tokenizer = build.build_tokenizer(config)
+    assert build.network_structure(config, tokenizer).config.delta is not None
+    config.mesh.context = 2
+    with pytest.raises(ValueError, match="config.mesh.context is 2; it must be 1, as the network has layers whose state"):
+        build.network_structure(config, tokenizer)
+
+
 def test_a_network_of_a_checkpoint(chat_model):
     config = tiny_config()
     config.network.update(directory=str(chat_model), dtype="bfloat16", param_dtype="float32", remat="full")
