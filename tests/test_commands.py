@@ -52,7 +52,7 @@ def test_there_are_some():
 def elsewhere(tmp_path, monkeypatch):
     """A folder of a user with the files that the commands name."""
     monkeypatch.chdir(tmp_path)
-    for name in ("DIR", "Qwen3-0.6B"):
+    for name in ("DIR", "Qwen3-0.6B", "smollm2"):
         (tmp_path / name).symlink_to(tiny_runs.chat_model())
     write_reward_model(tmp_path / "RUN")
     for name in ("train", "test"):

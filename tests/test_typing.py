@@ -6,6 +6,7 @@ the objective has refused what is missing; and sections of configurations are di
 
 import importlib
 import json
+import os
 import pathlib
 import pkgutil
 import shutil
@@ -27,7 +28,9 @@ FOREIGN |= {f"jaxrl_llm.distributed.sharding.{name}" for name in ("rules_of", "s
 
 
 def pyright(*arguments: str) -> dict:
-    done = subprocess.run(["pyright", "--outputjson", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    # It does not see packages that are installed from where they are edited, but by the path.
+    found = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run(["pyright", "--outputjson", *arguments], **found, capture_output=True, text=True, timeout=300)
     return json.loads(done.stdout)
 
 
