@@ -31,7 +31,7 @@ def equivalent(prompts: Sequence[Any], completions: Sequence[str], answer: Seque
     Raises ValueError: an `answer` that is no mathematical expression.
     """
     rows = zip(prompts, completions, answer, strict=True)
-    return [None if gold is None else float(_agrees(written(gold), said, text_of(asked))) for asked, said, gold in rows]
+    return [None if gold is None else float(_agrees(written(gold), said, text_of(asked or ""))) for asked, said, gold in rows]
 
 
 equivalent.rowwise = True

@@ -88,7 +88,8 @@ def sample_requests(io, requests: Sequence[Request], uids: Sequence[int], submit
     """Samples of requests, without rewards; see `Io.sample`.
 
     Args:
-      io, requests: see there.
+      io: of the step.
+      requests: in the order of the rows.
       uids: number of each row within the step.
       submit: told of rows as they end.
     """
@@ -244,7 +245,7 @@ def _with_routes_of_learned(samples: Samples, prompts, prefixes) -> Samples:
 def room_for(request: Request, taken: int, most: int) -> int:
     """New tokens that a request may get, of whose completion `taken` are written, and which may have `most`.
 
-    Raises ValueError: none.
+    Raises ValueError: there is no room for any.
     """
     if taken >= most:
         raise ValueError(

@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 
-from jaxrl_llm.compose import require
 from jaxrl_llm.rewards import final_answer
 from jaxrl_llm.rollouts.collect import Collection, arranged, joined
 from jaxrl_llm.rollouts.io import Io
@@ -124,7 +123,8 @@ def staged(
     Source: TFPI, https://arxiv.org/abs/2509.26226; "Train Long, Think Short", https://arxiv.org/abs/2508.08940
     """
     begun = [stage for stage in sorted(stages) if stage[0] <= io.step]
-    require(bool(begun), "stages", stages, "stages, of which one must begin at step 0")
+    if not begun:
+        raise ValueError(f"stages is {stages}; one must begin at step 0")
     _, template, beginning = begun[-1]
     prefix = make_prefix(io.tokenizer.encode(beginning)) if beginning else None
     asked = [under(request, template, io.tokenizer) for request in requests_for(*io.draw(prompts), samples=samples)]

@@ -51,9 +51,8 @@ class Io:
     drawing: Draw | None = None  # draws examples
     cursor: Any = None  # place in the data, moved by `draw`
     examples: Sequence[Example] | None = None  # of the run, by their numbers
-    columns: dict[tuple[Any, ...], list[Any]] = dataclasses.field(
-        default_factory=dict
-    )  # what `column` has read, kept from step to step
+    # what `column` has read, kept from step to step
+    columns: dict[tuple[Any, ...], list[Any]] = dataclasses.field(default_factory=dict)
     # whom the policy talks with: what answers a request is an episode then; None for one turn
     environment: Played | Agents | None = None
     statistics: Statistics | None = None  # scores rollouts under a policy

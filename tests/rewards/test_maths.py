@@ -60,6 +60,7 @@ REPEATED = [
     ("Which of $x^2 + 1$ and $x^3$ is even?", "It is $x^2+1$.", "x^2 + 1", 1.0),
     ("Simplify $\\frac{x^2}{x}$.", "\\boxed{x}", "x", 1.0),
     ("How far is -5 from 0?", "The answer is -5", "-5", 1.0),
+    (None, "8 - 2", "6", 1.0),
 ]
 
 
