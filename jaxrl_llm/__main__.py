@@ -1,7 +1,5 @@
 """`python -m jaxrl_llm`."""
 
-import sys
+from jaxrl_llm.cli import program
 
-from jaxrl_llm.cli import main
-
-sys.exit(main())
+program()

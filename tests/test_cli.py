@@ -6,6 +6,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
+import types
 
 import pytest
 from training import tiny_runs
@@ -380,3 +382,20 @@ def test_a_dry_run_shows_what_would_be_done_and_leaves_nothing(capsys, tmp_path,
     assert "the first step reads 4 examples" in out and "'17+93=' (6 tokens); answer '110'" in out
     assert "parameters 0.82 MB, with optimizer and state 2.46 MB" in out and "  update: " in out
     assert "did you mean" in refused(capsys, "train", "--dry-run", "--config.method.name=gropo")
+
+
+def test_what_was_interrupted_ends_at_once(monkeypatch):
+    ended = []
+    monkeypatch.setattr(cli, "main", lambda: cli.INTERRUPTED)
+    monkeypatch.setattr(cli.os, "_exit", ended.append)
+    monkeypatch.setattr(cli.sys, "unraisablehook", cli.sys.unraisablehook)
+    with pytest.raises(SystemExit):  # behind the end that the test takes away
+        cli.program()
+    assert ended == [130]
+
+
+def test_ctrl_c_within_a_callback_of_the_garbage_collector_is_not_lost(monkeypatch):
+    again = threading.Event()
+    monkeypatch.setattr(cli._thread, "interrupt_main", again.set)
+    cli._not_lost(types.SimpleNamespace(exc_type=KeyboardInterrupt))
+    assert not again.is_set() and again.wait(10.0)  # behind the callback, not within it
