@@ -1,17 +1,14 @@
 """The verbs: train, evaluate, sample, serve, convert, plan, report, methods, completion."""
 
-import _thread
 import argparse
 import ast
 import json
 import logging
-import os
 import pathlib
 import runpy
 import sys
-import threading
 import traceback
-from typing import Any, NoReturn
+from typing import Any
 
 import jaxrl_llm
 from jaxrl_llm.compose import near
@@ -22,25 +19,6 @@ from jaxrl_llm.progress import shown
 LONG = ("evaluate", "sample", "serve", "convert", "plan")
 INTERRUPTED = 130  # exit status
 CONFIGS = pathlib.Path(jaxrl_llm.__file__).parent / "configs"
-
-
-def program() -> NoReturn:
-    """`main` as a process: what was interrupted ends at once, since a compilation under way would crash as Python ends."""
-    sys.unraisablehook = _not_lost
-    status = main()
-    if status == INTERRUPTED:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def _not_lost(unraisable) -> None:
-    """Ctrl-C that came within a callback of the garbage collector, where Python would ignore it, comes once more."""
-    if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(0.1, _thread.interrupt_main).start()  # once this callback is over
-    else:
-        sys.__unraisablehook__(unraisable)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import pytest
 from training import tiny_runs
 from training.tiny_runs import ALPHABET, SIZES, finished, quick_compilation  # noqa: F401
 
+from jaxrl_llm import __main__ as program
 from jaxrl_llm import cli, methods
 from jaxrl_llm.training import metrics
 from jaxrl_llm.training.policies import load_policy
@@ -387,15 +388,15 @@ def test_a_dry_run_shows_what_would_be_done_and_leaves_nothing(capsys, tmp_path,
 def test_what_was_interrupted_ends_at_once(monkeypatch):
     ended = []
     monkeypatch.setattr(cli, "main", lambda: cli.INTERRUPTED)
-    monkeypatch.setattr(cli.os, "_exit", ended.append)
-    monkeypatch.setattr(cli.sys, "unraisablehook", cli.sys.unraisablehook)
+    monkeypatch.setattr(program.os, "_exit", ended.append)
+    monkeypatch.setattr(program.sys, "unraisablehook", program.sys.unraisablehook)
     with pytest.raises(SystemExit):  # behind the end that the test takes away
-        cli.program()
+        program.program()
     assert ended == [130]
 
 
 def test_ctrl_c_within_a_callback_of_the_garbage_collector_is_not_lost(monkeypatch):
     again = threading.Event()
-    monkeypatch.setattr(cli._thread, "interrupt_main", again.set)
-    cli._not_lost(types.SimpleNamespace(exc_type=KeyboardInterrupt))
+    monkeypatch.setattr(program._thread, "interrupt_main", again.set)
+    program._not_lost(types.SimpleNamespace(exc_type=KeyboardInterrupt))
     assert not again.is_set() and again.wait(10.0)  # behind the callback, not within it
